@@ -1,0 +1,64 @@
+"""Every difference between DOLFINx 0.9, 0.10 and 0.11 that this package meets, told apart by features."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from dolfinx import cpp as _cpp
+from dolfinx import fem, geometry
+from dolfinx.mesh import GhostMode, Mesh, create_cell_partitioner
+
+
+def interpolation_points(element: Any) -> npt.NDArray[np.float64]:
+    """Points of the reference cell where an element wants values, shape (n, tdim): a method until 0.9."""
+    points = element.interpolation_points
+    return points() if callable(points) else points
+
+
+def coordinate_map(mesh: Mesh) -> fem.CoordinateElement:
+    """The map from the reference cell: ``cmap``, deprecated in 0.11 in favour of one map per cell type."""
+    g = mesh.geometry
+    return g.cmaps[0] if hasattr(g, "cmaps") else g.cmap
+
+
+def geometry_dofmap(mesh: Mesh) -> npt.NDArray[np.int32]:
+    """Nodes of each local cell, shape (cells, nodes per cell): ``dofmap``, deprecated in 0.11."""
+    g = mesh.geometry
+    return g.dofmaps[0] if hasattr(g, "dofmaps") else g.dofmap
+
+
+def cell_partitioner(ghost_mode: GhostMode = GhostMode.shared_facet) -> Callable[..., Any]:
+    """A partitioner that keeps the neighbours of each rank's cells, which integrals over interior facets need.
+
+    ``create_mesh`` has none of its own, and since 0.11 a partitioner must say how many cells may share a facet.
+    """
+    try:
+        return create_cell_partitioner(ghost_mode, 2)
+    except TypeError:
+        return create_cell_partitioner(ghost_mode)
+
+
+def bb_tree(
+    mesh: Mesh, dim: int, padding: float = 0.0, entities: npt.NDArray[np.int32] | None = None
+) -> geometry.BoundingBoxTree:
+    """Bounding boxes of mesh entities: keywords only since 0.10, and before that in another order."""
+    return geometry.bb_tree(mesh, dim, padding=padding, entities=entities)
+
+
+def node_order(convention: str, shape: str, nodes: int) -> npt.NDArray[np.int64]:
+    """Permutation p of the nodes of a cell, so that ``dolfinx_nodes = file_nodes[p]``.
+
+    Args:
+        convention: ``"gmsh"`` or ``"vtk"`` (which is also that of meshio).
+        shape: ``"interval"``, ``"triangle"`` or ``"tetrahedron"``.
+        nodes: nodes of one cell.
+    """
+    permutation = {"gmsh": _cpp.io.perm_gmsh, "vtk": _cpp.io.perm_vtk}[convention]
+    return np.asarray(permutation(_cpp.mesh.to_type(shape), nodes), dtype=np.int64)
+
+
+def evaluate_on_facets(expression: fem.Expression, mesh: Mesh, entities: npt.NDArray[np.int32]) -> npt.NDArray[Any]:
+    """Evaluate an expression on (cell, local facet) pairs, shape (n, 2); DOLFINx 0.9 wants them flattened."""
+    paired = hasattr(expression, "argument_space")
+    return expression.eval(mesh, entities if paired else entities.ravel())

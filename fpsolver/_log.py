@@ -1,0 +1,57 @@
+"""Logging that speaks once: rank 0 at level INFO, the other ranks only for warnings of their own.
+
+The package never configures logging when it is imported.  ``FPSOLVER_LOG_LEVEL`` (DEBUG, INFO, WARNING, SILENT) or
+:func:`set_log_level` decide what is shown; without either, Python's default shows warnings.
+"""
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from mpi4py import MPI
+
+T = TypeVar("T")
+
+logger = logging.getLogger("fpsolver")
+logger.addFilter(lambda record: MPI.COMM_WORLD.rank == 0)
+
+_SILENT = logging.CRITICAL + 1
+
+
+def set_log_level(level: int | str) -> None:
+    """Print the package's log on rank 0 from this level on (``"SILENT"`` for nothing)."""
+    logger.setLevel(_SILENT if level == "SILENT" else level)
+    if not any(type(h) is logging.StreamHandler for h in logger.handlers):
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("fpsolver %(levelname)s: %(message)s"))
+        logger.addHandler(handler)
+        logger.propagate = False
+
+
+if level := os.environ.get("FPSOLVER_LOG_LEVEL"):
+    set_log_level(level.upper())
+
+
+def progress(steps: Iterable[T], what: str, total: int, every: float = 2.0) -> Iterator[T]:
+    """Yield ``steps`` and report how far they are: a live line on a terminal, a log line otherwise.
+
+    Nothing is shown before ``every`` seconds have passed, nor on ranks other than 0, nor below level INFO.
+    """
+    start = last = time.perf_counter()
+    live = sys.stderr.isatty() and MPI.COMM_WORLD.rank == 0 and logger.isEnabledFor(logging.INFO)
+    shown = False
+    for done, step in enumerate(steps):
+        now = time.perf_counter()
+        if now - last > every:
+            last, message = now, f"{what}: {done} of {total}, {now - start:.0f} s"
+            if live:
+                print(f"\r{message}", end="", file=sys.stderr, flush=True)
+                shown = True
+            else:
+                logger.info(message)
+        yield step
+    if shown:
+        print(file=sys.stderr)

@@ -1,0 +1,220 @@
+"""Evolution in time: densities forward, expectations of payoffs backward, with one propagator per generator."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from petsc4py import PETSc
+
+import numpy as np
+
+from ._errors import NotConverged
+from ._expm import Propagator, Snapshot
+from ._log import logger
+from ._petsc import Options
+from .fields import is_number
+from .generator import Generator
+from .initial import coefficients
+from .solution import Solution
+
+
+class Evolution(Sequence[Solution]):
+    """A solution at several times; ``evolution[i]`` is the :class:`~fpsolver.Solution` at ``times[i]``.
+
+    Attributes:
+        times: shape (n,).
+        mass: integral over the domain at each time, shape (n,).
+        minimum: smallest nodal value at each time, shape (n,): for a density a measure of what the mesh does not
+            resolve; nothing is cut off.
+        outflux: mass that has left through absorbing parts since time 0, shape (n,); an integral over time of the
+            flux itself, so ``mass + outflux`` tests the balance.  Zero for :func:`backward`.
+        outflux_by_part: the same for each absorbing part.
+        outflow: dictionary part -> mass per time that is leaving, shape (n,).
+        stats: unknowns, scheme, degree, solves, factorisations, steps, basis, time_error (estimated, relative, in the
+            L² norm).
+    """
+
+    def __init__(self, gen: Generator, name: str, parts: Sequence[str] = ()):
+        self.name, self._gen, self._parts = name, gen, tuple(parts)
+        self._solutions: list[Solution] = []
+        self._rows: list[tuple[float, float, float]] = []
+        self._integrals: list[np.ndarray] = []
+        self._values: list[np.ndarray] = []
+        self.stats: dict[str, Any] = {}
+
+    def _append(self, snapshot: Snapshot) -> None:
+        to_function = self._gen.density if self.name == "density" else self._gen.function
+        function = to_function(snapshot.vector, self.name)
+        _, minimum = snapshot.vector.min()
+        self._rows.append((snapshot.time, float(snapshot.vector.dot(self._gen.integrals)), float(minimum)))
+        self._integrals.append(snapshot.integrals)
+        self._values.append(snapshot.values)
+        self._solutions.append(Solution(function, self.stats, f"{self.name} at t = {snapshot.time:g}"))
+        snapshot.vector.destroy()
+
+    @property
+    def times(self) -> np.ndarray:
+        """Times, shape (n,)."""
+        return self._column(0)
+
+    @property
+    def mass(self) -> np.ndarray:
+        """Integral over the domain, shape (n,)."""
+        return self._column(1)
+
+    @property
+    def minimum(self) -> np.ndarray:
+        """Smallest nodal value, shape (n,)."""
+        return self._column(2)
+
+    @property
+    def outflux(self) -> np.ndarray:
+        """Mass that has left, shape (n,)."""
+        return np.array([row[0] if len(row) else 0.0 for row in self._integrals])
+
+    @property
+    def outflux_by_part(self) -> dict[str, np.ndarray]:
+        """Mass that has left through each part, shape (n,) each."""
+        return {part: np.array([row[i + 1] for row in self._integrals]) for i, part in enumerate(self._parts)}
+
+    @property
+    def outflow(self) -> dict[str, np.ndarray]:
+        """Mass per time leaving through each part, shape (n,) each."""
+        return {part: np.array([row[i + 1] for row in self._values]) for i, part in enumerate(self._parts)}
+
+    def _column(self, i: int) -> np.ndarray:
+        return np.array([row[i] for row in self._rows])
+
+    def __len__(self) -> int:
+        return len(self._solutions)
+
+    def __getitem__(self, i: Any) -> Any:
+        return self._solutions[i]
+
+    def __iter__(self) -> Iterator[Solution]:
+        return iter(self._solutions)
+
+    def __repr__(self) -> str:
+        stats = ", ".join(f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in self.stats.items())
+        return f"<{self.name} at {len(self)} times: {stats}>"
+
+
+def evolve(gen: Generator, initial: Any, times: Any, tol: float = 1e-6, options: Options | None = None) -> Evolution:
+    """Density p(t) of the process started from ``initial``: ∂ₜp = −∇·J, killed at the absorbing parts (collective).
+
+    The error in time is controlled, that of the mesh is not.  Mass is conserved to rounding where nothing absorbs,
+    whatever ``tol``.  The cost hardly depends on the number of times, and grows with the logarithm of their range.
+
+    Args:
+        gen: generator.
+        initial: :func:`~fpsolver.gaussian`, :func:`~fpsolver.dirac`, a ``Function``, or a callable of all coordinates.
+        times: increasing, non-negative, shape (n,) or one number.
+        tol: error in time in the L² norm relative to that of p(t), or to 1e-10 times the largest norm so far; of
+            ``outflux`` relative to the initial mass.  At least 1e-11; see :meth:`._expm.Propagator.run`.
+        options: PETSc options without the prefix ``fp_evolve_``.
+
+    Raises:
+        ValueError: unsuitable times, ``tol`` or ``initial``.
+        NotConverged: ``tol`` could not be met; ``exception.partial`` is the evolution up to there.
+    """
+    times, tol = _check_times(times), _check_tol(tol)
+    p0 = coefficients(gen, initial, "initial density")
+    functionals = []
+    if gen.absorbing:
+        functionals = [_total_flux(gen), *(gen.exit_flux(part) for part in gen.absorbing)]
+    evolution = Evolution(gen, "density", gen.absorbing)
+    return _run(evolution, p0, times, tol, functionals, options, transpose=False)
+
+
+def backward(gen: Generator, payoff: Any, times: Any, tol: float = 1e-6, options: Options | None = None) -> Evolution:
+    """u(t, x) = E[g(X_t); not absorbed until t | X₀ = x]: ∂ₜu = Lu, u(0) = g (collective).
+
+    For ``payoff=1`` it is the probability of surviving until t.  Constants are invariant to rounding where nothing
+    absorbs.
+
+    Args:
+        gen: generator.
+        payoff: g, a number, a callable of all coordinates, or a ``Function``.
+        times: increasing, non-negative, shape (n,) or one number.
+        tol: error in time in the L² norm relative to that of u(t), or to 1e-10 times the largest norm so far.
+        options: PETSc options without the prefix ``fp_evolve_``.
+
+    Raises:
+        ValueError: unsuitable times, ``tol`` or ``payoff``.
+        NotConverged: ``tol`` could not be met; ``exception.partial`` is the evolution up to there.
+    """
+    times, tol = _check_times(times), _check_tol(tol)
+    u0 = coefficients(gen, payoff, "payoff", payoff=True)
+    return _run(Evolution(gen, "expectation"), u0, times, tol, [], options, transpose=True)
+
+
+def propagator(gen: Generator, options: Options | None = None) -> Propagator:
+    """The generator's propagator, with the factorisations that earlier evolutions made (collective)."""
+    merged = {**gen.options, **(options or {})}
+    make = lambda: Propagator(gen.M, gen.G, dim=gen.domain.dim, options=merged)  # noqa: E731
+    return gen.cached(f"propagator {sorted(merged.items())}", make)
+
+
+def _run(
+    evolution: Evolution,
+    v0: PETSc.Vec,
+    times: np.ndarray,
+    tol: float,
+    functionals: list[PETSc.Vec],
+    options: Options | None,
+    transpose: bool,
+) -> Evolution:
+    gen = evolution._gen
+    core = propagator(gen, options)
+    mass = abs(v0.dot(gen.integrals))
+    scales = [mass if mass > 0 else 1.0] * len(functionals)
+    try:
+        with PETSc.Log.Stage("fpsolver evolve"):
+            for snapshot in core.run(v0, list(times), tol, transpose, functionals, scales):
+                evolution._append(snapshot)
+    except NotConverged as error:
+        error.partial = evolution  # type: ignore[attr-defined]
+        raise
+    finally:
+        v0.destroy()
+        s = core.stats
+        evolution.stats.update(gen.stats())
+        evolution.stats.update(
+            solves=s.solves, factorisations=s.factorisations, steps=s.steps, basis=s.basis, time_error=s.error
+        )
+    logger.info("%s", evolution)
+    return evolution
+
+
+def _total_flux(gen: Generator) -> PETSc.Vec:
+    """−Gᵀ1: all that leaves, also where named parts overlap; cached."""
+
+    def make() -> PETSc.Vec:
+        ones, flux = gen.G.createVecLeft(), gen.G.createVecRight()
+        ones.set(1.0)
+        gen.G.multTranspose(ones, flux)
+        flux.scale(-1.0)
+        ones.destroy()
+        return flux
+
+    return gen.cached("total flux", make)
+
+
+def _check_times(times: Any) -> np.ndarray:
+    try:
+        array = np.atleast_1d(np.asarray(times, dtype=float))
+    except (TypeError, ValueError):
+        raise ValueError(f"times is {times!r}; numbers were expected.") from None
+    if array.ndim != 1 or not len(array):
+        raise ValueError(f"times has shape {array.shape}; at least one time, shape (n,), was expected.")
+    if not np.isfinite(array).all() or array.min() < 0:
+        bad = array[~(np.isfinite(array) & (array >= 0))][0]
+        raise ValueError(f"times contains {bad}; finite, non-negative numbers were expected.")
+    if (np.diff(array) < 0).any():
+        raise ValueError("times must be sorted in increasing order.")
+    return array
+
+
+def _check_tol(tol: Any) -> float:
+    if not is_number(tol) or not 0 < tol < 1:
+        raise ValueError(f"tol is {tol!r}; a number between 0 and 1 was expected.")
+    return float(tol)

@@ -1,0 +1,143 @@
+"""Gradient noise: the covariance Σ(x) of one sample's gradient.
+
+Noises add: ``PerSample(losses) + Isotropic(0.01)``.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ufl
+from dolfinx import fem
+from ufl.core.expr import Expr
+
+from .fields import Batched, Space, evaluate, fill, is_number
+
+
+class Noise(ABC):
+    """What every noise provides."""
+
+    @abstractmethod
+    def covariance(self, space: Space) -> Expr:
+        """Σ(x), shape (dim, dim), for batches of one sample."""
+
+    def __add__(self, other: "Noise") -> "Noise":
+        parts = [*_parts(self), *_parts(other)]
+        level = [p for p in parts if isinstance(p, Isotropic) and is_number(p.s)]
+        if len(level) > 1:  # one number, so that the level "s" stays one parameter of the process
+            parts = [p for p in parts if p not in level] + [Isotropic(sum(p.s for p in level))]
+        return Sum(tuple(parts))
+
+
+@dataclass(frozen=True)
+class Sum(Noise):
+    """Independent noises together: their covariances add."""
+
+    parts: tuple[Noise, ...]
+
+    def covariance(self, space: Space) -> Expr:
+        """Σ of the parts."""
+        return sum((p.covariance(space) for p in self.parts[1:]), self.parts[0].covariance(space))
+
+
+def _parts(noise: Noise) -> tuple[Noise, ...]:
+    return noise.parts if isinstance(noise, Sum) else (noise,)
+
+
+def isotropic_level(noise: Noise) -> float | None:
+    """The number s of the ``Isotropic(s)`` in ``noise``, None if there is none."""
+    return next((float(p.s) for p in _parts(noise) if isinstance(p, Isotropic) and is_number(p.s)), None)
+
+
+def with_isotropic_level(noise: Noise, s: float) -> Noise:
+    """``noise`` with its ``Isotropic`` set to level ``s``."""
+    parts = tuple(Isotropic(s) if isinstance(p, Isotropic) and is_number(p.s) else p for p in _parts(noise))
+    return Sum(parts) if len(parts) > 1 else parts[0]
+
+
+@dataclass(frozen=True)
+class Isotropic(Noise):
+    """Σ = s I.  ``s``: a number or a scalar source of x."""
+
+    s: Any
+
+    def covariance(self, space: Space) -> Expr:
+        """s times the identity."""
+        s = space.parameter("s", self.s) if is_number(self.s) else space.scalar(self.s, "Isotropic(s)")
+        return s * ufl.Identity(space.dim)
+
+
+@dataclass(frozen=True)
+class Covariance(Noise):
+    """Σ = S(x), any symmetric positive semi-definite matrix source of shape (d, d)."""
+
+    S: Any
+
+    def covariance(self, space: Space) -> Expr:
+        """S as UFL."""
+        return space.matrix(self.S, "Covariance(S)")
+
+
+@dataclass(frozen=True)
+class PerSample(Noise):
+    """The covariance of N per-sample gradients, from the samples themselves.
+
+    Σ = σ σᵀ with the rectangular factor σ = [g_1 - ḡ, ..., g_N - ḡ] / √N of shape (d, N): no matrix square root is
+    taken, rounding cannot make Σ indefinite, and rank Σ ≤ min(d, N - 1) holds exactly.
+
+    Attributes:
+        samples: a sequence of N losses f_i (callables of x giving UFL), or ``fp.batched(grads)`` with ``grads``
+            mapping points (n, d) to the N per-sample gradients (n, N, d).
+    """
+
+    samples: Sequence[Callable[[Any], Any]] | Batched
+
+    def __post_init__(self) -> None:
+        if isinstance(self.samples, Batched):
+            return
+        if not isinstance(self.samples, Sequence) or not all(callable(f) for f in self.samples):
+            raise TypeError("PerSample expects a sequence of losses f_i(x), or fp.batched(grads).")
+        if len(self.samples) < 2:
+            raise ValueError(f"PerSample got {len(self.samples)} sample(s); a covariance needs at least two.")
+
+    def losses(self, space: Space) -> list[Expr]:
+        """The N per-sample losses as UFL.
+
+        Raises:
+            ValueError: gradients were given instead of losses, so the mean loss is unknown.
+        """
+        if isinstance(self.samples, Batched):
+            raise ValueError(
+                "PerSample(fp.batched(grads)) knows gradients, not losses: give the process its loss= explicitly."
+            )
+        return [space.scalar(f, f"PerSample: loss of sample {i}") for i, f in enumerate(self.samples)]
+
+    def mean_loss(self, space: Space) -> Expr:
+        """f = (1/N) Σ f_i."""
+        losses = self.losses(space)
+        return sum(losses[1:], losses[0]) / len(losses)
+
+    def covariance(self, space: Space) -> Expr:
+        """σ σᵀ from symbolic gradients or from tabulated ones."""
+        if isinstance(self.samples, Batched):
+            return self._tabulated(space)
+        gradients = [space.grad(f) for f in self.losses(space)]
+        mean = sum(gradients[1:], gradients[0]) / len(gradients)
+        columns = [g - mean for g in gradients]
+        return sum((ufl.outer(c, c) for c in columns[1:]), ufl.outer(columns[0], columns[0])) / len(columns)
+
+    def _tabulated(self, space: Space) -> Expr:
+        """Σ at the nodes of a continuous piecewise linear tensor."""
+        assert isinstance(self.samples, Batched)
+        V = fem.functionspace(space.mesh, ("Lagrange", 1, (space.dim, space.dim)))
+        g = evaluate(space, self.samples, "PerSample(fp.batched(grads))", V, None)
+        if g.ndim != 3 or g.shape[2] != space.dim or g.shape[1] < 2:
+            raise ValueError(
+                f"PerSample(fp.batched(grads)): grads returned shape {g.shape} for {g.shape[0]} points; expected "
+                f"(points, N, {space.dim}) with N of at least 2."
+            )
+        g = g - g.mean(axis=1, keepdims=True)
+        function = fem.Function(V)
+        fill(function, g.transpose(0, 2, 1) @ g / g.shape[1])
+        return function
