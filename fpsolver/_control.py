@@ -61,23 +61,24 @@ class Control:
         return self.begin
 
     def error(self, t: float) -> float:
-        """Estimated error of v(t), rounding included."""
+        """Estimated error of v(t), rounding included; the same on all ranks (collective)."""
         scale = self.space.norm(t - self.begin)
-        return self.truncation(t) + ROUNDING * self.space.norm0 / max(scale, FLOOR * self.largest)
+        rounding = ROUNDING * self.space.norm0 / max(scale, FLOOR * self.largest)
+        return self.truncation(t) + self.space.comm.bcast(rounding)
 
     def truncation(self, t: float) -> float:
-        """Estimated error of v(t) and of the integrals, from the last three checks, without rounding.
+        """Estimated error of v(t) and of the integrals without rounding; the same on all ranks (collective).
 
-        The difference between two dimensions bounds the larger one's error while convergence is at least geometric
-        with ratio 1/2; where it is slower (smooth data under transport) the geometric tail is added.
+        From the last three checks: the difference between two dimensions bounds the larger one's error while
+        convergence is at least geometric with ratio 1/2; where it is slower (smooth data under transport) the geometric
+        tail is added.
         """
         if self.space.exhausted:
             return 0.0
         new, old = self._difference(t, *self._checks[:0:-1]), self._difference(t, *self._checks[1::-1])
-        if not np.isfinite(new):
-            return np.inf
         ratio = new / old if 0 < old < np.inf else 0.0
-        return new * min(max(1.0, ratio / max(1 - ratio, 1e-3)), 10.0)
+        estimate = new * min(max(1.0, ratio / max(1 - ratio, 1e-3)), 10.0) if np.isfinite(new) else np.inf
+        return float(self.space.comm.bcast(estimate))  # sums may round differently where memory is aligned differently
 
     def _difference(self, t: float, m: int, k: int) -> float:
         s = t - self.begin

@@ -138,11 +138,8 @@ class Propagator:
                 if failures > FAILURES or run.stats.error > tol:
                     raise _failure(run, pending)
             if run.stats.rounding > tol:
-                logger.warning(
-                    "evolution: slow modes make rounding errors up to %.0e, more than tol = %.0e",
-                    run.stats.rounding,
-                    tol,
-                )
+                message = "evolution: slow modes make rounding errors up to %.0e, more than tol = %.0e"
+                logger.warning(message, run.stats.rounding, tol)
         finally:
             run.v.destroy()
 

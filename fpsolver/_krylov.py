@@ -39,7 +39,7 @@ class IncrementSpace:
         largest: dimension the space can have.
         constant: the M-normalised constant where 1ᵀG = 0, as a sequence of one or no vector.  Forward, increments are
             M-orthogonal to it and kept so explicitly: normalising a small direction would amplify the rounding in it.
-            Backward, it does not change, and is taken out before Gᵀ is applied.
+            Backward, it does not change; from v that is mostly constant it is taken out before Gᵀ is applied.
     """
 
     def __init__(
@@ -68,8 +68,9 @@ class IncrementSpace:
         M.mult(v, self._work)
         self.norm0 = float(np.sqrt(v.dot(self._work)))
         changing = v.copy()
-        if transpose and constant:
-            changing.axpy(-self._work.dot(constant[0]), constant[0])
+        mean = self._work.dot(constant[0]) if transpose and constant else 0.0
+        if abs(mean) > 0.5 * self.norm0:  # else v is not much of a constant, and the subtraction would cost digits
+            changing.axpy(-mean, constant[0])
         (G.multTranspose if transpose else G.mult)(changing, self._work)
         changing.destroy()
         u = self._solve(self._work)
@@ -163,11 +164,10 @@ class IncrementSpace:
         return float(np.sqrt(squared)) if squared > 1e-14 * self.norm0**2 else 0.0
 
     def slowest(self) -> float:
-        """Smallest |eigenvalue| of A that the space has found, infinite where it is empty; same on all ranks."""
-        if not self.m:
-            return np.inf
+        """Smallest |eigenvalue| of A that the space has found, infinite where there is none; same on all ranks."""
         w = np.linalg.eigvals(self.H[: self.m, : self.m])
-        return float(self.comm.bcast(np.abs(1 - 1 / w[w != 0]).min(initial=np.inf))) / self.gamma
+        z = np.abs(1 - 1 / w[w != 0])
+        return float(self.comm.bcast(z[z > 1e-10].min(initial=np.inf))) / self.gamma  # below: the eigenvalue 0, rounded
 
     def integrals(self, s: float) -> np.ndarray:
         """∫₀ˢ ℓᵀv for each functional (collective)."""

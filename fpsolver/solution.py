@@ -42,6 +42,17 @@ class Solution:
         """
         return evaluate(self.function, points)
 
+    def log_at(self, points: Any) -> np.ndarray:
+        """Natural logarithm of the values at points: what to compare when they span a hundred decades (collective).
+
+        Raises:
+            ValueError: a value is not positive.
+        """
+        values = self.at(points)
+        if (values <= 0).any():
+            raise ValueError(f"{self.name}: {values[values <= 0][0]:.6g} has no logarithm.")
+        return np.log(values)
+
 
 def as_points(points: Any, dim: int, what: str = "points") -> np.ndarray:
     """Points as an array of shape (n, dim); a single point or a list of numbers in 1D is accepted."""

@@ -111,13 +111,20 @@ def _solve(gen: Generator, A: PETSc.Mat, k: int, options: Options | None) -> tup
         from slepc4py import SLEPc
     except ImportError as error:
         raise ImportError("spectra need slepc4py: install python3-slepc4py (apt) or slepc4py (conda).") from error
+    # S A S and S M S with S = diag(M)^-1/2: weights and graded meshes spread the entries over hundreds of decades
+    S = gen.M.getDiagonal()
+    S.sqrtabs()
+    S.reciprocal()
+    scaled = [A.copy(), gen.M.copy()]
+    for matrix in scaled:
+        matrix.diagonalScale(S, S)
     eps = SLEPc.EPS().create(A.comm)
     eps.setOptionsPrefix("fp_spectrum_")
-    eps.setOperators(A, gen.M)
+    eps.setOperators(*scaled)
     eps.setProblemType(SLEPc.EPS.ProblemType.GNHEP)
     eps.setWhichEigenpairs(SLEPc.EPS.Which.TARGET_MAGNITUDE)
     # zero itself is an eigenvalue when nothing absorbs: a small positive target keeps the shifted matrix regular
-    target = 0.0 if gen.absorbing else 1e-9 * gen.G.norm(PETSc.NormType.INFINITY) / gen.M.norm(PETSc.NormType.INFINITY)
+    target = 0.0 if gen.absorbing else 1e-9 * scaled[0].norm(PETSc.NormType.INFINITY)
     eps.setTarget(target)
     eps.setDimensions(k, max(2 * k + 10, 20))
     eps.setTolerances(1e-11, 500)
@@ -133,13 +140,14 @@ def _solve(gen: Generator, A: PETSc.Mat, k: int, options: Options | None) -> tup
         reason = _reason_name(SLEPc, eps.getConvergedReason())
         advice = f"{converged} of {k} modes converged; allow more work (-fp_spectrum_eps_max_it, -fp_spectrum_eps_ncv)."
         raise NotConverged("spectrum", reason, eps.getIterationNumber(), residual, "fp_spectrum_", advice)
-    answer = _collect(gen, eps, k)
-    eps.destroy()
+    answer = _collect(eps, k, S)
+    for item in (eps, S, *scaled):
+        item.destroy()
     return answer
 
 
-def _collect(gen: Generator, eps: Any, k: int) -> tuple[np.ndarray, list[Any], np.ndarray]:
-    real, imag = gen.M.createVecRight(), gen.M.createVecRight()
+def _collect(eps: Any, k: int, S: PETSc.Vec) -> tuple[np.ndarray, list[Any], np.ndarray]:
+    real, imag = S.duplicate(), S.duplicate()
     values = np.array([eps.getEigenvalue(i) for i in range(eps.getConverged())])
     order = list(np.argsort(np.abs(values), kind="stable"))
     count = k
@@ -149,6 +157,8 @@ def _collect(gen: Generator, eps: Any, k: int) -> tuple[np.ndarray, list[Any], n
     vectors, residuals = [], []
     for i in order[:count]:
         eps.getEigenvector(int(i), real, imag)
+        real.pointwiseMult(S, real)
+        imag.pointwiseMult(S, imag)
         vectors.append((real.copy(), imag.copy()))
         residuals.append(eps.computeError(int(i)))
     real.destroy()
