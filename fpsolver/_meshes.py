@@ -1,6 +1,7 @@
-"""What the constructors of :class:`fpsolver.Domain` need: checked arguments, distributed meshes, marked sides."""
+"""What :class:`fpsolver.Domain` is made of: checked arguments, distributed meshes, and the facets of the boundary."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from mpi4py import MPI
@@ -20,11 +21,98 @@ Marker = Callable[[npt.NDArray[np.float64]], npt.NDArray[np.bool_]]
 GHOSTS = dmesh.GhostMode.shared_facet
 
 
+@dataclass(frozen=True)
+class BoundaryFacets:
+    """The boundary facets that this rank owns.
+
+    Attributes:
+        facets: their local indices, sorted, shape (n,).
+        cells: the cell of each.
+        local: its number within that cell.
+        nodes: nodes of its vertices, shape (n, dim).
+        corners: their coordinates, shape (n, dim, dim).
+    """
+
+    facets: Facets
+    cells: Facets
+    local: npt.NDArray[np.int64]
+    nodes: npt.NDArray[np.int32]
+    corners: npt.NDArray[np.float64]
+
+    def marked(self, marker: Marker) -> Facets:
+        """Facets on which the marker holds at the midpoint or at all vertices; the caller completes the messages."""
+        n, dim, _ = self.corners.shape
+        points = np.concatenate((self.corners.mean(axis=1), self.corners.reshape(-1, dim))).T
+        try:
+            holds = np.asarray(marker(np.ascontiguousarray(points)))
+        except Exception as e:
+            raise ValueError(
+                f"raised {type(e).__name__}: {e} (it is called with an array of shape {points.shape})"
+            ) from e
+        if holds.shape != points.shape[1:] or holds.dtype != bool:
+            raise ValueError(
+                f"returned {holds.dtype} of shape {holds.shape} for points of shape {points.shape}; expected "
+                f"booleans of shape {points.shape[1:]}, as from lambda x: x[0] > 0"
+            )
+        return self.facets[holds[:n] | holds[n:].reshape(n, dim).all(axis=1)]
+
+    def find(self, mesh: dmesh.Mesh, vertices: npt.NDArray[np.int64]) -> Facets:
+        """Those among facets that are given by the nodes of their vertices in the order of input, shape (m, dim)."""
+        mine = np.asarray(mesh.geometry.input_global_indices)[self.nodes]
+        rows = np.sort(np.vstack((vertices, mine)), axis=1)
+        number = np.unique(rows, axis=0, return_inverse=True)[1].ravel()
+        return self.facets[np.isin(number[len(vertices) :], number[: len(vertices)])]
+
+    def extent(self, comm: MPI.Comm) -> str:
+        """Their bounding box in words (collective)."""
+        x = self.corners.reshape(-1, self.corners.shape[2])
+        low = np.min(comm.allgather(x.min(axis=0, initial=np.inf)), axis=0)
+        high = np.max(comm.allgather(x.max(axis=0, initial=-np.inf)), axis=0)
+        return " x ".join(f"[{a:.6g}, {b:.6g}]" for a, b in zip(low, high, strict=True))
+
+
+def check_mesh(mesh: dmesh.Mesh) -> None:
+    """Refuse a mesh on which a process cannot live (collective)."""
+    topology, dim = mesh.topology, mesh.topology.dim
+    shape = topology.cell_name()
+    if shape not in SHAPES[1:]:
+        raise ValueError(f"the mesh has cells of type {shape}; expected interval, triangle or tetrahedron")
+    if mesh.geometry.dim != dim:
+        raise ValueError(
+            f"the mesh has {shape} cells in {mesh.geometry.dim} dimensions; expected {dim}, because a process needs as "
+            "many coordinates as its domain has dimensions"
+        )
+    if topology.index_map(dim).size_global == 0:
+        raise ValueError("the mesh has no cells")
+    topology.create_connectivity(dim - 1, dim)
+    cut = mesh.comm.allreduce(len(topology.interprocess_facets()))
+    if cut and mesh.comm.allreduce(topology.index_map(dim).num_ghosts) == 0:
+        raise ValueError(
+            "the mesh has no ghost cells, which integrals over interior facets need: create it with "
+            "GhostMode.shared_facet, in create_mesh by partitioner=create_cell_partitioner(GhostMode.shared_facet)"
+        )
+
+
+def find_boundary(mesh: dmesh.Mesh) -> BoundaryFacets:
+    """The boundary facets of a mesh of simplices (collective)."""
+    topology, dim = mesh.topology, mesh.topology.dim
+    topology.create_connectivity(dim - 1, dim)
+    topology.create_connectivity(dim, dim - 1)
+    facets = np.sort(dmesh.exterior_facet_indices(topology)).astype(np.int32)
+    to_cell, to_facet = topology.connectivity(dim - 1, dim), topology.connectivity(dim, dim - 1)
+    cells = to_cell.array[to_cell.offsets[facets]]
+    local = np.argmax(to_facet.array.reshape(-1, dim + 1)[cells] == facets[:, None], axis=1)
+    # the facets of an interval are its vertices; in other simplices facet i is opposite to vertex i
+    vertices = [[i] if dim == 1 else [j for j in range(dim + 1) if j != i] for i in range(dim + 1)]
+    nodes = _compat.geometry_dofmap(mesh)[cells[:, None], np.array(vertices)[local]]
+    return BoundaryFacets(facets, cells, local, nodes, mesh.geometry.x[nodes][:, :, :dim])
+
+
 def check_finite(where: str, **given: Sequence[float]) -> dict[str, list[float]]:
     """The given numbers as floats, all of them finite."""
     for name, values in given.items():
         try:
-            finite = np.isfinite(np.asarray(values, dtype=np.float64)).all()
+            finite = bool(np.isfinite(np.asarray(values, dtype=np.float64)).all())
         except (TypeError, ValueError):
             finite = False
         if not finite:

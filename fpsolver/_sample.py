@@ -132,6 +132,6 @@ def lattice(dim: int, n: int) -> tuple[Array, Array]:
                 path.append(tuple(y))
             if all(a >= b for p in path for a, b in pairwise(p)):
                 cells.append([numbers.setdefault(p, len(numbers)) for p in path])
-    y = np.array(list(numbers), dtype=np.float64)
-    X = np.clip((y - np.column_stack((y[:, 1:], np.zeros(len(y))))) / n, 0, 1)
+    levels = np.array(list(numbers), dtype=np.float64)
+    X = np.clip((levels - np.column_stack((levels[:, 1:], np.zeros(len(levels))))) / n, 0, 1)
     return X, np.array(cells)

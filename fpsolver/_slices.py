@@ -4,8 +4,10 @@ VTK ends the whole process when it finds no display, which must not happen to a 
 also the script of that process, and imports nothing of the package there.
 """
 
+import importlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -34,19 +36,28 @@ def slices(data: Any, norm: Any, cmap: str) -> Any:
             command = ["xvfb-run", "-a", *command]
         # the child is no rank of this computation
         env = {k: v for k, v in os.environ.items() if not k.startswith(("OMPI_", "PMIX_", "PRTE_", "PMI_", "MPI"))}
-        try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, timeout=300, env=env, stdin=subprocess.DEVNULL
-            )
-            message = (done.stderr.strip().splitlines() or [""])[-1]
-        except subprocess.TimeoutExpired:
-            message = "it did not end within 300 s"
+        message = _run(command, env, Path(folder, "messages.txt"))
         if not target.exists():
             raise RuntimeError(
-                f"pyvista could not draw off-screen: {message or 'no message'}. Install xvfb (for a display), or "
+                f"pyvista could not draw off-screen: {message}. Install xvfb (for a display), or "
                 "write the field with fpsolver.io.write to .bp or .xdmf and open it in ParaView"
             )
         return imread(target)
+
+
+def _run(command: list[str], env: dict[str, str], log: Path, patience: float = 120.0) -> str:
+    """Run a command and all that it starts, and return the last line of its messages."""
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            command, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+        )
+        try:
+            process.wait(patience)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            return f"it did not end within {patience:.0f} s"
+    return (log.read_text(errors="replace").strip().splitlines() or ["no message"])[-1]
 
 
 def _oriented(points: Any, cells: Any) -> Any:
@@ -59,8 +70,7 @@ def _oriented(points: Any, cells: Any) -> Any:
 
 
 def _render(source: str, target: str, low: str, high: str) -> None:
-    import pyvista
-
+    pyvista: Any = importlib.import_module("pyvista")
     f = np.load(source)
     grid = pyvista.UnstructuredGrid({pyvista.CellType.TETRA: f["cells"]}, f["points"])
     grid.point_data["values"] = f["values"]

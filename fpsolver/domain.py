@@ -1,6 +1,6 @@
 """Domains: meshes of intervals, triangles or tetrahedra whose boundary parts have names."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from mpi4py import MPI
@@ -10,11 +10,11 @@ import numpy.typing as npt
 from dolfinx import default_real_type
 from dolfinx import mesh as dmesh
 
-from . import _compat, _meshes, _meshfile
+from . import _meshes, _meshfile
 from ._errors import agree
 from ._log import logger
 from ._meshes import GHOSTS, Facets, Marker
-from ._meshfile import SHAPES, RawMesh, on_root
+from ._meshfile import RawMesh, on_root
 
 REST = "unnamed"
 """Name of the part that collects the boundary facets which no other part covers."""
@@ -39,8 +39,8 @@ class Domain:
 
     def __init__(self, mesh: dmesh.Mesh, parts: Mapping[str, npt.ArrayLike | Marker] | None = None):
         self.mesh, self.comm, self.dim = mesh, mesh.comm, mesh.topology.dim
-        self._check_mesh()
-        self._find_boundary()
+        _meshes.check_mesh(mesh)
+        self._boundary = _meshes.find_boundary(mesh)
         self._parts: dict[str, Facets] = {}
         for name, facets in (parts or {}).items():
             if callable(facets):
@@ -48,7 +48,7 @@ class Domain:
             else:
                 self._add(name, self._check_facets(name, facets))
         if parts is None:
-            self._add("boundary", self._exterior)
+            self._add("boundary", self._boundary.facets)
         elif (count := self._collect_rest()) and parts:
             logger.info("%d boundary facets belong to no part of %s: they form the part %r", count, tuple(parts), REST)
 
@@ -247,7 +247,7 @@ class Domain:
             return domain
         del domain._parts["boundary"]
         for name, facets in named.items():
-            found = domain._find(facets)
+            found = domain._boundary.find(mesh, facets)
             missing = len(facets) - comm.allreduce(len(found))
             if missing:
                 logger.warning(
@@ -258,14 +258,6 @@ class Domain:
         if count := domain._collect_rest():
             logger.info("%d boundary facets belong to no named part: they form the part %r", count, REST)
         return domain
-
-    def _find(self, facets: npt.NDArray[np.int64]) -> Facets:
-        """This rank's boundary facets among those given by the nodes of their vertices in the order of input."""
-        mine = np.asarray(self.mesh.geometry.input_global_indices)[self._corners]
-        rows = np.sort(np.vstack((facets, mine)), axis=1)
-        _, number = np.unique(rows, axis=0, return_inverse=True)
-        number = number.ravel()
-        return self._exterior[np.isin(number[len(facets) :], number[: len(facets)])]
 
     # -- Boundary parts
 
@@ -279,23 +271,23 @@ class Domain:
         self._check_names([name])
         return self._parts[name]
 
-    def facet_tags(self, names: Sequence[str]) -> dmesh.MeshTags:
+    def facet_tags(self, names: str | Sequence[str]) -> dmesh.MeshTags:
         """Tag the facets of ``names[i]`` with i + 1.
 
         Raises:
             ValueError: for an unknown name, or if two of the parts share facets, of which a tag could only keep one.
         """
+        names = [names] if isinstance(names, str) else list(names)
         self._check_names(names)
-        shared = [
-            (a, b) for i, a in enumerate(names) for b in names[:i] if np.intersect1d(*map(self.facets, (a, b))).size
-        ]
+        parts = [self._parts[name] for name in names]
         problem = None
-        if shared:
-            a, b = shared[0]
-            problem = f"the parts {b!r} and {a!r} share facets; use one of them, or parts that do not overlap"
+        for i, a in enumerate(names):
+            for b in names[:i]:
+                if np.intersect1d(self._parts[a], self._parts[b]).size:
+                    problem = f"the parts {b!r} and {a!r} share facets; use one of them, or parts that do not overlap"
         agree(self.comm, problem)
-        facets = np.concatenate([np.empty(0, np.int32), *map(self.facets, names)])
-        values = np.repeat(np.arange(1, len(names) + 1, dtype=np.int32), [len(self.facets(n)) for n in names])
+        facets = np.concatenate([np.empty(0, np.int32), *parts])
+        values = np.repeat(np.arange(1, len(names) + 1, dtype=np.int32), [len(part) for part in parts])
         order = np.argsort(facets)
         return dmesh.meshtags(self.mesh, self.dim - 1, facets[order].astype(np.int32), values[order])
 
@@ -304,8 +296,9 @@ class Domain:
 
         ``ufl.ds(subdomain_data=[(1, domain.integration_facets("left"))])`` also serves parts that overlap.
         """
-        where = np.searchsorted(self._exterior, self.facets(name))
-        return np.column_stack((self._cells[where], self._local[where])).astype(np.int32).ravel()
+        where = np.searchsorted(self._boundary.facets, self.facets(name))
+        pairs = np.column_stack((self._boundary.cells[where], self._boundary.local[where]))
+        return pairs.astype(np.int32).ravel()
 
     def mark(self, name: str, marker: Marker) -> None:
         """Name a further part of the boundary, which may overlap with others.
@@ -320,29 +313,12 @@ class Domain:
             ValueError: if the name is used, the marker does not return n booleans, or no boundary facet matches.
         """
         try:
-            problem, chosen = None, self._marked(marker)
+            problem, chosen = None, self._boundary.marked(marker)
         except Exception as e:
-            problem, chosen = f"the marker of the part {name!r} {e}", self._exterior[:0]
+            problem, chosen = f"the marker of the part {name!r} {e}", self._boundary.facets[:0]
         agree(self.comm, problem)
-        self._add(name, chosen, "its marker holds on no boundary facet; the boundary lies in " + self._extent())
-
-    def _marked(self, marker: Marker) -> Facets:
-        """Facets on which the marker holds; the messages are completed by the caller."""
-        corners = self.mesh.geometry.x[self._corners, : self.dim]
-        points = np.concatenate((corners.mean(axis=1), corners.reshape(-1, self.dim))).T
-        try:
-            holds = np.asarray(marker(np.ascontiguousarray(points)))
-        except Exception as e:
-            raise ValueError(
-                f"raised {type(e).__name__}: {e} (it is called with an array of shape {points.shape})"
-            ) from e
-        if holds.shape != points.shape[1:] or holds.dtype != bool:
-            raise ValueError(
-                f"returned {holds.dtype} of shape {holds.shape} for points of shape {points.shape}; expected "
-                f"booleans of shape {points.shape[1:]}, as from lambda x: x[0] > 0"
-            )
-        n = len(self._exterior)
-        return self._exterior[holds[:n] | holds[n:].reshape(n, self.dim).all(axis=1)]
+        where = self._boundary.extent(self.comm)
+        self._add(name, chosen, f"its marker holds on no boundary facet; the boundary lies in {where}")
 
     def _add(self, name: str, facets: Facets, why_empty: str = "it has no facet on the boundary") -> None:
         if not isinstance(name, str) or not name:
@@ -357,15 +333,14 @@ class Domain:
 
     def _collect_rest(self) -> int:
         """Give the facets without a name one, and return how many there are on all ranks."""
-        named = np.concatenate([self._exterior[:0], *self._parts.values()])
-        rest = np.setdiff1d(self._exterior, named)
+        named = np.concatenate([self._boundary.facets[:0], *self._parts.values()])
+        rest = np.setdiff1d(self._boundary.facets, named)
         count = self.comm.allreduce(len(rest))
         if count and REST not in self._parts:
             self._add(REST, rest)
         return count
 
-    def _check_names(self, names: Iterable[str]) -> None:
-        names = [names] if isinstance(names, str) else list(names)
+    def _check_names(self, names: Sequence[str]) -> None:
         for name in names:
             if name not in self._parts:
                 raise ValueError(f"no boundary part is called {name!r}; the parts are {', '.join(self.parts)}")
@@ -383,52 +358,10 @@ class Domain:
             problem = f"the part {name!r} has facets from {found[0]} to {found[-1]}, but this rank knows {known} facets"
         else:
             found = found[found < owned].astype(np.int32)
-            if inside := int((~np.isin(found, self._exterior)).sum()):
+            if inside := int((~np.isin(found, self._boundary.facets)).sum()):
                 problem = f"{inside} facets of the part {name!r} are not on the boundary"
         agree(self.comm, problem)
         return found
-
-    # -- The mesh
-
-    def _check_mesh(self) -> None:
-        topology, dim = self.mesh.topology, self.dim
-        shape = topology.cell_name()
-        if shape not in SHAPES[1:]:
-            raise ValueError(f"the mesh has cells of type {shape}; expected interval, triangle or tetrahedron")
-        if self.mesh.geometry.dim != dim:
-            raise ValueError(
-                f"the mesh has {shape} cells in {self.mesh.geometry.dim} dimensions; expected {dim}, because a process "
-                "needs as many coordinates as its domain has dimensions"
-            )
-        if topology.index_map(dim).size_global == 0:
-            raise ValueError("the mesh has no cells")
-        topology.create_connectivity(dim - 1, dim)
-        topology.create_connectivity(dim, dim - 1)
-        cut = self.comm.allreduce(len(topology.interprocess_facets()))
-        if cut and self.comm.allreduce(topology.index_map(dim).num_ghosts) == 0:
-            raise ValueError(
-                "the mesh has no ghost cells, which integrals over interior facets need: create it with "
-                "GhostMode.shared_facet, in create_mesh by partitioner=create_cell_partitioner(GhostMode.shared_facet)"
-            )
-
-    def _find_boundary(self) -> None:
-        """Owned boundary facets, sorted, with the cell of each, its number in that cell, and its vertices' nodes."""
-        topology, dim = self.mesh.topology, self.dim
-        self._exterior = np.sort(dmesh.exterior_facet_indices(topology)).astype(np.int32)
-        to_cell, to_facet = topology.connectivity(dim - 1, dim), topology.connectivity(dim, dim - 1)
-        self._cells = to_cell.array[to_cell.offsets[self._exterior]]
-        self._local = np.argmax(to_facet.array.reshape(-1, dim + 1)[self._cells] == self._exterior[:, None], axis=1)
-        # the facets of an interval are its vertices; in other simplices facet i is opposite to vertex i
-        vertices = [[i] if dim == 1 else [j for j in range(dim + 1) if j != i] for i in range(dim + 1)]
-        corners = np.array(vertices)[self._local]
-        self._corners = _compat.geometry_dofmap(self.mesh)[self._cells[:, None], corners]
-
-    def _extent(self) -> str:
-        """The bounding box of the boundary in words (collective)."""
-        x = self.mesh.geometry.x[self._corners.ravel(), : self.dim]
-        low = np.min(self.comm.allgather(x.min(axis=0, initial=np.inf)), axis=0)
-        high = np.max(self.comm.allgather(x.max(axis=0, initial=-np.inf)), axis=0)
-        return " x ".join(f"[{a:.6g}, {b:.6g}]" for a, b in zip(low, high, strict=True))
 
     def __repr__(self) -> str:
         cells = self.mesh.topology.index_map(self.dim).size_global

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeAlias
 
 from mpi4py import MPI
 
@@ -24,7 +24,8 @@ from .domain import Domain
 SUFFIXES = {".bp": "VTX (ADIOS2)", ".xdmf": "XDMF", ".npz": "NumPy"}
 """The file types of :func:`write`."""
 
-Fields = fem.Function | Sequence[Any] | Mapping[str, Any] | Any
+Fields: TypeAlias = Any
+"""A function, a list of functions or a dictionary of functions, see :func:`write`."""
 
 
 def write(path: str | Path, functions: Fields, times: Sequence[float] | None = None) -> None:
@@ -48,7 +49,8 @@ def write(path: str | Path, functions: Fields, times: Sequence[float] | None = N
         ValueError: for an unknown suffix, or functions that cannot be written.
     """
     if times is None and hasattr(functions, "times"):
-        times = functions.times
+        times, name = functions.times, str(getattr(functions, "name", "solution")).replace(" ", "_")
+        functions = [{name: functions[i]} for i in range(len(functions))]
     if times is not None and len(times) != len(functions):
         raise ValueError(
             f"{path}: {len(times)} times, but {len(functions)} entries to write; expected one for each time"
@@ -64,7 +66,8 @@ def write(path: str | Path, functions: Fields, times: Sequence[float] | None = N
 class Writer:
     """A file that takes fields at one time after the other: ``with Writer("p.bp") as w: w.write(0.1, {"p": p})``.
 
-    The fields of every time must have the same names and spaces.  Closing is collective, as is everything else.
+    The fields of every time must be as many as the first ones, with the same names if they are in a dictionary.
+    Closing is collective, as is everything else.
 
     Args:
         path: the file, see :func:`write`.
@@ -85,6 +88,8 @@ class Writer:
         fields = _named(functions, self.path)
         if not self._held:
             self._open(fields)
+        elif not isinstance(functions, Mapping) and len(fields) == len(self._held):
+            fields = dict(zip(self._held, fields.values(), strict=True))  # solutions may be named after their times
         if fields.keys() != self._held.keys():
             raise ValueError(f"{self.path} holds {', '.join(self._held)}; it cannot also take {', '.join(fields)}")
         for name, f in fields.items():
@@ -142,7 +147,8 @@ class Writer:
         if self._table:
             comm = next(iter(self._held.values())).function_space.mesh.comm
             table, self._table = self._table, {}
-            on_root(comm, lambda: np.savez_compressed(self.path, **{k: np.asarray(v) for k, v in table.items()}))
+            arrays: dict[str, Any] = {k: np.asarray(v) for k, v in table.items()}
+            on_root(comm, lambda: np.savez_compressed(self.path, **arrays))
         self._file = None
 
     def __enter__(self) -> "Writer":

@@ -61,7 +61,7 @@ def field(
     f = getattr(solution, "function", solution)
     data = sample(f)
 
-    def draw() -> "Figure":
+    def draw() -> Any:
         a = _figure(1, 1, _aspect(data))[1][0] if ax is None else ax
         low, high = limits or _limits([data], log)
         name = label if label is not None else f.name
@@ -107,7 +107,7 @@ def lines(
     if any(d.dim != 1 for d in data):
         raise ValueError("plot.lines draws functions of one variable; use plot.field or plot.series")
 
-    def draw() -> "Figure":
+    def draw() -> Any:
         a = _figure(1, 1)[1][0] if ax is None else ax
         low, high = _limits(data, log)
         for i, (name, d) in enumerate(zip(named, data, strict=True)):
@@ -156,7 +156,7 @@ def series(
     shown = [getattr(functions[i], "function", functions[i]) for i in range(len(functions))]
     data = [sample(f) for f in shown]
 
-    def draw() -> "Figure":
+    def draw() -> Any:
         width = min(columns, len(data))
         fig, panels = _figure(-(-len(data) // width), width, _aspect(data[0]), share=True)
         low, high = _limits(data, log)
@@ -204,7 +204,7 @@ def mesh(
     parts = {name: facet_curves(msh, domain.integration_facets(name).reshape(-1, 2)) for name in domain.parts}
     edges = comm.gather((inside, parts), root=0) or []
 
-    def draw() -> "Figure":
+    def draw() -> Any:
         from matplotlib.collections import LineCollection
 
         a = _figure(1, 1)[1][0] if ax is None else ax
@@ -228,8 +228,8 @@ def save(fig: "Figure | None", path: str | Path, comm: MPI.Comm = MPI.COMM_WORLD
 # -- Drawing, on rank 0 only
 
 
-def _finish(comm: MPI.Comm, draw: Callable[[], "Figure"], path: str | Path | None) -> "Figure | None":
-    def work() -> "Figure":
+def _finish(comm: MPI.Comm, draw: Callable[[], Any], path: str | Path | None) -> "Figure | None":
+    def work() -> Any:
         import_optional("matplotlib", "fpsolver.plot")
         fig = draw()
         if path is not None:
@@ -321,7 +321,7 @@ def _colours(
         return ScalarMappable(norm, cmap)
     from matplotlib.tri import Triangulation
 
-    t = Triangulation(*data.points.T, data.cells)
+    t = Triangulation(data.points[:, 0], data.points[:, 1], data.cells)
     values = np.maximum(data.values, low) if log else data.values
     artist = a.tripcolor(t, values, shading="gouraud", norm=norm, cmap=cmap, rasterized=True)
     if contours:

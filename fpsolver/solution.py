@@ -111,7 +111,9 @@ def bounds(mesh: Any) -> tuple[np.ndarray, np.ndarray]:
     x = mesh.geometry.x[:, : mesh.geometry.dim]
     lower = x.min(axis=0) if len(x) else np.full(mesh.geometry.dim, np.inf)
     upper = x.max(axis=0) if len(x) else np.full(mesh.geometry.dim, -np.inf)
-    return mesh.comm.allreduce(lower, op=MPI.MIN), mesh.comm.allreduce(upper, op=MPI.MAX)
+    corners, extreme = np.concatenate([lower, -upper]), np.empty(2 * len(lower))
+    mesh.comm.Allreduce(corners, extreme, op=MPI.MIN)
+    return extreme[: len(lower)], -extreme[len(lower) :]
 
 
 def _padding(mesh: Any) -> float:

@@ -1,0 +1,145 @@
+"""One test body, run serially and, where it is marked ``parallel``, also on two and three ranks (see test_mpi.py)."""
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+from mpi4py import MPI
+
+import pytest
+
+WORLD = MPI.COMM_WORLD
+OUTCOMES = WORLD.Dup()  # its messages cannot be mistaken for those of a test
+PATIENCE = 60.0
+"""Seconds that a rank whose test failed waits for the others, which may be stuck waiting for it."""
+
+if WORLD.size > 1:
+    gc.disable()  # destructors are collective, so garbage is collected where all ranks meet: after each test
+
+
+@pytest.hookimpl(trylast=True)  # the reporter is made by another hook of this name
+def pytest_configure(config: pytest.Config) -> None:
+    reporter = config.pluginmanager.getplugin("terminalreporter")
+    if WORLD.rank > 0 and reporter is not None:
+        reporter._tw._file = open(os.devnull, "w")
+
+
+def pytest_unconfigure() -> None:
+    if WORLD.size > 1:
+        WORLD.Barrier()  # the first rank to leave after a failure ends the others, and rank 0 must print its summary
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if WORLD.size > 1:
+        for item in items:
+            if item.get_closest_marker("parallel") is None:
+                item.add_marker(pytest.mark.skip(reason="a serial test"))
+
+
+def _outcome() -> Generator[None, Any, Any]:
+    """Run a phase of a test and let it fail on every rank if it fails on any."""
+    mine, error = None, None
+    try:
+        result = yield
+    except pytest.skip.Exception:
+        raise
+    except (Exception, pytest.fail.Exception) as e:
+        error = e
+        mine = str(pytest.ExceptionInfo.from_exception(e).getrepr(style="short"))
+    if WORLD.size > 1:
+        failed = _gather(mine)
+        if error is None and failed:
+            pytest.fail("\n".join(f"on rank {rank}:\n{text}" for rank, text in failed.items()), pytrace=False)
+    if error is not None:
+        raise error
+    return result
+
+
+def _gather(mine: str | None) -> dict[int, str]:
+    """What failed on which rank; gives up and ends all ranks if this one failed and the others do not come."""
+    request, begin = OUTCOMES.Ibarrier(), time.monotonic()
+    while not request.Test():
+        time.sleep(0.0005)
+        if mine is not None and time.monotonic() - begin > PATIENCE:
+            print(f"rank {WORLD.rank} failed, and the others wait for it:\n{mine}", file=sys.__stderr__, flush=True)
+            WORLD.Abort(1)
+    return {rank: text for rank, text in enumerate(OUTCOMES.allgather(mine)) if text is not None}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup() -> Generator[None, Any, Any]:
+    return (yield from _outcome())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None, Any, Any]:
+    return (yield from _outcome())
+
+
+@pytest.fixture(autouse=True)
+def _tidy() -> Iterator[None]:
+    """Destroy on all ranks together what a test leaves behind."""
+    yield
+    gc.collect()
+    if WORLD.size > 1:
+        from petsc4py import PETSc
+
+        PETSc.garbage_cleanup()
+        WORLD.Barrier()
+
+
+@pytest.fixture
+def tmp_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A new folder that all ranks share."""
+    return WORLD.bcast(tmp_path_factory.mktemp("fpsolver") if WORLD.rank == 0 else None, root=0)
+
+
+@pytest.fixture(scope="session")
+def mpirun() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """``mpirun(n, code_or_file, *args, timeout=300)`` runs Python on n ranks, from a serial test."""
+    if WORLD.size > 1:
+        pytest.skip("starts MPI itself")
+    return _mpirun
+
+
+def _mpirun(
+    n: int, program: str | Path, *args: str, timeout: float = 300, check: bool = True
+) -> subprocess.CompletedProcess[str]:
+    """Run a file, a module ("-m name") or code on n ranks; an exception on any rank ends all of them."""
+    start = (
+        [str(program)] if isinstance(program, Path) else program.split() if program[:3] == "-m " else ["-c", program]
+    )
+    command = ["mpirun", "-n", str(n), sys.executable, "-m", "mpi4py", *start, *args]
+    defaults = {
+        "OMPI_MCA_btl": "self,sm",  # one host: no network
+        "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+        "OMPI_ALLOW_RUN_AS_ROOT": "1",
+        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    env = {**defaults, **os.environ}
+    process = subprocess.Popen(command, text=True, env=env, start_new_session=True, **pipes)
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            output, _ = process.communicate(timeout=20)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            output, _ = process.communicate()
+        pytest.fail(f"{' '.join(command)} did not end within {timeout:.0f} s:\n{_end(output)}", pytrace=False)
+    if check and process.returncode:
+        pytest.fail(f"{' '.join(command)} ended with status {process.returncode}:\n{_end(output)}", pytrace=False)
+    return subprocess.CompletedProcess(command, process.returncode, output, "")
+
+
+def _end(output: str, lines: int = 200) -> str:
+    return "\n".join(output.splitlines()[-lines:])
