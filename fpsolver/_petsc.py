@@ -88,7 +88,9 @@ def inserted_options(prefix: str, given: Options | None, preset: Options) -> Ite
     database = PETSc.Options()
     _adopt_command_line(database)
     present = database.getAll()
-    mine = {prefix + k: v for k, v in {**preset, **(given or {})}.items() if prefix + k not in present}
+    given = dict(given or {})
+    preset = _without_overridden(prefix, given, preset, present)
+    mine = {prefix + k: v for k, v in {**preset, **given}.items() if prefix + k not in present}
     for name, value in mine.items():
         database.setValue(name, value)
     try:
@@ -105,6 +107,16 @@ def inserted_options(prefix: str, given: Options | None, preset: Options) -> Ite
     finally:
         for name in mine:
             database.delValue(name)
+
+
+def _without_overridden(prefix: str, given: Options, preset: Options, present: Options) -> Options:
+    """The preset without what belongs to a preconditioner that the user has replaced: MUMPS cannot do ILU."""
+    for key in ("pc_type", "st_pc_type"):
+        chosen = present.get(prefix + key, given.get(key, preset.get(key)))
+        if chosen != preset.get(key):
+            detail = key.removesuffix("type")
+            return {k: v for k, v in preset.items() if not k.startswith((detail, detail.replace("pc_", "mat_")))}
+    return preset
 
 
 _COMMON_OPTIONS = (

@@ -21,6 +21,7 @@ from ._errors import agree
 from .process import Coefficients
 from .schemes import WeakForm, positive
 
+CURVED = 1e-6  # on curved facets: the squared error of their normals, 1e-10 to 1e-7 at h = 0.1 to 0.3 of the radius
 TOLERANCE = 1e-11  # relative to the largest value on the domain; rounding of symbolic coefficients stays below 1e-13
 
 
@@ -74,7 +75,10 @@ def survey_cells(mesh: dmesh.Mesh, coefficients: Coefficients, degree: int) -> S
         ValueError: β or D not finite, D not symmetric, D indefinite; with the place and the value.
     """
     d = mesh.geometry.dim
-    points = basix.make_quadrature(getattr(basix.CellType, mesh.topology.cell_name()), max(2, min(degree, 4)))[0]
+    cell_type = getattr(basix.CellType, mesh.topology.cell_name())
+    inside = basix.make_quadrature(cell_type, max(2, min(degree, 4)))[0]
+    # D alone is also looked at in the vertices: it may vanish along lines that the mesh follows
+    points = np.concatenate([inside, basix.geometry(cell_type)])
     J = abs(ufl.JacobianDeterminant(mesh))
     row = [
         *ufl.SpatialCoordinate(mesh),
@@ -83,7 +87,8 @@ def survey_cells(mesh: dmesh.Mesh, coefficients: Coefficients, degree: int) -> S
         *(coefficients.D[i, j] for i in range(d) for j in range(d)),
     ]
     owned = np.arange(mesh.topology.index_map(d).size_local, dtype=np.int32)
-    values = fem.Expression(ufl.as_vector(row), points).eval(mesh, owned).reshape(-1, len(row))
+    table = fem.Expression(ufl.as_vector(row), points).eval(mesh, owned).reshape(len(owned), -1, len(row))
+    values = table[:, : len(inside)].reshape(-1, len(row))
     x, detJ, beta, D = (
         values[:, :d],
         values[:, d],
@@ -102,7 +107,10 @@ def survey_cells(mesh: dmesh.Mesh, coefficients: Coefficients, degree: int) -> S
     with np.errstate(divide="ignore", invalid="ignore"):
         size = (detJ * np.prod(1.0 / np.arange(1, d + 1))) ** (1 / d)
         peclet = np.where(speed > 0, speed * size / (2 * degree * np.maximum(lowest, 0.0)), 0.0)
-    degenerate = _maximum(mesh.comm, (lowest <= TOLERANCE * scale).astype(float)) > 0
+    corners = table[:, len(inside) :, 2 * d + 1 :].reshape(-1, d, d)
+    corners = corners[np.isfinite(corners).all(axis=(1, 2))]
+    vanishing = np.concatenate([lowest, _extreme_eigenvalues(corners)[0]]) <= TOLERANCE * scale
+    degenerate = _maximum(mesh.comm, vanishing.astype(float)) > 0
     top, fast, cell = (_maximum(mesh.comm, a) for a in (highest, speed, peclet))
     return Survey(top, fast, degenerate, float("inf") if degenerate else cell)
 
@@ -151,8 +159,10 @@ class Boundary:
         n = ufl.FacetNormal(mesh)
         delta = ufl.dot(ufl.dot(coefficients.D, n), n)
         values, self.measure, _ = _on_facets(mesh, [delta, ufl.dot(coefficients.beta, n)], self.facets, degree)
-        diffusive = values[..., 0] > TOLERANCE * max(survey.diffusion, 1e-300)
-        level, drift = TOLERANCE * max(survey.drift, 1e-300), values[..., 1]
+        curved = _compat.coordinate_map(mesh).degree > 1
+        tolerance = CURVED if curved else TOLERANCE
+        diffusive = values[..., 0] > tolerance * max(survey.diffusion, 1e-300)
+        level, drift = tolerance * max(survey.drift, 1e-300), values[..., 1]
         self.classes = np.select([diffusive, drift > level, drift < -level], [0, 1, 2], default=3)
 
     def classify(self, facets: np.ndarray) -> FicheraClasses:

@@ -12,6 +12,7 @@ import ufl
 from dolfinx import fem
 from ufl.core.expr import Expr
 
+from ._errors import agree
 from .fields import Batched, Space, evaluate, fill, is_number
 
 
@@ -43,6 +44,12 @@ class Sum(Noise):
 
 def _parts(noise: Noise) -> tuple[Noise, ...]:
     return noise.parts if isinstance(noise, Sum) else (noise,)
+
+
+def samples_of(noise: Noise) -> "PerSample | None":
+    """The ``PerSample`` in ``noise``, which knows the mean loss; None if there is none or more than one."""
+    found = [p for p in _parts(noise) if isinstance(p, PerSample)]
+    return found[0] if len(found) == 1 else None
 
 
 def isotropic_level(noise: Noise) -> float | None:
@@ -132,11 +139,11 @@ class PerSample(Noise):
         assert isinstance(self.samples, Batched)
         V = fem.functionspace(space.mesh, ("Lagrange", 1, (space.dim, space.dim)))
         g = evaluate(space, self.samples, "PerSample(fp.batched(grads))", V, None)
+        problem = None
         if g.ndim != 3 or g.shape[2] != space.dim or g.shape[1] < 2:
-            raise ValueError(
-                f"PerSample(fp.batched(grads)): grads returned shape {g.shape} for {g.shape[0]} points; expected "
-                f"(points, N, {space.dim}) with N of at least 2."
-            )
+            shape = f"(points, {', '.join(map(str, g.shape[1:]))})" if g.ndim > 1 else "(points,)"
+            problem = f"returned shape {shape}; expected (points, N, {space.dim}) with N of at least 2."
+        agree(space.mesh.comm, problem and f"PerSample(fp.batched(grads)): grads {problem}")
         g = g - g.mean(axis=1, keepdims=True)
         function = fem.Function(V)
         fill(function, g.transpose(0, 2, 1) @ g / g.shape[1])

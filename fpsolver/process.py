@@ -12,7 +12,7 @@ import ufl
 from ufl.core.expr import Expr
 
 from .fields import Space, is_number
-from .noise import Isotropic, Noise, PerSample, isotropic_level, with_isotropic_level
+from .noise import Isotropic, Noise, isotropic_level, samples_of, with_isotropic_level
 
 CONVENTIONS = ("ito", "stratonovich", "divergence")
 
@@ -246,12 +246,13 @@ def _check_sgd(process: SGD | MomentumSGD) -> None:
             f"{name}: noise is a {type(process.noise).__name__}; expected fp.Isotropic, fp.Covariance, fp.PerSample "
             "or a sum of them."
         )
-    if process.loss is None and not isinstance(process.noise, PerSample):
+    if process.loss is None and samples_of(process.noise) is None:
         raise ValueError(f"{name}: loss=None needs a fp.PerSample noise, whose mean loss is then taken.")
 
 
 def _loss(process: SGD | MomentumSGD, space: Space) -> Expr:
     if process.loss is None:
-        assert isinstance(process.noise, PerSample)
-        return process.noise.mean_loss(space)
+        samples = samples_of(process.noise)
+        assert samples is not None
+        return samples.mean_loss(space)
     return space.scalar(process.loss, f"{type(process).__name__}: loss")
