@@ -52,6 +52,8 @@ def feynman_kac(
             f"the domain has {', '.join(gen.domain.parts) or 'none'}."
         )
     rhs = _running_cost(gen, running)
+    if not killed and gen.scheme != "weighted" and not (is_number(exit) and exit == 0):
+        gen.cached("exit is certain", lambda: _check_certain_exit(gen, name, options))
     for part, g in _exit_data(gen, exit).items():
         if not (is_number(g) and g == 0):
             data = gen.exit_vector(gen.space.scalar(g, f"exit data on {part!r}"), part)
@@ -60,6 +62,25 @@ def feynman_kac(
     finite = np.isfinite(rhs.array_r).all()
     agree(gen.domain.comm, None if finite else f"{name}: exit data or running cost is not finite on the domain.")
     return _solve(gen, rhs, killing if killed else None, options, name)
+
+
+def _check_certain_exit(gen: Generator, name: str, options: Options | None) -> bool:
+    """Refuse exit data where paths may stay for ever: the answer with data 1 must be 1, as constants solve Lu = 0."""
+    one, data = gen.M.createVecRight(), gen.M.createVecLeft()
+    one.set(1.0)
+    gen.G.multTranspose(one, data)
+    gen.solver(name, options).solve(data, one, transpose=True)
+    one.shift(-1.0)
+    deviation = one.norm(PETSc.NormType.INFINITY)
+    for v in (one, data):
+        v.destroy()
+    if not deviation < 1e-6:
+        raise ValueError(
+            f"{name}: exit is not certain. With data 1 on the whole absorbing boundary the answer should be 1, and it is "
+            f"off by {deviation:.2g}: the process stays for ever in a part of the domain, or leaves it too slowly for "
+            "double precision. Add noise there, or a killing rate."
+        )
+    return True
 
 
 def _exit_data(gen: Generator, exit: Any) -> dict[str, Any]:
