@@ -76,9 +76,9 @@ def _check_certain_exit(gen: Generator, name: str, options: Options | None) -> b
         v.destroy()
     if not deviation < 1e-6:
         raise ValueError(
-            f"{name}: exit is not certain. With data 1 on the whole absorbing boundary the answer should be 1, and it is "
-            f"off by {deviation:.2g}: the process stays for ever in a part of the domain, or leaves it too slowly for "
-            "double precision. Add noise there, or a killing rate."
+            f"{name}: exit is not certain. With data 1 on the whole absorbing boundary the answer should be 1, and it "
+            f"is off by {deviation:.2g}: the process stays for ever in a part of the domain, or leaves it too slowly "
+            "for double precision. Add noise there, or a killing rate."
         )
     return True
 

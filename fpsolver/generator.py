@@ -12,6 +12,7 @@ from petsc4py import PETSc
 import numpy as np
 import ufl
 from dolfinx import fem, la
+from dolfinx.fem import petsc as fem_petsc
 
 from . import _compat, _petsc
 from ._assembly import assemble_matrix, compile_forms, union_tags
@@ -48,6 +49,9 @@ class Generator:
         ValueError: unknown part, coefficients that are not finite, indefinite D, an absorbing part that cannot be
             reached, ``galerkin`` where the boundary is degenerate.
     """
+
+    M: PETSc.Mat
+    G: PETSc.Mat
 
     def __init__(
         self,
@@ -98,14 +102,15 @@ class Generator:
         other.activate()
         other._inspect(self._compiled.coefficients)
         other._check_boundary()
-        other._assemble()
+        other._assemble(self)
         return other
 
     def _inspect(self, coefficients: Coefficients) -> None:
         self._survey = survey_cells(self.domain.mesh, coefficients, self.degree)
         self.boundary = Boundary(self.domain.mesh, coefficients, self._survey, 2 * self.degree)
 
-    def _assemble(self) -> None:
+    def _assemble(self, model: "Generator | None" = None) -> None:
+        """Make M and G; ``model`` is a generator of the same forms, whose matrices' structure is reused."""
         self.cache: dict[str, Any] = {}
         self._offset = 0.0
         self.V, self.space, self.weak = self._compiled.V, self._compiled.space, self._compiled.weak
@@ -115,12 +120,23 @@ class Generator:
             self._offset = float(self.domain.comm.allreduce(lowest, op=MPI.MIN))
             self.activate()
         with PETSc.Log.Stage("fpsolver assemble"):
-            self.M, self.G = (assemble_matrix(form) for form in (self._compiled.mass, self._compiled.forward))
+            self._assemble_matrices(model if model is not None and model.G.handle else None)
         ones = self.M.createVecRight()
         ones.set(1.0)
         self.integrals = self.M.createVecLeft()
         self.M.mult(ones, self.integrals)
         ones.destroy()
+
+    def _assemble_matrices(self, model: "Generator | None") -> None:
+        """Sparsity patterns, a third of the time, are taken over where they are known."""
+        mass, forward = self._compiled.mass, self._compiled.forward
+        self.G = _assemble_like(forward, model.G) if model else assemble_matrix(forward)
+        if model and self.scheme != "weighted":
+            self.M = model.M.copy()
+        elif self.scheme == "dg":  # block diagonal, unlike G
+            self.M = assemble_matrix(mass)
+        else:
+            self.M = _assemble_like(mass, self.G)
 
     def _nodal_potential(self) -> np.ndarray:
         nodal = fem.Function(self.V)
@@ -277,6 +293,14 @@ class Generator:
 
     def __exit__(self, *_: object) -> None:
         self.destroy()
+
+
+def _assemble_like(form: fem.Form, pattern: PETSc.Mat) -> PETSc.Mat:
+    """A new matrix with the sparsity pattern of another (collective)."""
+    matrix = pattern.duplicate()
+    fem_petsc.assemble_matrix(matrix, form, [], 0.0)
+    matrix.assemble()
+    return matrix
 
 
 def _names(absorbing: Sequence[str]) -> tuple[str, ...]:
