@@ -84,7 +84,9 @@ def main() -> None:
     table("2D, continuous P4", square(32, "galerkin"))
     table("2D, continuous P4", square(64, "galerkin"))
     table("2D, discontinuous P4", square(16, "dg"))
-    table("2D, discontinuous P4", square(36, "dg"), ("SuperLU_DIST", "BoomerAMG, hypre's defaults", "BoomerAMG, preset"))
+    table(
+        "2D, discontinuous P4", square(36, "dg"), ("SuperLU_DIST", "BoomerAMG, hypre's defaults", "BoomerAMG, preset")
+    )
     table("3D, continuous P3", ball(0.2))
     table("3D, continuous P3", ball(0.115), slow_in_3d if comm.size == 1 else (*slow_in_3d, "MUMPS, METIS"))
     say("\n3D preset above 50 000 unknowns, Ornstein-Uhlenbeck in the unit ball, continuous P3")

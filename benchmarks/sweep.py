@@ -1,8 +1,8 @@
 """What a sweep over ten learning rates costs: nothing is compiled twice, and set-up is shared.
 
 The mean exit time of a single neuron trained on eight samples from a box, for ten learning rates: through
-``gen.replace(learning_rate=...)``, and with ten generators made from scratch.  Both start with an empty cache of compiled
-forms.  Run it with
+``gen.replace(learning_rate=...)``, and with ten generators made from scratch.  The first solve starts with an empty
+cache of compiled forms.  Run it with
 
     python3 benchmarks/sweep.py
 """
@@ -22,9 +22,7 @@ import fpsolver as fp  # noqa: E402
 
 rng = np.random.default_rng(0)
 DATA = [(float(a), float(np.sin(a) + 0.3 * e)) for a, e in 1.5 * rng.normal(size=(8, 2))]
-LOSSES = [
-    lambda w, a=a, y=y: (ufl.sin(a * w[0] + w[1]) - y) ** 2 / 2 + 0.05 * (w[0] ** 2 + w[1] ** 2) for a, y in DATA
-]
+LOSSES = [lambda w, a=a, y=y: (ufl.sin(a * w[0] + w[1]) - y) ** 2 / 2 + 0.05 * (w[0] ** 2 + w[1] ** 2) for a, y in DATA]
 RATES = np.geomspace(0.2, 0.8, 10)
 
 

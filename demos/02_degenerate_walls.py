@@ -15,7 +15,7 @@ The solution is known in closed form on v = 0 (found like that of Franklin and R
 
     τ(x, 0) = C [x(1 − x)]^{1/6} [F(x) + F(1 − x)],   F(x) = ₂F₁(1, −1/3; 7/6; x),   C = 3^{11/6} 2^{−5/3} / Γ(1/3),
 
-and τ(1/2, 0) = 1.155979148508.  Near the corners (0, 0) and (1, 0) it is like x^{1/6}, for which the mesh is graded.
+and τ(1/2, 0) = 1.155979148508.  Near the points (0, 0) and (1, 0) it is like x^{1/6}, for which the mesh is graded.
 
 Run it (a few seconds) with
 
@@ -24,8 +24,8 @@ Run it (a few seconds) with
 
 # # Mesh
 #
-# A rectangle whose nodes are moved towards the two corners where the walls stop taking data.  At |v| = 6 the particle is
-# out within 1/6 time units; the far sides, which reflect, have no influence.
+# A rectangle whose nodes are moved towards the two points where the walls stop taking data.  At |v| = 6 the particle
+# is out within 1/6 time units; the far sides, which reflect, have no influence.
 
 from pathlib import Path
 
@@ -78,8 +78,9 @@ if MPI.COMM_WORLD.rank == 0:
     for x, takes, free in ((0, (-shown, 0), (0, shown)), (1, (0, shown), (-shown, 0))):
         ax.plot((x, x), takes, color="C3", lw=6, solid_capstyle="butt", clip_on=False, label="takes data: τ = 0")
         ax.plot((x, x), free, color="0.8", lw=6, solid_capstyle="butt", clip_on=False, label="takes none")
+    arrow = {"arrowstyle": "->", "color": "white", "lw": 1.5}
     for x, v in ((0.35, 1.6), (0.65, -1.6)):
-        ax.annotate("", (x + 0.18 * np.sign(v), v), (x, v), arrowprops={"arrowstyle": "->", "color": "white", "lw": 1.5})
+        ax.annotate("", (x + 0.18 * np.sign(v), v), (x, v), arrowprops=arrow)
     ax.set(ylim=(-shown, shown), aspect="auto", title="Exit of a randomly accelerated particle\n\n")
     handles, names = ax.get_legend_handles_labels()
     ax.legend(handles[:2], names[:2], loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize=9, frameon=False)
@@ -102,5 +103,5 @@ for wall in ("left", "right"):
     assert abs(report[wall].outflow - SPEED) < 1e-9, "one half of the wall takes data"
     assert abs(report[wall].inflow - SPEED) < 1e-9, "the other takes none"
 assert abs(closed[0] - 1.155979148508) < 1e-11
-assert np.abs(values / closed - 1)[:3].max() < 1e-5, "away from the corners"
-assert abs(values[3] / closed[3] - 1) < 5e-4, "close to a corner"
+assert np.abs(values / closed - 1)[:3].max() < 1e-5, "away from the singular points"
+assert abs(values[3] / closed[3] - 1) < 5e-4, "close to such a point"
