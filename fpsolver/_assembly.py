@@ -31,6 +31,7 @@ class Compiled:
     V: fem.FunctionSpace
     mass: fem.Form
     forward: fem.Form
+    integral: fem.Form
     potential: Any
     offset: fem.Constant
 
@@ -46,7 +47,8 @@ def compile_forms(space: Space, coefficients: Coefficients, weak: WeakForm, pote
     V = fem.functionspace(weak.mesh, (family, weak.degree))
     p, v = ufl.TrialFunction(V), ufl.TestFunction(V)
     mass, forward = fem.form(weak.mass(p, v)), fem.form(weak.forward(p, v))
-    return Compiled(space, coefficients, weak, V, mass, forward, potential, offset)
+    integral = fem.form(weak.weight * v * weak.dx)
+    return Compiled(space, coefficients, weak, V, mass, forward, integral, potential, offset)
 
 
 def assemble_matrix(form: fem.Form) -> PETSc.Mat:

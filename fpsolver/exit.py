@@ -66,7 +66,7 @@ def feynman_kac(
 
 def _check_certain_exit(gen: Generator, name: str, options: Options | None) -> bool:
     """Refuse exit data where paths may stay for ever: the answer with data 1 must be 1, as constants solve Lu = 0."""
-    one, data = gen.M.createVecRight(), gen.M.createVecLeft()
+    one, data = gen.G.createVecRight(), gen.G.createVecLeft()
     one.set(1.0)
     gen.G.multTranspose(one, data)
     gen.solver(name, options).solve(data, one, transpose=True)
@@ -99,7 +99,7 @@ def _running_cost(gen: Generator, running: Any) -> PETSc.Vec:
         rhs.scale(float(running))
         return rhs
     if isinstance(running, fem.Function) and running.function_space == gen.V:
-        rhs, f = gen.M.createVecLeft(), gen.vector(running)
+        rhs, f = gen.G.createVecLeft(), gen.vector(running)
         gen.M.mult(f, rhs)
         f.destroy()
         return rhs
@@ -112,7 +112,7 @@ def _solve(gen: Generator, rhs: PETSc.Vec, killing: Any, options: Options | None
     if gen.scheme == "weighted" and killing is None:
         return _solve_by_capacity(gen, rhs, options, name)
     solver = gen.solver(name, options) if killing is None else _killed_solver(gen, killing, options, name)
-    u = gen.M.createVecRight()
+    u = gen.G.createVecRight()
     rhs.scale(-1.0)
     with PETSc.Log.Stage("fpsolver solve"):
         solver.solve(rhs, u, transpose=True)
@@ -249,7 +249,7 @@ def exit_distribution(gen: Generator, start: Any, options: Options | None = None
     """
     if not gen.absorbing:
         raise ValueError("exit_distribution: nothing absorbs, so the process never leaves.")
-    source, g = load(gen, start if _is_density(start) else dirac(start), "start"), gen.M.createVecRight()
+    source, g = load(gen, start if _is_density(start) else dirac(start), "start"), gen.G.createVecRight()
     source.scale(-1.0)
     gen.solver("occupation density", options).solve(source, g)
     probability = {part: float(gen.exit_flux(part).dot(g)) for part in gen.absorbing}

@@ -50,7 +50,6 @@ class Generator:
             reached, ``galerkin`` where the boundary is degenerate.
     """
 
-    M: PETSc.Mat
     G: PETSc.Mat
 
     def __init__(
@@ -97,7 +96,7 @@ class Generator:
         Collective.  Which numbers a process has, ``process.parameters()`` tells.
         """
         other = object.__new__(Generator)
-        other.__dict__.update({k: v for k, v in self.__dict__.items() if k not in ("cache", "M", "G", "integrals")})
+        other.__dict__.update({k: v for k, v in self.__dict__.items() if k not in ("cache", "_M", "G", "integrals")})
         other.process = self.process.with_parameters(**parameters)
         other.activate()
         other._inspect(self._compiled.coefficients)
@@ -120,23 +119,22 @@ class Generator:
             self._offset = float(self.domain.comm.allreduce(lowest, op=MPI.MIN))
             self.activate()
         with PETSc.Log.Stage("fpsolver assemble"):
-            self._assemble_matrices(model if model is not None and model.G.handle else None)
-        ones = self.M.createVecRight()
-        ones.set(1.0)
-        self.integrals = self.M.createVecLeft()
-        self.M.mult(ones, self.integrals)
-        ones.destroy()
+            forward = self._compiled.forward
+            known = model is not None and model.G.handle  # sparsity patterns are a third of the time
+            self.G = _assemble_like(forward, model.G) if model and known else assemble_matrix(forward)
+            self.integrals = self._assemble_vector(self._compiled.integral)
+        self._M: PETSc.Mat | None = None
 
-    def _assemble_matrices(self, model: "Generator | None") -> None:
-        """Sparsity patterns, a third of the time, are taken over where they are known."""
-        mass, forward = self._compiled.mass, self._compiled.forward
-        self.G = _assemble_like(forward, model.G) if model else assemble_matrix(forward)
-        if model and self.scheme != "weighted":
-            self.M = model.M.copy()
-        elif self.scheme == "dg":  # block diagonal, unlike G
-            self.M = assemble_matrix(mass)
-        else:
-            self.M = _assemble_like(mass, self.G)
+    @property
+    def M(self) -> PETSc.Mat:
+        """Mass matrix, assembled when it is first needed: exit times do without (collective)."""
+        if self._M is None:
+            self.activate()
+            with PETSc.Log.Stage("fpsolver assemble"):
+                # with dg it is block diagonal, unlike G
+                mass = self._compiled.mass
+                self._M = assemble_matrix(mass) if self.scheme == "dg" else _assemble_like(mass, self.G)
+        return self._M
 
     def _nodal_potential(self) -> np.ndarray:
         nodal = fem.Function(self.V)
@@ -202,12 +200,13 @@ class Generator:
     def assemble_vector(self, form: ufl.Form) -> PETSc.Vec:
         """Assemble a linear form into a new vector with this generator's numbers (collective)."""
         self.activate()
-        vector = self.M.createVecLeft()
+        return self._assemble_vector(fem.form(form))
+
+    def _assemble_vector(self, form: fem.Form) -> PETSc.Vec:
         function = fem.Function(self.V)
-        fem.assemble_vector(function.x.array, fem.form(form))
+        fem.assemble_vector(function.x.array, form)
         function.x.scatter_reverse(la.InsertMode.add)
-        vector.array_w[:] = function.x.array[: vector.local_size]
-        return vector
+        return self.vector(function)
 
     def assemble_matrix(self, form: ufl.Form) -> PETSc.Mat:
         """Assemble a bilinear form into a new matrix with this generator's numbers (collective)."""
@@ -277,13 +276,13 @@ class Generator:
 
     def vector(self, function: fem.Function) -> PETSc.Vec:
         """The owned coefficients of a function on :attr:`V` as a new vector."""
-        vector = self.M.createVecRight()
+        vector = self.G.createVecRight()
         vector.array_w[:] = function.x.array[: vector.local_size]
         return vector
 
     def destroy(self) -> None:
         """Free matrices and factors (collective)."""
-        for item in (*self.cache.values(), self.M, self.G, self.integrals):
+        for item in (*self.cache.values(), self._M, self.G, self.integrals):
             if hasattr(item, "destroy"):
                 item.destroy()
         self.cache = {}

@@ -127,7 +127,7 @@ def _project(gen: Generator, load: PETSc.Vec) -> PETSc.Vec:
     if gen.scheme == "weighted":  # weights span more decades than an iteration's norm can see
         preset = direct_preset(gen.M.comm, gen.domain.dim)
     solver = gen.cached("mass solver", lambda: LinearSolver(gen.M, "fp_evolve_mass_", "L2 projection", preset))
-    vector = gen.M.createVecRight()
+    vector = gen.G.createVecRight()
     solver.solve(load, vector)
     return vector
 
@@ -195,6 +195,6 @@ def _dirac_load(gen: Generator, point: Sequence[float]) -> PETSc.Vec:
         X = cmap.pull_back(x.copy(), nodes.copy())
         function.x.array[gen.V.dofmap.cell_dofs(cell)] += gen.V.ufl_element().tabulate(0, X)[0, 0] / total
     function.x.scatter_reverse(la.InsertMode.add)
-    vector = gen.M.createVecLeft()
+    vector = gen.G.createVecLeft()
     vector.array_w[:] = function.x.array[: vector.local_size]
     return vector

@@ -174,7 +174,7 @@ def _normalised(gen: Generator, right: Any, left: Any) -> tuple[Any, Any]:
     scale = sign / max(pr.norm(PETSc.NormType.INFINITY), pi.norm(PETSc.NormType.INFINITY))
     for v in (pr, pi):
         v.scale(scale)
-    Mp = [gen.M.createVecLeft() for _ in range(2)]
+    Mp = [gen.G.createVecLeft() for _ in range(2)]
     gen.M.mult(pr, Mp[0])
     gen.M.mult(pi, Mp[1])
     product = complex(qr.dot(Mp[0]) - qi.dot(Mp[1]), qr.dot(Mp[1]) + qi.dot(Mp[0]))

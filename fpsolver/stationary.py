@@ -59,7 +59,7 @@ def stationary(gen: Generator, options: Options | None = None) -> Solution:
 
 
 def _iterate(gen: Generator, solver: LinearSolver, gamma: float) -> tuple[PETSc.Vec, float, int]:
-    p, q = gen.M.createVecRight(), gen.vector(_tilt(gen))
+    p, q = gen.G.createVecRight(), gen.vector(_tilt(gen))
     p.set(1.0)
     work, new = p.duplicate(), p.duplicate()
 
@@ -113,7 +113,7 @@ def _remove_mass(gen: Generator, q: PETSc.Vec, p: PETSc.Vec) -> None:
 
 def _residual(gen: Generator, p: PETSc.Vec) -> float:
     """‖Gp‖ relative to ‖G‖‖p‖."""
-    r = gen.M.createVecLeft()
+    r = gen.G.createVecLeft()
     gen.G.mult(p, r)
     value = r.norm(PETSc.NormType.INFINITY) / (gen.G.norm(PETSc.NormType.INFINITY) * p.norm(PETSc.NormType.INFINITY))
     r.destroy()
