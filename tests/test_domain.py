@@ -413,3 +413,30 @@ def test_lifted_and_unused_nodes_are_dropped():
     x = np.array([[9, 9, 9], *SQUARE], float) + [0, 0, 3]
     raw = tidy(x, np.array([[1, 2, 3], [1, 3, 4]]), 1, {"a": np.array([[2, 1]])}, "a mesh")
     assert raw.points.tolist() == [p[:2] for p in SQUARE] and raw.facets["a"].tolist() == [[1, 0]]
+
+
+# -- polygons
+
+
+def test_polygon():
+    """A trapezium with one named edge; what is not named is the wall."""
+    domain = Domain.polygon([(0, 0), (3, 0), (2, 1), (0, 1)], 0.3, {"slope": [1]})
+    whole, parts = measures(domain)
+    assert domain.parts == ("slope", "wall")
+    assert whole == pytest.approx(2.5, rel=1e-12)
+    assert parts["slope"] == pytest.approx(2**0.5, rel=1e-12)
+    assert parts["wall"] == pytest.approx(6, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("vertices", "h", "edges", "message"),
+    [
+        ([(0, 0), (1, 0)], 0.1, None, "vertices has shape"),
+        ([(0, 0), (1, 0), (0, np.nan)], 0.1, None, "finite"),
+        ([(0, 0), (1, 0), (0, 1)], 0.0, None, "h must be positive"),
+        ([(0, 0), (1, 0), (0, 1)], 0.1, {"a": [3]}, r"edges 0 to 2 may be named once each, got \[3\]"),
+        ([(0, 0), (1, 0), (0, 1)], 0.1, {"a": [0], "b": [0]}, "may be named once each"),
+    ],
+)
+def test_bad_polygons(vertices, h, edges, message):
+    same_error(ValueError, message, lambda: Domain.polygon(vertices, h, edges))
