@@ -28,6 +28,7 @@ KEPT = 3  # factorisations kept: outputs from 1e-3 to 50 use three
 LEAST = 1e-11  # tol below which rounding would decide
 SHARE = 1 / 8  # of the tolerance that is left: the least a step may spend; 1/32 costs two more solves per step
 DIGITS = 1e-17  # times γ‖A‖: rounding error of the slow modes, measured 2e-19 ... 7e-18 in metastable double wells
+GROWN = 1e8  # times the first norm: concentration on one cell gives 1e5 at most, an unstable discretisation any number
 FAILURES = 8  # attempts at one step, each shorter than the one before, until giving up
 
 
@@ -64,6 +65,7 @@ class _Run:
     v: PETSc.Vec
     integrals: np.ndarray
     t: float = 0.0
+    first: float = 0.0  # norm at time 0
     largest: float = 0.0  # norm so far
     longest: float = np.inf  # step to be tried next
     shift: float = np.inf  # largest useful γ
@@ -155,6 +157,7 @@ class Propagator:
             self.M, self.G, solver, gamma, run.v, run.transpose, run.functionals, MAX_BASIS, self._ones
         )
         try:
+            run.first = run.first or space.norm0
             run.largest = max(run.largest, space.norm0)
             control = Control(space, run.t, allowed, run.largest, run.integrals, run.scales)
             reached = control.build(outputs, stop)
@@ -171,6 +174,9 @@ class Propagator:
             run.longest = 2 * run.longest if reached == stop else _shorter(run.t, reached, stop, outputs)
             if reached == run.t:
                 return
+            grown = space.comm.bcast(float(space.norm(reached - run.t)))
+            if not grown <= GROWN * run.first:
+                raise _unstable(run, reached, grown)
             for t in (t for t in outputs if t <= reached):
                 vector = space.at(t - run.t)
                 integrals = run.integrals + space.integrals(t - run.t)
@@ -229,6 +235,19 @@ def _shorter(t: float, reached: float, stop: float, outputs: list[float]) -> flo
     if outputs and reached < outputs[0] < stop:  # rough data: early times need a smaller γ
         return outputs[0] - reached
     return 2 * (reached - t) if reached > t else (stop - t) / 8
+
+
+def _unstable(run: _Run, t: float, norm: float) -> NotConverged:
+    return NotConverged(
+        f"evolution to t = {t:.6g}",
+        "DIVERGED_GROWTH",
+        run.stats.solves,
+        run.stats.error,
+        "fp_evolve_",
+        f"The norm of the solution grew by {norm / run.first:.1e}: the discretisation has a growing mode; "
+        "perhaps the mesh resolves neither the noise nor the drift somewhere. Refine it, raise the quadrature degree "
+        "(quadrature=), or add isotropic noise.",
+    )
 
 
 def _failure(run: _Run, pending: list[float]) -> NotConverged:

@@ -352,3 +352,13 @@ def test_bad_descriptions_are_named():
     ):
         with pytest.raises(ValueError, match=message):
             make()
+
+
+def test_a_growing_mode_is_not_passed_off_as_a_solution():
+    """M v' = 0.7 M v grows for ever: what an unstable discretisation does, whose relative errors look small."""
+    gen = fp.Generator(fp.SDE(0.0, 0.1), fp.Domain.interval(0, 1, 4), degree=1, scheme="galerkin")
+    growing = gen.M.copy()
+    growing.scale(0.7)
+    with pytest.raises(fp.NotConverged, match=r"DIVERGED_GROWTH.*growing mode"):
+        for _ in Propagator(gen.M, growing, dim=1).run(gen.integrals, [1.0, 10.0, 100.0], 1e-6):
+            pass
