@@ -113,7 +113,7 @@ def test_equilibrium_at_enormous_times(T):
     p = fp.evolve(gen, fp.gaussian(-1.0, 0.1), [T], tol=1e-7)
     left, right = p[0].at([-1.0, 1.0])
     assert right == pytest.approx(left, rel=1e-7)
-    assert left == pytest.approx(1 / 0.83405880410691, rel=1e-4)  # B19: ∫ exp(-(x² - 1)² / (4 ε)) on the whole line
+    assert left == pytest.approx(1 / 0.83405880410691, rel=1e-4)  # ∫ exp(-(x² - 1)² / (4 ε)) on the whole line
     assert p.stats["solves"] <= 40
     assert p.mass[0] == pytest.approx(1.0, abs=1e-13)
 
@@ -152,7 +152,7 @@ def test_ornstein_uhlenbeck_density_and_moments():
 
 @pytest.mark.parallel
 def test_kinetic_covariance():
-    """B26: mean and covariance at t = 1 from the point (1, 0), where D has rank one."""
+    """Mean and covariance at t = 1 from the point (1, 0), where D has rank one."""
     gen = fp.Generator(fp.SDE(COLD[1], COLD[0]), fp.Domain.rectangle((-6, -6), (6, 6), (14, 14)), degree=3)
     p = fp.evolve(gen, fp.gaussian((1.0, 0.0), 0.4), [1.0], tol=1e-7)[0].function
     A = np.array([[0.0, 1.0], [-1.0, -1.0]])
@@ -211,7 +211,7 @@ def test_duality():
 
 @pytest.mark.parallel
 def test_survival_and_outflux_of_brownian_motion():
-    """B01: P(no exit from (-1, 1) until t | start 0), and by symmetry half of the rest through each end."""
+    """P(no exit from (-1, 1) until t | start 0), and by symmetry half of the rest through each end."""
     gen = fp.Generator(fp.SDE(lambda x: 0.0, 0.5), fp.Domain.interval(-1, 1, 40), absorbing=["left", "right"])
     times = [0.1, 0.5, 1.0, 2.0]
     exact = np.array([0.996869195484, 0.685445766890, 0.370777429800, 0.107977044444])
