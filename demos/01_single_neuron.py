@@ -22,7 +22,7 @@ Run it (about a minute on two cores; the forms are compiled in the first run) wi
 
     mpirun -n 2 python3 demos/01_single_neuron.py
 
-Pictures and files for ParaView go to demos/output/.  Needs gmsh, matplotlib and scipy.
+Pictures and files for ParaView go to demos/output/.  Needs gmsh, matplotlib, scipy and slepc4py.
 """
 
 # # The neuron and its data

@@ -195,6 +195,4 @@ def _dirac_load(gen: Generator, point: Sequence[float]) -> PETSc.Vec:
         X = cmap.pull_back(x.copy(), nodes.copy())
         function.x.array[gen.V.dofmap.cell_dofs(cell)] += gen.V.ufl_element().tabulate(0, X)[0, 0] / total
     function.x.scatter_reverse(la.InsertMode.add)
-    vector = gen.G.createVecLeft()
-    vector.array_w[:] = function.x.array[: vector.local_size]
-    return vector
+    return gen.vector(function)

@@ -36,7 +36,7 @@ def quadrature_degree(coefficients: Coefficients, degree: int) -> int:
 
 
 def weighted(coefficients: Coefficients, weight: Expr) -> Coefficients:
-    """WD and no drift: the coefficients of the ``weighted`` scheme."""
+    """Diffusion wD and no drift: the coefficients of the ``weighted`` scheme."""
     zero = ufl.as_vector([0.0] * coefficients.beta.ufl_shape[0])
     return Coefficients(weight * coefficients.D, zero)
 
