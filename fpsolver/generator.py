@@ -142,7 +142,7 @@ class Generator:
         return nodal.x.array
 
     def nodal_weight(self) -> np.ndarray:
-        """The weight e^{U_min − U} at this rank's nodes, in the weighted scheme: at most one, one at the deepest minimum."""
+        """The weight e^{U_min − U} at this rank's nodes, in the weighted scheme; one at the deepest minimum."""
         self.activate()
         return np.exp(np.maximum(self._offset - self._nodal_potential(), -600.0))
 
