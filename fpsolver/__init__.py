@@ -1,7 +1,7 @@
 """What stochastic gradient descent does on a loss landscape, from its Fokker-Planck equation and the dual."""
 
 from . import _petsc as _petsc  # first: PETSc reads the command line when it is initialised
-from . import io, landscapes, plot
+from . import diagnostics, io, landscapes, plot
 from ._errors import NotConverged
 from ._log import set_log_level
 from .domain import Domain
@@ -33,6 +33,7 @@ __all__ = [
     "Solution",
     "backward",
     "batched",
+    "diagnostics",
     "dirac",
     "evolve",
     "exit_distribution",

@@ -18,22 +18,29 @@ ORDER = (
 ).split()
 
 
-def imported(path):
-    """Names of the package's modules that a module imports at its top level."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.level == 1 or (node.module or "").startswith("fpsolver")):
-            module = (node.module or "").removeprefix("fpsolver").lstrip(".")
-            yield from [module.split(".")[0]] if module else [alias.name for alias in node.names]
+def module(path):
+    """``diagnostics.bounds`` for fpsolver/diagnostics/bounds.py."""
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+def imported(name):
+    """The package's modules that a module imports."""
+    folder = name.split(".")[:-1]
+    for node in ast.walk(ast.parse((PACKAGE / (name.replace(".", "/") + ".py")).read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            source = [*folder[: len(folder) + 1 - node.level], *(node.module or "").split(".")]
+            source = ".".join(filter(None, source))
+            yield from [source, *(f"{source}.{alias.name}".lstrip(".") for alias in node.names)]
 
 
 def test_every_module_has_its_place():
-    assert {p.stem for p in PACKAGE.glob("*.py")} - {"__init__"} == set(ORDER)
+    assert {module(p) for p in PACKAGE.rglob("*.py") if p.name != "__init__.py"} == set(ORDER)
 
 
 @pytest.mark.parametrize("name", ORDER)
 def test_imports_go_downwards(name):
     above = ORDER[: ORDER.index(name)]
-    upwards = [m for m in imported(PACKAGE / f"{name}.py") if m in ORDER and m not in above]
+    upwards = [m for m in imported(name) if m in ORDER and m not in above]
     assert not upwards
 
 
@@ -41,7 +48,7 @@ def test_the_readme_names_every_module():
     text = (PACKAGE.parent / "README.md").read_text()
     tree = text[text.index("```\nfpsolver/") :]
     named = set(re.findall(r"(\w+)\.py", tree[: tree.index("```", 4)]))
-    assert named == set(ORDER)
+    assert named == {name.split(".")[-1] for name in ORDER}
 
 
 def test_optional_packages_are_not_imported_with_the_package():
