@@ -10,8 +10,10 @@ from .exit import exit_distribution, exit_probability, exit_time_moments, feynma
 from .fields import batched
 from .generator import Generator
 from .initial import dirac, gaussian
+from .network import Network
 from .noise import Covariance, Isotropic, PerSample
 from .process import SDE, SGD, Langevin, MomentumSGD
+from .slices import Slice
 from .solution import Solution
 from .spectrum import quasi_stationary, spectrum
 from .stationary import stationary
@@ -28,8 +30,10 @@ __all__ = [
     "Isotropic",
     "Langevin",
     "MomentumSGD",
+    "Network",
     "NotConverged",
     "PerSample",
+    "Slice",
     "Solution",
     "backward",
     "batched",

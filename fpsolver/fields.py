@@ -47,12 +47,14 @@ class Space:
         degree: polynomial degree of tabulated sources.
         dim: number of leading coordinates that sources see: d, or d/2 for a kinetic process on (x, v).
         parameters: the named numbers of the process as ``fem.Constant``; changing them recompiles nothing.
+        tables: tabulated sources that serve several coefficients.
     """
 
     mesh: dolfinx.mesh.Mesh
     degree: int
     dim: int
     parameters: dict[str, fem.Constant] = field(default_factory=dict)
+    tables: dict[int, Any] = field(default_factory=dict)
 
     @property
     def x(self) -> Expr:

@@ -253,7 +253,9 @@ class Generator:
 
     def stats(self) -> dict[str, Any]:
         """Size and scheme, for answers."""
-        return {"unknowns": self.G.getSize()[0], "scheme": self.scheme, "degree": self.degree}
+        tables = [t.error for t in self.space.tables.values()]
+        tabulated = {"tabulation_error": max(tables)} if tables else {}
+        return {"unknowns": self.G.getSize()[0], "scheme": self.scheme, "degree": self.degree, **tabulated}
 
     def function(self, vector: PETSc.Vec, name: str = "u") -> fem.Function:
         """The function with these coefficients (collective)."""

@@ -13,7 +13,9 @@ from dolfinx import fem
 from ufl.core.expr import Expr
 
 from ._errors import agree
+from ._tabulate import tabulate_samples
 from .fields import Batched, Space, evaluate, fill, is_number
+from .samples import Samples, jax_samples, torch_samples
 
 
 class Noise(ABC):
@@ -94,14 +96,37 @@ class PerSample(Noise):
     taken, rounding cannot make Σ indefinite, and rank Σ ≤ min(d, N - 1) holds exactly.
 
     Attributes:
-        samples: a sequence of N losses f_i (callables of x giving UFL), or ``fp.batched(grads)`` with ``grads``
-            mapping points (n, d) to the N per-sample gradients (n, N, d).
+        samples: a sequence of N losses f_i (callables of x giving UFL); ``fp.batched(grads)`` with ``grads`` mapping
+            points (n, d) to the N per-sample gradients (n, N, d); or what :meth:`from_torch` and :meth:`from_jax` make.
     """
 
-    samples: Sequence[Callable[[Any], Any]] | Batched
+    samples: Sequence[Callable[[Any], Any]] | Batched | Samples
+
+    @classmethod
+    def from_torch(cls, f: Callable[..., Any], data: Any, chunk: int | None = None, tol: float = 1e-3) -> "PerSample":
+        """Losses written with PyTorch and differentiated by it; thousands of samples are cheap.
+
+        Args:
+            f: f(x, *sample) -> scalar tensor, the loss of one sample at the point x, a float64 tensor of shape (d,).
+                It must be traceable by ``torch.func.vmap``: no ``.item()``, no branches on values.
+            data: tuple of arrays or tensors whose first axis counts the samples.
+            chunk: pairs of a point and a sample evaluated at a time; fewer need less memory.
+            tol: largest error, relative to the largest value, with which loss and Σ are tabulated on a mesh: their
+                degree is raised until it is met.
+
+        Raises:
+            ImportError: PyTorch is missing.
+            ValueError: data of different lengths, or of less than two samples.
+        """
+        return cls(torch_samples(f, data, chunk, tol))
+
+    @classmethod
+    def from_jax(cls, f: Callable[..., Any], data: Any, chunk: int | None = None, tol: float = 1e-3) -> "PerSample":
+        """Losses written with JAX; see :meth:`from_torch`.  f is compiled, and evaluated in double precision."""
+        return cls(jax_samples(f, data, chunk, tol))
 
     def __post_init__(self) -> None:
-        if isinstance(self.samples, Batched):
+        if isinstance(self.samples, Batched | Samples):
             return
         if not isinstance(self.samples, Sequence) or not all(callable(f) for f in self.samples):
             raise TypeError("PerSample expects a sequence of losses f_i(x), or fp.batched(grads).")
@@ -113,15 +138,20 @@ class PerSample(Noise):
 
         Raises:
             ValueError: gradients were given instead of losses, so the mean loss is unknown.
+            TypeError: the losses are functions of PyTorch or JAX.
         """
         if isinstance(self.samples, Batched):
             raise ValueError(
                 "PerSample(fp.batched(grads)) knows gradients, not losses: give the process its loss= explicitly."
             )
+        if isinstance(self.samples, Samples):
+            raise TypeError("the losses are functions of PyTorch or JAX, which have no UFL form.")
         return [space.scalar(f, f"PerSample: loss of sample {i}") for i, f in enumerate(self.samples)]
 
     def mean_loss(self, space: Space) -> Expr:
         """f = (1/N) Σ f_i."""
+        if isinstance(self.samples, Samples):
+            return tabulate_samples(space, self.samples)[0]
         losses = self.losses(space)
         return sum(losses[1:], losses[0]) / len(losses)
 
@@ -129,6 +159,8 @@ class PerSample(Noise):
         """σ σᵀ from symbolic gradients or from tabulated ones."""
         if isinstance(self.samples, Batched):
             return self._tabulated(space)
+        if isinstance(self.samples, Samples):
+            return tabulate_samples(space, self.samples)[1]
         gradients = [space.grad(f) for f in self.losses(space)]
         mean = sum(gradients[1:], gradients[0]) / len(gradients)
         columns = [g - mean for g in gradients]

@@ -1,0 +1,217 @@
+"""A model with its data on the space of all its weights: losses, gradients, curvature and noise, without forming them.
+
+J is the matrix of per-sample gradients, (N, P); Jv is one forward, Jᵀc one reverse differentiation of the N losses, so
+that Σv = Jᵀ(c − mean c)/N with c = Jv costs two, and networks of 1e5 weights are no difficulty.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .noise import PerSample
+from .samples import Samples, check_data, jax_samples, torch_samples
+
+Vector = np.ndarray
+
+
+@dataclass(frozen=True)
+class Network:
+    """A model, its N data, and the loss of each datum, as functions of the P weights.
+
+    Made by :meth:`from_torch` and :meth:`from_jax`.
+
+    Attributes:
+        weights: the weights it was given with, shape (P,), in double precision.
+        shapes: shapes of the weight arrays, in the order in which ``weights`` strings them together.
+        size: N.
+        losses: weights (P,) -> losses of all samples (N,).
+        jvp: weights, v (P,) -> J v (N,).
+        vjp: weights, c (N,) -> Jᵀ c (P,).
+        hvp: weights, v (P,) -> ∇²f v (P,), with f the mean loss.
+        batch_gradient: weights, sample indices (B,) -> their mean gradient (P,): one step of SGD.
+        filter_axis: axis of a weight array that counts outputs: 0 in PyTorch, -1 in JAX.
+    """
+
+    weights: np.ndarray
+    shapes: tuple[tuple[int, ...], ...]
+    size: int
+    losses: Callable[[Vector], Vector]
+    jvp: Callable[[Vector, Vector], Vector]
+    vjp: Callable[[Vector, Vector], Vector]
+    hvp: Callable[[Vector, Vector], Vector]
+    batch_gradient: Callable[[Vector, Vector], Vector]
+    filter_axis: int
+    _restricted: Callable[[Vector, np.ndarray, int | None, float], Samples]
+
+    @classmethod
+    def from_torch(cls, model: Any, loss: Callable[..., Any], data: Any) -> "Network":
+        """A ``torch.nn.Module``.
+
+        Args:
+            model: called with a batch of inputs, in evaluation mode (no drop-out, fixed batch normalisation).
+            loss: loss(outputs, *targets) -> losses of the samples, shape (B,): ``reduction="none"``.
+            data: (inputs, *targets), arrays or tensors whose first axis counts the samples.
+
+        Raises:
+            ImportError: PyTorch is missing.
+            ValueError: a loss of the wrong shape.
+        """
+        return _from_torch(model, loss, data)
+
+    @classmethod
+    def from_jax(cls, apply: Callable[..., Any], params: Any, loss: Callable[..., Any], data: Any) -> "Network":
+        """A JAX function apply(params, inputs) -> outputs with a tree of weights; see :meth:`from_torch`."""
+        return _from_jax(apply, params, loss, data)
+
+    def gradient(self, weights: Vector) -> Vector:
+        """∇f, shape (P,)."""
+        return self.vjp(weights, np.full(self.size, 1.0 / self.size))
+
+    def noise(self, weights: Vector, v: Vector) -> Vector:
+        """Σv for batches of one sample, shape (P,)."""
+        c = self.jvp(weights, v)
+        return self.vjp(weights, (c - c.mean()) / self.size)
+
+    def noise_trace(self, weights: Vector) -> float:
+        """tr Σ for batches of one sample, from the N gradients one by one."""
+        mean = self.gradient(weights)
+        square = sum(float(np.sum((self.batch_gradient(weights, np.array([i])) - mean) ** 2)) for i in range(self.size))
+        return square / self.size
+
+    def restricted(
+        self, origin: Vector, directions: np.ndarray, chunk: int | None = None, tol: float = 1e-3
+    ) -> PerSample:
+        """The samples as functions of x in origin + directions x, for :class:`~fpsolver.SGD`; see :class:`Slice`."""
+        return PerSample(self._restricted(origin, directions, chunk, tol))
+
+    def sgd(
+        self,
+        learning_rate: float,
+        steps: int,
+        batch_size: int = 1,
+        start: Vector | None = None,
+        seed: int = 0,
+        every: int = 1,
+    ) -> np.ndarray:
+        """Train: weights after every ``every`` steps of mini-batch SGD (with replacement), shape (1 + steps/every, P).
+
+        Raises:
+            ValueError: a learning rate that is not positive, a batch larger than the data, or training that diverges.
+        """
+        if not learning_rate > 0:
+            raise ValueError(f"sgd: learning_rate is {learning_rate!r}; a positive number was expected.")
+        if not 1 <= batch_size <= self.size:
+            raise ValueError(f"sgd: batch_size is {batch_size!r}; there are {self.size} samples.")
+        random, w = np.random.default_rng(seed), np.array(self.weights if start is None else start, dtype=float)
+        path = [w.copy()]
+        for step in range(1, steps + 1):
+            w -= learning_rate * self.batch_gradient(w, random.integers(0, self.size, batch_size))
+            if step % every == 0:
+                path.append(w.copy())
+                if not np.isfinite(w).all():
+                    raise ValueError(
+                        f"sgd diverges: weights are not finite after {step} steps; lower the learning rate."
+                    )
+        return np.array(path)
+
+
+def _from_torch(model: Any, loss: Callable[..., Any], data: Any) -> Network:
+    try:
+        import torch
+        from torch.func import functional_call, grad, jvp, vjp
+    except ImportError as error:
+        raise ImportError(
+            "Network.from_torch needs PyTorch: install python3-torch (apt) or torch (pip, conda)."
+        ) from error
+    model = copy.deepcopy(model).double().eval()
+    named = {name: p.detach() for name, p in model.named_parameters()}
+    sizes = [p.numel() for p in named.values()]
+    arrays = [_double(torch.as_tensor(a)) for a in check_data(data, "Network.from_torch")]
+
+    def losses(w: Any, *batch: Any) -> Any:
+        pieces = torch.split(w, sizes)
+        params = {name: piece.reshape(p.shape) for (name, p), piece in zip(named.items(), pieces, strict=True)}
+        return _one_per_sample(loss(functional_call(model, params, (batch[0],)), *batch[1:]), len(batch[0]))
+
+    everything = lambda w: losses(w, *arrays)  # noqa: E731
+    to, back = torch.as_tensor, lambda t: t.detach().numpy()
+    mean_gradient = grad(lambda w, *batch: losses(w, *batch).mean())
+
+    def restricted(origin: Vector, V: np.ndarray, chunk: int | None, tol: float) -> Samples:
+        o, D = to(origin), to(V)
+        return torch_samples(lambda x, *batch: losses(o + D @ x, *batch), arrays, chunk, tol, batched=True)
+
+    return Network(
+        weights=torch.cat([p.reshape(-1) for p in named.values()]).numpy().copy(),
+        shapes=tuple(tuple(p.shape) for p in named.values()),
+        size=len(arrays[0]),
+        losses=lambda w: back(everything(to(w))),
+        jvp=lambda w, v: back(jvp(everything, (to(w),), (to(v),))[1]),
+        vjp=lambda w, c: back(vjp(everything, to(w))[1](to(c))[0]),
+        hvp=lambda w, v: back(jvp(lambda u: mean_gradient(u, *arrays), (to(w),), (to(v),))[1]),
+        batch_gradient=lambda w, i: back(mean_gradient(to(w), *(a[to(i)] for a in arrays))),
+        filter_axis=0,
+        _restricted=restricted,
+    )
+
+
+def _from_jax(apply: Callable[..., Any], params: Any, loss: Callable[..., Any], data: Any) -> Network:
+    try:
+        import jax
+        from jax.flatten_util import ravel_pytree
+    except ImportError as error:
+        raise ImportError("Network.from_jax needs JAX: install jax (pip, conda).") from error
+    arrays = [_double(np.asarray(a)) for a in check_data(data, "Network.from_jax")]
+    with jax.enable_x64(True):
+        weights, unravel = ravel_pytree(jax.tree.map(lambda p: np.asarray(p, dtype=float), params))
+
+    def losses(w: Any, *batch: Any) -> Any:
+        return _one_per_sample(loss(apply(unravel(w), batch[0]), *batch[1:]), len(batch[0]))
+
+    def double(function: Callable[..., Any]) -> Callable[..., Vector]:
+        compiled = jax.jit(function)
+
+        def call(*arguments: Any) -> Vector:
+            with jax.enable_x64(True):
+                return np.array(compiled(*arguments))
+
+        return call
+
+    everything = lambda w: losses(w, *arrays)  # noqa: E731
+    mean_gradient = jax.grad(lambda w, *batch: losses(w, *batch).mean())
+    one_step = double(mean_gradient)
+
+    def restricted(origin: Vector, V: np.ndarray, chunk: int | None, tol: float) -> Samples:
+        return jax_samples(lambda x, *batch: losses(origin + V @ x, *batch), arrays, chunk, tol, batched=True)
+
+    return Network(
+        weights=np.array(weights),
+        shapes=tuple(tuple(np.shape(p)) for p in jax.tree.leaves(params)),
+        size=len(arrays[0]),
+        losses=double(everything),
+        jvp=double(lambda w, v: jax.jvp(everything, (w,), (v,))[1]),
+        vjp=double(lambda w, c: jax.vjp(everything, w)[1](c)[0]),
+        hvp=double(lambda w, v: jax.jvp(lambda u: mean_gradient(u, *arrays), (w,), (v,))[1]),
+        batch_gradient=lambda w, i: one_step(w, *(a[i] for a in arrays)),
+        filter_axis=-1,
+        _restricted=restricted,
+    )
+
+
+def _double(a: Any) -> Any:
+    """Floating point data in double precision; labels stay integers."""
+    if isinstance(a, np.ndarray):
+        return a.astype(float) if a.dtype.kind == "f" else a
+    return a.double() if a.is_floating_point() else a
+
+
+def _one_per_sample(values: Any, n: int) -> Any:
+    if tuple(values.shape) != (n,):
+        raise ValueError(
+            f"Network: the loss of {n} samples has shape {tuple(values.shape)}; expected ({n},), one for each sample "
+            "(reduction='none')."
+        )
+    return values

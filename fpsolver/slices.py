@@ -1,0 +1,175 @@
+"""Slices: one to three directions through a point of a large model's weights, and what they leave out."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .network import Network
+from .noise import PerSample
+
+
+@dataclass(frozen=True)
+class Slice:
+    """w(x) = origin + directions x.  The directions are orthonormal, so that x measures lengths in weight space.
+
+    The projected process is that of SGD whose every step is projected on the slice: loss f(w(x)), covariance VᵀΣV.
+
+    Attributes:
+        origin: shape (P,).
+        directions: V, shape (P, d), VᵀV = I.
+        what: where the directions come from.
+    """
+
+    origin: np.ndarray
+    directions: np.ndarray
+    what: str
+
+    @property
+    def dim(self) -> int:
+        """d."""
+        return self.directions.shape[1]
+
+    def weights(self, x: np.ndarray) -> np.ndarray:
+        """w at points x (n, d), shape (n, P)."""
+        return self.origin + np.atleast_2d(x) @ self.directions.T
+
+    def coordinates(self, weights: np.ndarray) -> np.ndarray:
+        """x of the orthogonal projections of weights (n, P), shape (n, d)."""
+        return (np.atleast_2d(weights) - self.origin) @ self.directions
+
+    def distance(self, weights: np.ndarray) -> np.ndarray:
+        """Distance of weights (n, P) from the slice, shape (n,)."""
+        return np.linalg.norm(np.atleast_2d(weights) - self.weights(self.coordinates(weights)), axis=1)
+
+    def noise(self, network: Network, chunk: int | None = None, tol: float = 1e-3) -> PerSample:
+        """The network's samples in the slice, for ``SGD(None, slice.noise(network), learning_rate, batch_size)``."""
+        return network.restricted(self.origin, self.directions, chunk, tol)
+
+    def left_out(self, network: Network, points: np.ndarray) -> "LeftOut":
+        """The parts of noise and drift that are orthogonal to the slice, at points (n, d) of it."""
+        noise, drift = [], []
+        for w in self.weights(points):
+            g = network.gradient(w)
+            drift.append(_outside(float(g @ g), float(np.sum((g @ self.directions) ** 2))))
+            inside = sum(float(v @ network.noise(w, v)) for v in self.directions.T)
+            noise.append(_outside(network.noise_trace(w), inside))
+        return LeftOut(np.atleast_2d(points), np.array(noise), np.array(drift))
+
+    @classmethod
+    def random(cls, network: Network, dim: int = 2, seed: int = 0, origin: np.ndarray | None = None) -> "Slice":
+        """Gaussian directions, each filter scaled to the norm of the weights' own filter.
+
+        A filter is what leads to one output (first axis in PyTorch, last in JAX); vectors of biases stay out.
+        Li, Xu, Taylor, Studer, Goldstein, Visualizing the loss landscape of neural nets, NeurIPS 2018, section 4.
+        """
+        base = np.asarray(network.weights if origin is None else origin, dtype=float)
+        random = np.random.default_rng(seed)
+        columns = []
+        for _ in range(_dimension(dim, "random")):
+            pieces, at = [], 0
+            for shape in network.shapes:
+                size = int(np.prod(shape))
+                pieces.append(_filter_normalised(random, base[at : at + size].reshape(shape), network.filter_axis))
+                at += size
+            columns.append(np.concatenate(pieces))
+        return cls(base, _orthonormal(columns, "random"), "random, filter-normalised")
+
+    @classmethod
+    def principal(cls, trajectory: np.ndarray, dim: int = 2) -> "Slice":
+        """The principal directions of a trajectory (T, P) about its last point."""
+        path = np.asarray(trajectory, dtype=float)
+        if path.ndim != 2 or len(path) < 2:
+            raise ValueError(f"Slice.principal: the trajectory has shape {path.shape}; expected (T, P) with T >= 2.")
+        _, size, right = np.linalg.svd(path - path[-1], full_matrices=False)
+        rank = int(np.count_nonzero(size > 1e-10 * max(size[0], 1e-300)))
+        if rank < _dimension(dim, "principal"):
+            raise ValueError(f"Slice.principal: the trajectory spans {rank} direction(s); {dim} were asked for.")
+        share = float(np.sum(size[:dim] ** 2) / np.sum(size**2))
+        return cls(path[-1], right[:dim].T.copy(), f"principal, {share:.0%} of the trajectory's variance")
+
+    @classmethod
+    def through(cls, points: Sequence[np.ndarray]) -> "Slice":
+        """The line, plane or space through two, three or four points, such as minima; the first is the origin."""
+        given = [np.asarray(p, dtype=float) for p in points]
+        if not 2 <= len(given) <= 4:
+            raise ValueError(f"Slice.through: {len(given)} point(s); two, three or four were expected.")
+        columns = [p - given[0] for p in given[1:]]
+        return cls(given[0], _orthonormal(columns, "through"), f"through {len(given)} points")
+
+    @classmethod
+    def curvature(cls, network: Network, dim: int = 2, origin: np.ndarray | None = None) -> "Slice":
+        """The eigenvectors of the largest (in modulus) eigenvalues of the mean loss' Hessian at a point."""
+        w = np.asarray(network.weights if origin is None else origin, dtype=float)
+        values, V = _leading(lambda v: network.hvp(w, v), len(w), _dimension(dim, "curvature"))
+        return cls(w, V, f"Hessian eigenvalues {', '.join(f'{v:.4g}' for v in values)}")
+
+    @classmethod
+    def noisiest(cls, network: Network, dim: int = 2, origin: np.ndarray | None = None) -> "Slice":
+        """The eigenvectors of the largest eigenvalues of the gradient noise' covariance at a point."""
+        w = np.asarray(network.weights if origin is None else origin, dtype=float)
+        values, V = _leading(lambda v: network.noise(w, v), len(w), _dimension(dim, "noisiest"))
+        return cls(w, V, f"noise eigenvalues {', '.join(f'{v:.4g}' for v in values)}")
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """What a slice does not see, at points of it.
+
+    Attributes:
+        points: shape (n, d).
+        noise: share of tr Σ orthogonal to the slice, shape (n,).
+        drift: share of |∇f|² orthogonal to the slice, shape (n,).
+    """
+
+    points: np.ndarray
+    noise: np.ndarray
+    drift: np.ndarray
+
+    def __str__(self) -> str:
+        rows = [f"{'point':>28} {'noise outside':>14} {'drift outside':>14}"]
+        for x, noise, drift in zip(self.points, self.noise, self.drift, strict=True):
+            where = ", ".join(f"{c:.3g}" for c in x)
+            rows.append(f"{where:>28} {noise:14.1%} {drift:14.1%}")
+        return "\n".join(rows)
+
+
+def _outside(total: float, inside: float) -> float:
+    return max(0.0, 1.0 - inside / total) if total > 0 else 0.0
+
+
+def _filter_normalised(random: np.random.Generator, weights: np.ndarray, axis: int) -> np.ndarray:
+    if weights.ndim < 2:
+        return np.zeros(weights.size)
+    direction = random.standard_normal(weights.shape)
+    others = tuple(i for i in range(weights.ndim) if i != axis % weights.ndim)
+    norms = [np.sqrt(np.sum(a**2, axis=others, keepdims=True)) for a in (weights, direction)]
+    return (direction * norms[0] / norms[1]).ravel()
+
+
+def _dimension(dim: int, what: str) -> int:
+    if dim not in (1, 2, 3):
+        raise ValueError(f"Slice.{what}: dim is {dim!r}; 1, 2 or 3 was expected.")
+    return dim
+
+
+def _orthonormal(columns: list[np.ndarray], what: str) -> np.ndarray:
+    V = np.column_stack(columns)
+    _, size, _ = np.linalg.svd(V / np.maximum(np.linalg.norm(V, axis=0), 1e-300), full_matrices=False)
+    if not np.isfinite(V).all() or size[-1] < 1e-8:
+        raise ValueError(
+            f"Slice.{what}: the {V.shape[1]} directions are not independent (smallest singular value {size[-1]:.1g} of "
+            "unit vectors); a slice needs as many as it has dimensions."
+        )
+    Q, R = np.linalg.qr(V)
+    return Q * np.sign(np.diag(R))  # the first direction keeps its sense
+
+
+def _leading(apply: Callable[[np.ndarray], np.ndarray], size: int, dim: int) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenpairs of largest modulus, in descending order, of a symmetric operator."""
+    from scipy.sparse.linalg import LinearOperator, eigsh
+
+    operator = LinearOperator((size, size), matvec=lambda v: apply(np.ascontiguousarray(v).ravel()), dtype=float)
+    values, vectors = eigsh(operator, k=dim, which="LM", tol=1e-6, v0=np.random.default_rng(0).standard_normal(size))
+    order = np.argsort(-np.abs(values))
+    return values[order], np.linalg.qr(vectors[:, order])[0]

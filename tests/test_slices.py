@@ -1,0 +1,171 @@
+"""Networks on the space of all their weights, and slices of it."""
+
+import sys
+
+import numpy as np
+import pytest
+
+import fpsolver as fp
+
+random = np.random.default_rng(1)
+X = random.normal(size=(40, 3))
+Y = np.sin(X.sum(axis=1))
+W = [random.normal(size=shape) / 2 for shape in ((5, 3), (5,), (1, 5), (1,))]
+
+
+def torch_network():
+    torch = pytest.importorskip("torch")
+    model = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Tanh(), torch.nn.Linear(5, 1))
+    for p, w in zip(model.parameters(), W, strict=True):
+        p.data = torch.as_tensor(w.copy()).float().double()
+    return fp.Network.from_torch(model, lambda out, y: (out[:, 0] - y) ** 2 / 2, (X, Y))
+
+
+def jax_network():
+    jnp = pytest.importorskip("jax.numpy")
+    params = [w.astype(np.float32) for w in W]
+    apply = lambda p, x: jnp.tanh(x @ p[0].T + p[1]) @ p[2].T + p[3]  # noqa: E731
+    return fp.Network.from_jax(apply, params, lambda out, y: (out[:, 0] - y) ** 2 / 2, (X, Y))
+
+
+def losses_by_hand(w):
+    a, b, c, d = w[:15].reshape(5, 3), w[15:20], w[20:25], w[25]
+    return (np.tanh(X @ a.T + b) @ c + d - Y) ** 2 / 2
+
+
+@pytest.fixture(params=[torch_network, jax_network])
+def network(request):
+    return request.param()
+
+
+def jacobian(w, h=1e-6):
+    return np.array([(losses_by_hand(w + h * e) - losses_by_hand(w - h * e)) / (2 * h) for e in np.eye(len(w))]).T
+
+
+def test_network_differentiates_its_losses(network):
+    w = network.weights
+    assert w.dtype == float and w.shape == (26,) and network.size == 40
+    assert np.allclose(network.losses(w), losses_by_hand(w), rtol=1e-12)
+    J, v, c = jacobian(w), random.normal(size=26), random.normal(size=40)
+    assert np.allclose(network.jvp(w, v), J @ v, atol=1e-7)
+    assert np.allclose(network.vjp(w, c), J.T @ c, atol=1e-7)
+    assert np.allclose(network.gradient(w), J.mean(axis=0), atol=1e-8)
+    h = 1e-5
+    difference = (network.gradient(w + h * v) - network.gradient(w - h * v)) / (2 * h)
+    assert np.allclose(network.hvp(w, v), difference, atol=1e-7)
+    centred = J - J.mean(axis=0)
+    assert np.allclose(network.noise(w, v), centred.T @ (centred @ v) / 40, atol=1e-7)
+    assert network.noise_trace(w) == pytest.approx(np.sum(centred**2) / 40, rel=1e-6)
+    assert np.allclose(network.batch_gradient(w, np.array([3, 3, 7])), J[[3, 3, 7]].mean(axis=0), atol=1e-7)
+
+
+def test_training_is_reproducible_and_lowers_the_loss(network):
+    path = network.sgd(0.1, 200, batch_size=4, seed=3, every=50)
+    assert path.shape == (5, 26)
+    assert np.array_equal(path, network.sgd(0.1, 200, batch_size=4, seed=3, every=50))
+    assert network.losses(path[-1]).mean() < 0.5 * network.losses(path[0]).mean()
+
+
+def test_slices_are_orthonormal_and_project(network):
+    path = network.sgd(0.1, 60, batch_size=4, every=10)
+    slices = [
+        fp.Slice.random(network, 3, seed=1),
+        fp.Slice.principal(path, 2),
+        fp.Slice.through([path[0], path[3], path[-1]]),
+        fp.Slice.curvature(network, 2),
+        fp.Slice.noisiest(network, 2),
+    ]
+    for s in slices:
+        assert np.allclose(s.directions.T @ s.directions, np.eye(s.dim), atol=1e-12)
+        x = random.normal(size=(4, s.dim))
+        assert np.allclose(s.coordinates(s.weights(x)), x)
+        assert s.distance(s.weights(x)).max() < 1e-12
+    assert slices[2].distance(path[[0, 3, -1]]).max() < 1e-12
+    assert slices[1].distance(path).max() < slices[0].distance(path).max()
+
+
+def test_leading_directions_are_those_of_the_full_matrices(network):
+    w, J = network.weights, jacobian(network.weights)
+    H = np.array([network.hvp(w, e) for e in np.eye(26)])
+    centred = J - J.mean(axis=0)
+    for s, matrix in ((fp.Slice.curvature(network), H), (fp.Slice.noisiest(network), centred.T @ centred / 40)):
+        values, vectors = np.linalg.eigh(matrix)
+        top = vectors[:, np.argsort(-np.abs(values))[:2]]
+        overlap = np.linalg.svd(top.T @ s.directions)[1]
+        assert overlap.min() > 1 - 1e-6
+
+
+def test_random_directions_have_the_norms_of_the_filters():
+    network = torch_network()
+    s = fp.Slice.random(network, 1)
+    filters, direction = network.weights[:15].reshape(5, 3), s.directions[:15, 0].reshape(5, 3)
+    ratio = np.linalg.norm(direction, axis=1) / np.linalg.norm(filters, axis=1)
+    assert np.allclose(ratio, ratio[0])
+    assert not s.directions[15:20].any()  # biases
+
+
+def test_what_a_slice_leaves_out(network):
+    s = fp.Slice.noisiest(network, 2)
+    report = s.left_out(network, np.zeros((1, 2)))
+    J = jacobian(network.weights)
+    centred = J - J.mean(axis=0)
+    inside = np.sum((centred @ s.directions) ** 2) / np.sum(centred**2)
+    gradient = J.mean(axis=0)
+    outside = 1 - np.sum((gradient @ s.directions) ** 2) / (gradient @ gradient)
+    assert report.noise[0] == pytest.approx(1 - inside, abs=1e-6)
+    assert report.drift[0] == pytest.approx(outside, abs=1e-6)
+    assert "noise outside" in str(report)
+
+
+@pytest.mark.parallel
+def test_process_in_a_slice_is_that_of_the_projected_gradients(network):
+    s = fp.Slice.noisiest(network, 2)
+    noise = s.noise(network)
+    x = random.normal(size=(3, 2)) / 2
+    mean, gradient, covariance = noise.samples.moments(x)
+    for i, w in enumerate(s.weights(x)):
+        J = jacobian(w) @ s.directions
+        centred = J - J.mean(axis=0)
+        assert mean[i] == pytest.approx(losses_by_hand(w).mean(), rel=1e-9)
+        assert np.allclose(gradient[i], J.mean(axis=0), atol=1e-7)
+        assert np.allclose(covariance[i], centred.T @ centred / 40, atol=1e-7)
+    domain = fp.Domain.rectangle((-0.5, -0.5), (0.5, 0.5), (4, 4))
+    gen = fp.Generator(fp.SGD(None, noise, 0.5, batch_size=2), domain, ["left", "right", "bottom", "top"], degree=3)
+    assert 0 < fp.mean_exit_time(gen).at((0.0, 0.0))[0] < 100
+
+
+def test_bad_slices():
+    network = torch_network()
+    w = network.weights
+    with pytest.raises(ValueError, match="directions are not independent"):
+        fp.Slice.through([w, w + 1.0, w + 2.0])
+    with pytest.raises(ValueError, match="two, three or four"):
+        fp.Slice.through([w])
+    with pytest.raises(ValueError, match="dim is 4"):
+        fp.Slice.random(network, 4)
+    with pytest.raises(ValueError, match=r"spans 1 direction\(s\); 2 were asked for"):
+        fp.Slice.principal(np.array([w, w + 1, w + 2]), 2)
+    with pytest.raises(ValueError, match=r"expected \(T, P\)"):
+        fp.Slice.principal(w)
+    with pytest.raises(ValueError, match="batch_size is 41; there are 40 samples"):
+        network.sgd(0.1, 1, batch_size=41)
+    with pytest.raises(ValueError, match="learning_rate is -1"):
+        network.sgd(-1, 1)
+    with pytest.raises(ValueError, match="sgd diverges"):
+        network.sgd(1e4, 50)
+
+
+def test_a_loss_must_not_be_reduced():
+    torch = pytest.importorskip("torch")
+    model = torch.nn.Linear(3, 1)
+    network = fp.Network.from_torch(model, lambda out, y: ((out[:, 0] - y) ** 2).mean(), (X, Y))
+    with pytest.raises(ValueError, match=r"the loss of 40 samples has shape \(\); expected \(40,\)"):
+        network.losses(network.weights)
+
+
+@pytest.mark.parametrize(("make", "module"), [("from_torch", "torch"), ("from_jax", "jax")])
+def test_a_missing_library_is_named(monkeypatch, make, module):
+    monkeypatch.setitem(sys.modules, module, None)
+    arguments = (None, None, (X, Y)) if make == "from_torch" else (None, [], None, (X, Y))
+    with pytest.raises(ImportError, match=f"{make} needs .*{module}"):
+        getattr(fp.Network, make)(*arguments)
