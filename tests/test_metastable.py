@@ -7,8 +7,15 @@ import fpsolver as fp
 from fpsolver.landscapes import curved_well, double_well
 
 # mean exit times of the quartic well, dX = -f' dt + sqrt(2 eps) dW, by quadrature of the exact integral
-ACROSS = {0.1: 66.268626364918, 0.025: 102108.36545717, 0.005: 2.3212086857312e22, 0.0025: 1.1988319200419e44}
-TO_THE_SADDLE = {0.1: 30.821302472666, 0.025: 51050.7025086, 0.0025: 5.9941596002097e43}
+ACROSS = {
+    0.5: 6.6977579071112,
+    0.1: 66.268626364918,
+    0.025: 102108.36545717,
+    0.0125: 2198644401.4083,
+    0.005: 2.3212086857312e22,
+    0.0025: 1.1988319200419e44,
+}
+TO_THE_SADDLE = {0.1: 30.821302472666, 0.05: 361.90375950092, 0.025: 51050.7025086, 0.0025: 5.9941596002097e43}
 
 
 def weighted(loss, temperature, domain, absorbing, **options):
