@@ -11,7 +11,7 @@ from tools import BOX, check, simplex
 import fpsolver as fp
 from fpsolver.landscapes import muller_brown, three_hole
 
-pytestmark = pytest.mark.parallel
+PARALLEL = pytest.mark.parallel
 
 
 def rates(gen, count):
@@ -24,6 +24,7 @@ def rates(gen, count):
 # ---------------------------------------------------------------- Brownian motion, absorbed
 
 
+@PARALLEL
 def test_disk():
     """j²/2 for the zeros j of J₀ and, twice, of J₁."""
     gen = fp.Generator(fp.SDE((0, 0), 0.5), fp.Domain.disk((0, 0), 1, 0.25), ["boundary"])
@@ -32,12 +33,14 @@ def test_disk():
     check(rates(gen, 3), exact, 2e-5)
 
 
+@PARALLEL
 def test_annulus():
     """k²/2 with J₀(k) Y₀(2k) = J₀(2k) Y₀(k)."""
     gen = fp.Generator(fp.SDE((0, 0), 0.5), fp.Domain.annulus((0, 0), 1, 2, 0.3), ["inner", "outer"])
     check(rates(gen, 1), [4.87666106237536], 4e-5)
 
 
+@PARALLEL
 def test_triangle():
     """8π²/3 for the equilateral triangle of side 1."""
     domain = simplex([(0, 0), (1, 0), (0.5, np.sqrt(3) / 2)], 5)
@@ -45,7 +48,7 @@ def test_triangle():
     check(rates(gen, 1), [26.3189450695716], 6e-7)
 
 
-@pytest.mark.parametrize("dim", [2, 3])
+@pytest.mark.parametrize("dim", [pytest.param(2, marks=PARALLEL), 3])
 def test_ornstein_uhlenbeck_process_in_a_ball(dim):
     """dX = −X dt + dW in |x|² < d/2 leaves at rate 2 with the mode 1 − 2|x|²/d."""
     R = np.sqrt(dim / 2)
@@ -61,6 +64,7 @@ def test_ornstein_uhlenbeck_process_in_a_ball(dim):
 # ---------------------------------------------------------------- gradient systems
 
 
+@PARALLEL
 def test_rotated_double_well():
     """A quadratic direction of stiffness k adds multiples of k to the spectrum; the mesh is aligned with neither."""
     angle, k, eps = 0.6, 0.5, 0.1
@@ -75,6 +79,7 @@ def test_rotated_double_well():
     check(rates(gen, 6), [0, slow, k, k + slow, next_, 2 * k], 2e-7)
 
 
+@PARALLEL
 def test_rotated_double_well_exit_through_a_line():
     angle, eps = 0.6, 0.1
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
@@ -103,7 +108,10 @@ def _sublevel(loss, height, center, h, corners=64):
 
 @pytest.mark.parametrize(
     ("eps", "exact"),
-    [(20.0, (4.51545469, 47.95609146, 99.3156653, 144.253887)), (10.0, (0.1999391, 41.3217453, 44.823014))],
+    [
+        (20.0, (4.51545469, 47.95609146, 99.3156653, 144.253887)),
+        pytest.param(10.0, (0.1999391, 41.3217453, 44.823014), marks=PARALLEL),
+    ],
 )
 def test_mueller_brown(eps, exact):
     """-L on the plane by two spectral methods; the domain ends where the density is e^{-35} of its maximum."""
@@ -131,7 +139,7 @@ def test_three_hole_potential_by_two_schemes():
 @pytest.mark.parametrize(
     ("beta", "gamma", "exact", "rtol"),
     [
-        (5.0, 1.0, (0.096028449, 0.99159763), 4e-7),
+        pytest.param(5.0, 1.0, (0.096028449, 0.99159763), 4e-7, marks=PARALLEL),
         (10.0, 1.0, (0.022519212, 0.71195911), 3e-6),
         (10.0, 0.2, (0.02043,), 3e-4),
     ],
@@ -150,12 +158,14 @@ def test_kinetic_double_well(beta, gamma, exact, rtol):
 # ---------------------------------------------------------------- degenerate at the boundary
 
 
+@PARALLEL
 def test_wright_fisher():
     """n(n + 1)/2 for two alleles."""
     gen = fp.Generator(fp.SDE(0.0, lambda x: x[0] * (1 - x[0]) / 2), fp.Domain.interval(0, 1, 8), BOX[1])
     check(rates(gen, 4), [1, 3, 6, 10], 1e-8)
 
 
+@PARALLEL
 def test_legendre():
     """∂(1 − x²)∂ needs no data at ±1: n(n + 1)."""
     process = fp.SDE(0.0, lambda x: 1 - x[0] ** 2, convention="divergence")
@@ -163,6 +173,7 @@ def test_legendre():
     check(rates(gen, 4), [0, 2, 6, 12], 1e-8)
 
 
+@PARALLEL
 def test_wright_fisher_of_three_alleles():
     """All three are there with probability ~ e^{−3t} x₁x₂x₃."""
     process = fp.SDE(
@@ -176,6 +187,7 @@ def test_wright_fisher_of_three_alleles():
     check(mode / mode[0], 27 * x * y * (1 - x - y), 1e-8)
 
 
+@PARALLEL
 def test_disk_with_tangential_noise_at_its_boundary():
     """D = I − xxᵀ, b = −3x, no data: n(n + 2), each n + 1 times."""
     process = fp.SDE(

@@ -127,3 +127,12 @@ def test_isotropic_sgd_is_weighted_too():
     sgd = fp.SGD(loss, fp.Isotropic(2.0), learning_rate=0.02, batch_size=4)  # D = eta s / 2B = 0.005
     gen = fp.Generator(sgd, fp.Domain.interval(-3, 1, 120), ["right"], scheme="weighted")
     assert fp.mean_exit_time(gen).at(-1.0) == pytest.approx(ACROSS[0.005], rel=1e-6)
+
+
+@pytest.mark.parallel
+def test_exit_law_at_a_high_barrier():
+    """The occupation density integrates to the exit time, and all of it leaves."""
+    gen = weighted(double_well, 0.0025, fp.Domain.interval(-3, 0, 120), ["right"])
+    law = fp.exit_distribution(gen, -1.0)
+    assert law.probability["right"] == pytest.approx(1, abs=1e-8)
+    assert law.mean_time == pytest.approx(TO_THE_SADDLE[0.0025], rel=1e-6)
