@@ -115,6 +115,27 @@ def survey_cells(mesh: dmesh.Mesh, coefficients: Coefficients, degree: int) -> S
     return Survey(top, fast, degenerate, float("inf") if degenerate else cell)
 
 
+def check_potential(mesh: dmesh.Mesh, coefficients: Coefficients, potential: ufl.core.expr.Expr, degree: int) -> None:
+    """Refuse a potential U for which e^{−U} is not invariant without current, β = −D∇U (collective).
+
+    Raises:
+        ValueError: with the place where they differ most, relatively.
+    """
+    d = mesh.geometry.dim
+    points = basix.make_quadrature(getattr(basix.CellType, mesh.topology.cell_name()), max(2, min(degree, 4)))[0]
+    given = -ufl.dot(coefficients.D, ufl.grad(potential))
+    row = ufl.as_vector([*ufl.SpatialCoordinate(mesh), *coefficients.beta, *given, potential])
+    owned = np.arange(mesh.topology.index_map(d).size_local, dtype=np.int32)
+    values = fem.Expression(row, points).eval(mesh, owned).reshape(-1, 3 * d + 1)
+    x, beta, given = values[:, :d], values[:, d : 2 * d], values[:, 2 * d : 3 * d]
+    agree(mesh.comm, _describe(x, ~np.isfinite(values).all(axis=1), "the potential or its gradient is not finite"))
+    size = np.linalg.norm(beta, axis=1) + np.linalg.norm(given, axis=1)
+    floor = 1e-8 * _maximum(mesh.comm, size) or 1.0
+    wrong = np.linalg.norm(beta - given, axis=1) > 1e-6 * np.maximum(size, floor)
+    what = "the potential U does not belong to the process: [b − ∇·D, −D∇U], which should agree, are"
+    agree(mesh.comm, _describe(x, wrong, what, np.stack([beta, given], axis=1)))
+
+
 def _maximum(comm: MPI.Comm, values: np.ndarray) -> float:
     return float(comm.allreduce(float(np.max(values, initial=0.0)), op=MPI.MAX))
 

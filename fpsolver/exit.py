@@ -1,6 +1,6 @@
 """Leaving the domain: expectations over exit paths, each one backward solve with the factorised generator."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,11 +46,8 @@ def feynman_kac(
         NotConverged: the solve failed.
     """
     killed = not (is_number(killing) and killing == 0)
-    if not gen.absorbing and not killed:
-        raise ValueError(
-            f"{name}: nothing absorbs, so the process never leaves. Give the generator absorbing parts; "
-            f"the domain has {', '.join(gen.domain.parts) or 'none'}."
-        )
+    if not killed:
+        _need_exit(gen, name)
     rhs = _running_cost(gen, running)
     if not killed and gen.scheme != "weighted" and not (is_number(exit) and exit == 0):
         gen.cached("exit is certain", lambda: _check_certain_exit(gen, name, options))
@@ -62,6 +59,14 @@ def feynman_kac(
     finite = np.isfinite(rhs.array_r).all()
     agree(gen.domain.comm, None if finite else f"{name}: exit data or running cost is not finite on the domain.")
     return _solve(gen, rhs, killing if killed else None, options, name)
+
+
+def _need_exit(gen: Generator, name: str) -> None:
+    if not gen.absorbing:
+        raise ValueError(
+            f"{name}: nothing absorbs, so the process never leaves. Give the generator absorbing parts; "
+            f"the domain has {', '.join(gen.domain.parts) or 'none'}."
+        )
 
 
 def _check_certain_exit(gen: Generator, name: str, options: Options | None) -> bool:
@@ -204,7 +209,13 @@ def exit_time_moments(gen: Generator, order: int, options: Options | None = None
 
 def exit_probability(gen: Generator, to: Sequence[str], options: Options | None = None) -> Solution:
     """Probability of leaving through the parts ``to`` rather than the other absorbing parts (collective)."""
-    names = [to] if isinstance(to, str) else list(to)
+    _need_exit(gen, "exit_probability")
+    names = [to] if isinstance(to, str) else list(to) if isinstance(to, Iterable) else [to]
+    absorbing = ", ".join(gen.absorbing)
+    if not all(isinstance(part, str) for part in names):
+        raise TypeError(f"exit_probability: to is {to!r}; names of absorbing parts were expected: {absorbing}.")
+    if not names:
+        raise ValueError(f"exit_probability: no part to leave through is given; absorbing are {absorbing}.")
     return feynman_kac(gen, exit=dict.fromkeys(names, 1.0), options=options, name="exit probability")
 
 
@@ -230,8 +241,13 @@ class ExitDistribution:
         Returns:
             Points (n, d), density per length or area (n,), weights (n,): ``density @ weights`` is the probability of
             the part, to rounding.
+
+        Raises:
+            ValueError: the part does not absorb.
         """
         gen = self._gen
+        if part not in gen.absorbing:
+            raise ValueError(f"exit density: {part!r} does not absorb; absorbing are {', '.join(gen.absorbing)}.")
         gen.activate()
         return gen.boundary.flux(self._forward, gen.domain.facets(part), gen.weak)
 
@@ -246,19 +262,53 @@ def exit_distribution(gen: Generator, start: Any, options: Options | None = None
         gen: generator with absorbing parts.
         start: a point, or an initial density as in :func:`~fpsolver.evolve`.
         options: PETSc options without the prefix ``fp_exit_``.
+
+    Raises:
+        ValueError: nothing absorbs, the start is outside or has not mass one, exit is not certain.
+        NotConverged: the solve failed, or rounding has made the answer meaningless.
     """
-    if not gen.absorbing:
-        raise ValueError("exit_distribution: nothing absorbs, so the process never leaves.")
-    source, g = load(gen, start if _is_density(start) else dirac(start), "start"), gen.G.createVecRight()
-    source.scale(-1.0)
-    gen.solver("occupation density", options).solve(source, g)
+    _need_exit(gen, "exit_distribution")
+    if not _is_density(start):
+        points = as_points(start, gen.domain.dim, "start")
+        if len(points) != 1:
+            raise ValueError(f"start: {len(points)} points; one was expected, or a density.")
+        start = dirac(points[0])
+    source = _load_density(gen, start)
+    g = _occupation(gen, source, options)
     probability = {part: float(gen.exit_flux(part).dot(g)) for part in gen.absorbing}
     answer = ExitDistribution(
         probability, float(gen.integrals.dot(g)), gen.density(g, "occupation"), gen.function(g), gen
     )
+    missing = abs(sum(probability.values()) - source.sum())
     for v in (source, g):
         v.destroy()
+    if not missing < 1e-6:
+        raise ValueError(
+            f"exit_distribution: the probabilities {probability} do not add up to one: the process stays for ever in a "
+            "part of the domain, or leaves it too slowly for double precision. Add noise there."
+        )
     return answer
+
+
+def _load_density(gen: Generator, start: Any) -> PETSc.Vec:
+    """∫ start φ_i, whose sum must be one."""
+    source = load(gen, start, "start")
+    mass = float(source.sum())
+    if not abs(mass - 1) < 1e-3:
+        source.destroy()
+        raise ValueError(f"start: the density has mass {mass:.6g} in the domain where 1 was expected; normalise it.")
+    return source
+
+
+def _occupation(gen: Generator, source: PETSc.Vec, options: Options | None) -> PETSc.Vec:
+    """Solve −G g = source for the occupation density; a new vector (collective)."""
+    what = "occupation density"
+    if gen.scheme == "weighted":
+        return capacity_solver(gen, what, options).solve(source)
+    solver, g = gen.solver(what, options), gen.G.createVecRight()
+    solver.solve(source, g)
+    g.scale(-1.0)
+    return g
 
 
 def survival(gen: Generator, start: Any, times: Any, tol: float = 1e-6, options: Options | None = None) -> np.ndarray:
@@ -266,10 +316,13 @@ def survival(gen: Generator, start: Any, times: Any, tol: float = 1e-6, options:
 
     Points are served by one backward evolution of the constant 1, whatever their number; an initial density by one
     forward evolution.  ``tol`` and ``options`` as in :func:`~fpsolver.evolve`.
+
+    Raises:
+        ValueError: nothing absorbs, the start is outside or has not mass one, times that are not increasing.
     """
-    if not gen.absorbing:
-        raise ValueError("survival: nothing absorbs, so the process never leaves.")
+    _need_exit(gen, "survival")
     if _is_density(start):
+        _load_density(gen, start).destroy()
         return evolve(gen, start, times, tol, options).mass
     points = as_points(start, gen.domain.dim, "start")
     values = np.array([u.at(points) for u in backward(gen, 1.0, times, tol, options)]).T

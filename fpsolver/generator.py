@@ -17,11 +17,11 @@ from dolfinx.fem import petsc as fem_petsc
 from . import _compat, _petsc
 from ._assembly import assemble_matrix, compile_forms, union_tags
 from ._log import logger
-from .boundary import Boundary, FicheraClasses, format_report, survey_cells
+from .boundary import Boundary, FicheraClasses, check_potential, format_report, survey_cells
 from .domain import Domain
 from .fields import Space, is_number
-from .process import Coefficients, Process
-from .schemes import SCHEMES, WeakForm, quadrature_degree
+from .process import SDE, Coefficients, Process
+from .schemes import SCHEMES, WeakForm, is_continuous, quadrature_degree
 
 DEFAULT_DEGREE = {1: 4, 2: 4, 3: 3}
 
@@ -74,9 +74,11 @@ class Generator:
         self._inspect(coefficients)
         self.scheme = self._choose(scheme)
         self._check_boundary()
+        self._check_jumps(coefficients)
         q = quadrature or quadrature_degree(coefficients, self.degree)
         weak = WeakForm(domain.mesh, coefficients, self.degree, self.scheme, tags, q)
         self._compiled = compile_forms(space, coefficients, weak, self._potential(space))
+        self._check_potential()
         self._assemble()
 
     def _potential(self, space: Space) -> Any:
@@ -86,9 +88,23 @@ class Generator:
         if potential is None:
             raise ValueError(
                 f"scheme 'weighted' needs a known invariant density e^{{-U}}; {type(self.process).__name__} has none. "
-                "Langevin has, and SGD with Isotropic noise of constant level; otherwise use 'galerkin' or 'dg'."
+                "Langevin has, SGD with Isotropic noise of constant level, and an SDE whose U is given (gibbs=); "
+                "otherwise use 'galerkin' or 'dg'."
             )
         return potential
+
+    def _check_potential(self) -> None:
+        if self._compiled.potential is not None and isinstance(self.process, SDE):  # given, not derived
+            check_potential(self.domain.mesh, self._compiled.coefficients, self._compiled.potential, self.degree)
+
+    def _check_jumps(self, coefficients: Coefficients) -> None:
+        conventional = isinstance(self.process, SDE) and self.process.convention != "divergence"
+        if conventional and self.scheme != "weighted" and not is_continuous(coefficients.D):
+            raise ValueError(
+                f"SDE: in the {self.process.convention!r} convention ∇·D of a D that jumps between cells is no "  # type: ignore[attr-defined]
+                "function. Give a continuous D, or convention='divergence', or the potential of the invariant density "
+                "(gibbs=) with scheme='weighted'."
+            )
 
     def replace(self, **parameters: float) -> "Generator":
         """The generator of the same process with other numbers (``learning_rate=0.2``): nothing is recompiled.
@@ -101,6 +117,7 @@ class Generator:
         other.activate()
         other._inspect(self._compiled.coefficients)
         other._check_boundary()
+        other._check_potential()
         other._assemble(self)
         return other
 

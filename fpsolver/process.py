@@ -78,11 +78,15 @@ class SDE(Process):
         convention: how drift and diffusion are meant.  ``"ito"``: L u = b·∇u + D:∇∇u.  ``"divergence"``:
             L u = ∇·(D∇u) + b·∇u (Hänggi–Klimontovich).  ``"stratonovich"``: with σ the symmetric root of 2D, defined
             here for a scalar D(x) or a constant matrix, where b_Ito = b + ½ ∇·D.
+        gibbs: scalar source U if the invariant density e^{−U} without current is known, as in one dimension it always
+            is: U = ln D − ∫ b/D (Itô).  The ``weighted`` scheme needs it; a generator checks β = −D∇U cell by cell.
+            With that scheme D may jump where the mesh has facets.
     """
 
     drift: Any
     diffusion: Any
     convention: str = "ito"
+    gibbs: Any = None
 
     def __post_init__(self) -> None:
         if self.convention not in CONVENTIONS:
@@ -102,6 +106,10 @@ class SDE(Process):
             _check_stratonovich(D, space)
         share = {"ito": 1.0, "stratonovich": 0.5, "divergence": 0.0}[self.convention]
         return Coefficients(D, drift - share * ufl.div(D) if share else drift)
+
+    def potential(self, space: Space) -> Expr | None:
+        """The potential that was given."""
+        return None if self.gibbs is None else space.scalar(self.gibbs, "SDE: gibbs")
 
 
 def _check_stratonovich(D: Expr, space: Space) -> None:

@@ -56,7 +56,10 @@ class Solution:
 
 def as_points(points: Any, dim: int, what: str = "points") -> np.ndarray:
     """Points as an array of shape (n, dim); a single point or a list of numbers in 1D is accepted."""
-    array = np.asarray(points, dtype=float)
+    try:
+        array = np.asarray(points, dtype=float)
+    except (TypeError, ValueError):
+        raise ValueError(f"{what}: {points!r} is no array of numbers; expected shape (n, {dim}).") from None
     if array.ndim == 0:
         array = array.reshape(1, 1)
     elif array.ndim == 1:

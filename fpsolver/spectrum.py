@@ -10,7 +10,7 @@ from dolfinx import fem
 from ._errors import NotConverged
 from ._log import logger
 from ._petsc import Options, direct_preset, inserted_options
-from .fields import integrate
+from .fields import integrate, is_number
 from .generator import Generator
 from .solution import Solution
 
@@ -69,7 +69,7 @@ def spectrum(gen: Generator, k: int = 6, options: Options | None = None) -> Spec
         NotConverged: fewer than ``k`` eigenvalues converged.
     """
     n = gen.G.getSize()[0]
-    if int(k) != k or not 1 <= k < n:
+    if not is_number(k) or int(k) != k or not 1 <= k < n:
         raise ValueError(f"spectrum: k is {k!r}; an integer between 1 and {n - 1} (unknowns less one) was expected.")
     values, right, residuals = _solve(gen, gen.G, int(k), options)
     Gt = gen.G.transpose(PETSc.Mat())

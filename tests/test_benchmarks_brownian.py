@@ -5,6 +5,8 @@ Tolerances are two to five times the discretisation error on these meshes.
 
 from functools import cache
 
+from mpi4py import MPI
+
 import numpy as np
 import pytest
 import reference
@@ -50,6 +52,7 @@ def test_moment_generating_function_of_the_exit_time_of_the_interval(scheme, rat
     check(u.at(x), np.cosh(root * x) / np.cosh(root), 1e-7 if rate == 4 else 2e-9)
 
 
+@pytest.mark.parallel
 @SCHEMES
 def test_survival_in_the_interval(scheme):
     """Backwards from 1 for every start at once, and forwards as the mass that is left."""
@@ -72,6 +75,7 @@ def test_exit_with_drift():
     check(fp.exit_probability(gen, to=["right"]).at(x), np.expm1(-k * x) / np.expm1(-k), 3e-8)
 
 
+@pytest.mark.parallel
 def test_exit_through_a_boundary_layer():
     """Drift 1 and D = 0.01 on (0, 1): the layer at 0 has thickness 0.01, the cells are as large."""
     gen = fp.Generator(fp.SDE(1.0, 0.01), fp.Domain.interval(0, 1, 100), BOX[1])
@@ -94,6 +98,7 @@ def _disk():
     return fp.Generator(_brownian(2), fp.Domain.disk((0, 0), 1, 0.3), ["boundary"])
 
 
+@pytest.mark.parallel
 def test_exit_time_of_the_disk():
     first, second = fp.exit_time_moments(_disk(), 2)
     check(first.at([(0, 0), (0.6, 0), (0.3, -0.4)]), [0.5, 0.32, 0.375], 5e-5)
@@ -101,11 +106,13 @@ def test_exit_time_of_the_disk():
     check(fp.feynman_kac(_disk(), exit=1.0, killing=1.0).at((0, 0)), [1 / np.i0(np.sqrt(2))], 5e-5)
 
 
+@pytest.mark.parallel
 def test_survival_in_the_disk():
     u = fp.backward(_disk(), 1.0, [0.2, 0.5, 1.0], tol=1e-8)
     check([u[i].at((0, 0))[0] for i in range(3)], [reference.disk_survival(t) for t in (0.2, 0.5, 1.0)], 5e-5)
 
 
+@pytest.mark.parallel
 def test_exit_law_of_the_disk():
     """Poisson's kernel: from (1/2, 0) through the arc |θ| < π/4."""
     domain = fp.Domain.disk((0, 0), 1, 0.25)
@@ -121,12 +128,13 @@ def test_exit_law_of_the_disk():
 
 
 def _arc(domain):
-    """The angles at which a part of the circle begins and ends: those of nodes of the mesh."""
+    """The angles at which a part of the circle begins and ends, those of nodes of the mesh (collective)."""
     domain.mesh.topology.create_connectivity(1, 2)
     nodes = dmesh.entities_to_geometry(domain.mesh, 1, domain.facets("arc"))
     x = domain.mesh.geometry.x[nodes.ravel()]
     angle = np.arctan2(x[:, 1], x[:, 0])
-    return angle.min(), angle.max()
+    low, high = angle.min(initial=np.inf), angle.max(initial=-np.inf)
+    return domain.comm.allreduce(low, op=MPI.MIN), domain.comm.allreduce(high, op=MPI.MAX)
 
 
 @cache
@@ -143,8 +151,42 @@ def test_exit_time_of_the_ball():
 
 
 def test_survival_in_the_ball():
-    u = fp.backward(_ball(), 1.0, [0.25, 0.5], tol=1e-6)
-    check([u[i].at((0, 0, 0))[0] for i in range(2)], [reference.ball_survival(t) for t in (0.25, 0.5)], 2e-3)
+    u = fp.survival(_ball(), (0, 0, 0), [0.1, 0.25, 0.5], tol=1e-6)
+    check(reference.ball_survival(0.1), 0.965998533590, 1e-11)
+    check(u, [reference.ball_survival(t) for t in (0.1, 0.25, 0.5)], 2e-3)
+
+
+@pytest.mark.parallel
+def test_exit_law_of_the_ball(tmp_dir):
+    """Upper hemisphere from (0, 0, 1/2), with facets that follow the equator."""
+    gen = fp.Generator(_brownian(3), _two_half_balls(tmp_dir / "ball.msh", 0.4), ["upper", "lower"])
+    check(fp.exit_probability(gen, to=["upper"]).at((0, 0, 0.5)), [0.829179606750063], 4e-4)
+    law = fp.exit_distribution(gen, (0, 0, 0.5))
+    check(law.probability["upper"], 0.829179606750063, 4e-4)
+    assert sum(law.probability.values()) == pytest.approx(1, abs=1e-10)
+
+
+def _two_half_balls(path, h):
+    """The unit ball; the parts upper and lower of its surface meet at z = 0."""
+    if MPI.COMM_WORLD.rank == 0:
+        import gmsh
+
+        gmsh.initialize(interruptible=False)
+        gmsh.option.setNumber("General.Terminal", 0)
+        halves = [gmsh.model.occ.addSphere(0, 0, 0, 1, angle1=a, angle2=a + np.pi / 2) for a in (0, -np.pi / 2)]
+        gmsh.model.occ.fragment([(3, halves[0])], [(3, halves[1])])
+        gmsh.model.occ.synchronize()
+        heights = {s: gmsh.model.occ.getCenterOfMass(2, s)[2] for _, s in gmsh.model.getEntities(2)}
+        gmsh.model.addPhysicalGroup(3, [v for _, v in gmsh.model.getEntities(3)])
+        gmsh.model.addPhysicalGroup(2, [s for s, z in heights.items() if z > 0.1], name="upper")
+        gmsh.model.addPhysicalGroup(2, [s for s, z in heights.items() if z < -0.1], name="lower")
+        gmsh.option.setNumber("Mesh.MeshSizeMax", h)
+        gmsh.model.mesh.generate(3)
+        gmsh.model.mesh.setOrder(2)
+        gmsh.write(str(path))
+        gmsh.finalize()
+    MPI.COMM_WORLD.Barrier()
+    return fp.Domain.read(path)
 
 
 @cache
@@ -152,12 +194,22 @@ def _annulus():
     return fp.Domain.annulus((0, 0), 1, 2, 0.3)
 
 
+@pytest.mark.parallel
 def test_exit_time_of_the_annulus():
     gen = fp.Generator(_brownian(2), _annulus(), ["inner", "outer"])
     radii = np.array([1.2, 1.5, 1.8])
     points = np.column_stack([radii * np.cos(1.0), radii * np.sin(1.0)])
     check(fp.mean_exit_time(gen).at(points), [reference.annulus_exit_time(r) for r in radii], 1e-4)
     check(fp.exit_probability(gen, to=["outer"]).at(points), np.log(radii) / np.log(2), 1e-4)
+
+
+@pytest.mark.parallel
+def test_exit_time_of_the_shell():
+    """1 < |x| < 2 in three dimensions: 1/4 at 3/2, and 2/3 for the outer sphere first."""
+    gen = fp.Generator(_brownian(3), fp.Domain.annulus((0, 0, 0), 1, 2, 0.6), ["inner", "outer"])
+    point = 1.5 * np.array([2, -1, 2]) / 3
+    check(fp.mean_exit_time(gen).at(point), [0.25], 3e-3)
+    check(fp.exit_probability(gen, to=["outer"]).at(point), [2 / 3], 2e-3)
 
 
 def test_exit_time_of_the_annulus_with_a_reflecting_circle():
@@ -177,9 +229,24 @@ def test_exit_time_of_the_square():
     check(gen.integrals.dot(gen.vector(tau.function)), 1.12461611964123, 1e-5)
 
 
+@pytest.mark.parallel
 def test_exit_time_of_the_cube():
-    gen = fp.Generator(_brownian(3), box(3, 4), BOX[3])
-    check(fp.mean_exit_time(gen).at((0, 0, 0)), [reference.cube_exit_time()], 2e-3)
+    """By symmetry an eighth of it, with three reflecting sides, will do."""
+    check(reference.cube_exit_time(), 0.449702638635483, 3e-10)
+    gen = fp.Generator(_brownian(3), fp.Domain.box((0, 0, 0), (1, 1, 1), (3, 3, 3)), ["right", "back", "top"], degree=4)
+    check(fp.mean_exit_time(gen).at((0, 0, 0)), [0.449702638635483], 1e-5)
+
+
+@pytest.mark.parallel
+@pytest.mark.parametrize("k", [0, 2, 4, 6])
+def test_exit_time_of_the_disk_with_anisotropic_noise(k):
+    """(1 − |x|²)/(2 tr D) for every constant D: eigenvalues 1 and 10^{−k}, in directions unrelated to the mesh."""
+    c, s = np.cos(0.7), np.sin(0.7)
+    turn = np.array([[c, -s], [s, c]])
+    D = turn @ np.diag([1.0, 10.0**-k]) @ turn.T
+    gen = fp.Generator(fp.SDE((0, 0), D.tolist()), fp.Domain.disk((0, 0), 1, 0.25), ["boundary"])
+    points = np.array([(0, 0), (0.3, -0.5), (-0.6, 0.1)])
+    check(fp.mean_exit_time(gen).at(points), (1 - np.sum(points**2, axis=1)) / (2 * np.trace(D)), 3e-5)
 
 
 def test_exit_time_of_the_equilateral_triangle():
@@ -191,6 +258,7 @@ def test_exit_time_of_the_equilateral_triangle():
     check(tau.at([(0.5, H / 3)]), [1 / 18], 1e-12)
 
 
+@pytest.mark.parallel
 def test_exit_side_of_the_square():
     gen = fp.Generator(_brownian(2), fp.Domain.rectangle((0, 0), (1, 1), (6, 6)), BOX[2])
     points = [(0.5, 0.5), (0.25, 0.5), (0.25, 0.25)]

@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 import pytest
 import reference
-from tools import BOX, check, mean_and_covariance
+from tools import BOX, check, mean_and_covariance, moved, simplex
 
 import fpsolver as fp
 
@@ -59,6 +59,7 @@ def test_ornstein_uhlenbeck_invariant_density():
     assert p.stats["relaxation_rate"] == pytest.approx(1.0, rel=0.2)
 
 
+@pytest.mark.parallel
 @pytest.mark.parametrize(("R", "theta", "s2", "rtol"), [(1, 1, 2, 1e-12), (2, 1, 1, 4e-11), (3, 1, 1, 3e-9)])
 def test_ornstein_uhlenbeck_exit_time(R, theta, s2, rtol):
     """(R²/s²) ₂F₂(1, 1; 3/2, 2; θR²/s²): 2558 at R = 3."""
@@ -86,6 +87,45 @@ def test_radial_ornstein_uhlenbeck_exit_time(dim, eps, rtol):
     check(fp.mean_exit_time(gen).at((0,) * dim), [reference.radial_ou_exit_time(eps, dim)], rtol)
 
 
+# Planes through the origin may reflect what is radial: a narrow cone has the exit times of the ball.
+
+
+def _cone(n, width=0.02):
+    """n layers between the origin and the unit sphere, thinner towards the sphere, which is the part "sphere"."""
+    domain = simplex([(0, 0, 0), (1, 0, 0), (1, width, 0), (1, width, width)], n)
+    moved(domain, lambda x: x[0] * (2 - x[0]) * x / np.maximum(np.linalg.norm(x, axis=0), 1e-300))
+    domain.mark("sphere", lambda x: np.linalg.norm(x, axis=0) > 1 - 1e-9)
+    return domain
+
+
+@pytest.mark.parallel
+@pytest.mark.parametrize(("eps", "exact"), [(0.05, 373.905502332379), (0.02, 272362017.462503)])
+def test_radial_ornstein_uhlenbeck_exit_time_at_low_noise(eps, exact):
+    process = fp.Langevin(lambda x: (x[0] ** 2 + x[1] ** 2 + x[2] ** 2) / 2, eps)
+    check(reference.radial_ou_exit_time(eps, 3), exact, 1e-10)
+    gen = fp.Generator(process, _cone(10), ["sphere"], scheme="weighted")
+    check(fp.mean_exit_time(gen).at((0, 0, 0)), [exact], 1e-3)
+
+
+@pytest.mark.parallel
+def test_ornstein_uhlenbeck_committor_in_the_annulus():
+    """|x| = 3/2 before 1/2 from |x| = 1, ε = 0.1: against the drift."""
+    process = fp.Langevin(lambda x: (x[0] ** 2 + x[1] ** 2) / 2, 0.1)
+    gen = fp.Generator(process, fp.Domain.annulus((0, 0), 0.5, 1.5, 0.2), ["inner", "outer"], scheme="galerkin")
+    check(fp.exit_probability(gen, to=["outer"]).at((0.6, 0.8)), [0.00495001922735013], 2e-4)
+
+
+@pytest.mark.parallel
+def test_ornstein_uhlenbeck_committor_in_the_shell():
+    """The same in three dimensions, in a pyramid with reflecting sides."""
+    domain = fp.Domain.box((0.5, 0, 0), (1.5, 0.005, 0.005), (12, 1, 1))
+    domain = moved(domain, lambda x: x[0] * np.array([1 + 0 * x[0], x[1], x[2]]) / np.sqrt(1 + x[1] ** 2 + x[2] ** 2))
+    process = fp.Langevin(lambda x: (x[0] ** 2 + x[1] ** 2 + x[2] ** 2) / 2, 0.1)
+    gen = fp.Generator(process, domain, ["left", "right"], scheme="galerkin")
+    point = np.array([1, 0.002, 0.003])
+    check(fp.exit_probability(gen, to=["right"]).at(point / np.linalg.norm(point)), [0.00822970658354425], 3e-4)
+
+
 # ---------------------------------------------------------------- double wells
 
 
@@ -102,6 +142,7 @@ def test_double_well_exit_times(eps, rtol):
         check(fp.mean_exit_time(gen).at(-1.0), [reference.double_well_exit_time(eps, target)], rtol)
 
 
+@pytest.mark.parallel
 @pytest.mark.parametrize("eps", [0.1, 0.05])
 def test_tilted_double_well_exit_times(eps):
     """Both ways between the minima of (x² − 1)²/4 + x/10."""
@@ -112,6 +153,7 @@ def test_tilted_double_well_exit_times(eps):
     check(fp.mean_exit_time(gen).at(right), [reference.double_well_exit_time(eps, -left, -0.1, -right)], 1.5e-9)
 
 
+@pytest.mark.parallel
 def test_double_well_committor():
     """Probability of reaching +1 before −1: ∫e^{f/ε}, ε = 0.1."""
     gen = fp.Generator(_well(0.1), fp.Domain.interval(-1, 1, 50), BOX[1])
@@ -123,6 +165,7 @@ def test_double_well_committor():
 
     x = [-0.2, 0.0, 0.5]
     exact = [integral(-1, s) / integral(-1, 1) for s in x]
+    check(exact[0], 0.285308791833179, 1e-13)
     check(fp.exit_probability(gen, to=["right"]).at(x), exact, 5e-11)
 
 

@@ -97,6 +97,7 @@ def _random_acceleration():
     return fp.Generator(fp.SDE(lambda x: (x[1], 0), NOISE_IN_V), moved(domain, grade), ["left", "right"])
 
 
+@pytest.mark.parallel
 def test_random_acceleration_boundary():
     """At x = 1 particles leave where v > 0 and enter where v < 0; all of it without diffusion."""
     gen = _random_acceleration()
@@ -122,13 +123,23 @@ def test_random_acceleration_exit_time():
     assert tau.function.x.array.min() > -0.01  # nothing enforces positivity at the grazing points
 
 
-@pytest.mark.parametrize("x", [0.25, 0.1])
-def test_random_acceleration_exit_side(x):
-    """I_x(1/6, 1/6) (Bicout, Burkhardt 2000)."""
+@pytest.mark.parallel
+def test_random_acceleration_exit_side():
+    """I_x(1/6, 1/6) from rest (Bicout, Burkhardt 2000), and two starts in motion."""
     q = fp.exit_probability(_random_acceleration(), to=["right"])
-    check(q.at((x, 0.0)), [reference.random_acceleration_exit_side(x)], 8e-6)
+    exact = [0.4258176309225, 0.3578664209106, 0.6900970264431, 0.8467624708084]
+    check(exact[:2], [reference.random_acceleration_exit_side(x) for x in (0.25, 0.1)], 1e-12)
+    check(q.at([(0.25, 0), (0.1, 0), (0.5, 0.5), (0.5, 1)]), exact, 8e-6)
 
 
+@pytest.mark.parallel
+def test_random_acceleration_quasi_stationary_rate():
+    """1.39044(1) = 2^{1/3} times the constant 1.1036 of a stiff polymer in a tube."""
+    law = fp.quasi_stationary(_random_acceleration())
+    check(law.rate, 1.39044, 1e-5)
+
+
+@pytest.mark.parallel
 def test_random_acceleration_scales():
     """Noise D_v on a length l: times scale like (l²/D_v)^{1/3}."""
     D, length = 0.3, 2.0

@@ -9,6 +9,8 @@ from functools import cache
 import numpy as np
 import pytest
 import reference
+import ufl
+from dolfinx import fem
 from scipy import integrate, special
 from tools import BOX, box, check, coefficient_error, expectation, moved
 
@@ -137,13 +139,84 @@ def test_mass_splitting_between_interpolating_minima():
     check(u.at(x), split(x), 3e-12)
 
 
+def _power_law(x):
+    return 0.1 + (x[0] ** 2 - 1) ** 2 / 4
+
+
+POWER_LAW = {
+    2.0: 97.704346283298,
+    5.0: 4268.6804802297,
+    10.0: 2260335.6679631,
+    20.0: 627660586405.27,
+    40.0: 4.7940549347313e22,
+}
+
+
 @pytest.mark.parametrize(("gamma", "rtol"), [(2.0, 1e-9), (5.0, 1e-8), (10.0, 2e-6)])
 def test_escape_with_noise_proportional_to_the_loss(gamma, rtol):
     """D = L/γ with L = 1/10 + (x² − 1)²/4: power-law escape (Mori, Ziyin, Liu, Ueda 2022), −1 to 1."""
-    process = fp.SDE(lambda x: x[0] - x[0] ** 3, lambda x: (0.1 + (x[0] ** 2 - 1) ** 2 / 4) / gamma)
-    exact = {2.0: 97.704346283298, 5.0: 4268.6804802297, 10.0: 2260335.6679631}[gamma]
+    process = fp.SDE(lambda x: x[0] - x[0] ** 3, lambda x: _power_law(x) / gamma)
     gen = fp.Generator(process, moved(fp.Domain.interval(0, 1, 150), lambda x: (1 - 11 * (1 - x[0]) ** 2,)), ["right"])
-    check(fp.mean_exit_time(gen).at(-1.0), [exact], rtol)
+    check(fp.mean_exit_time(gen).at(-1.0), [POWER_LAW[gamma]], rtol)
+
+
+@pytest.mark.parallel
+@pytest.mark.parametrize("gamma", [5.0, 10.0, 20.0, 40.0])
+def test_escape_with_noise_proportional_to_the_loss_at_high_barriers(gamma):
+    """The invariant density L^{−1−γ} is known, so that the weighted scheme reaches 5e22."""
+    process = fp.SDE(
+        lambda x: x[0] - x[0] ** 3, lambda x: _power_law(x) / gamma, gibbs=lambda x: (1 + gamma) * ufl.ln(_power_law(x))
+    )
+    gen = fp.Generator(process, fp.Domain.interval(-7, 1, 240), ["right"], scheme="weighted")
+    check(fp.mean_exit_time(gen).at(-1.0), [POWER_LAW[gamma]], 1e-8)
+
+
+# twice the time from −1 to 0, by quadrature of the scale function and the speed measure
+HESSIAN_NOISE = {
+    "ito": {0.05: 156.982241439, 0.02: 39093.9528157, 0.01: 447426618.164},
+    "divergence": {0.05: 289.115180836, 0.02: 77637.505918, 0.01: 894672752.117},
+}
+JUMP = -np.sqrt(1 - np.sqrt(0.5))
+"""Where the loss is half the barrier."""
+
+
+def _jumping_domain():
+    return moved(fp.Domain.interval(0, 2, 90), lambda x: (np.interp(x[0], [0, 4 / 3, 2], [-2.4, JUMP, 0]),))
+
+
+def _jumping_potential(x, c):
+    """−∫ b/D for b = x − x³ and D = 2c below the jump, c above."""
+    f = (x[0] ** 2 - 1) ** 2 / 4
+    return ufl.conditional(ufl.lt(x[0], JUMP), f / (2 * c), 1 / (16 * c) + (f - 1 / 8) / c)
+
+
+@pytest.mark.parallel
+@pytest.mark.parametrize("convention", HESSIAN_NOISE)
+@pytest.mark.parametrize("c", [0.05, 0.02, 0.01])
+def test_noise_that_follows_the_hessian_in_two_conventions(c, convention):
+    """(x² − 1)²/4 with D = c f''(−1) = 2c up to half the barrier and c |f''(0)| = c above (Xie, Sato, Sugiyama 2021).
+
+    The conventions differ by a factor of two: in Itô's, e^{−U} jumps with D, in the divergence form it does not.
+    """
+
+    def D(x):
+        return ufl.conditional(ufl.lt(x[0], JUMP), 2 * c, c)
+
+    def U(x):
+        return _jumping_potential(x, c) + (ufl.ln(D(x)) if convention == "ito" else 0)
+
+    process = fp.SDE(lambda x: x[0] - x[0] ** 3, D, convention, gibbs=U)
+    gen = fp.Generator(process, _jumping_domain(), ["right"], scheme="weighted")
+    check(2 * fp.mean_exit_time(gen).at(-1.0), [HESSIAN_NOISE[convention][c]], 2e-11)
+
+
+@pytest.mark.parallel
+def test_divergence_form_of_a_jump_without_its_potential():
+    c, domain = 0.02, _jumping_domain()
+    D = fem.Function(fem.functionspace(domain.mesh, ("DG", 0)))
+    D.interpolate(lambda x: np.where(x[0] < JUMP, 2 * c, c))
+    gen = fp.Generator(fp.SDE(lambda x: x[0] - x[0] ** 3, D, "divergence"), domain, ["right"], scheme="dg")
+    check(2 * fp.mean_exit_time(gen).at(-1.0), [HESSIAN_NOISE["divergence"][c]], 1e-8)
 
 
 def test_integrals_of_the_gate_density():

@@ -7,8 +7,15 @@ import fpsolver as fp
 from fpsolver.landscapes import curved_well, double_well
 
 # mean exit times of the quartic well, dX = -f' dt + sqrt(2 eps) dW, by quadrature of the exact integral
-ACROSS = {0.1: 66.268626364918, 0.025: 102108.36545717, 0.005: 2.3212086857312e22, 0.0025: 1.1988319200419e44}
-TO_THE_SADDLE = {0.1: 30.821302472666, 0.025: 51050.7025086, 0.0025: 5.9941596002097e43}
+ACROSS = {
+    0.5: 6.6977579071112,
+    0.1: 66.268626364918,
+    0.025: 102108.36545717,
+    0.0125: 2198644401.4083,
+    0.005: 2.3212086857312e22,
+    0.0025: 1.1988319200419e44,
+}
+TO_THE_SADDLE = {0.1: 30.821302472666, 0.05: 361.90375950092, 0.025: 51050.7025086, 0.0025: 5.9941596002097e43}
 
 
 def weighted(loss, temperature, domain, absorbing, **options):
@@ -120,3 +127,12 @@ def test_isotropic_sgd_is_weighted_too():
     sgd = fp.SGD(loss, fp.Isotropic(2.0), learning_rate=0.02, batch_size=4)  # D = eta s / 2B = 0.005
     gen = fp.Generator(sgd, fp.Domain.interval(-3, 1, 120), ["right"], scheme="weighted")
     assert fp.mean_exit_time(gen).at(-1.0) == pytest.approx(ACROSS[0.005], rel=1e-6)
+
+
+@pytest.mark.parallel
+def test_exit_law_at_a_high_barrier():
+    """The occupation density integrates to the exit time, and all of it leaves."""
+    gen = weighted(double_well, 0.0025, fp.Domain.interval(-3, 0, 120), ["right"])
+    law = fp.exit_distribution(gen, -1.0)
+    assert law.probability["right"] == pytest.approx(1, abs=1e-8)
+    assert law.mean_time == pytest.approx(TO_THE_SADDLE[0.0025], rel=1e-6)

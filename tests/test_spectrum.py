@@ -7,23 +7,27 @@ import fpsolver as fp
 from fpsolver.landscapes import double_well
 
 DOUBLE_WELL = {  # -L of the quartic well, two spectral methods agreeing to these digits
+    1.0: (0.79208842658, 3.5488891823),
     0.5: (0.422944645398, 2.31491324699),
+    0.2: (0.13477798375, 1.3125808218),
     0.1: (0.033545287308, 0.927372102608, 1.68026376739),
     0.05: (0.0027761406366, 0.822247124501),
+    0.025: (1.9589273e-5, 0.904243117103),
 }
 
 
-@pytest.mark.parallel
 @pytest.mark.parametrize("scheme", ["galerkin", "dg", "weighted"])
-@pytest.mark.parametrize("eps", DOUBLE_WELL)
+@pytest.mark.parametrize("eps", [0.025, 0.05, pytest.param(0.1, marks=pytest.mark.parallel), 0.2, 0.5, 1.0])
 def test_spectrum_of_the_double_well(eps, scheme):
     # cells must resolve the weights wherever the domain goes: not far beyond the wells for the weighted scheme
-    end = 2.5 if scheme == "weighted" else 4
+    end = {1.0: 3.2, 0.5: 2.9, 0.025: 1.9}.get(eps, 2.5) if scheme == "weighted" else 4
     gen = fp.Generator(fp.Langevin(double_well, eps), fp.Domain.interval(-end, end, 80), scheme=scheme)
     found = fp.spectrum(gen, 1 + len(DOUBLE_WELL[eps]))
     assert abs(found.eigenvalues[0]) < 1e-9
-    assert np.allclose(found.eigenvalues[1:].real, -np.array(DOUBLE_WELL[eps]), rtol=2e-6)
-    assert np.allclose(found.timescales[1:], 1 / np.array(DOUBLE_WELL[eps]), rtol=2e-6)
+    # the plain schemes resolve the narrow wells of the lowest temperature less well
+    rtol = 1e-4 if eps == 0.025 and scheme != "weighted" else 2e-6
+    assert np.allclose(found.eigenvalues[1:].real, -np.array(DOUBLE_WELL[eps]), rtol=rtol, atol=0)
+    assert np.allclose(found.timescales[1:], 1 / np.array(DOUBLE_WELL[eps]), rtol=rtol, atol=0)
 
 
 @pytest.mark.parallel
