@@ -15,7 +15,7 @@ ORDER = (
     "_errors _log _compat _petsc _meshfile _meshes domain fields landscapes noise process schemes boundary _assembly "
     "generator solution initial _krylov _control _expm evolution metastable exit stationary spectrum _sample _slices "
     "io plot diagnostics._points diagnostics._sampling diagnostics._passes diagnostics._operator "
-    "diagnostics._certificate diagnostics.critical diagnostics.kramers diagnostics.bounds"
+    "diagnostics._arrhenius diagnostics._certificate diagnostics.critical diagnostics.kramers diagnostics.bounds"
 ).split()
 
 

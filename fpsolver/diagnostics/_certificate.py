@@ -15,16 +15,15 @@ from scipy.interpolate import BSpline
 from scipy.linalg import lstsq, solve
 from scipy.sparse import csr_matrix, diags, vstack
 
-from ._operator import Operator
+from ._operator import Operator, Verdict
 from ._sampling import supremum
 
 _DEGREE = {1: 5, 2: 5, 3: 4}
 _KNOTS = {1: 400, 2: 36, 3: 9}
-_ROWS = {1: 4, 2: 8, 3: 6}  # equations per unknown
+_ROWS = {1: 4, 2: 16, 3: 6}  # equations per unknown
 _ROUNDS = 4
+_NEAR = 10.0  # weight of the computed solution and of boundary data, relative to its largest value
 _WIDEN = 1e-3
-
-Verdict = tuple[str, np.ndarray | None, bool, str, dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -89,14 +88,23 @@ def certify(op: Operator, computed: fem.Function, x: np.ndarray, at_start: np.nd
     error is that of the mesh, the spline's another.
     """
     T = op.cells.values([computed])[..., 0]
-    spline = op.comm.bcast(_fit(op, T), root=0)
-    if spline is None:
+    splines = op.comm.bcast(_fit(op, T), root=0)
+    if not splines:
         why = "coefficients or the computed solution are not finite"
         return [(kind, None, False, why, {}) for kind in ("lower", "upper")]
-    d = op.dim
-    flat = spline.derivatives(op.x.reshape(-1, d))
-    shape = op.x.shape[:2]
-    gradient, hessian = flat[1].reshape(*shape, d), flat[2].reshape(*shape, d, d)
+    verdicts = [_judge(op, spline, x, at_start) for spline in splines]
+    return [max(each, key=_quality) for each in zip(*verdicts, strict=True)]
+
+
+def _quality(verdict: Verdict) -> float:
+    kind, value = verdict[:2]
+    return -np.inf if value is None else float(value[0] if kind == "lower" else -value[0])
+
+
+def _judge(op: Operator, spline: Spline, x: np.ndarray, at_start: np.ndarray) -> list[Verdict]:
+    d, shape = op.dim, op.x.shape[:2]
+    _, gradient, hessian = spline.derivatives(op.x.reshape(-1, d))
+    gradient, hessian = gradient.reshape(*shape, d), hessian.reshape(*shape, d, d)
     residual = op.generate(gradient, hessian) + 1.0
     size = np.einsum("cpi,cpi->cp", np.abs(op.b), np.abs(gradient))
     size += np.einsum("cpij,cpij->cp", np.abs(op.D), np.abs(hessian))
@@ -135,6 +143,7 @@ def _verdict(
     value = w / (1 - r) if sign > 0 else -w / (1 + r)
     outside = sign * (at_start - value)
     value = np.where((outside > 0) & (outside < _WIDEN * np.abs(at_start)), at_start, value)
+    value = np.maximum(value, 0.0)
     constants["distance"] = float(abs(at_start[0] - spline.derivatives(x[:1])[0][0]))
     return kind, value, True, f"a spline near the computed solution has L w + 1 within {r:.2g}", constants
 
@@ -153,18 +162,18 @@ def _lift(op: Operator, spline: Spline, sign: float, middle: np.ndarray) -> floa
     return max(supremum(op.comm, mine), 0.0)
 
 
-def _fit(op: Operator, T: np.ndarray) -> Spline | None:
-    """Least squares on rank 0, None elsewhere and where something is not finite (collective)."""
+def _fit(op: Operator, T: np.ndarray) -> list[Spline]:
+    """Splines near T on rank 0, none elsewhere or if something is not finite (collective)."""
     d = op.dim
     flat = np.concatenate([op.x.reshape(-1, d), op.b.reshape(-1, d), op.D.reshape(-1, d * d), T.reshape(-1, 1)], axis=1)
     exits = op.exits.x[op.accepts]
     walls = np.concatenate([op.wall.samples.x.reshape(-1, d), op.wall.conormal.reshape(-1, d)], axis=1)
     pieces = op.comm.gather((flat, exits, walls), root=0)
     if pieces is None:
-        return None
+        return []
     cells, exits, walls = (np.concatenate([p[k] for p in pieces]) for k in range(3))
     if not np.isfinite(cells).all() or not len(exits):
-        return None
+        return []
     k = _DEGREE[d]
     sides = op.high - op.low
     across = (len(cells) ** (1 / d)) / 4
@@ -179,26 +188,30 @@ def _fit(op: Operator, T: np.ndarray) -> Spline | None:
     scale = max(float(np.abs(cells[:, -1]).max()), 1e-300)
     equation = _rows(spline, cells[:, :d], cells[:, d : 2 * d], cells[:, 2 * d : -1].reshape(-1, d, d))
     some = cells[:: _ROWS[d] // 2]
-    edge = 10 / scale * _rows(spline, exits)
+    edge = _NEAR / scale * _rows(spline, exits)
     slope = _rows(spline, walls[:, :d], walls[:, d:], np.zeros((len(walls), d, d)))
-    rest = vstack([_rows(spline, some[:, :d]) / scale, edge, slope]).tocsr()
-    data = np.concatenate([some[:, -1] / scale, np.zeros(len(exits) + len(walls))])
-    return replace(spline, coefficients=_least_squares(equation, -np.ones(len(cells)), rest, data, d == 1))
+    rest = vstack([_NEAR / scale * _rows(spline, some[:, :d]), edge, slope]).tocsr()
+    data = np.concatenate([_NEAR / scale * some[:, -1], np.zeros(len(exits) + len(walls))])
+    fits = _least_squares(equation, -np.ones(len(cells)), rest, data, d == 1)
+    return [replace(spline, coefficients=c) for c in fits]
 
 
-def _least_squares(A: csr_matrix, b: np.ndarray, rest: csr_matrix, data: np.ndarray, small: bool) -> np.ndarray:
-    """Orthogonal factors where small; else normal equations, reweighted towards the least maximum (Lawson)."""
+def _least_squares(A: csr_matrix, b: np.ndarray, rest: csr_matrix, data: np.ndarray, small: bool) -> list[np.ndarray]:
+    """Least squares, by orthogonal factors where small; else also reweighted towards the least maximum (Lawson).
+
+    The first is better where the solution is large and smooth, the last where its derivatives are singular.
+    """
     if small:
         both = vstack([A, rest]).toarray()
-        return lstsq(both, np.concatenate([b, data]), lapack_driver="gelsy", check_finite=False)[0]
-    weight, fixed, load = np.ones(A.shape[0]), rest.T @ rest, rest.T @ data
+        return [lstsq(both, np.concatenate([b, data]), lapack_driver="gelsy", check_finite=False)[0]]
+    weight, fixed, load, found = np.ones(A.shape[0]), rest.T @ rest, rest.T @ data, []
     for _ in range(_ROUNDS):
         normal = (A.T @ diags(weight) @ A + fixed).toarray()
         normal.flat[:: len(normal) + 1] += 1e-14 * np.trace(normal)  # functions that hardly meet the domain
-        x = solve(normal, A.T @ (weight * b) + load, assume_a="pos", check_finite=False)
-        error = np.abs(A @ x - b)
+        found.append(solve(normal, A.T @ (weight * b) + load, assume_a="pos", check_finite=False))
+        error = np.abs(A @ found[-1] - b)
         weight = np.minimum(weight * (0.1 + error / max(error.mean(), 1e-300)), 1e4)
-    return x
+    return [found[0], found[-1]]
 
 
 def _thin(rows: np.ndarray, wanted: int) -> np.ndarray:

@@ -14,6 +14,9 @@ from ._sampling import CellSamples, FacetSamples, supremum
 
 _OUTWARDS = "the drift leaves through a reflecting wall without diffusion"
 
+Verdict = tuple[str, np.ndarray | None, bool, str, dict[str, float]]
+"""Kind, value, whether the hypotheses hold, why, constants: see ``Bound``."""
+
 
 @dataclass
 class Wall:

@@ -28,6 +28,7 @@ class Passes:
     def __init__(self, domain: Domain, level: np.ndarray, exits: tuple[np.ndarray, np.ndarray]):
         self.comm, mesh, d = domain.comm, domain.mesh, domain.dim
         n = mesh.topology.index_map(d).size_local
+        self._owned = n
         self._first = int(self.comm.exscan(n) or 0)
         mesh.topology.create_connectivity(d, d - 1)
         facets = mesh.topology.connectivity(d, d - 1).array[: n * (d + 1)].astype(np.int32)
@@ -81,7 +82,8 @@ class Passes:
         graph = coo_matrix((ranks[keep], (self._a[keep], self._b[keep])), shape=(n, n)).tocsr()
         tree = minimum_spanning_tree(graph)
         reached, found = breadth_first_order(tree, root, directed=False)
-        parent, rank, up = np.arange(n), np.zeros(n), reached[1:]
+        rank: np.ndarray = np.zeros(n)
+        parent, up = np.arange(n), reached[1:]
         parent[up] = found[up]
         rank[up] = np.asarray((tree + tree.T).tocsr()[up, parent[up]]).ravel()
         level = np.append(self._level, -np.inf)
@@ -106,7 +108,7 @@ class Passes:
             label = connected_components(graph, directed=False)[1]
             mask = label == label[cell]
         mask = self.comm.bcast(mask, root=0)
-        return mask[self._first :]
+        return mask[self._first : self._first + self._owned]
 
 
 def owners(domain: Domain, facets: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ from .._sample import lattice, push_forward
 from ..boundary import _facet_entities
 
 LEVEL = 4  # lattice intervals per edge at least; even
-_POINTS, _FINEST = 20_000, 64
+_POINTS, _FINEST = 40_000, 64
 
 
 def level_of(mesh: dmesh.Mesh) -> int:

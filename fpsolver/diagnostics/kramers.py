@@ -94,6 +94,7 @@ def eyring_kramers(
         minimum = _well_of(loss, domain, start, points)
     problems: list[str] = []
     if saddle is None:
+        minimum = _known(points, np.array(minimum.point), loss, "minimum")
         minimum, saddle = _search(loss, domain, points, minimum, absorbing, _temperature(process), problems)
     return _estimate(loss, domain, _temperature(process), minimum, saddle, absorbing, problems)
 
@@ -114,12 +115,17 @@ def _well_of(loss: Loss, domain: Domain, start: Any, points: list[CriticalPoint]
         raise ValueError(f"eyring_kramers: one start was expected, got {len(x)}.")
     locate(domain.mesh, x, "start")
     end = domain.comm.bcast(_flow(loss, x[0]) if domain.comm.rank == 0 else None, root=0)
+    return _known(points, end, loss, f"the end of the gradient flow from start {tuple(x[0].tolist())}")
+
+
+def _known(points: list[CriticalPoint], x: np.ndarray, loss: Loss, what: str) -> CriticalPoint:
+    """The minimum on the mesh at x."""
     for c in points:
-        if np.linalg.norm(end - c.point) < 1e-5 * loss.extent:
+        if np.linalg.norm(x - c.point) < 1e-5 * loss.extent:
             if c.index == 0:
                 return c
-            raise ValueError(f"start: gradient flow from {tuple(x[0])} ends in the {c.kind} {c.point}, not a minimum.")
-    raise ValueError(f"start: gradient flow from {tuple(x[0])} ends in no minimum inside the mesh, near {tuple(end)}.")
+            raise ValueError(f"{what} is the {c.kind} {c.point}, not a minimum.")
+    raise ValueError(f"{what} is no minimum inside the mesh, but near {tuple(x.tolist())}.")
 
 
 def _flow(loss: Loss, x: np.ndarray) -> np.ndarray:
