@@ -71,7 +71,7 @@ def eyring_kramers(
 
     Gradient flow leads from ``start`` to its minimum.  With ``absorbing`` parts the pass is the lowest one on the way
     to them, and the well the deepest one below that pass; without, the lowest pass to another minimum is taken.
-    Bovier, Eckhoff, Gayrard, Klein, J. Eur. Math. Soc. 6 (2004), (1.10) for wells in whole space: walls and absorbing
+    Bovier, Eckhoff, Gayrard, Klein, J. Eur. Math. Soc. 6 (2004), for wells in whole space: walls and absorbing
     boundaries must be many √ε away from m and z, or pass through z.
 
     Args:
