@@ -21,7 +21,7 @@ def test_double_well_and_its_next_order(eps, exact):
     assert k.log_time == pytest.approx(np.log(2 * np.pi / np.sqrt(2)) + 0.25 / eps, rel=1e-13)
     assert k.minimum.point[0] == pytest.approx(-1) and k.saddle.point[0] == pytest.approx(0, abs=1e-12)
     assert k.next_order == pytest.approx(1.5, rel=1e-12)
-    # measured 10.2 eps² at most
+    # measured: 9.5 eps² at eps = 0.025, 7.3 eps² at 0.0025
     assert abs(exact / k.time - 1 - 1.5 * eps) < 12 * eps**2
 
 
