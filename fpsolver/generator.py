@@ -65,7 +65,7 @@ class Generator:
         self.process, self.domain = process, domain
         self.absorbing = _names(absorbing)
         self.degree = _degree(degree, domain.dim)
-        self.options = dict(options or {})
+        self.options, self.quadrature = dict(options or {}), quadrature
         if scheme not in ("auto", *SCHEMES):
             raise ValueError(f"scheme {scheme!r} is unknown; expected 'auto', " + ", ".join(map(repr, SCHEMES)) + ".")
         tags = union_tags(domain, self.absorbing)
