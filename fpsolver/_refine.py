@@ -177,7 +177,7 @@ def _number(comm: MPI.Comm, keys: Ints, points: npt.NDArray[np.float64]) -> tupl
     received = _exchange(comm, unique[by_home], there, here)
     x = _exchange(comm, points[first][by_home], there, here)
     _, one, back = np.unique(received, axis=0, return_index=True, return_inverse=True)
-    offset = comm.exscan(len(one)) or 0
+    offset = sum(comm.allgather(len(one))[: comm.rank])
     answer = np.empty(len(unique), dtype=np.int64)
     answer[by_home] = _exchange(comm, (offset + back.ravel())[:, None], here, there)[:, 0]
     return answer[inverse], x[one]

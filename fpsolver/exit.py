@@ -14,7 +14,7 @@ from ._errors import NotConverged, agree
 from ._killed import backward_operator, is_killed
 from ._log import logger
 from ._petsc import LinearSolver, Options
-from .error import DualWeighted, is_density
+from .error import is_density, with_error_bars
 from .evolution import backward, evolve
 from .fields import is_number
 from .generator import Generator
@@ -56,29 +56,7 @@ def feynman_kac(
     def again(other: Generator) -> list[fem.Function]:
         return [_expectation(other, exit, running, killing, options, name).function]
 
-    return _estimated(gen, answer, [answer.function], again, start, killing, options)
-
-
-def _estimated(
-    gen: Generator,
-    answer: Solution,
-    chain: list[fem.Function],
-    again: Callable[[Generator], list[fem.Function]],
-    start: Any,
-    killing: Any = 0.0,
-    options: Options | None = None,
-) -> Solution:
-    """The answer with error bars, computed at once if a start is given."""
-
-    def operator(other: Generator) -> LinearSolver:
-        return backward_operator(other, killing, options, answer.name)
-
-    representation = gen.scheme == "weighted" and not is_killed(killing)
-    estimate = DualWeighted(gen, chain, again, None if representation else operator, start)
-    solution = Solution(answer.function, answer.stats, answer.name, estimate)
-    if start is not None:
-        solution.error  # noqa: B018
-    return solution
+    return with_error_bars(gen, answer, [answer.function], again, start, killing, options)
 
 
 def _expectation(gen: Generator, exit: Any, running: Any, killing: Any, options: Options | None, name: str) -> Solution:
@@ -219,7 +197,9 @@ def exit_time_moments(gen: Generator, order: int, options: Options | None = None
     def again(n: int) -> Callable[[Generator], list[fem.Function]]:
         return lambda other: [m.function for m in _moments(other, n, options)]
 
-    return [_estimated(gen, m, chain[: n + 1], again(n + 1), start, options=options) for n, m in enumerate(moments)]
+    return [
+        with_error_bars(gen, m, chain[: n + 1], again(n + 1), start, options=options) for n, m in enumerate(moments)
+    ]
 
 
 def _moments(gen: Generator, order: int, options: Options | None) -> list[Solution]:

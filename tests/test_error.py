@@ -10,7 +10,7 @@ import reference
 from tools import BOX, box, narrow_escape, random_acceleration
 
 import fpsolver as fp
-from fpsolver.error import _remainder
+from fpsolver.error import _remaining
 
 
 @dataclass(frozen=True)
@@ -113,13 +113,14 @@ def test_error_bars_are_between_half_and_twice_the_error(name):
 
 
 def test_power_laws_are_extrapolated():
-    """J_k = 1 + k^−p: the remainder is known; fast and non-monotone sequences are left alone."""
+    """J_k = 1 + k^−2: what remains is known; fast and non-monotone sequences are left alone."""
     for k in (2, 3, 4):
-        J = [1 + (k + i) ** -2.0 for i in (-1, 0, 1)]
-        before, step = np.array([J[1] - J[0]]), np.array([J[2] - J[1]])
-        assert abs(step * _remainder(k, before, step)) == pytest.approx(k**-2.0, rel=1e-3)
-        assert _remainder(k, before, -step) == pytest.approx(1.0, abs=1e-3)
-        assert _remainder(k, before, 1e-8 * step) == pytest.approx(1.0, abs=1e-3)
+        J = np.array([[1 + (k + i) ** -2.0] for i in (-1, 0, 1, 2)])
+        before, step, beyond = np.diff(J, axis=0)
+        assert _remaining(k, step, k - 1, before, step) == pytest.approx(k**-2.0, rel=1e-3)
+        assert _remaining(k, step, k, step, beyond) == pytest.approx(k**-2.0, rel=1e-3)
+        assert _remaining(k, step, k - 1, before, -step) == pytest.approx(abs(step), rel=1e-3)
+        assert _remaining(k, step, k - 1, before, 1e-8 * step) == pytest.approx(abs(step), rel=1e-3)
 
 
 @pytest.mark.parallel
