@@ -4,6 +4,7 @@ from . import _petsc as _petsc  # first: PETSc reads the command line when it is
 from . import diagnostics, io, landscapes, plot
 from ._errors import NotConverged
 from ._log import set_log_level
+from .adapt import Adapted, solve_to
 from .domain import Domain
 from .evolution import Evolution, backward, evolve
 from .exit import exit_distribution, exit_probability, exit_time_moments, feynman_kac, mean_exit_time, survival
@@ -23,6 +24,7 @@ __version__ = "0.1.0"
 __all__ = [
     "SDE",
     "SGD",
+    "Adapted",
     "Covariance",
     "Domain",
     "Evolution",
@@ -51,6 +53,7 @@ __all__ = [
     "plot",
     "quasi_stationary",
     "set_log_level",
+    "solve_to",
     "spectrum",
     "stationary",
     "survival",

@@ -4,6 +4,8 @@ A rank that raises alone leaves the others waiting in the next collective call. 
 therefore end in :func:`agree`, which reduces the verdict first.
 """
 
+from typing import Any
+
 from mpi4py import MPI
 
 
@@ -15,7 +17,10 @@ class NotConverged(RuntimeError):
         iterations: iterations done.
         residual: last relative residual.
         prefix: options prefix of the solver, e.g. ``"fp_exit_"``.
+        partial: what was obtained until then, where the function says so; otherwise None.
     """
+
+    partial: Any = None
 
     def __init__(self, what: str, reason: str, iterations: int, residual: float, prefix: str, advice: str):
         super().__init__(

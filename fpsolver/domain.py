@@ -10,7 +10,7 @@ import numpy.typing as npt
 from dolfinx import default_real_type
 from dolfinx import mesh as dmesh
 
-from . import _meshes, _meshfile
+from . import _meshes, _meshfile, _refine
 from ._errors import agree
 from ._log import logger
 from ._meshes import GHOSTS, Facets, Marker
@@ -243,20 +243,50 @@ class Domain:
         cells, x = (raw.cells, raw.points) if raw else (np.empty((0, nodes), np.int64), np.empty((0, dim)))
         mesh = _meshes.create_mesh(comm, cells, x, dim, degree)
         domain = cls(mesh)
-        if not named:
-            return domain
-        del domain._parts["boundary"]
+        if named:
+            domain._rename(named)
+        return domain
+
+    def _rename(self, named: Mapping[str, npt.NDArray[np.int64]]) -> None:
+        """Divide the boundary anew: parts by the nodes, in the order of input, of the vertices of their facets."""
+        self._parts = {}
         for name, facets in named.items():
-            found = domain._boundary.find(mesh, facets)
-            missing = len(facets) - comm.allreduce(len(found))
+            found = self._boundary.find(self.mesh, facets)
+            missing = len(facets) - self.comm.allreduce(len(found))
             if missing:
                 logger.warning(
                     "%d of %d facets of the part %r are not on the boundary: left out", missing, len(facets), name
                 )
             if missing < len(facets):
-                domain._add(name, found)
-        if count := domain._collect_rest():
+                self._add(name, found)
+        if count := self._collect_rest():
             logger.info("%d boundary facets belong to no named part: they form the part %r", count, REST)
+
+    # -- Refinement
+
+    def refine(self, cells: npt.ArrayLike) -> "Domain":
+        """A domain whose mesh is finer in some cells, with the same parts (collective).
+
+        Each of these cells is divided into 2^dim, its neighbours as far as the mesh needs to conform.  Curved cells
+        keep their curve, and the new cells are distributed afresh over the ranks.
+
+        Args:
+            cells: local indices of cells that this rank owns, shape (n,).
+
+        Raises:
+            ValueError: something else than indices of owned cells; the same on every rank.
+        """
+        found = np.unique(np.asarray(cells).ravel())
+        owned = self.mesh.topology.index_map(self.dim).size_local
+        problem = None
+        if found.size and not np.issubdtype(found.dtype, np.integer):
+            problem = f"the cells to refine must be given by their indices, got {found.dtype}"
+        elif found.size and (found[0] < 0 or found[-1] >= owned):
+            problem = f"cells from {found[0]} to {found[-1]} were to be refined, but this rank owns {owned} cells"
+        agree(self.comm, problem)
+        mesh, named = _refine.refine(self.mesh, found.astype(np.int32), self._parts)
+        domain = Domain(mesh)
+        domain._rename({name: np.concatenate(self.comm.allgather(facets)) for name, facets in named.items()})
         return domain
 
     # -- Boundary parts

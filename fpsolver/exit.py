@@ -1,6 +1,6 @@
 """Leaving the domain: expectations over exit paths, each one backward solve with the factorised generator."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +11,14 @@ import ufl
 from dolfinx import fem
 
 from ._errors import NotConverged, agree
+from ._killed import backward_operator, is_killed
 from ._log import logger
 from ._petsc import LinearSolver, Options
+from .error import is_density, with_error_bars
 from .evolution import backward, evolve
 from .fields import is_number
 from .generator import Generator
-from .initial import Dirac, Gaussian, dirac, load
+from .initial import dirac, load
 from .metastable import capacity_solver
 from .solution import Solution, as_points
 
@@ -28,6 +30,7 @@ def feynman_kac(
     killing: Any = 0.0,
     options: Options | None = None,
     name: str = "expectation",
+    start: Any = None,
 ) -> Solution:
     """u(x) = E[g(X_τ) e^{−∫s} + ∫₀^τ f(X_t) e^{−∫s} dt | X₀ = x] (collective).
 
@@ -40,12 +43,24 @@ def feynman_kac(
         killing: s, a scalar source.
         options: PETSc options without the prefix ``fp_exit_``.
         name: what the answer is called.
+        start: points of shape (n, d) or (d,), or an initial density as in :func:`exit_distribution`, for which
+            ``solution.error`` gives the error bars, at the price of solving with degrees k + 1 and k − 1 as well
+            (about three times the time of the answer).  Without it that is done when the error is first asked for.
 
     Raises:
         ValueError: nothing absorbs and nothing kills; unknown part; sources that are not finite.
         NotConverged: the solve failed.
     """
-    killed = not (is_number(killing) and killing == 0)
+    answer = _expectation(gen, exit, running, killing, options, name)
+
+    def again(other: Generator) -> list[fem.Function]:
+        return [_expectation(other, exit, running, killing, options, name).function]
+
+    return with_error_bars(gen, answer, [answer.function], again, start, killing, options)
+
+
+def _expectation(gen: Generator, exit: Any, running: Any, killing: Any, options: Options | None, name: str) -> Solution:
+    killed = is_killed(killing)
     if not killed:
         _need_exit(gen, name)
     rhs = _running_cost(gen, running)
@@ -58,7 +73,7 @@ def feynman_kac(
             data.destroy()
     finite = np.isfinite(rhs.array_r).all()
     agree(gen.domain.comm, None if finite else f"{name}: exit data or running cost is not finite on the domain.")
-    return _solve(gen, rhs, killing if killed else None, options, name)
+    return _solve(gen, rhs, killing, options, name)
 
 
 def _need_exit(gen: Generator, name: str) -> None:
@@ -114,9 +129,9 @@ def _running_cost(gen: Generator, running: Any) -> PETSc.Vec:
 
 def _solve(gen: Generator, rhs: PETSc.Vec, killing: Any, options: Options | None, name: str) -> Solution:
     """Solve (−Gᵀ + S) u = rhs; ``rhs`` is consumed."""
-    if gen.scheme == "weighted" and killing is None:
+    if gen.scheme == "weighted" and not is_killed(killing):
         return _solve_by_capacity(gen, rhs, options, name)
-    solver = gen.solver(name, options) if killing is None else _killed_solver(gen, killing, options, name)
+    solver = backward_operator(gen, killing, options, name)
     u = gen.G.createVecRight()
     rhs.scale(-1.0)
     with PETSc.Log.Stage("fpsolver solve"):
@@ -126,9 +141,6 @@ def _solve(gen: Generator, rhs: PETSc.Vec, killing: Any, options: Options | None
     size = u.norm(PETSc.NormType.INFINITY)
     scale = rhs.norm(PETSc.NormType.INFINITY)
     stats["roundoff"] = float(np.finfo(float).eps * solver.norm * size / scale) if scale > 0 else 0.0
-    if killing is not None:
-        solver.A.destroy()
-        solver.destroy()
     _check_roundoff(name, stats, solver)
     solution = Solution(gen.function(u), stats, name)
     u.destroy()
@@ -168,47 +180,47 @@ def _check_roundoff(name: str, stats: dict[str, Any], solver: LinearSolver) -> N
         logger.warning("%s: rounding may have caused a relative error of %.1e", name, stats["roundoff"])
 
 
-def _killed_solver(gen: Generator, killing: Any, options: Options | None, name: str) -> LinearSolver:
-    """G − S with S_ij = ∫ s φ_i φ_j; its transpose is the killed backward operator."""
-    A = gen.G.copy()
-    if is_number(killing):
-        A.axpy(-float(killing), gen.M, PETSc.Mat.Structure.SUBSET_NONZERO_PATTERN)
-    else:
-        p, v = ufl.TrialFunction(gen.V), ufl.TestFunction(gen.V)
-        S = gen.assemble_matrix(gen.weak.mass(gen.space.scalar(killing, "killing") * p, v))
-        A.axpy(-1.0, S, PETSc.Mat.Structure.SUBSET_NONZERO_PATTERN)
-        S.destroy()
-    return LinearSolver(A, "fp_exit_", name, gen.exit_preset(), {**gen.options, **(options or {})})
-
-
-def mean_exit_time(gen: Generator, options: Options | None = None) -> Solution:
+def mean_exit_time(gen: Generator, options: Options | None = None, start: Any = None) -> Solution:
     """τ(x) = E[exit time | X₀ = x]: Lτ = −1, τ = 0 on the absorbing part (collective).
 
     In the process' time units: for :class:`~fpsolver.SGD`, divide by the learning rate to count steps.
+    ``start`` as in :func:`feynman_kac`.
     """
-    return feynman_kac(gen, running=1.0, options=options, name="mean exit time")
+    return feynman_kac(gen, running=1.0, options=options, name="mean exit time", start=start)
 
 
-def exit_time_moments(gen: Generator, order: int, options: Options | None = None) -> list[Solution]:
-    """[E τ, E τ², ..., E τ^order]: L T_n = −n T_{n−1}, one solve each with the same factors (collective)."""
+def exit_time_moments(gen: Generator, order: int, options: Options | None = None, start: Any = None) -> list[Solution]:
+    """[E τ, E τ², ..., E τ^order]: L T_n = −n T_{n−1}, one solve each with the same factors (collective).
+
+    ``start`` as in :func:`feynman_kac`; the error bars contain what the lower moments contribute.
+    """
     if int(order) != order or order < 1:
         raise ValueError(f"order is {order!r}; an integer of at least 1 was expected.")
-    moments: list[Solution] = []
-    previous: fem.Function | None = None
-    for n in range(1, int(order) + 1):
-        if previous is None:
-            cost: Any = 1.0
-        else:
-            cost = fem.Function(gen.V)
-            cost.x.array[:] = n * previous.x.array
-        name = "mean exit time" if n == 1 else f"exit time moment {n}"
-        moments.append(feynman_kac(gen, running=cost, options=options, name=name))
-        previous = moments[-1].function
+    moments = _moments(gen, int(order), options)
+    chain = [m.function for m in moments]
+
+    def again(n: int) -> Callable[[Generator], list[fem.Function]]:
+        return lambda other: [m.function for m in _moments(other, n, options)]
+
+    return [
+        with_error_bars(gen, m, chain[: n + 1], again(n + 1), start, options=options) for n, m in enumerate(moments)
+    ]
+
+
+def _moments(gen: Generator, order: int, options: Options | None) -> list[Solution]:
+    moments = [_expectation(gen, 0.0, 1.0, 0.0, options, "mean exit time")]
+    for n in range(2, order + 1):
+        cost = fem.Function(gen.V)
+        cost.x.array[:] = n * moments[-1].function.x.array
+        moments.append(_expectation(gen, 0.0, cost, 0.0, options, f"exit time moment {n}"))
     return moments
 
 
-def exit_probability(gen: Generator, to: Sequence[str], options: Options | None = None) -> Solution:
-    """Probability of leaving through the parts ``to`` rather than the other absorbing parts (collective)."""
+def exit_probability(gen: Generator, to: Sequence[str], options: Options | None = None, start: Any = None) -> Solution:
+    """Probability of leaving through the parts ``to`` rather than the other absorbing parts (collective).
+
+    ``start`` as in :func:`feynman_kac`.
+    """
     _need_exit(gen, "exit_probability")
     names = [to] if isinstance(to, str) else list(to) if isinstance(to, Iterable) else [to]
     absorbing = ", ".join(gen.absorbing)
@@ -216,7 +228,7 @@ def exit_probability(gen: Generator, to: Sequence[str], options: Options | None 
         raise TypeError(f"exit_probability: to is {to!r}; names of absorbing parts were expected: {absorbing}.")
     if not names:
         raise ValueError(f"exit_probability: no part to leave through is given; absorbing are {absorbing}.")
-    return feynman_kac(gen, exit=dict.fromkeys(names, 1.0), options=options, name="exit probability")
+    return feynman_kac(gen, exit=dict.fromkeys(names, 1.0), options=options, name="exit probability", start=start)
 
 
 @dataclass(frozen=True)
@@ -268,7 +280,7 @@ def exit_distribution(gen: Generator, start: Any, options: Options | None = None
         NotConverged: the solve failed, or rounding has made the answer meaningless.
     """
     _need_exit(gen, "exit_distribution")
-    if not _is_density(start):
+    if not is_density(start):
         points = as_points(start, gen.domain.dim, "start")
         if len(points) != 1:
             raise ValueError(f"start: {len(points)} points; one was expected, or a density.")
@@ -321,13 +333,9 @@ def survival(gen: Generator, start: Any, times: Any, tol: float = 1e-6, options:
         ValueError: nothing absorbs, the start is outside or has not mass one, times that are not increasing.
     """
     _need_exit(gen, "survival")
-    if _is_density(start):
+    if is_density(start):
         _load_density(gen, start).destroy()
         return evolve(gen, start, times, tol, options).mass
     points = as_points(start, gen.domain.dim, "start")
     values = np.array([u.at(points) for u in backward(gen, 1.0, times, tol, options)]).T
     return values[0] if len(points) == 1 else values
-
-
-def _is_density(start: Any) -> bool:
-    return isinstance(start, Gaussian | Dirac | fem.Function) or callable(start)

@@ -65,7 +65,7 @@ class Generator:
         self.process, self.domain = process, domain
         self.absorbing = _names(absorbing)
         self.degree = _degree(degree, domain.dim)
-        self.options = dict(options or {})
+        self.options, self.quadrature = dict(options or {}), quadrature
         if scheme not in ("auto", *SCHEMES):
             raise ValueError(f"scheme {scheme!r} is unknown; expected 'auto', " + ", ".join(map(repr, SCHEMES)) + ".")
         tags = union_tags(domain, self.absorbing)
@@ -128,12 +128,12 @@ class Generator:
     def _assemble(self, model: "Generator | None" = None) -> None:
         """Make M and G; ``model`` is a generator of the same forms, whose matrices' structure is reused."""
         self.cache: dict[str, Any] = {}
-        self._offset = 0.0
+        self.offset = 0.0
         self.V, self.space, self.weak = self._compiled.V, self._compiled.space, self._compiled.weak
         self.activate()
         if self._compiled.potential is not None:
             lowest = float(np.min(self._nodal_potential(), initial=np.inf))
-            self._offset = float(self.domain.comm.allreduce(lowest, op=MPI.MIN))
+            self.offset = float(self.domain.comm.allreduce(lowest, op=MPI.MIN))
             self.activate()
         with PETSc.Log.Stage("fpsolver assemble"):
             forward = self._compiled.forward
@@ -161,11 +161,11 @@ class Generator:
     def nodal_weight(self) -> np.ndarray:
         """The weight e^{U_min − U} at this rank's nodes, in the weighted scheme; one at the deepest minimum."""
         self.activate()
-        return np.exp(np.maximum(self._offset - self._nodal_potential(), -600.0))
+        return np.exp(np.maximum(self.offset - self._nodal_potential(), -600.0))
 
     def activate(self) -> None:
         """Give the shared constants this generator's values; needed before anything is assembled or evaluated."""
-        self._compiled.offset.value = self._offset
+        self._compiled.offset.value = self.offset
         for name, value in self.process.parameters().items():
             if name in self.space.parameters:
                 self.space.parameters[name].value = value

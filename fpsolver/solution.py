@@ -1,6 +1,6 @@
 """Answers: a function on the mesh, how it was obtained, and its values at points."""
 
-from typing import Any
+from typing import Any, Protocol
 
 from mpi4py import MPI
 
@@ -10,6 +10,16 @@ from dolfinx import fem, geometry
 from . import _compat
 
 
+class ErrorEstimate(Protocol):
+    """What a :class:`Solution` asks for its error bars."""
+
+    def at_start(self) -> np.ndarray:
+        """Error bars at the starts for which the question was asked (collective)."""
+
+    def at(self, points: Any) -> np.ndarray:
+        """Error bars at points (collective)."""
+
+
 class Solution:
     """What a verb returns.
 
@@ -17,12 +27,38 @@ class Solution:
         function: dolfinx ``Function``.
         stats: unknowns, scheme, degree, iterations, residual, seconds, ...
         name: what it is ("mean exit time").
-        error: estimated error, None where no estimate exists.
+        estimate: where error bars come from, None where no estimate exists.
     """
 
-    def __init__(self, function: fem.Function, stats: dict[str, Any], name: str, error: Any = None):
-        self.function, self.stats, self.name, self.error = function, stats, name, error
+    def __init__(self, function: fem.Function, stats: dict[str, Any], name: str, estimate: ErrorEstimate | None = None):
+        self.function, self.stats, self.name = function, stats, name
+        self.estimate = estimate
+        self._error: np.ndarray | None = None
         function.name = name.replace(" ", "_")
+
+    @property
+    def error(self) -> np.ndarray | None:
+        """Estimated absolute error of the discretisation, None where no estimate exists.
+
+        Shape (n,) for n starts; (1,) for an initial density, and for the mean over the domain if the verb was given no
+        start.  Collective on first access, which solves the problem once or twice more; later ones are free.
+        """
+        if self._error is None and self.estimate is not None:
+            self._error = self.estimate.at_start()
+        return self._error
+
+    def error_at(self, points: Any) -> np.ndarray:
+        """Estimated absolute error at points as in :meth:`at`, shape (n,) (collective).
+
+        Raises:
+            ValueError: no estimate exists for this answer, or a point lies outside the mesh.
+        """
+        if self.estimate is None:
+            raise ValueError(
+                f"{self.name}: no error estimate exists for this answer; exit times, moments and "
+                "probabilities have one."
+            )
+        return self.estimate.at(points)
 
     def __repr__(self) -> str:
         stats = ", ".join(f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in self.stats.items())

@@ -14,6 +14,7 @@ from dolfinx import mesh as dmesh
 
 import fpsolver as fp
 from fpsolver._compat import cell_partitioner
+from fpsolver._meshfile import RawMesh, _from_gmsh, _gmsh
 
 BOX = {1: ["left", "right"], 2: ["left", "right", "bottom", "top"]}
 BOX[3] = [*BOX[2], "front", "back"]
@@ -68,6 +69,38 @@ def moved(domain: fp.Domain, move: Callable[[np.ndarray], Sequence[np.ndarray]])
     x = domain.mesh.geometry.x
     x[:, : domain.dim] = np.array(move(x.T[: domain.dim].copy())).T
     return domain
+
+
+def random_acceleration(n: tuple[int, int] = (4, 8)) -> fp.Generator:
+    """dX = V dt, dV = √2 dW on 0 < X < 1, left through either end."""
+    domain = fp.Domain.rectangle((0, -4), (1, 4), n)
+    domain.mark("high", lambda x: (x[0] > 1 - 1e-9) & (x[1] > 0))
+    domain.mark("low", lambda x: (x[0] < 1e-9) & (x[1] < 0))
+    return fp.Generator(fp.SDE(lambda x: (x[1], 0), ((0, 0), (0, 1.0))), domain, ["high", "low"])
+
+
+def narrow_escape(gate: float, h: float = 0.3, degree: int = 3) -> fp.Generator:
+    """The unit disk with D = I, left through the arc |θ| < gate, whose ends are nodes of the mesh."""
+    comm = MPI.COMM_WORLD
+    domain = fp.Domain._distribute(comm, lambda: _disk_with_gate(gate, h))
+    return fp.Generator(fp.SDE((0.0, 0.0), 1.0), domain, ["gate"], degree=degree)
+
+
+def _disk_with_gate(gate: float, h: float) -> RawMesh:
+    with _gmsh("a disk with a gate") as gmsh:
+        geo = gmsh.model.geo
+        centre = geo.addPoint(0, 0, 0, h)
+        angles = [-gate, *np.linspace(gate, 2 * np.pi - gate, 5)[:-1]]
+        ends = [geo.addPoint(np.cos(a), np.sin(a), 0, h) for a in angles]
+        arcs = [geo.addCircleArc(a, centre, b) for a, b in zip(ends, [*ends[1:], ends[0]], strict=True)]
+        surface = geo.addPlaneSurface([geo.addCurveLoop(arcs)])
+        geo.synchronize()
+        gmsh.model.addPhysicalGroup(1, arcs[:1], name="gate")
+        gmsh.model.addPhysicalGroup(1, arcs[1:], name="wall")
+        gmsh.model.addPhysicalGroup(2, [surface], name="disk")
+        gmsh.model.mesh.generate(2)
+        gmsh.model.mesh.setOrder(3)
+        return _from_gmsh(gmsh, "a disk with a gate")
 
 
 def interpolated(gen: fp.Generator, f: Callable[[np.ndarray], Any]) -> fem.Function:
