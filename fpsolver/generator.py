@@ -115,7 +115,7 @@ class Generator:
         self.V, self.space, self.weak = self._compiled.V, self._compiled.space, self._compiled.weak
         self.activate()
         if self._compiled.potential is not None:
-            lowest = float(np.min(self._nodal_potential(), initial=np.inf))
+            lowest = float(np.min(self.nodal_potential(), initial=np.inf))
             self._offset = float(self.domain.comm.allreduce(lowest, op=MPI.MIN))
             self.activate()
         with PETSc.Log.Stage("fpsolver assemble"):
@@ -136,15 +136,19 @@ class Generator:
                 self._M = assemble_matrix(mass) if self.scheme == "dg" else _assemble_like(mass, self.G)
         return self._M
 
-    def _nodal_potential(self) -> np.ndarray:
+    def nodal_potential(self) -> np.ndarray:
+        """U at this rank's nodes, in the weighted scheme."""
         nodal = fem.Function(self.V)
         nodal.interpolate(fem.Expression(self._compiled.potential, _compat.interpolation_points(self.V.element)))
         return nodal.x.array
 
-    def nodal_weight(self) -> np.ndarray:
-        """The weight e^{U_min − U} at this rank's nodes, in the weighted scheme; one at the deepest minimum."""
-        self.activate()
-        return np.exp(np.maximum(self._offset - self._nodal_potential(), -600.0))
+    def absorbing_facets(self) -> np.ndarray:
+        """Local indices of the facets at which the process is killed."""
+        return union_tags(self.domain, self.absorbing).indices
+
+    def facets(self, parts: Sequence[str]) -> Any:
+        """The facets of some absorbing parts, in the form that a measure takes (see ``WeakForm.ds``)."""
+        return union_tags(self.domain, parts)
 
     def activate(self) -> None:
         """Give the shared constants this generator's values; needed before anything is assembled or evaluated."""
@@ -184,8 +188,7 @@ class Generator:
                     f"inwards or along it (inflow {found.inflow:.3g}, characteristic {found.characteristic:.3g} of "
                     f"{found.measure:.3g}). Declare another part as absorbing, or add noise across it."
                 )
-        absorbed = union_tags(self.domain, self.absorbing).indices
-        walls = self.boundary.classify(np.setdiff1d(self.boundary.facets, absorbed))
+        walls = self.boundary.classify(np.setdiff1d(self.boundary.facets, self.absorbing_facets()))
         if walls.outflow > 1e-12 * walls.measure:
             logger.warning(
                 "the drift leaves through a reflecting wall without diffusion (measure %.3g): legitimate only as a "
@@ -216,7 +219,7 @@ class Generator:
     def exit_vector(self, g: Any, part: str) -> PETSc.Vec:
         """ℓ_i = backward data ``g`` tested with φ_i on one part; ℓᵀp is its outflux for g = 1 (collective)."""
         v = ufl.TestFunction(self.V)
-        return self.assemble_vector(self.weak.exit_data(g, v, union_tags(self.domain, (part,))))
+        return self.assemble_vector(self.weak.exit_data(g, v, self.facets((part,))))
 
     def exit_flux(self, part: str) -> PETSc.Vec:
         """Vector ℓ with ℓᵀp = mass per time that the density p loses through ``part`` (collective, cached)."""

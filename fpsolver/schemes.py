@@ -56,10 +56,11 @@ class WeakForm:
         coefficients: D and β.
         degree: polynomial degree of the space.
         scheme: one of :data:`SCHEMES`.
-        absorbing: MeshTags of the absorbing facets, all with value 1.
+        absorbing: MeshTags of the absorbing facets, all with value 1, or [(1, cells and local facets)].
         quadrature: quadrature degree of every integral.
         weight: w, one except for ``weighted``.
         cells: MeshTags; integrate only over the cells with value 1.
+        interior: [(1, interior facets as pairs of cell and local facet)]; by default all of them.
     """
 
     mesh: dolfinx.mesh.Mesh
@@ -70,6 +71,7 @@ class WeakForm:
     quadrature: int
     weight: Expr | float = 1.0
     cells: Any = None
+    interior: Any = None
 
     @property
     def dx(self) -> ufl.Measure:
@@ -84,7 +86,7 @@ class WeakForm:
         return replace(self, cells=cells)
 
     def ds(self, tags: Any) -> ufl.Measure:
-        """Boundary measure on the facets of ``tags`` with value 1."""
+        """Measure on the facets of ``tags`` with value 1, seen from one side."""
         metadata = {"quadrature_degree": self.quadrature}
         return ufl.Measure("ds", domain=self.mesh, subdomain_data=tags, subdomain_id=1, metadata=metadata)
 
@@ -143,7 +145,10 @@ class WeakForm:
         h = ufl.min_value(h("+"), h("-"))
         drift = ufl.dot(ufl.avg(beta), n)
         penalised = (self.alpha * gamma / h + 0.5 * abs(drift)) * jump(u) * jump(v)
-        dS = ufl.dS(domain=self.mesh, metadata={"quadrature_degree": self.quadrature})
+        metadata = {"quadrature_degree": self.quadrature}
+        dS = ufl.dS(domain=self.mesh, metadata=metadata)
+        if self.interior is not None:
+            dS = ufl.Measure("dS", self.mesh, metadata, 1, self.interior)
         return (penalised - flux(u) * jump(v) - flux(v) * jump(u) + drift * jump(u) * ufl.avg(v)) * dS
 
 
