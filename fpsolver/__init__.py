@@ -12,6 +12,7 @@ from .generator import Generator
 from .initial import dirac, gaussian
 from .noise import Covariance, Isotropic, PerSample
 from .process import SDE, SGD, Langevin, MomentumSGD
+from .regions import committor, first_passage, transition_rate
 from .solution import Solution
 from .spectrum import quasi_stationary, spectrum
 from .stationary import stationary
@@ -33,6 +34,7 @@ __all__ = [
     "Solution",
     "backward",
     "batched",
+    "committor",
     "diagnostics",
     "dirac",
     "evolve",
@@ -40,6 +42,7 @@ __all__ = [
     "exit_probability",
     "exit_time_moments",
     "feynman_kac",
+    "first_passage",
     "gaussian",
     "io",
     "landscapes",
@@ -50,4 +53,5 @@ __all__ = [
     "spectrum",
     "stationary",
     "survival",
+    "transition_rate",
 ]

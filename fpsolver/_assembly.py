@@ -45,15 +45,26 @@ def compile_forms(space: Space, coefficients: Coefficients, weak: WeakForm, pote
         weak = replace(weak, coefficients=weighted(coefficients, weight), weight=weight)
     family = "DG" if weak.scheme == "dg" else "Lagrange"
     V = fem.functionspace(weak.mesh, (family, weak.degree))
+    return Compiled(space, coefficients, weak, V, *basic_forms(weak, V), potential, offset)
+
+
+def basic_forms(weak: WeakForm, V: fem.FunctionSpace) -> tuple[fem.Form, fem.Form, fem.Form]:
+    """Compiled forms of M, of G and of the integral of a function (collective)."""
     p, v = ufl.TrialFunction(V), ufl.TestFunction(V)
-    mass, forward = fem.form(weak.mass(p, v)), fem.form(weak.forward(p, v))
-    integral = fem.form(weak.weight * v * weak.dx)
-    return Compiled(space, coefficients, weak, V, mass, forward, integral, potential, offset)
+    return fem.form(weak.mass(p, v)), fem.form(weak.forward(p, v)), fem.form(weak.weight * v * weak.dx)
 
 
 def assemble_matrix(form: fem.Form) -> PETSc.Mat:
     """A new matrix (collective)."""
     matrix = fem_petsc.create_matrix(form)
+    fem_petsc.assemble_matrix(matrix, form, [], 0.0)
+    matrix.assemble()
+    return matrix
+
+
+def assemble_like(form: fem.Form, pattern: PETSc.Mat) -> PETSc.Mat:
+    """A new matrix with the sparsity pattern of another (collective)."""
+    matrix = pattern.duplicate()
     fem_petsc.assemble_matrix(matrix, form, [], 0.0)
     matrix.assemble()
     return matrix

@@ -54,13 +54,18 @@ def feynman_kac(
     rhs = _running_cost(gen, running)
     if not killed and gen.scheme != "weighted" and not (is_number(exit) and exit == 0):
         gen.cached("exit is certain", lambda: _check_certain_exit(gen, name, options))
+    constants: dict[str, float] = {}
     for part, g in _exit_data(gen, exit).items():
-        if not (is_number(g) and g == 0):
+        if is_number(g) and gen.scheme == "weighted" and not killed:
+            constants[part] = float(g)
+        elif not (is_number(g) and g == 0):
             data = gen.exit_vector(gen.space.scalar(g, f"exit data on {part!r}"), part)
             rhs.axpy(1.0, data)
             data.destroy()
-    finite = np.isfinite(rhs.array_r).all()
+    finite = np.isfinite([*rhs.array_r, *constants.values()]).all()
     agree(gen.domain.comm, None if finite else f"{name}: exit data or running cost is not finite on the domain.")
+    if gen.scheme == "weighted" and not killed:
+        return _solve_by_capacity(gen, rhs, constants, options, name)
     return _solve(gen, rhs, killing if killed else None, options, name)
 
 
@@ -109,8 +114,6 @@ def _running_cost(gen: Generator, running: Any) -> PETSc.Vec:
 
 def _solve(gen: Generator, rhs: PETSc.Vec, killing: Any, options: Options | None, name: str) -> Solution:
     """Solve (−Gᵀ + S) u = rhs; ``rhs`` is consumed."""
-    if gen.scheme == "weighted" and killing is None:
-        return _solve_by_capacity(gen, rhs, options, name)
     solver = gen.solver(name, options) if killing is None else _killed_solver(gen, killing, options, name)
     u = gen.G.createVecRight()
     rhs.scale(-1.0)
@@ -132,10 +135,13 @@ def _solve(gen: Generator, rhs: PETSc.Vec, killing: Any, options: Options | None
     return solution
 
 
-def _solve_by_capacity(gen: Generator, rhs: PETSc.Vec, options: Options | None, name: str) -> Solution:
+def _solve_by_capacity(
+    gen: Generator, rhs: PETSc.Vec, constants: Mapping[str, float], options: Options | None, name: str
+) -> Solution:
     capacity = capacity_solver(gen, name, options)
-    u = capacity.solve(rhs)
+    u = capacity.solve(rhs, constants)
     stats = {**gen.stats(), "residual": capacity.solver.residual, "capacity": capacity.capacity}
+    stats["wells"] = len(capacity.wells)
     finite = np.isfinite(u.array_r).all()
     problem = f"{name}: beyond the range of floating point numbers (capacity {capacity.capacity:.3g})."
     agree(gen.domain.comm, None if finite else problem, OverflowError)

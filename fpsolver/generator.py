@@ -12,10 +12,9 @@ from petsc4py import PETSc
 import numpy as np
 import ufl
 from dolfinx import fem, la
-from dolfinx.fem import petsc as fem_petsc
 
 from . import _compat, _petsc
-from ._assembly import assemble_matrix, compile_forms, union_tags
+from ._assembly import assemble_like, assemble_matrix, compile_forms, union_tags
 from ._log import logger
 from .boundary import Boundary, FicheraClasses, format_report, survey_cells
 from .domain import Domain
@@ -121,7 +120,7 @@ class Generator:
         with PETSc.Log.Stage("fpsolver assemble"):
             forward = self._compiled.forward
             known = model is not None and model.G.handle  # sparsity patterns are a third of the time
-            self.G = _assemble_like(forward, model.G) if model and known else assemble_matrix(forward)
+            self.G = assemble_like(forward, model.G) if model and known else assemble_matrix(forward)
             self.integrals = self._assemble_vector(self._compiled.integral)
         self._M: PETSc.Mat | None = None
 
@@ -133,13 +132,14 @@ class Generator:
             with PETSc.Log.Stage("fpsolver assemble"):
                 # with dg it is block diagonal, unlike G
                 mass = self._compiled.mass
-                self._M = assemble_matrix(mass) if self.scheme == "dg" else _assemble_like(mass, self.G)
+                self._M = assemble_matrix(mass) if self.scheme == "dg" else assemble_like(mass, self.G)
         return self._M
 
     def nodal_potential(self) -> np.ndarray:
         """U at this rank's nodes, in the weighted scheme."""
         nodal = fem.Function(self.V)
-        nodal.interpolate(fem.Expression(self._compiled.potential, _compat.interpolation_points(self.V.element)))
+        potential = self._compiled.potential + self.space.constant(0.0)  # a constant loss has no mesh of its own
+        nodal.interpolate(fem.Expression(potential, _compat.interpolation_points(self.V.element)))
         return nodal.x.array
 
     def absorbing_facets(self) -> np.ndarray:
@@ -295,14 +295,6 @@ class Generator:
 
     def __exit__(self, *_: object) -> None:
         self.destroy()
-
-
-def _assemble_like(form: fem.Form, pattern: PETSc.Mat) -> PETSc.Mat:
-    """A new matrix with the sparsity pattern of another (collective)."""
-    matrix = pattern.duplicate()
-    fem_petsc.assemble_matrix(matrix, form, [], 0.0)
-    matrix.assemble()
-    return matrix
 
 
 def _names(absorbing: Sequence[str]) -> tuple[str, ...]:

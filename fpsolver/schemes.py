@@ -124,6 +124,15 @@ class WeakForm:
         weight = self.alpha * ufl.dot(ufl.dot(D, n), n) / facet_height(self.mesh) + positive(ufl.dot(beta, n))
         return g * (weight * v - ufl.dot(ufl.dot(D, ufl.grad(v)), n)) * self.ds(tags)
 
+    def entrance_data(self, g: Expr, v: Expr, tags: Any) -> ufl.Form:
+        """Forward data, a density g, on part of the boundary of a problem whose exits include it.
+
+        ∫ g (−D∇v·n + (α δ/h + (β·n)⁻) v): imposed where the process diffuses or drifts in.
+        """
+        D, beta, n = self.coefficients.D, self.coefficients.beta, ufl.FacetNormal(self.mesh)
+        weight = self.alpha * ufl.dot(ufl.dot(D, n), n) / facet_height(self.mesh) + positive(-ufl.dot(beta, n))
+        return g * (weight * v - ufl.dot(ufl.dot(D, ufl.grad(v)), n)) * self.ds(tags)
+
     def _interior(self, u: Expr, v: Expr) -> ufl.Form:
         D, beta, n = self.coefficients.D, self.coefficients.beta, ufl.FacetNormal(self.mesh)("+")
         delta = [ufl.dot(ufl.dot(D(s), n), n) for s in "+-"]
@@ -148,7 +157,7 @@ class WeakForm:
         metadata = {"quadrature_degree": self.quadrature}
         dS = ufl.dS(domain=self.mesh, metadata=metadata)
         if self.interior is not None:
-            dS = ufl.Measure("dS", self.mesh, metadata, 1, self.interior)
+            dS = ufl.Measure("dS", self.mesh, 1, metadata, self.interior)
         return (penalised - flux(u) * jump(v) - flux(v) * jump(u) + drift * jump(u) * ufl.avg(v)) * dS
 
 
