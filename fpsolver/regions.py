@@ -204,7 +204,10 @@ def _marker(gen: Generator, name: str, region: Any) -> tuple[Marker, Any]:
             f"the region {name!r} is {region!r}; expected a boundary part's name, a marker of points x, or a tuple "
             "(point, radius) with a positive radius"
         )
-    centre, radius = as_points(region[0], gen.domain.dim, f"region {name!r}")[0], float(region[1])
+    centres, radius = as_points(region[0], gen.domain.dim, f"region {name!r}"), float(region[1])
+    if len(centres) > 1:
+        raise ValueError(f"region {name!r}: one point was expected, got {len(centres)}, in {gen.domain.dim} dimension(s)")
+    centre = centres[0]
     return lambda x: ((x - centre[:, None]) ** 2).sum(axis=0) <= radius**2, centre
 
 
