@@ -10,7 +10,8 @@ import numpy as np
 import ufl
 from dolfinx import fem
 
-from ._errors import NotConverged, agree
+from ._errors import agree
+from ._guards import check_certain_exit, check_reach, check_roundoff
 from ._log import logger
 from ._petsc import LinearSolver, Options
 from .evolution import backward, evolve
@@ -52,8 +53,10 @@ def feynman_kac(
             f"the domain has {', '.join(gen.domain.parts) or 'none'}."
         )
     rhs = _running_cost(gen, running)
-    if not killed and gen.scheme != "weighted" and not (is_number(exit) and exit == 0):
-        gen.cached("exit is certain", lambda: _check_certain_exit(gen, name, options))
+    if not killed:
+        check_reach(gen, name)
+        if gen.scheme != "weighted" and not (is_number(exit) and exit == 0):
+            gen.cached("exit is certain", lambda: check_certain_exit(gen, name, options))
     constants: dict[str, float] = {}
     for part, g in _exit_data(gen, exit).items():
         if is_number(g) and gen.scheme == "weighted" and not killed:
@@ -67,25 +70,6 @@ def feynman_kac(
     if gen.scheme == "weighted" and not killed:
         return _solve_by_capacity(gen, rhs, constants, options, name)
     return _solve(gen, rhs, killing if killed else None, options, name)
-
-
-def _check_certain_exit(gen: Generator, name: str, options: Options | None) -> bool:
-    """Refuse exit data where paths may stay for ever: the answer with data 1 must be 1, as constants solve Lu = 0."""
-    one, data = gen.G.createVecRight(), gen.G.createVecLeft()
-    one.set(1.0)
-    gen.G.multTranspose(one, data)
-    gen.solver(name, options).solve(data, one, transpose=True)
-    one.shift(-1.0)
-    deviation = one.norm(PETSc.NormType.INFINITY)
-    for v in (one, data):
-        v.destroy()
-    if not deviation < 1e-6:
-        raise ValueError(
-            f"{name}: exit is not certain. With data 1 on the whole absorbing boundary the answer should be 1, and it "
-            f"is off by {deviation:.2g}: the process stays for ever in a part of the domain, or leaves it too slowly "
-            "for double precision. Add noise there, or a killing rate."
-        )
-    return True
 
 
 def _exit_data(gen: Generator, exit: Any) -> dict[str, Any]:
@@ -127,7 +111,7 @@ def _solve(gen: Generator, rhs: PETSc.Vec, killing: Any, options: Options | None
     if killing is not None:
         solver.A.destroy()
         solver.destroy()
-    _check_roundoff(name, stats, solver)
+    check_roundoff(gen, name, stats, solver)
     solution = Solution(gen.function(u), stats, name)
     u.destroy()
     rhs.destroy()
@@ -150,23 +134,6 @@ def _solve_by_capacity(
         v.destroy()
     logger.info("%s", solution)
     return solution
-
-
-def _check_roundoff(name: str, stats: dict[str, Any], solver: LinearSolver) -> None:
-    """Refuse an answer that rounding has made meaningless.
-
-    The estimate exceeded the true error by 10 to 50 on double wells from τ = 1e3 to 1e22, and reached one before the
-    last correct digit was gone.
-    """
-    if stats["roundoff"] > 1:
-        advice = (
-            "Exit takes longer than double precision resolves: rounding alone may have changed every digit (estimate "
-            f"{stats['roundoff']:.2g}). Take scheme='weighted' if the invariant density is known (Langevin); otherwise "
-            "raise the noise, and extrapolate the logarithm of the answer."
-        )
-        raise NotConverged(name, "DIVERGED_ROUNDOFF", solver.iterations, solver.residual, solver.prefix, advice)
-    if stats["roundoff"] > 1e-3:
-        logger.warning("%s: rounding may have caused a relative error of %.1e", name, stats["roundoff"])
 
 
 def _killed_solver(gen: Generator, killing: Any, options: Options | None, name: str) -> LinearSolver:

@@ -16,7 +16,15 @@ from dolfinx import fem, la
 from . import _compat, _petsc
 from ._assembly import assemble_like, assemble_matrix, compile_forms, union_tags
 from ._log import logger
-from .boundary import Boundary, FicheraClasses, format_report, survey_cells
+from .boundary import (
+    CURVED,
+    Boundary,
+    FicheraClasses,
+    format_report,
+    neighbours,
+    on_sides,
+    survey_cells,
+)
 from .domain import Domain
 from .fields import Space, is_number
 from .process import Coefficients, Process
@@ -146,6 +154,11 @@ class Generator:
         """Local indices of the facets at which the process is killed."""
         return union_tags(self.domain, self.absorbing).indices
 
+    def exit_sides(self) -> np.ndarray:
+        """Pairs of cell and local facet at which the process is killed, shape (n, 2)."""
+        cells, local = neighbours(self.domain.mesh, self.absorbing_facets())
+        return np.stack([cells[:, 0], local[:, 0]], axis=1)
+
     def facets(self, parts: Sequence[str]) -> Any:
         """The facets of some absorbing parts, in the form that a measure takes (see ``WeakForm.ds``)."""
         return union_tags(self.domain, parts)
@@ -195,6 +208,24 @@ class Generator:
                 "truncation of a larger space with negligible mass there",
                 walls.outflow,
             )
+
+    @property
+    def degenerate(self) -> bool:
+        """Whether D is singular somewhere."""
+        return self._survey.degenerate
+
+    def crossing(self, sides: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Whether the process diffuses across facets, and whether its drift leads out there, seen from one side."""
+        D, beta, n = self._compiled.coefficients.D, self._compiled.coefficients.beta, ufl.FacetNormal(self.domain.mesh)
+        self.activate()
+        rows = [ufl.dot(ufl.dot(D, n), n), ufl.dot(beta, n), ufl.tr(D), ufl.dot(beta, beta)]
+        values, _, _ = on_sides(self.domain.mesh, rows, sides, 2 * self.degree)
+        delta, drift, size, speed = (values[..., i] for i in range(4))
+        # relative to what is there, as meshes may be graded by decades towards a point where D vanishes
+        angle = 1e-12 if _compat.coordinate_map(self.domain.mesh).degree == 1 else CURVED
+        diffuses = delta > np.maximum(angle * size, 1e-20 * self._survey.diffusion)
+        drifts = drift > np.maximum(angle * np.sqrt(speed), 1e-14 * self._survey.drift)
+        return diffuses.any(axis=1), drifts.any(axis=1)
 
     def boundary_report(self) -> dict[str, FicheraClasses]:
         """Measure of each Fichera class on every named part (collective)."""

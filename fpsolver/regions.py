@@ -23,6 +23,7 @@ from ._errors import agree
 from ._log import logger
 from ._meshes import Marker
 from ._petsc import Options
+from .boundary import neighbours
 from .exit import exit_probability, mean_exit_time
 from .fields import is_number
 from .generator import Generator
@@ -74,7 +75,7 @@ class Stopped(Generator):
         self.regions = {r.name: r for r in regions}
         self.absorbing = tuple(dict.fromkeys([*gen.absorbing, *self.regions]))
         inside = np.logical_or.reduce([r.cells for r in regions])
-        pairs, facets = _around(gen.domain.mesh)
+        pairs, facets = neighbours(gen.domain.mesh)
         both = (pairs >= 0).all(axis=1)
         one = both & (inside[pairs[:, 0]] != inside[pairs[:, 1]])
         self._sides: dict[str, Integers] = {}
@@ -113,27 +114,14 @@ class Stopped(Generator):
         """Local indices of the facets at which the process stops."""
         return np.unique(np.concatenate(self._stops))
 
+    def exit_sides(self) -> np.ndarray:
+        """Pairs of cell and local facet at which the process stops."""
+        return np.concatenate(list(self._sides.values()))
+
     def fill(self, u: fem.Function, name: str, value: float) -> None:
         """Give the unknowns inside a region a value."""
         dofs = np.unique(self.V.dofmap.list[self.regions[name].cells])
         u.x.array[dofs[self._idle[dofs]]] = value
-
-
-def _around(mesh: dmesh.Mesh) -> tuple[Integers, Integers]:
-    """Cells beside each owned facet and its number in them, shape (facets, 2); −1 for none."""
-    dim = mesh.topology.dim
-    for ends in ((dim - 1, dim), (dim, dim - 1)):
-        mesh.topology.create_connectivity(*ends)
-    to_cell, to_facet = mesh.topology.connectivity(dim - 1, dim), mesh.topology.connectivity(dim, dim - 1)
-    owned = mesh.topology.index_map(dim - 1).size_local
-    first, count = to_cell.offsets[:owned], np.diff(to_cell.offsets[: owned + 1])
-    around = to_facet.array.reshape(-1, dim + 1)
-    pairs, local = np.full((owned, 2), -1, np.int32), np.full((owned, 2), -1, np.int32)
-    for side in range(2):
-        has = np.flatnonzero(count > side)
-        pairs[has, side] = to_cell.array[first[has] + side]
-        local[has, side] = np.argmax(around[pairs[has, side]] == has[:, None], axis=1)
-    return pairs, local
 
 
 def _idle(gen: Generator, outside: Integers) -> Mask:
@@ -206,7 +194,9 @@ def _marker(gen: Generator, name: str, region: Any) -> tuple[Marker, Any]:
         )
     centres, radius = as_points(region[0], gen.domain.dim, f"region {name!r}"), float(region[1])
     if len(centres) > 1:
-        raise ValueError(f"region {name!r}: one point was expected, got {len(centres)}, in {gen.domain.dim} dimension(s)")
+        raise ValueError(
+            f"region {name!r}: one point was expected, got {len(centres)}, in {gen.domain.dim} dimension(s)"
+        )
     centre = centres[0]
     return lambda x: ((x - centre[:, None]) ** 2).sum(axis=0) <= radius**2, centre
 
