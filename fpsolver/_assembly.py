@@ -12,6 +12,7 @@ from dolfinx import fem
 from dolfinx import mesh as dmesh
 from dolfinx.fem import petsc as fem_petsc
 
+from ._compat import interpolation_points
 from .domain import Domain
 from .fields import Space
 from .process import Coefficients
@@ -75,3 +76,11 @@ def union_tags(domain: Domain, names: Sequence[str]) -> dmesh.MeshTags:
     parts = [domain.facets(name) for name in names]
     facets = np.unique(np.concatenate([np.zeros(0, np.int32), *parts])).astype(np.int32)
     return dmesh.meshtags(domain.mesh, domain.dim - 1, facets, np.ones_like(facets))
+
+
+def nodal_values(V: fem.FunctionSpace, potential: Any, space: Space) -> fem.Function:
+    """A scalar expression at the nodes."""
+    nodal = fem.Function(V)
+    potential = potential + space.constant(0.0)  # a constant loss has no mesh of its own
+    nodal.interpolate(fem.Expression(potential, interpolation_points(V.element)))
+    return nodal

@@ -19,7 +19,7 @@ def check_reach(gen: Generator, name: str) -> None:
     Raises:
         ValueError: the control graph has closed classes.
     """
-    if gen.degenerate and (found := closed_classes(gen)).closed:
+    if gen.survey.degenerate and (found := closed_classes(gen)).closed:
         raise ValueError(
             f"{name}: exit is not certain, so exit times are infinite: {found.reason()}. Add noise there, declare the "
             "place as absorbing, leave it out of the domain, or add a killing rate."

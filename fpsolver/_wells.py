@@ -1,62 +1,83 @@
 """Metastable wells of a potential on the mesh: local minima that are deep compared with the noise."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from dolfinx import fem
 
-from .generator import Generator
-
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 
-def find_wells(gen: Generator, depth: float) -> Integers:
+def find_wells(V: fem.FunctionSpace, U: Floats, exits: npt.ArrayLike, depth: float, cells: Any = None) -> Integers:
     """Global degrees of freedom at the minima of U, the deepest first, the same on all ranks (collective).
 
     Besides the deepest, those minima over the mesh's vertices from which one must climb by at least ``depth`` to get to
-    a lower one or to an absorbing part.  The graph of vertices and edges is gathered on rank 0: 60 bytes an edge.
+    a lower one or to an exit.  The graph of vertices and edges is gathered on rank 0: 60 bytes an edge.
+
+    Args:
+        V: continuous elements.
+        U: potential at this rank's nodes.
+        exits: local facets that absorb.
+        depth: in units of U.
+        cells: local cells in which the process lives; by default all of them.
     """
-    comm = gen.domain.comm
-    parts = comm.gather(_edges(gen))
-    wells = None
+
+    def choose(nodes: Integers, height: Floats, climbs: dict[int, float]) -> Integers:
+        inside = np.flatnonzero(np.isfinite(height))
+        deepest = int(inside[np.argmin(height[inside])])
+        wells = {deepest, *(m for m, climb in climbs.items() if climb >= depth)}
+        return nodes[sorted(wells, key=lambda m: height[m])]
+
+    return np.asarray(_on_root(V, U, exits, cells, choose))
+
+
+def exit_barrier(V: fem.FunctionSpace, U: Floats, exits: npt.ArrayLike) -> float:
+    """How far one must climb at least, from the worst minimum of U, to get lower or to an exit (collective)."""
+    return float(_on_root(V, U, exits, None, lambda nodes, height, climbs: max(climbs.values(), default=0.0)))
+
+
+def _on_root(V: fem.FunctionSpace, U: Floats, exits: npt.ArrayLike, cells: Any, question: Callable[..., Any]) -> Any:
+    comm = V.mesh.comm
+    parts = comm.gather(_edges(V, U, exits, cells))
+    answer = None
     if parts is not None:
-        ends, U, absorbs = (np.concatenate(column) for column in zip(*parts, strict=True))
-        wells = _deep_minima(ends, U, absorbs, depth)
-    return np.asarray(comm.bcast(wells))
+        ends, height, absorbs = (np.concatenate(column) for column in zip(*parts, strict=True))
+        answer = question(*_climbs(ends, height, absorbs))
+    return comm.bcast(answer)
 
 
-def _edges(gen: Generator) -> tuple[Integers, Floats, npt.NDArray[np.bool_]]:
+def _edges(
+    V: fem.FunctionSpace, U: Floats, exits: npt.ArrayLike, cells: Any
+) -> tuple[Integers, Floats, npt.NDArray[np.bool_]]:
     """Edges of this rank's cells: global ends (n, 2), potential (n, 2), whether an end absorbs (n, 2)."""
-    V, mesh = gen.V, gen.domain.mesh
-    U = gen.nodal_potential()
+    topology = V.mesh.topology
     absorbs = np.zeros(len(U), dtype=bool)
-    absorbs[fem.locate_dofs_topological(V, mesh.topology.dim - 1, gen.absorbing_facets())] = True
-    corners = [V.dofmap.dof_layout.entity_dofs(0, i)[0] for i in range(mesh.topology.dim + 1)]
-    owned = mesh.topology.index_map(mesh.topology.dim).size_local
-    cells = np.arange(owned) if gen.weak.cells is None else gen.weak.cells.find(1)
+    absorbs[fem.locate_dofs_topological(V, topology.dim - 1, np.asarray(exits, dtype=np.int32))] = True
+    corners = [V.dofmap.dof_layout.entity_dofs(0, i)[0] for i in range(topology.dim + 1)]
+    owned = topology.index_map(topology.dim).size_local
+    cells = np.arange(owned) if cells is None else cells
     vertices = V.dofmap.list[cells[cells < owned]][:, corners]
     pairs = np.vstack([vertices[:, [i, j]] for j in range(len(corners)) for i in range(j)])
     ends = V.dofmap.index_map.local_to_global(pairs.ravel().astype(np.int32)).reshape(-1, 2)
     return ends, U[pairs], absorbs[pairs]
 
 
-def _deep_minima(ends: Integers, U: Floats, absorbs: npt.NDArray[np.bool_], depth: float) -> Integers:
-    nodes, index = np.unique(ends, return_inverse=True)
-    edges = index.reshape(-1, 2) + 1  # node 0 is the exit
-    height = np.zeros(len(nodes) + 1)
-    height[edges] = U
+def _climbs(ends: Integers, U: Floats, absorbs: npt.NDArray[np.bool_]) -> tuple[Integers, Floats, dict[int, float]]:
+    """Nodes, their potential (−∞ at node 0, the exit; ∞ where another absorbs) and how far minima must climb."""
+    numbers, index = np.unique(ends, return_inverse=True)
+    edges = index.reshape(-1, 2) + 1
+    height = np.full(len(numbers) + 1, np.inf)
+    height[edges[~absorbs]] = U[~absorbs]
+    if not np.isfinite(height).any():
+        height[edges] = U  # every node absorbs: no matter
     height[0] = -np.inf
     edges[absorbs] = 0
     edges = np.unique(np.sort(edges[edges[:, 0] != edges[:, 1]], axis=1), axis=0)
-    basin = _basins(edges, height)
-    inside = np.setdiff1d(edges, [0])  # what absorbs is no node any more
-    if not len(inside):
-        inside = np.array([1])
-    deepest = int(inside[np.argmin(height[inside])])
-    wells = [deepest, *(m for m in _persistent(edges, height, basin, depth) if m != deepest)]
-    return nodes[np.array(sorted(wells, key=lambda m: height[m])) - 1]
+    climbs = _persistence(edges, height, _basins(edges, height))
+    return np.concatenate([[-1], numbers]), height, climbs
 
 
 def _basins(edges: Integers, height: Floats) -> Integers:
@@ -73,8 +94,8 @@ def _basins(edges: Integers, height: Floats) -> Integers:
     return target
 
 
-def _persistent(edges: Integers, height: Floats, basin: Integers, depth: float) -> list[int]:
-    """Minima that must climb by ``depth`` or more to where it is deeper, by merging basins from low passes to high."""
+def _persistence(edges: Integers, height: Floats, basin: Integers) -> dict[int, float]:
+    """How far each minimum must climb to where it is deeper, by merging basins from low passes to high."""
     pairs = np.sort(basin[edges], axis=1)
     between = pairs[:, 0] != pairs[:, 1]
     pairs, passes = pairs[between], height[edges[between]].max(axis=1)
@@ -90,14 +111,13 @@ def _persistent(edges: Integers, height: Floats, basin: Integers, depth: float) 
             parent[m] = m = parent.get(p, p)
         return m
 
-    deep = []
+    climbs = {}
     for i in np.argsort(passes, kind="stable"):  # basins are few: hundreds on rough landscapes
         low, high = sorted((root(int(pairs[i, 0])), root(int(pairs[i, 1]))), key=lambda m: height[m])
         if low != high:
             parent[high] = low
-            if passes[i] - height[high] >= depth:
-                deep.append(high)
-    return deep
+            climbs[high] = float(passes[i] - height[high])
+    return climbs
 
 
 def eliminate(between: Floats, leaving: Floats, rhs: Floats) -> Any:

@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 from mpi4py import MPI
 from petsc4py import PETSc
@@ -14,22 +14,18 @@ import ufl
 from dolfinx import fem, la
 
 from . import _compat, _petsc
-from ._assembly import assemble_like, assemble_matrix, compile_forms, union_tags
+from ._assembly import assemble_like, assemble_matrix, compile_forms, nodal_values, union_tags
 from ._log import logger
-from .boundary import (
-    CURVED,
-    Boundary,
-    FicheraClasses,
-    format_report,
-    neighbours,
-    on_sides,
-    survey_cells,
-)
+from ._wells import exit_barrier
+from .boundary import Boundary, FicheraClasses, Survey, format_report, survey_cells
 from .domain import Domain
 from .fields import Space, is_number
 from .process import Coefficients, Process
 from .schemes import SCHEMES, WeakForm, quadrature_degree
 
+# beyond it galerkin and dg need finer meshes than weighted for the same error, and fail without a sign on coarse ones;
+# below it they are as good and cost half (benchmarks/schemes.py), and modes beyond the slowest are cleaner
+HIGH_BARRIER = 15.0
 DEFAULT_DEGREE = {1: 4, 2: 4, 3: 3}
 
 
@@ -42,7 +38,8 @@ class Generator:
         absorbing: names of the boundary parts at which it is killed; the rest of the boundary reflects.
         degree: polynomial degree, at least 1; by default 4 in one and two dimensions, 3 in three.
         scheme: ``"galerkin"``, ``"dg"``, ``"weighted"`` (for a known Gibbs density and high barriers) or ``"auto"``:
-            dg where D degenerates or the cell Péclet number exceeds one, galerkin elsewhere.
+            weighted where a Gibbs density is known and the barrier before the absorbing parts exceeds 15 temperatures;
+            dg where D degenerates or the cell Péclet number exceeds one; galerkin elsewhere.
         quadrature: degree of the quadrature of every integral; by default chosen from the data.
         options: PETSc options for all solves with this generator, without prefix.
 
@@ -79,12 +76,20 @@ class Generator:
         space = process.space(domain.mesh, self.degree)
         coefficients = process.coefficients(space)
         self._inspect(coefficients)
-        self.scheme = self._choose(scheme)
+        self.scheme = self._choose(scheme, space)
         self._check_boundary()
         q = quadrature or quadrature_degree(coefficients, self.degree)
         weak = WeakForm(domain.mesh, coefficients, self.degree, self.scheme, tags, q)
         self._compiled = compile_forms(space, coefficients, weak, self._potential(space))
         self._assemble()
+
+    def _barrier(self, space: Space) -> float:
+        """How far one must climb to leave the domain, in units of U; zero where no Gibbs density is known."""
+        potential = self.process.potential(space) if self.absorbing else None
+        if potential is None:
+            return 0.0
+        V = fem.functionspace(self.domain.mesh, ("Lagrange", 1))
+        return exit_barrier(V, nodal_values(V, potential, space).x.array, self.absorbing_facets())
 
     def _potential(self, space: Space) -> Any:
         if self.scheme != "weighted":
@@ -145,19 +150,12 @@ class Generator:
 
     def nodal_potential(self) -> np.ndarray:
         """U at this rank's nodes, in the weighted scheme."""
-        nodal = fem.Function(self.V)
-        potential = self._compiled.potential + self.space.constant(0.0)  # a constant loss has no mesh of its own
-        nodal.interpolate(fem.Expression(potential, _compat.interpolation_points(self.V.element)))
-        return nodal.x.array
+        self.activate()
+        return nodal_values(self.V, self._compiled.potential, self.space).x.array
 
     def absorbing_facets(self) -> np.ndarray:
         """Local indices of the facets at which the process is killed."""
         return union_tags(self.domain, self.absorbing).indices
-
-    def exit_sides(self) -> np.ndarray:
-        """Pairs of cell and local facet at which the process is killed, shape (n, 2)."""
-        cells, local = neighbours(self.domain.mesh, self.absorbing_facets())
-        return np.stack([cells[:, 0], local[:, 0]], axis=1)
 
     def facets(self, parts: Sequence[str]) -> Any:
         """The facets of some absorbing parts, in the form that a measure takes (see ``WeakForm.ds``)."""
@@ -170,10 +168,13 @@ class Generator:
             if name in self.space.parameters:
                 self.space.parameters[name].value = value
 
-    def _choose(self, scheme: str) -> str:
+    def _choose(self, scheme: str, space: Space) -> str:
         s = self._survey
         if scheme != "auto":
             return scheme
+        if (barrier := self._barrier(space)) > HIGH_BARRIER:
+            logger.info("scheme weighted, degree %d: a barrier of %.3g times the temperature", self.degree, barrier)
+            return "weighted"
         chosen = "dg" if s.degenerate or s.peclet > 1 or self._degenerate_wall() else "galerkin"
         why = "D degenerates" if s.degenerate else f"largest cell Péclet number {s.peclet:.2g}"
         logger.info("scheme %s, degree %d: %s", chosen, self.degree, why)
@@ -210,22 +211,14 @@ class Generator:
             )
 
     @property
-    def degenerate(self) -> bool:
-        """Whether D is singular somewhere."""
-        return self._survey.degenerate
+    def survey(self) -> Survey:
+        """Extremes of the coefficients."""
+        return self._survey
 
-    def crossing(self, sides: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Whether the process diffuses across facets, and whether its drift leads out there, seen from one side."""
-        D, beta, n = self._compiled.coefficients.D, self._compiled.coefficients.beta, ufl.FacetNormal(self.domain.mesh)
-        self.activate()
-        rows = [ufl.dot(ufl.dot(D, n), n), ufl.dot(beta, n), ufl.tr(D), ufl.dot(beta, beta)]
-        values, _, _ = on_sides(self.domain.mesh, rows, sides, 2 * self.degree)
-        delta, drift, size, speed = (values[..., i] for i in range(4))
-        # relative to what is there, as meshes may be graded by decades towards a point where D vanishes
-        angle = 1e-12 if _compat.coordinate_map(self.domain.mesh).degree == 1 else CURVED
-        diffuses = delta > np.maximum(angle * size, 1e-20 * self._survey.diffusion)
-        drifts = drift > np.maximum(angle * np.sqrt(speed), 1e-14 * self._survey.drift)
-        return diffuses.any(axis=1), drifts.any(axis=1)
+    @property
+    def coefficients(self) -> Coefficients:
+        """D and β, in every scheme."""
+        return self._compiled.coefficients
 
     def boundary_report(self) -> dict[str, FicheraClasses]:
         """Measure of each Fichera class on every named part (collective)."""
@@ -321,7 +314,7 @@ class Generator:
                 item.destroy()
         self.cache = {}
 
-    def __enter__(self) -> "Generator":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -46,7 +46,8 @@ class CapacitySolver:
 
     def __init__(self, gen: Generator, what: str, preset: Options, options: Options | None):
         self.gen = gen
-        self.wells = find_wells(gen, _DEPTH)
+        cells = None if gen.weak.cells is None else gen.weak.cells.find(1)
+        self.wells = find_wells(gen.V, gen.nodal_potential(), gen.absorbing_facets(), _DEPTH, cells)
         logger.info("%d metastable well(s) split off", len(self.wells))
         self.K = gen.G.copy()
         self.K.scale(-1.0)

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import ufl
 from scipy import sparse
 from scipy.sparse import csgraph
 
 from . import _compat
-from .boundary import cell_volumes, neighbours
+from .boundary import CURVED, cell_volumes, neighbours, on_sides
 from .generator import Generator
 
 
@@ -90,14 +91,41 @@ def _graph(gen: Generator) -> tuple[npt.NDArray[Any], ...]:
     cells, local = neighbours(mesh)
     inner = (cells >= 0).all(axis=1) & lives[cells].all(axis=1)
     cells, local = cells[inner], local[inner]
-    here, there = (gen.crossing(np.stack([cells[:, s], local[:, s]], axis=1)) for s in range(2))
+    here, there = (crossing(gen, np.stack([cells[:, s], local[:, s]], axis=1)) for s in range(2))
     ends, diffuses = numbers[cells], here[0] & there[0]
     edges = np.concatenate([ends[diffuses | here[1]], ends[diffuses | there[1]][:, ::-1]])
-    exits = gen.exit_sides()
-    leaves = numbers[exits[np.logical_or(*gen.crossing(exits)), 0]]
+    leaves = numbers[_exits(gen, lives)]
     nodes = mesh.geometry.x[_compat.geometry_dofmap(mesh)[:owned]][..., :dim]
     mine = (numbers[:owned], cell_volumes(mesh), nodes.min(axis=1), nodes.max(axis=1))
     return edges, leaves, *(column[lives[:owned]] for column in mine)
+
+
+def _exits(gen: Generator, lives: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
+    """Local cells that the process can leave through an absorbing facet."""
+    cells, local = neighbours(gen.domain.mesh, gen.absorbing_facets())
+    side = np.where((cells[:, 0] >= 0) & lives[cells[:, 0]], 0, 1)  # a region's facet has cells on both sides
+    rows = np.arange(len(cells))
+    sides = np.stack([cells[rows, side], local[rows, side]], axis=1)
+    return sides[np.logical_or(*crossing(gen, sides)), 0]
+
+
+def crossing(gen: Generator, sides: npt.NDArray[Any]) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Whether the process diffuses across facets, and whether its drift leads out there, seen from one side.
+
+    Args:
+        gen: any generator.
+        sides: pairs of cell and local facet, shape (n, 2).
+    """
+    D, beta, n = gen.coefficients.D, gen.coefficients.beta, ufl.FacetNormal(gen.domain.mesh)
+    gen.activate()
+    rows = [ufl.dot(ufl.dot(D, n), n), ufl.dot(beta, n), ufl.tr(D), ufl.dot(beta, beta)]
+    values, _, _ = on_sides(gen.domain.mesh, rows, sides, 2 * gen.degree)
+    delta, drift, size, speed = (values[..., i] for i in range(4))
+    # relative to what is there, as meshes may be graded by decades towards a point where D vanishes
+    angle = 1e-12 if _compat.coordinate_map(gen.domain.mesh).degree == 1 else CURVED
+    diffuses = delta > np.maximum(angle * size, 1e-20 * gen.survey.diffusion)
+    drifts = drift > np.maximum(angle * np.sqrt(speed), 1e-14 * gen.survey.drift)
+    return np.asarray(diffuses.any(axis=1)), np.asarray(drifts.any(axis=1))
 
 
 def _analyse(

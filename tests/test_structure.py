@@ -13,8 +13,8 @@ PACKAGE = Path(__file__).parent.parent / "fpsolver"
 # imports go downwards only: a module may import those above it
 ORDER = (
     "_errors _log _compat _petsc _meshfile _meshes domain fields landscapes noise process schemes boundary _assembly "
-    "generator solution reach initial _krylov _control _expm evolution _wells metastable _guards exit stationary "
-    "regions spectrum _sample _slices io plot"
+    "_wells generator solution reach initial _krylov _control _expm evolution metastable _guards exit stationary "
+    "_stopped regions spectrum _sample _slices io plot"
 ).split()
 
 
