@@ -120,7 +120,7 @@ def _persistence(edges: Integers, height: Floats, basin: Integers) -> dict[int, 
     return climbs
 
 
-def eliminate(between: Floats, leaving: Floats, rhs: Floats) -> Any:
+def eliminate(between: Floats, leaving: Floats, rhs: Floats) -> Floats:
     """Solve Σ_j between_ij (c_i − c_j) + leaving_i c_i = rhs_i without a subtraction.
 
     Gaussian elimination of states, which keeps the relative accuracy of every conductance (Grassmann, Taksar, Heyman,

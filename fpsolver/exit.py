@@ -222,10 +222,16 @@ def exit_distribution(gen: Generator, start: Any, options: Options | None = None
     """
     if not gen.absorbing:
         raise ValueError("exit_distribution: nothing absorbs, so the process never leaves.")
-    source, g = load(gen, start if _is_density(start) else dirac(start), "start"), gen.G.createVecRight()
-    source.scale(-1.0)
-    gen.solver("occupation density", options).solve(source, g)
-    probability = {part: float(gen.exit_flux(part).dot(g)) for part in gen.absorbing}
+    source = load(gen, start if _is_density(start) else dirac(start), "start")
+    if gen.scheme == "weighted":
+        capacity = capacity_solver(gen, "occupation density", options)
+        g, shares = capacity.solve(source), capacity.absorbed(source)
+        probability = {part: float(share) for part, share in zip(gen.absorbing, shares, strict=True)}
+    else:
+        g = gen.G.createVecRight()
+        source.scale(-1.0)
+        gen.solver("occupation density", options).solve(source, g)
+        probability = {part: float(gen.exit_flux(part).dot(g)) for part in gen.absorbing}
     answer = ExitDistribution(
         probability, float(gen.integrals.dot(g)), gen.density(g, "occupation"), gen.function(g), gen
     )

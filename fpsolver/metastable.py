@@ -25,7 +25,7 @@ from dolfinx import mesh as dmesh
 
 from ._log import logger
 from ._petsc import LinearSolver, Options
-from ._wells import eliminate, find_wells
+from ._wells import Floats, eliminate, find_wells
 from .generator import Generator
 
 _STEP = (0.1, 0.9)  # χ rises from 0 to 1 while h does between these: where h is neither 0 nor 1, at the saddles
@@ -150,6 +150,12 @@ class CapacitySolver:
         for factor, h in zip([*c, *given], self.h, strict=True):
             u.axpy(float(factor), h)
         return u
+
+    def absorbed(self, F: PETSc.Vec) -> Floats:
+        """Share of the paths started with density F that each absorbing part takes."""
+        rhs = np.array([h.dot(F) for h in self.h])
+        n = len(self.wells)
+        return eliminate(self.between, self.leaving.sum(axis=1), rhs[:n]) @ self.leaving + rhs[n:]
 
     def effective(self, a: str, b: str) -> float:
         """Capacity between two absorbing parts when the wells float: a sum of positive terms."""

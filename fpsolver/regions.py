@@ -51,8 +51,8 @@ class FirstPassage:
     def __repr__(self) -> str:
         width = max(10, *(len(name) for name in self.names))
         rows = [" ".join([" " * width, *(f"{name:>{width}}" for name in self.names)])]
-        for name, row in zip(self.names, np.atleast_2d(self.times), strict=True):
-            rows.append(" ".join([f"{name:>{width}}", *(f"{t:{width}.6g}" for t in row.tolist())]))
+        for i, name in enumerate(self.names):
+            rows.append(" ".join([f"{name:>{width}}", *(f"{t:{width}.6g}" for t in self.times[i].tolist())]))
         return "mean time from (row) to (column)\n" + "\n".join(rows)
 
 

@@ -86,15 +86,14 @@ STARTS = np.array([0.0, 0.3, 0.6, 1.0, 2.0, 2.4])
 
 
 def exact_times(f, eps, a=-0.5, c=2.5):
-    """E τ = ∫_x^c e^{f/eps} ∫_a^y e^{-f/eps} / eps for a reflecting, by composite Gauss quadrature of positive terms."""
+    """E τ = ∫_x^c e^{f/eps} ∫_a^y e^{-f/eps} / eps with a reflecting, by Gauss quadrature of positive terms."""
     t, w = np.polynomial.legendre.leggauss(12)
     edges = np.unique(np.concatenate([np.linspace(a, c, 2001), STARTS]))
     half = np.diff(edges)[:, None] / 2
     x = edges[:-1, None] + half * (t + 1)
     integrals = np.array([np.polynomial.legendre.legint(row, lbnd=-1) for row in np.eye(12)])
-    within = (
-        np.polynomial.legendre.legvander(t, 12) @ integrals.T @ np.linalg.inv(np.polynomial.legendre.legvander(t, 11))
-    )
+    values, primitives = (np.polynomial.legendre.legvander(t, n) for n in (11, 12))
+    within = primitives @ integrals.T @ np.linalg.inv(values)
     density = np.exp(-f(x) / eps) / eps
     mass = np.concatenate([[0], np.cumsum(density @ w * half[:, 0])])[:-1, None] + density @ within.T * half
     pieces = (np.exp(f(x) / eps) * mass) @ w * half[:, 0]
@@ -139,6 +138,20 @@ def test_splitting_probabilities_at_a_high_barrier():
     left, right = (fp.exit_probability(gen, part).at(starts) for part in ("left", "right"))
     assert left == pytest.approx([scale(x, 2.5) / scale(-0.5, 2.5) for x in starts], rel=1e-6)
     assert right == pytest.approx([scale(-0.5, x) / scale(-0.5, 2.5) for x in starts], rel=1e-6)
+
+
+@pytest.mark.parallel
+def test_exit_distribution_at_a_high_barrier():
+    """Both ways out of a well at eps = 0.005: the forward problem agrees with the two backward ones."""
+    loss = lambda x: x[0] ** 2 / 2 - x[0] ** 3 / 10  # noqa: E731
+    gen = weighted(loss, 0.005, fp.Domain.interval(-0.76, 0.87, 200), ["left", "right"])
+    tau, right = fp.mean_exit_time(gen), fp.exit_probability(gen, "right")
+    assert tau.at(0.0) > 1e24
+    for start in (-0.7, 0.0, 0.85):
+        left = fp.exit_distribution(gen, start)
+        assert left.probability["right"] == pytest.approx(right.at(start)[0], rel=1e-10)
+        assert sum(left.probability.values()) == pytest.approx(1.0, rel=1e-9)
+        assert left.mean_time == pytest.approx(tau.at(start)[0], rel=1e-10)
 
 
 @pytest.mark.parallel
