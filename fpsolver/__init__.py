@@ -7,13 +7,15 @@ from ._log import set_log_level
 from .adapt import Adapted, solve_to
 from .domain import Domain
 from .evolution import Evolution, backward, evolve
-from .exit import exit_distribution, exit_probability, exit_time_moments, feynman_kac, mean_exit_time, survival
+from .exit import exit_probability, exit_time_moments, feynman_kac, mean_exit_time
+from .exit_law import exit_distribution, survival
 from .fields import batched
 from .generator import Generator
 from .initial import dirac, gaussian
 from .network import Network
 from .noise import Covariance, Isotropic, PerSample
 from .process import SDE, SGD, Langevin, MomentumSGD
+from .regions import committor, first_passage, transition_rate
 from .slices import Slice
 from .solution import Solution
 from .spectrum import quasi_stationary, spectrum
@@ -39,6 +41,7 @@ __all__ = [
     "Solution",
     "backward",
     "batched",
+    "committor",
     "diagnostics",
     "dirac",
     "evolve",
@@ -46,6 +49,7 @@ __all__ = [
     "exit_probability",
     "exit_time_moments",
     "feynman_kac",
+    "first_passage",
     "gaussian",
     "io",
     "landscapes",
@@ -57,4 +61,5 @@ __all__ = [
     "spectrum",
     "stationary",
     "survival",
+    "transition_rate",
 ]

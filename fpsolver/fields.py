@@ -64,6 +64,8 @@ class Space:
 
     def grad(self, f: Expr) -> Expr:
         """Gradient with respect to :attr:`x`, shape (dim,)."""
+        if not ufl.domain.extract_domains(f):  # a number, of which UFL takes no derivative
+            return ufl.as_vector([0.0] * self.dim)
         return ufl.as_vector([f.dx(i) for i in range(self.dim)])
 
     def constant(self, value: Any) -> fem.Constant:

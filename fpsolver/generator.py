@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 from mpi4py import MPI
 from petsc4py import PETSc
@@ -12,17 +12,20 @@ from petsc4py import PETSc
 import numpy as np
 import ufl
 from dolfinx import fem, la
-from dolfinx.fem import petsc as fem_petsc
 
 from . import _compat, _petsc
-from ._assembly import assemble_matrix, compile_forms, union_tags
+from ._assembly import assemble_like, assemble_matrix, compile_forms, nodal_values, union_tags
 from ._log import logger
-from .boundary import Boundary, FicheraClasses, check_potential, format_report, survey_cells
+from ._wells import exit_barrier
+from .boundary import Boundary, FicheraClasses, Survey, check_potential, format_report, survey_cells
 from .domain import Domain
 from .fields import Space, is_number
 from .process import SDE, Coefficients, Process
 from .schemes import SCHEMES, WeakForm, is_continuous, quadrature_degree
 
+# beyond it galerkin and dg need finer meshes than weighted for the same error, and fail without a sign on coarse ones;
+# below it they are as good and cost half (benchmarks/schemes.py), and modes beyond the slowest are cleaner
+HIGH_BARRIER = 15.0
 DEFAULT_DEGREE = {1: 4, 2: 4, 3: 3}
 
 
@@ -35,7 +38,8 @@ class Generator:
         absorbing: names of the boundary parts at which it is killed; the rest of the boundary reflects.
         degree: polynomial degree, at least 1; by default 4 in one and two dimensions, 3 in three.
         scheme: ``"galerkin"``, ``"dg"``, ``"weighted"`` (for a known Gibbs density and high barriers) or ``"auto"``:
-            dg where D degenerates or the cell Péclet number exceeds one, galerkin elsewhere.
+            weighted where a Gibbs density is known and the barrier before the absorbing parts exceeds 15 temperatures;
+            dg where D degenerates or the cell Péclet number exceeds one; galerkin elsewhere.
         quadrature: degree of the quadrature of every integral; by default chosen from the data.
         options: PETSc options for all solves with this generator, without prefix.
 
@@ -72,7 +76,7 @@ class Generator:
         space = process.space(domain.mesh, self.degree)
         coefficients = process.coefficients(space)
         self._inspect(coefficients)
-        self.scheme = self._choose(scheme)
+        self.scheme = self._choose(scheme, space)
         self._check_boundary()
         self._check_jumps(coefficients)
         q = quadrature or quadrature_degree(coefficients, self.degree)
@@ -80,6 +84,14 @@ class Generator:
         self._compiled = compile_forms(space, coefficients, weak, self._potential(space))
         self._check_potential()
         self._assemble()
+
+    def _barrier(self, space: Space) -> float:
+        """How far one must climb to leave the domain, in units of U; zero where no Gibbs density is known."""
+        potential = self.process.potential(space) if self.absorbing else None
+        if potential is None:
+            return 0.0
+        V = fem.functionspace(self.domain.mesh, ("Lagrange", 1))
+        return exit_barrier(V, nodal_values(V, potential, space).x.array, self.absorbing_facets())
 
     def _potential(self, space: Space) -> Any:
         if self.scheme != "weighted":
@@ -132,13 +144,13 @@ class Generator:
         self.V, self.space, self.weak = self._compiled.V, self._compiled.space, self._compiled.weak
         self.activate()
         if self._compiled.potential is not None:
-            lowest = float(np.min(self._nodal_potential(), initial=np.inf))
+            lowest = float(np.min(self.nodal_potential(), initial=np.inf))
             self.offset = float(self.domain.comm.allreduce(lowest, op=MPI.MIN))
             self.activate()
         with PETSc.Log.Stage("fpsolver assemble"):
             forward = self._compiled.forward
             known = model is not None and model.G.handle  # sparsity patterns are a third of the time
-            self.G = _assemble_like(forward, model.G) if model and known else assemble_matrix(forward)
+            self.G = assemble_like(forward, model.G) if model and known else assemble_matrix(forward)
             self.integrals = self._assemble_vector(self._compiled.integral)
         self._M: PETSc.Mat | None = None
 
@@ -150,18 +162,21 @@ class Generator:
             with PETSc.Log.Stage("fpsolver assemble"):
                 # with dg it is block diagonal, unlike G
                 mass = self._compiled.mass
-                self._M = assemble_matrix(mass) if self.scheme == "dg" else _assemble_like(mass, self.G)
+                self._M = assemble_matrix(mass) if self.scheme == "dg" else assemble_like(mass, self.G)
         return self._M
 
-    def _nodal_potential(self) -> np.ndarray:
-        nodal = fem.Function(self.V)
-        nodal.interpolate(fem.Expression(self._compiled.potential, _compat.interpolation_points(self.V.element)))
-        return nodal.x.array
-
-    def nodal_weight(self) -> np.ndarray:
-        """The weight e^{U_min − U} at this rank's nodes, in the weighted scheme; one at the deepest minimum."""
+    def nodal_potential(self) -> np.ndarray:
+        """U at this rank's nodes, in the weighted scheme."""
         self.activate()
-        return np.exp(np.maximum(self.offset - self._nodal_potential(), -600.0))
+        return nodal_values(self.V, self._compiled.potential, self.space).x.array
+
+    def absorbing_facets(self) -> np.ndarray:
+        """Local indices of the facets at which the process is killed."""
+        return union_tags(self.domain, self.absorbing).indices
+
+    def facets(self, parts: Sequence[str]) -> Any:
+        """The facets of some absorbing parts, in the form that a measure takes (see ``WeakForm.ds``)."""
+        return union_tags(self.domain, parts)
 
     def activate(self) -> None:
         """Give the shared constants this generator's values; needed before anything is assembled or evaluated."""
@@ -170,10 +185,13 @@ class Generator:
             if name in self.space.parameters:
                 self.space.parameters[name].value = value
 
-    def _choose(self, scheme: str) -> str:
+    def _choose(self, scheme: str, space: Space) -> str:
         s = self._survey
         if scheme != "auto":
             return scheme
+        if (barrier := self._barrier(space)) > HIGH_BARRIER:
+            logger.info("scheme weighted, degree %d: a barrier of %.3g times the temperature", self.degree, barrier)
+            return "weighted"
         chosen = "dg" if s.degenerate or s.peclet > 1 or self._degenerate_wall() else "galerkin"
         why = "D degenerates" if s.degenerate else f"largest cell Péclet number {s.peclet:.2g}"
         logger.info("scheme %s, degree %d: %s", chosen, self.degree, why)
@@ -201,14 +219,23 @@ class Generator:
                     f"inwards or along it (inflow {found.inflow:.3g}, characteristic {found.characteristic:.3g} of "
                     f"{found.measure:.3g}). Declare another part as absorbing, or add noise across it."
                 )
-        absorbed = union_tags(self.domain, self.absorbing).indices
-        walls = self.boundary.classify(np.setdiff1d(self.boundary.facets, absorbed))
+        walls = self.boundary.classify(np.setdiff1d(self.boundary.facets, self.absorbing_facets()))
         if walls.outflow > 1e-12 * walls.measure:
             logger.warning(
                 "the drift leaves through a reflecting wall without diffusion (measure %.3g): legitimate only as a "
                 "truncation of a larger space with negligible mass there",
                 walls.outflow,
             )
+
+    @property
+    def survey(self) -> Survey:
+        """Extremes of the coefficients."""
+        return self._survey
+
+    @property
+    def coefficients(self) -> Coefficients:
+        """D and β, in every scheme."""
+        return self._compiled.coefficients
 
     def boundary_report(self) -> dict[str, FicheraClasses]:
         """Measure of each Fichera class on every named part (collective)."""
@@ -233,7 +260,7 @@ class Generator:
     def exit_vector(self, g: Any, part: str) -> PETSc.Vec:
         """ℓ_i = backward data ``g`` tested with φ_i on one part; ℓᵀp is its outflux for g = 1 (collective)."""
         v = ufl.TestFunction(self.V)
-        return self.assemble_vector(self.weak.exit_data(g, v, union_tags(self.domain, (part,))))
+        return self.assemble_vector(self.weak.exit_data(g, v, self.facets((part,))))
 
     def exit_flux(self, part: str) -> PETSc.Vec:
         """Vector ℓ with ℓᵀp = mass per time that the density p loses through ``part`` (collective, cached)."""
@@ -306,19 +333,11 @@ class Generator:
                 item.destroy()
         self.cache = {}
 
-    def __enter__(self) -> "Generator":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.destroy()
-
-
-def _assemble_like(form: fem.Form, pattern: PETSc.Mat) -> PETSc.Mat:
-    """A new matrix with the sparsity pattern of another (collective)."""
-    matrix = pattern.duplicate()
-    fem_petsc.assemble_matrix(matrix, form, [], 0.0)
-    matrix.assemble()
-    return matrix
 
 
 def _names(absorbing: Sequence[str]) -> tuple[str, ...]:

@@ -1,119 +1,172 @@
-"""Exit problems of reversible processes at exponentially long times, through the capacity of the deepest minimum.
+"""Exit problems of reversible processes at exponentially long times, through capacities.
 
-With the symmetric matrix K = −G of the ``weighted`` scheme, one node x₀ at the deepest minimum is split off:
-u = c h + w, where K h = 0 away from x₀ with h(x₀) = 1 (the probability of hitting x₀ before exit), and w solves the
-problem stopped at x₀.  Testing K u = F with h gives, exactly,
+With the symmetric matrix K = −G of the ``weighted`` scheme, one node x_i in every metastable well is split off:
+u = Σ c_i h_i + Σ g_p h_p + w.  Here K h = 0 away from these nodes; h_i is one at x_i (the probability of hitting it
+before the others and before exit) and h_p takes data one on the absorbing part p; w solves the problem stopped at
+the x_i.  Testing K u = F with the h_i gives, exactly,
 
-    c = (hᵀF) / cap,    cap = hᵀK h,
+    Σ_j C_ij (c_i − c_j) + Σ_p C_ip (c_i − g_p) = h_iᵀF
 
-so that E τ = ∫ h ρ / cap: the capacity formula (Bovier, Eckhoff, Gayrard, Klein, J. Eur. Math. Soc. 6, 2004).  h and w
-solve well-conditioned systems.  The capacity, far below rounding times ‖K‖, keeps its relative accuracy because it
-is integrated against a step χ = χ(h) that is constant, and therefore skipped, wherever the density is not small.
+with the capacities C_st = a(h_s, h_t) ≥ 0: for one well E τ = ∫ h ρ / C (Bovier, Eckhoff, Gayrard, Klein, J. Eur. Math.
+Soc. 6, 2004).  The h and w solve well-conditioned systems.  A capacity, far below rounding times ‖K‖, keeps its
+relative accuracy because h_s is integrated against a step χ(h_t) that is constant, and therefore skipped, wherever the
+density is not small; and the small system is solved without a subtraction.
 """
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from mpi4py import MPI
 from petsc4py import PETSc
 
 import numpy as np
-from dolfinx import fem
+import ufl
 from dolfinx import mesh as dmesh
 
+from ._log import logger
 from ._petsc import LinearSolver, Options
+from ._wells import Floats, eliminate, find_wells
 from .generator import Generator
 
 _STEP = (0.1, 0.9)  # χ rises from 0 to 1 while h does between these: where h is neither 0 nor 1, at the saddles
+_DEPTH = 5.0  # in units of U: a well of this depth that is not split off costs two digits
+_ROUNDING = 1e-11  # what is left of h in wells that it does not reach; the capacity is then known from the other side
 
 
 class CapacitySolver:
-    """K u = F for the ``weighted`` scheme, accurate relative to each of c and w (collective).
+    """K u = F for the ``weighted`` scheme, accurate relative to each part of u (collective).
 
     Attributes:
-        capacity: cap, in the units of the weight e^{U_min − U}.
-        solver: the factorised pinned matrix.
+        wells: global degrees of freedom at which wells are split off, the deepest first.
+        between: capacities between them, shape (wells, wells), in the units of the weight e^{U_min − U}.
+        leaving: capacities between wells and absorbing parts, shape (wells, parts).
+        across: capacities between absorbing parts that lead through no well, shape (parts, parts).
+        solver: the factorised matrix, stopped at the wells.
     """
 
     def __init__(self, gen: Generator, what: str, preset: Options, options: Options | None):
         self.gen = gen
+        cells = None if gen.weak.cells is None else gen.weak.cells.find(1)
+        self.wells = find_wells(gen.V, gen.nodal_potential(), gen.absorbing_facets(), _DEPTH, cells)
+        logger.info("%d metastable well(s) split off", len(self.wells))
         self.K = gen.G.copy()
         self.K.scale(-1.0)
-        self._pin = self._deepest_node()
-        column = self._unit()
-        start = column.duplicate()
-        self.K.mult(column, start)
+        first, last = self.K.getOwnershipRange()
+        self._mine = [int(i) for i in self.wells if first <= i < last]
+        units = [self._unit(int(i)) for i in self.wells]
+        sources = [self._image(e) for e in units] + [gen.exit_flux(part).copy() for part in gen.absorbing]
         self._scale = self.K.getDiagonal()
         self._scale.sqrtabs()
         self._scale.reciprocal()
         self.K.diagonalScale(self._scale, self._scale)
         self.K.setOption(PETSc.Mat.Option.NEW_NONZERO_ALLOCATION_ERR, False)
-        self.K.zeroRowsColumns([self._pin] if self._owned(self._pin) else [], diag=1.0)
+        self.K.zeroRowsColumns(self._mine, diag=1.0)
         self.solver = LinearSolver(self.K, "fp_exit_", what, preset, options)
-        start.scale(-1.0)
-        self.h = self._pinned(start)
-        self.h.axpy(1.0, column)
-        self.capacity = self._capacity()
-        for v in (column, start):
+        self.h = [self._stopped(F) for F in sources]
+        for h, e in zip(self.h, units, strict=False):
+            h.axpy(1.0, e)
+        self._measure()
+        for v in (*units, *sources):
             v.destroy()
 
-    def _owned(self, row: int) -> bool:
-        first, last = self.K.getOwnershipRange()
-        return first <= row < last
+    @property
+    def capacity(self) -> float:
+        """Capacity between the deepest well and the rest."""
+        return float(self.between[0].sum() + self.leaving[0].sum())
 
-    def _deepest_node(self) -> int:
-        """Global number of the node with the largest weight, the lowest number of several."""
-        weight = self.gen.nodal_weight()
-        first, last = self.gen.G.getOwnershipRange()
-        best, at = -1.0, 2**62
-        if last > first:
-            local = int(np.argmax(weight[: last - first]))
-            best, at = float(weight[local]), first + local
-        top = self.gen.domain.comm.allreduce(best, op=MPI.MAX)
-        return int(self.gen.domain.comm.allreduce(at if best == top else 2**62, op=MPI.MIN))
-
-    def _unit(self) -> PETSc.Vec:
+    def _unit(self, row: int) -> PETSc.Vec:
         e = self.gen.G.createVecRight()
         e.set(0.0)
-        if self._owned(self._pin):
-            e.setValue(self._pin, 1.0)
+        if row in self._mine:
+            e.setValue(row, 1.0)
         e.assemble()
         return e
 
-    def _pinned(self, F: PETSc.Vec) -> PETSc.Vec:
-        """The solution that vanishes at x₀, as a new vector."""
+    def _image(self, e: PETSc.Vec) -> PETSc.Vec:
+        """−K e."""
+        F = e.duplicate()
+        self.gen.G.mult(e, F)
+        return F
+
+    def _stopped(self, F: PETSc.Vec) -> PETSc.Vec:
+        """The solution that vanishes at the wells, as a new vector."""
         b, x = F.duplicate(), F.duplicate()
         b.pointwiseMult(self._scale, F)
-        if self._owned(self._pin):
-            b.setValue(self._pin, 0.0)
+        for row in self._mine:
+            b.setValue(row, 0.0)
         b.assemble()
         self.solver.solve(b, x)
         x.pointwiseMult(self._scale, x)
         b.destroy()
         return x
 
-    def _capacity(self) -> float:
-        """a(h, χ) over the cells in which χ varies; equal to a(h, h) because h solves the equation elsewhere."""
-        gen = self.gen
-        h, chi = gen.function(self.h), fem.Function(gen.V)
-        low, high = _STEP
-        chi.x.array[:] = np.clip((h.x.array - low) / (high - low), 0.0, 1.0)
-        nodal = chi.x.array[gen.V.dofmap.list]
-        varies = np.flatnonzero(np.ptp(nodal, axis=1) > 0).astype(np.int32)
-        tags = dmesh.meshtags(gen.domain.mesh, gen.domain.dim, varies, np.ones_like(varies))
-        gen.activate()
-        form = fem.form(-gen.weak.on_cells(tags).forward(h, chi))
-        return float(gen.domain.comm.allreduce(fem.assemble_scalar(form), op=MPI.SUM))
+    def _measure(self) -> None:
+        """All capacities: C_st from a(h_s, χ_t) or a(h_t, χ_s), whichever does not sink into rounding."""
+        n = len(self.wells)
+        clean = [h.copy() for h in self.h]
+        for h in clean:
+            h.array_w[np.abs(h.array_r) < _ROUNDING] = 0.0
+        C = np.zeros((len(clean), len(clean)))
+        for t in range(len(clean)):
+            chi, current = self._current_into(t)
+            C[:, t] = [h.dot(current) for h in clean]
+            C[n:, t] += [self.gen.exit_flux(part).dot(chi) for part in self.gen.absorbing]
+            chi.destroy()
+            current.destroy()
+        for h in clean:
+            h.destroy()
+        C = np.maximum(np.maximum(C, C.T), 0.0)
+        np.fill_diagonal(C, 0.0)
+        self.between, self.leaving, self.across = C[:n, :n], C[:n, n:], C[n:, n:]
 
-    def solve(self, F: PETSc.Vec) -> PETSc.Vec:
-        """The solution of K u = F as a new vector."""
-        u = self._pinned(F)
-        u.axpy(self.h.dot(F) / self.capacity, self.h)
+    def _current_into(self, t: int) -> tuple[PETSc.Vec, PETSc.Vec]:
+        """χ = χ(h_t), and r with hᵀr = −a(h, χ) over the cells in which χ varies; constants carry no current.
+
+        If t is an absorbing part, χ − 1 takes the place of χ there, as the form demands data zero.
+        """
+        gen, part = self.gen, t - len(self.wells)
+        chi = gen.function(self.h[t])
+        chi.x.array[:] = np.clip((chi.x.array - _STEP[0]) / (_STEP[1] - _STEP[0]), 0.0, 1.0)
+        varies = np.ptp(chi.x.array[gen.V.dofmap.list], axis=1) > 0
+        if gen.weak.cells is not None:
+            varies &= np.isin(np.arange(len(varies)), gen.weak.cells.find(1))
+        cells = np.flatnonzero(varies).astype(np.int32)
+        tags = dmesh.meshtags(gen.domain.mesh, gen.domain.dim, cells, np.ones_like(cells))
+        others = [name for i, name in enumerate(gen.absorbing) if i != part]
+        weak, v = replace(gen.weak, cells=tags, absorbing=gen.facets(others)), ufl.TestFunction(gen.V)
+        current = gen.assemble_vector(weak.forward(chi, v))
+        if part >= 0:
+            into = gen.assemble_vector(-weak.exit(v, chi - 1.0, gen.facets((gen.absorbing[part],))))
+            current.axpy(1.0, into)
+            into.destroy()
+        return gen.vector(chi), current
+
+    def solve(self, F: PETSc.Vec, data: Mapping[str, float] | None = None) -> PETSc.Vec:
+        """The solution of K u = F with constant data on absorbing parts, as a new vector."""
+        n, given = len(self.wells), np.array([(data or {}).get(part, 0.0) for part in self.gen.absorbing])
+        rhs = np.array([h.dot(F) for h in self.h[:n]]) + self.leaving @ given
+        c = eliminate(self.between, self.leaving.sum(axis=1), rhs)
+        u = self._stopped(F)
+        for factor, h in zip([*c, *given], self.h, strict=True):
+            u.axpy(float(factor), h)
         return u
+
+    def absorbed(self, F: PETSc.Vec) -> Floats:
+        """Share of the paths started with density F that each absorbing part takes."""
+        rhs = np.array([h.dot(F) for h in self.h])
+        n = len(self.wells)
+        return eliminate(self.between, self.leaving.sum(axis=1), rhs[:n]) @ self.leaving + rhs[n:]
+
+    def effective(self, a: str, b: str) -> float:
+        """Capacity between two absorbing parts when the wells float: a sum of positive terms."""
+        i, j = (self.gen.absorbing.index(part) for part in (a, b))
+        c = eliminate(self.between, self.leaving.sum(axis=1), self.leaving[:, j])
+        return float(self.across[i, j] + self.leaving[:, i] @ c)
 
     def destroy(self) -> None:
         """Free the factors (collective)."""
         self.solver.destroy()
-        for item in (self.K, self.h, self._scale):
+        for item in (self.K, self._scale, *self.h):
             item.destroy()
 
 

@@ -56,10 +56,11 @@ class WeakForm:
         coefficients: D and β.
         degree: polynomial degree of the space.
         scheme: one of :data:`SCHEMES`.
-        absorbing: MeshTags of the absorbing facets, all with value 1.
+        absorbing: MeshTags of the absorbing facets, all with value 1, or [(1, cells and local facets)].
         quadrature: quadrature degree of every integral.
         weight: w, one except for ``weighted``.
         cells: MeshTags; integrate only over the cells with value 1.
+        interior: [(1, interior facets as pairs of cell and local facet)]; by default all of them.
     """
 
     mesh: dolfinx.mesh.Mesh
@@ -70,6 +71,7 @@ class WeakForm:
     quadrature: int
     weight: Expr | float = 1.0
     cells: Any = None
+    interior: Any = None
 
     @property
     def dx(self) -> ufl.Measure:
@@ -84,7 +86,7 @@ class WeakForm:
         return replace(self, cells=cells)
 
     def ds(self, tags: Any) -> ufl.Measure:
-        """Boundary measure on the facets of ``tags`` with value 1."""
+        """Measure on the facets of ``tags`` with value 1, seen from one side."""
         metadata = {"quadrature_degree": self.quadrature}
         return ufl.Measure("ds", domain=self.mesh, subdomain_data=tags, subdomain_id=1, metadata=metadata)
 
@@ -122,6 +124,15 @@ class WeakForm:
         weight = self.alpha * ufl.dot(ufl.dot(D, n), n) / facet_height(self.mesh) + positive(ufl.dot(beta, n))
         return g * (weight * v - ufl.dot(ufl.dot(D, ufl.grad(v)), n)) * self.ds(tags)
 
+    def entrance_data(self, g: Expr, v: Expr, tags: Any) -> ufl.Form:
+        """Forward data, a density g, on part of the boundary of a problem whose exits include it.
+
+        ∫ g (−D∇v·n + (α δ/h + (β·n)⁻) v): imposed where the process diffuses or drifts in.
+        """
+        D, beta, n = self.coefficients.D, self.coefficients.beta, ufl.FacetNormal(self.mesh)
+        weight = self.alpha * ufl.dot(ufl.dot(D, n), n) / facet_height(self.mesh) + positive(-ufl.dot(beta, n))
+        return g * (weight * v - ufl.dot(ufl.dot(D, ufl.grad(v)), n)) * self.ds(tags)
+
     def _interior(self, u: Expr, v: Expr) -> ufl.Form:
         D, beta, n = self.coefficients.D, self.coefficients.beta, ufl.FacetNormal(self.mesh)("+")
         delta = [ufl.dot(ufl.dot(D(s), n), n) for s in "+-"]
@@ -143,7 +154,10 @@ class WeakForm:
         h = ufl.min_value(h("+"), h("-"))
         drift = ufl.dot(ufl.avg(beta), n)
         penalised = (self.alpha * gamma / h + 0.5 * abs(drift)) * jump(u) * jump(v)
-        dS = ufl.dS(domain=self.mesh, metadata={"quadrature_degree": self.quadrature})
+        metadata = {"quadrature_degree": self.quadrature}
+        dS = ufl.dS(domain=self.mesh, metadata=metadata)
+        if self.interior is not None:
+            dS = ufl.Measure("dS", self.mesh, 1, metadata, self.interior)
         return (penalised - flux(u) * jump(v) - flux(v) * jump(u) + drift * jump(u) * ufl.avg(v)) * dS
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import ufl
 
 import fpsolver as fp
 from fpsolver.landscapes import curved_well, double_well
@@ -73,6 +74,93 @@ def test_exit_time_of_a_radial_ornstein_uhlenbeck_process(eps, exact):
     assert tau.at((0.0, 0.0)) == pytest.approx(exact, rel=1e-3)
 
 
+def three_wells(x, cos=np.cos):
+    """Minima near 0, 1, 2; the deepest first, behind the highest barrier to the exit at 2.5."""
+    return 0.125 * (1 - cos(2 * np.pi * x)) + 0.05 * x
+
+
+def shallow_between(x, cos=np.cos):
+    """Two deep wells; what leaves the first falls over the second, shallower barrier at once."""
+    return 0.125 * (1 - cos(2 * np.pi * x)) + 0.2 * x - 0.1 * x**2
+
+
+def outward(x, cos=np.cos):
+    """The deepest well last."""
+    return 0.125 * (1 - cos(2 * np.pi * x)) - 0.05 * x
+
+
+STARTS = np.array([0.0, 0.3, 0.6, 1.0, 2.0, 2.4])
+
+
+def exact_times(f, eps, a=-0.5, c=2.5):
+    """E τ = ∫_x^c e^{f/eps} ∫_a^y e^{-f/eps} / eps with a reflecting, by Gauss quadrature of positive terms."""
+    t, w = np.polynomial.legendre.leggauss(12)
+    edges = np.unique(np.concatenate([np.linspace(a, c, 2001), STARTS]))
+    half = np.diff(edges)[:, None] / 2
+    x = edges[:-1, None] + half * (t + 1)
+    integrals = np.array([np.polynomial.legendre.legint(row, lbnd=-1) for row in np.eye(12)])
+    values, primitives = (np.polynomial.legendre.legvander(t, n) for n in (11, 12))
+    within = primitives @ integrals.T @ np.linalg.inv(values)
+    density = np.exp(-f(x) / eps) / eps
+    mass = np.concatenate([[0], np.cumsum(density @ w * half[:, 0])])[:-1, None] + density @ within.T * half
+    pieces = (np.exp(f(x) / eps) * mass) @ w * half[:, 0]
+    after = np.concatenate([np.cumsum(pieces[::-1])[::-1], [0.0]])
+    return after[np.searchsorted(edges, STARTS)]
+
+
+@pytest.mark.parallel
+@pytest.mark.parametrize("f", [three_wells, outward, shallow_between])
+def test_several_wells_within_the_domain(f):
+    """From all starts, wherever the other wells are; up to 3e40, where one split well would lose every digit."""
+    gen = weighted(lambda x: f(x[0], ufl.cos), 0.02, fp.Domain.interval(-0.5, 2.5, 400), ["right"])
+    for eps in (0.02, 0.004):
+        tau = fp.mean_exit_time(gen.replace(temperature=eps))
+        assert tau.stats["wells"] == 3
+        assert tau.at(STARTS) == pytest.approx(exact_times(f, eps), rel=1e-7)
+
+
+@pytest.mark.parallel
+def test_three_wells_in_two_dimensions():
+    """With a quadratic second direction the times stay those of one dimension: 2.7e40 at eps = 0.004."""
+    loss = lambda x: three_wells(x[0], ufl.cos) + 2 * x[1] ** 2  # noqa: E731
+    gen = weighted(loss, 0.02, fp.Domain.rectangle((-0.5, -0.5), (2.5, 0.5), (60, 12)), ["right"])
+    for eps, tolerance in ((0.02, 1e-7), (0.004, 1e-4)):
+        tau = fp.mean_exit_time(gen.replace(temperature=eps))
+        assert tau.stats["wells"] == 3
+        assert tau.at(np.column_stack([STARTS[:5], np.full(5, 0.05)])) == pytest.approx(
+            exact_times(three_wells, eps)[:5], rel=tolerance
+        )
+
+
+def test_splitting_probabilities_at_a_high_barrier():
+    """P(left) from each of three wells, both ends absorbing: ratios of ∫ e^{f/eps}, by quadrature."""
+    eps = 0.01
+    gen = weighted(lambda x: three_wells(x[0], ufl.cos), eps, fp.Domain.interval(-0.5, 2.5, 400), ["left", "right"])
+    t, w = np.polynomial.legendre.leggauss(600)
+
+    def scale(a, b):
+        return w @ np.exp(three_wells((a + b) / 2 + (b - a) / 2 * t) / eps) * (b - a) / 2
+
+    starts = [0.0, 1.0, 2.0]
+    left, right = (fp.exit_probability(gen, part).at(starts) for part in ("left", "right"))
+    assert left == pytest.approx([scale(x, 2.5) / scale(-0.5, 2.5) for x in starts], rel=1e-6)
+    assert right == pytest.approx([scale(-0.5, x) / scale(-0.5, 2.5) for x in starts], rel=1e-6)
+
+
+@pytest.mark.parallel
+def test_exit_distribution_at_a_high_barrier():
+    """Both ways out of a well at eps = 0.005: the forward problem agrees with the two backward ones."""
+    loss = lambda x: x[0] ** 2 / 2 - x[0] ** 3 / 10  # noqa: E731
+    gen = weighted(loss, 0.005, fp.Domain.interval(-0.76, 0.87, 200), ["left", "right"])
+    tau, right = fp.mean_exit_time(gen), fp.exit_probability(gen, "right")
+    assert tau.at(0.0) > 1e24
+    for start in (-0.7, 0.0, 0.85):
+        left = fp.exit_distribution(gen, start)
+        assert left.probability["right"] == pytest.approx(right.at(start)[0], rel=1e-10)
+        assert sum(left.probability.values()) == pytest.approx(1.0, rel=1e-9)
+        assert left.mean_time == pytest.approx(tau.at(start)[0], rel=1e-10)
+
+
 @pytest.mark.parallel
 def test_curved_well_agrees_with_the_plain_scheme_where_that_one_works():
     domain = fp.Domain.rectangle((-1.7, -1.1), (0.0, 1.3), (24, 24))
@@ -80,7 +168,48 @@ def test_curved_well_agrees_with_the_plain_scheme_where_that_one_works():
         fp.mean_exit_time(fp.Generator(fp.Langevin(curved_well, 0.02), domain, ["right"], scheme=s)).at((-1.0, 0.0))[0]
         for s in ("weighted", "dg")
     ]
-    assert values[0] == pytest.approx(values[1], rel=1e-3)
+    assert values[0] == pytest.approx(values[1], rel=1e-6)
+
+
+def test_curved_well_agrees_with_extrapolated_logarithms():
+    """At eps = 0.01 dg has lost its digits, but ln τ − 1/(4 eps) − ln(π/√2), Kramers' law, is a power series in eps."""
+    domain = fp.Domain.rectangle((-1.7, -1.1), (0.0, 1.3), (24, 24))
+    plain = fp.Generator(fp.Langevin(curved_well, 0.02), domain, ["right"], scheme="dg")
+    eps = np.array([0.032, 0.028, 0.024, 0.02, 0.017])
+    tau = [fp.mean_exit_time(plain.replace(temperature=e)).at((-1.0, 0.0))[0] for e in eps]
+    series = np.linalg.lstsq(eps[:, None] ** [1, 2, 3], np.log(tau) - 0.25 / eps - np.log(np.pi / np.sqrt(2)))[0]
+    expected = 25 + np.log(np.pi / np.sqrt(2)) + 0.01 ** np.array([1, 2, 3]) @ series
+    found = fp.mean_exit_time(weighted(curved_well, 0.01, domain, ["right"])).log_at((-1.0, 0.0))[0]
+    assert found == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parallel
+def test_auto_takes_weights_at_high_barriers_only():
+    domain = fp.Domain.interval(-2, 1, 40)
+    for eps, scheme in ((0.1, "galerkin"), (0.01, "weighted")):
+        assert fp.Generator(fp.Langevin(double_well, eps), domain, ["right"]).scheme == scheme
+    # where nothing absorbs, or down a slope, there is no barrier; nor a weight without a Gibbs density
+    assert fp.Generator(fp.Langevin(double_well, 0.01), domain).scheme != "weighted"
+    assert fp.Generator(fp.Langevin(lambda x: -x[0], 0.01), domain, ["right"]).scheme != "weighted"
+    sde = fp.SDE(lambda x: (x[0] - x[0] ** 3,), 0.01)
+    assert fp.Generator(sde, domain, ["right"]).scheme != "weighted"
+
+
+def kinetic(beta):
+    process = fp.SDE(lambda x: (x[1], x[0] - x[0] ** 3 - x[1]), ((0, 0), (0, 1.0 / beta)))
+    return fp.Generator(process, fp.Domain.rectangle((-2.0, -1.6), (0.8, 1.6), (16, 16)), ["right"])
+
+
+@pytest.mark.parametrize("beta", [40.0, 80.0])
+def test_claimed_digits_of_a_kinetic_process_are_there(beta):
+    """Another order of elimination changes what rounding has taken, and no more digits than that."""
+    gen = kinetic(beta)
+    tau = [fp.mean_exit_time(gen, {"mat_mumps_icntl_7": order}) for order in (6, 3, 2)]
+    values = np.array([t.at((-1.0, 0.0))[0] for t in tau])
+    spread, claimed = np.ptp(values) / values[0], tau[0].stats["roundoff"]
+    assert spread < claimed < 1e5 * spread
+    assert spread < 10.0 ** -tau[0].stats["digits"]
+    assert f"digits={tau[0].stats['digits']}" in repr(tau[0])
 
 
 def test_second_moment_is_that_of_an_exponential_law():

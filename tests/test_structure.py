@@ -13,10 +13,11 @@ PACKAGE = Path(__file__).parent.parent / "fpsolver"
 # imports go downwards only: a module may import those above it
 ORDER = (
     "_errors _log _compat _petsc _meshfile _meshes _refine domain fields landscapes samples _tabulate noise "
-    "process schemes boundary _assembly generator _killed solution initial _krylov _control _expm evolution "
-    "metastable error exit adapt stationary spectrum _sample _slices io plot diagnostics._points "
-    "diagnostics._sampling diagnostics._passes diagnostics._operator diagnostics._arrhenius "
-    "diagnostics._certificate diagnostics.critical diagnostics.kramers diagnostics.bounds network slices"
+    "process schemes boundary _assembly _wells generator _killed solution reach initial _krylov _control _expm "
+    "evolution metastable _guards error exit exit_law adapt stationary _stopped regions spectrum _sample _slices "
+    "io plot diagnostics._points diagnostics._sampling diagnostics._passes diagnostics._operator "
+    "diagnostics._arrhenius diagnostics._certificate diagnostics.critical diagnostics.kramers diagnostics.bounds "
+    "network slices"
 ).split()
 
 
