@@ -18,7 +18,7 @@ from ufl.core.expr import Expr
 
 from .. import _compat
 from .._sample import lattice, push_forward
-from ..boundary import _facet_entities
+from ..boundary import neighbours
 
 LEVEL = 4  # lattice intervals per edge at least; even
 _POINTS, _FINEST = 40_000, 64
@@ -94,7 +94,8 @@ class FacetSamples(Samples):
 
     def __init__(self, mesh: dmesh.Mesh, facets: np.ndarray):
         d, n = mesh.topology.dim, level_of(mesh)
-        self.mesh, self.entities = mesh, _facet_entities(mesh, facets)
+        cells, local = neighbours(mesh, facets)
+        self.mesh, self.entities = mesh, np.column_stack([cells[:, 0], local[:, 0]])
         self.X = lattice(d - 1, n)[0] if d > 1 else np.zeros((1, 0))
         self._middle = midpoints(self.X, n) if d > 1 else np.zeros((0, 3), dtype=int)
         self.x = self.values([*SpatialCoordinate(mesh)])
