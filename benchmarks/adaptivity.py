@@ -1,6 +1,6 @@
 """Unknowns for one and the same true error: adaptive meshes against uniform refinement.
 
-    docker/run python3 benchmarks/adaptivity.py             # about two minutes
+    docker/run python3 benchmarks/adaptivity.py             # half a minute
     docker/run python3 benchmarks/adaptivity.py --precise   # and 1e-6 on the kinetic double well
 
 True errors are taken from closed forms, or from a value on which two discretisations agree.

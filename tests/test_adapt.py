@@ -180,7 +180,6 @@ def test_kinetic_double_well():
     assert 0.5 * error < adapted.error / KINETIC_WELL < 6e-5
 
 
-@pytest.mark.parallel
 def test_other_goals_and_densities():
     common = {"absorbing": ["left", "right"], "degree": 2, "scheme": "galerkin"}  # few forms to compile
     gen = fp.Generator(fp.SDE(1.0, 0.01), fp.Domain.interval(0, 1, 20), **common)
