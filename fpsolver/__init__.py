@@ -5,13 +5,15 @@ from . import diagnostics, io, landscapes, plot
 from ._errors import NotConverged
 from ._log import set_log_level
 from .domain import Domain
-from .evolution import Evolution, backward, evolve
+from .evolution import Evolution, backward, evolve, resume
 from .exit import exit_distribution, exit_probability, exit_time_moments, feynman_kac, mean_exit_time, survival
 from .fields import batched
 from .generator import Generator
 from .initial import dirac, gaussian
 from .noise import Covariance, Isotropic, PerSample
-from .process import SDE, SGD, Langevin, MomentumSGD
+from .noisy import NoisyLimit, noisy_limit, wasserstein
+from .process import SDE, SGD, Langevin, MomentumSGD, Noisy
+from .schedule import steps
 from .solution import Solution
 from .spectrum import quasi_stationary, spectrum
 from .stationary import stationary
@@ -28,6 +30,8 @@ __all__ = [
     "Isotropic",
     "Langevin",
     "MomentumSGD",
+    "Noisy",
+    "NoisyLimit",
     "NotConverged",
     "PerSample",
     "Solution",
@@ -44,10 +48,14 @@ __all__ = [
     "io",
     "landscapes",
     "mean_exit_time",
+    "noisy_limit",
     "plot",
     "quasi_stationary",
+    "resume",
     "set_log_level",
     "spectrum",
     "stationary",
+    "steps",
     "survival",
+    "wasserstein",
 ]
