@@ -94,6 +94,8 @@ class Checkpoint:
             self._compare_start(v0, start)
             v0.destroy()
         if asked != kept["times"]:
+            about["horizon"] = asked[-1]
+            about["signature"] = {**_signature(self.gen), **more(asked[-1])}
             on_root(self.comm, lambda: _replace(self.path / ABOUT, json.dumps(about, indent=1).encode()))
         return start
 

@@ -23,6 +23,7 @@ from .initial import Dirac
 
 HIGHEST = 8.0  # orders above are not told apart
 NO_LIMIT = 0.05  # an order below: the differences do not decay, not even like a small power
+ROUNDING = 1e-10  # times the largest value: changes that are none
 NEGATIVE = 1e-2  # mass of a density's negative part that is cut off
 SUPPORT = 4000  # points of a plan in more than one dimension: a larger one takes minutes
 
@@ -110,7 +111,8 @@ def noisy_limit(
 
 def _extrapolate(d: np.ndarray, values: np.ndarray, predicted: float, reference: float | None) -> tuple[float, ...]:
     """Limit, error and order of one number."""
-    order = _order(d, values) if reference is None else _slope(d, values - reference)
+    floor = ROUNDING * np.abs(values).max()
+    order = _order(d, values, floor) if reference is None else _slope(d, values - reference, floor)
     if order < NO_LIMIT:
         return float(np.sign(values[-1] - values[-2]) * np.inf), np.inf, order
     z, row = d**predicted, values.copy()
@@ -121,18 +123,16 @@ def _extrapolate(d: np.ndarray, values: np.ndarray, predicted: float, reference:
     return best, error, order
 
 
-def _slope(d: np.ndarray, distances: np.ndarray) -> float:
+def _slope(d: np.ndarray, distances: np.ndarray, floor: float) -> float:
     a, b = np.abs(distances[-2:])
-    return float(np.log(a / b) / np.log(d[-2] / d[-1])) if a > 0 and b > 0 else np.nan
+    return float(np.log(a / b) / np.log(d[-2] / d[-1])) if min(a, b) > floor else np.nan
 
 
-def _order(d: np.ndarray, values: np.ndarray) -> float:
+def _order(d: np.ndarray, values: np.ndarray, floor: float) -> float:
     """p with (d₁^p − d₂^p)/(d₂^p − d₃^p) equal to that ratio of the last three values."""
     first, second = np.abs(np.diff(values[-3:]))
-    if first == 0 and second == 0:
+    if max(first, second) <= floor:
         return np.nan
-    if second == 0:
-        return HIGHEST
     a, b, c = np.log(d[-3:] / d[-1])
 
     def ratio(p: float) -> float:  # log of the ratio of differences, also at p = 0, where they are those of logarithms
@@ -140,7 +140,7 @@ def _order(d: np.ndarray, values: np.ndarray) -> float:
             return float(np.log((a - b) / (b - c)))
         return float(np.log(np.expm1(p * (a - b)) / -np.expm1(p * (c - b))))
 
-    wanted = np.log(max(first, 1e-300) / second)
+    wanted = np.log(max(first, floor) / max(second, floor))
     if ratio(-HIGHEST) >= wanted or ratio(HIGHEST) <= wanted:
         return HIGHEST if ratio(HIGHEST) <= wanted else -HIGHEST
     return float(brentq(lambda p: ratio(p) - wanted, -HIGHEST, HIGHEST))

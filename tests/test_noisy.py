@@ -53,6 +53,7 @@ def test_gate_with_less_and_less_noise():
     check(found.values[:, 1], (2 * (4 / 9) / 2.5 + 2 * found.deltas) / (5 - 0.225), 1e-8)
     assert found.limit[1] == pytest.approx(2 * (4 / 9) / 2.5 / (5 - 0.225), rel=1e-8)
     assert found.order[1] == pytest.approx(1.0, abs=1e-6)
+    assert np.isnan(found.order[0]) and found.exists, "what does not change has no order, but a limit"
     assert found.predicted == 1
 
 
