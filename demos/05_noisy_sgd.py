@@ -98,7 +98,7 @@ if MPI.COMM_WORLD.rank == 0:
     for i, (delta, curve) in enumerate(sorted(curves.items())):
         left.semilogy(x, np.maximum(curve, 1e-12), color=f"C{i}", label=f"δ = {delta:g}")
     left.axvline(GATE, color="0.6", lw=1)
-    left.text(GATE, 1.2e-6, " gate", color="0.4")
+    left.text(GATE, 12, " gate", color="0.4")
     left.set(ylim=(1e-6, 30), xlabel="x", ylabel="invariant density", title="SGD does not pass, noise δ does")
     left.legend(fontsize=8, loc="upper left")
     lines = (
@@ -113,7 +113,9 @@ if MPI.COMM_WORLD.rank == 0:
     middle.legend(fontsize=8, loc="lower right")
     right.loglog(climb.deltas, climb.values, "o-", color="C3")
     right.set(xlabel="δ", ylabel="mean time", title="Time to climb through the gate: no limit")
-    for axes in (middle, right):
+    for axes, ticks in ((middle, DELTAS), (right, CLIMBED)):
+        axes.set_xticks(ticks, [f"{delta:g}" for delta in ticks])
+        axes.minorticks_off()
         axes.grid(alpha=0.3)
     OUTPUT.mkdir(exist_ok=True)
     figure.savefig(OUTPUT / "noisy_sgd.png", dpi=120)

@@ -77,7 +77,7 @@ class Checkpoint:
         """
         kept = self.comm.bcast(on_root(self.comm, lambda: _about(self.path)), root=0)
         asked = [float(t) for t in times]
-        about = {"version": VERSION, "evolution": self._evolution, "times": asked, "tol": tol}
+        about: dict[str, Any] = {"version": VERSION, "evolution": self._evolution, "times": asked, "tol": tol}
         about["horizon"] = kept["horizon"] if kept else asked[-1]
         about["signature"] = {**_signature(self.gen), **more(about["horizon"])}
         places = self.comm.gather(_places(self.gen), root=0)
@@ -102,8 +102,8 @@ class Checkpoint:
     def read(self, times: np.ndarray) -> Iterator[tuple[Snapshot, float]]:
         """The outputs that are there, each with the estimated error spent until then."""
         names = [f"{i:05d}" for i in range(len(times))]
-        there = on_root(self.comm, lambda: [(self.path / f"{name}.npz").is_file() for name in names])
-        there = self.comm.bcast(there, root=0)
+        found = on_root(self.comm, lambda: [(self.path / f"{name}.npz").is_file() for name in names])
+        there: list[bool] = self.comm.bcast(found, root=0)
         count = there.index(False) if False in there else len(there)
         if count:
             logger.info("%s: %d of %d outputs are there, the last at t = %g", self.path, count, len(names),

@@ -7,6 +7,7 @@ from scipy.integrate import quad, solve_ivp
 from tools import check, expectation, mean_and_covariance, pairing
 
 import fpsolver as fp
+from fpsolver import _scheduled
 
 PIECES = [(0, 0.4), (0.7, 0.1), (1.5, 0.25)]
 
@@ -65,12 +66,12 @@ def test_batch_size_and_learning_rate_count_by_their_ratio():
 
 
 @pytest.mark.parallel
-@pytest.mark.parametrize("rate", [PIECES, [(0, cosine), (1.0, 0.15)]], ids=["pieces", "mixed"])
+@pytest.mark.parametrize("rate", [PIECES, [(0, cosine), (0.5, 0.15)]], ids=["pieces", "mixed"])
 def test_duality_reverses_the_schedule(rate):
     """⟨u(T), p₀⟩ = ⟨g, p(T)⟩ although the matrices do not commute, and for each time by itself."""
     process = fp.SGD(lambda x: (x[0] ** 2 - 1) ** 2 / 4, fp.Covariance(lambda x: 1 + x[0] ** 2), 0.2)
     gen = fp.Generator(process, fp.Domain.interval(-2, 2, 24), ["right"], degree=3, scheme="dg")
-    times, schedule = [0.4, 1.8], {"learning_rate": rate}
+    times, schedule = [0.3, 0.9], {"learning_rate": rate}
     start = fp.evolve(gen, fp.gaussian(-0.5, 0.3), [0.0])[0].function
     payoff = fp.backward(gen, lambda x: x[0] + x[0] ** 3, [0.0])[0].function
     tol = 1e-8 if rate is PIECES else 1e-4
@@ -78,9 +79,9 @@ def test_duality_reverses_the_schedule(rate):
     dual = fp.backward(gen, payoff, times, tol=tol, schedule=schedule)
     for p, u in zip(forward, dual, strict=True):
         assert pairing(gen, u.function, start) == pytest.approx(pairing(gen, payoff, p.function), rel=3 * tol)
-    wrong = {"learning_rate": [(0, 0.25), (0.3, 0.1), (1.1, 0.4)]}
+    wrong = {"learning_rate": [(0, 0.1), (0.2, 0.4)]}
     if rate is PIECES:  # the same pieces in the other order
-        u = fp.backward(gen, payoff, [1.8], schedule=wrong)[0].function
+        u = fp.backward(gen, payoff, [0.9], schedule=wrong)[0].function
         assert abs(pairing(gen, u, start) / pairing(gen, payoff, forward[1].function) - 1) > 1e-3
 
 
@@ -93,10 +94,10 @@ def test_what_leaves_is_counted_while_numbers_change(rate):
         ["left", "right"],
         scheme="galerkin",
     )
-    times = np.array([0.2, 0.7, 1.0, 1.02, 1.04, 2.0])
-    tol = 1e-8 if rate is PIECES else 1e-4
+    times = np.array([0.2, 0.7, 1.0, 1.02, 1.04])
+    tol = 1e-8 if rate is PIECES else 1e-5
     found = fp.evolve(gen, fp.gaussian(0.2, 0.2), times, tol=tol, schedule={"learning_rate": rate})
-    assert abs(found.mass + found.outflux - 1).max() < 1e-9
+    assert abs(found.mass + found.outflux - 1).max() < max(1e-9, 1e-2 * tol)
     parts = sum(found.outflux_by_part.values())
     assert abs(parts - found.outflux).max() < 10 * tol
     assert found.outflux[-1] > 0.01
@@ -159,15 +160,16 @@ def test_least_squares_with_a_schedule():
     gen = fp.Generator(
         fp.SGD(loss, fp.Covariance(covariance), 0.1), fp.Domain.rectangle((-4, -4), (4, 4), (8, 8)), degree=3
     )
+    rate = lambda t: cosine(t) / 8  # noqa: E731 (larger ones make tails that the domain would cut off)
     start, end, H = np.array([0.8, -0.5]), 1.0, np.diag(h)
 
     def right(t, m):
         M = m.reshape(2, 2)
-        return (-H @ M - M @ H + cosine(t) * (H @ M @ H + np.trace(H @ M) * H + s * H)).ravel()
+        return (-H @ M - M @ H + rate(t) * (H @ M @ H + np.trace(H @ M) * H + s * H)).ravel()
 
     M0 = np.outer(start, start) + 0.09 * np.eye(2)
     exact = solve_ivp(right, (0, end), M0.ravel(), rtol=1e-11, atol=1e-12).y[:, -1].reshape(2, 2)
-    p = fp.evolve(gen, fp.gaussian(start, 0.3), [end], tol=1e-4, schedule={"learning_rate": cosine})[0].function
+    p = fp.evolve(gen, fp.gaussian(start, 0.3), [end], tol=1e-4, schedule={"learning_rate": rate})[0].function
     found = [[expectation(gen, lambda x, i=i, j=j: x[i] * x[j], p) for j in range(2)] for i in range(2)]
     check(found, exact, 2e-4)
 
@@ -175,9 +177,9 @@ def test_least_squares_with_a_schedule():
 def test_smooth_steps_keep_the_tolerance():
     """Against a much smaller tolerance, so that the mesh plays no part."""
     gen = quadratic()
-    run = lambda tol: fp.evolve(gen, fp.gaussian(1.0, 0.3), [2.0], tol=tol, schedule={"learning_rate": cosine})  # noqa: E731
-    fine, work = run(1e-8)[0].function.x.array, []
-    for tol in (1e-3, 1e-5, 1e-6):
+    run = lambda tol: fp.evolve(gen, fp.gaussian(1.0, 0.3), [1.0], tol=tol, schedule={"learning_rate": cosine})  # noqa: E731
+    fine, work = run(1e-7)[0].function.x.array, []
+    for tol in (1e-2, 1e-4, 1e-5):
         found = run(tol)
         assert np.linalg.norm(found[0].function.x.array - fine) < 2 * tol * np.linalg.norm(fine)
         work.append(found.stats["factorisations"])
@@ -186,10 +188,10 @@ def test_smooth_steps_keep_the_tolerance():
 
 def test_outputs_do_not_shorten_smooth_steps():
     gen = quadratic()
-    one = fp.evolve(gen, fp.gaussian(1.0, 0.3), [2.0], tol=1e-4, schedule={"learning_rate": cosine})
-    many = fp.evolve(gen, fp.gaussian(1.0, 0.3), np.linspace(0, 2, 13), tol=1e-4, schedule={"learning_rate": cosine})
+    one = fp.evolve(gen, fp.gaussian(1.0, 0.3), [1.0], tol=1e-4, schedule={"learning_rate": cosine})
+    many = fp.evolve(gen, fp.gaussian(1.0, 0.3), np.linspace(0, 1, 9), tol=1e-4, schedule={"learning_rate": cosine})
     assert many.stats["steps"] == one.stats["steps"]
-    exact = fp.evolve(gen, fp.gaussian(1.0, 0.3), np.linspace(0, 2, 13), tol=1e-7, schedule={"learning_rate": cosine})
+    exact = fp.evolve(gen, fp.gaussian(1.0, 0.3), np.linspace(0, 1, 9), tol=1e-5, schedule={"learning_rate": cosine})
     for a, b in zip(many, exact, strict=True):
         assert np.linalg.norm(a.function.x.array - b.function.x.array) < 2e-4 * np.linalg.norm(b.function.x.array)
 
@@ -238,10 +240,45 @@ def test_what_cannot_be_scheduled():
         fp.steps(0.0, 1.0)
 
 
-@pytest.mark.parallel
-def test_a_jump_inside_a_function_is_told():
+def test_a_jump_inside_a_function_is_resolved_at_a_price():
+    """Declared as pieces it costs two factorisations."""
     gen = fp.Generator(quadratic().process, fp.Domain.interval(-5, 5, 8), degree=2, scheme="galerkin")
-    rate = {"learning_rate": lambda t: 0.4 if t < np.e / 4 else 0.01}
+    jump = np.e / 4
+    hidden = {"learning_rate": lambda t: 0.4 if t < jump else 0.01}
+    declared = {"learning_rate": [(0, 0.4), (jump, 0.01)]}
+    a, b = (fp.evolve(gen, fp.gaussian(1.0, 1.0), [1.0], tol=1e-4, schedule=s) for s in (hidden, declared))
+    difference = np.linalg.norm(a[0].function.x.array - b[0].function.x.array)
+    assert 0 < difference < 2e-4 * np.linalg.norm(b[0].function.x.array)
+    assert a.stats["factorisations"] > 20 * b.stats["factorisations"]
+
+
+def test_what_cannot_be_resolved_is_told(monkeypatch):
+    monkeypatch.setattr(_scheduled, "TRIALS", 0)
+    gen = fp.Generator(quadratic().process, fp.Domain.interval(-5, 5, 8), degree=2, scheme="galerkin")
+    rate = {"learning_rate": [(0, 0.3), (0.5, lambda t: 0.4 + 0.39 * np.cos(9 * t))]}
     with pytest.raises(fp.NotConverged, match="begin a new piece") as info:
-        fp.evolve(gen, fp.gaussian(1.0, 1.0), [0.5, 1.0], tol=1e-9, schedule=rate)
+        fp.evolve(gen, fp.gaussian(1.0, 1.0), [0.5, 1.0], tol=1e-8, schedule=rate)
     assert list(info.value.partial.times) == [0.5]
+
+
+def test_heavy_ball_is_the_kinetic_process_to_first_order():
+    """v ← μv − ηg, x ← x + v on f = x²/2 with noise s: its exact stationary law against that of (x, v/√η).
+
+    The algorithm is linear, so that its covariance solves C = ACAᵀ + Q; the process' variances are both √η s/(2γ) =
+    η s/(2(1 − μ)).  With γ = (1 − μ)/√η kept, the difference is of first order in the time √η of one step.
+    """
+    s, gamma, errors = 2.0, 0.6, []
+    for eta in (1e-2, 1e-4):
+        mu = 1 - gamma * np.sqrt(eta)
+        A = np.array([[1 - eta, mu], [-eta, mu]])  # x + v and v after the step
+        Q = eta**2 * s * np.ones((2, 2))
+        C = scipy.linalg.solve_discrete_lyapunov(A, Q)
+        process = fp.MomentumSGD(lambda x: x[0] ** 2 / 2, fp.Isotropic(s), learning_rate=eta, momentum=mu)
+        assert process.time_per_step == pytest.approx(np.sqrt(eta))
+        D = np.sqrt(eta) / 2 * s
+        assert gamma == pytest.approx((1 - process.momentum) / np.sqrt(eta))
+        kinetic = scipy.linalg.solve_continuous_lyapunov(np.array([[0, 1], [-1, -gamma]]), -2 * np.diag([0, D]))
+        assert np.diag(kinetic) == pytest.approx(eta * s / (2 * (1 - mu)))
+        errors.append(abs(C / np.outer([1, np.sqrt(eta)], [1, np.sqrt(eta)]) - kinetic).max() / kinetic.max())
+    assert errors[1] < 0.02
+    assert errors[0] / errors[1] == pytest.approx(10, rel=0.2)
