@@ -89,7 +89,7 @@ class Autonomous:
     def _run(self, state: State, times: Sequence[float], tol: float, transpose: bool) -> Iterator[Snapshot]:
         flux = functionals(self.gen, self.parts)
         scales = [initial_mass(self.gen, state)] * len(flux)
-        left = max(tol - state.spent, LEAST)
+        left = max(tol - state.spent, LEAST) if state.spent else tol  # too small a tol is told there
         run = self._core.run(state.v, [t - state.t for t in times], left, transpose, flux, scales)
         for t, snapshot in zip(times, run, strict=True):
             yield Snapshot(t, snapshot.vector, state.integrals + snapshot.integrals, snapshot.values)
