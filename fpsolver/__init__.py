@@ -9,6 +9,8 @@ from .domain import Domain
 from .evolution import Evolution, backward, evolve
 from .exit import exit_probability, exit_time_moments, feynman_kac, mean_exit_time
 from .exit_law import exit_distribution, survival
+from .evolution import Evolution, backward, evolve, resume
+from .exit import exit_distribution, exit_probability, exit_time_moments, feynman_kac, mean_exit_time, survival
 from .fields import batched
 from .generator import Generator
 from .initial import dirac, gaussian
@@ -17,6 +19,9 @@ from .noise import Covariance, Isotropic, PerSample
 from .process import SDE, SGD, Langevin, MomentumSGD
 from .regions import committor, first_passage, transition_rate
 from .slices import Slice
+from .noisy import NoisyLimit, noisy_limit, wasserstein
+from .process import SDE, SGD, Langevin, MomentumSGD, Noisy
+from .schedule import steps
 from .solution import Solution
 from .spectrum import quasi_stationary, spectrum
 from .stationary import stationary
@@ -35,6 +40,8 @@ __all__ = [
     "Langevin",
     "MomentumSGD",
     "Network",
+    "Noisy",
+    "NoisyLimit",
     "NotConverged",
     "PerSample",
     "Slice",
@@ -54,12 +61,16 @@ __all__ = [
     "io",
     "landscapes",
     "mean_exit_time",
+    "noisy_limit",
     "plot",
     "quasi_stationary",
+    "resume",
     "set_log_level",
     "solve_to",
     "spectrum",
     "stationary",
+    "steps",
     "survival",
     "transition_rate",
+    "wasserstein",
 ]

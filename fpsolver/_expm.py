@@ -177,12 +177,12 @@ class Propagator:
             grown = space.comm.bcast(float(space.norm(reached - run.t)))
             if not grown <= GROWN * run.first:
                 raise _unstable(run, reached, grown)
+            run.stats.steps += 1
+            run.stats.error += control.error(reached)  # before outputs are seen: a checkpoint spends what is left
             for t in (t for t in outputs if t <= reached):
                 vector = space.at(t - run.t)
                 integrals = run.integrals + space.integrals(t - run.t)
                 yield Snapshot(t, vector, integrals, dots(vector, run.functionals))
-            run.stats.steps += 1
-            run.stats.error += control.error(reached)
             scale = max(gamma, min(reached - run.t, 1 / slow))
             run.stats.rounding = max(run.stats.rounding, digits * scale)
             run.integrals = run.integrals + space.integrals(reached - run.t)

@@ -1,6 +1,7 @@
 """Evolution in time: densities forward, expectations of payoffs backward, with one propagator per generator."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from petsc4py import PETSc
@@ -8,9 +9,12 @@ from petsc4py import PETSc
 import numpy as np
 
 from ._errors import NotConverged
-from ._expm import Propagator, Snapshot
+from ._expm import Snapshot
+from ._integrate import Autonomous, State
 from ._log import logger
 from ._petsc import Options
+from ._scheduled import Scheduled
+from .checkpoint import Checkpoint, describe
 from .fields import is_number
 from .generator import Generator
 from .initial import coefficients
@@ -98,7 +102,15 @@ class Evolution(Sequence[Solution]):
         return f"<{self.name} at {len(self)} times: {stats}>"
 
 
-def evolve(gen: Generator, initial: Any, times: Any, tol: float = 1e-6, options: Options | None = None) -> Evolution:
+def evolve(
+    gen: Generator,
+    initial: Any,
+    times: Any,
+    tol: float = 1e-6,
+    options: Options | None = None,
+    schedule: Mapping[str, Any] | None = None,
+    checkpoint: str | Path | None = None,
+) -> Evolution:
     """Density p(t) of the process started from ``initial``: ∂ₜp = −∇·J, killed at the absorbing parts (collective).
 
     The error in time is controlled, that of the mesh is not.  Mass is conserved to rounding where nothing absorbs,
@@ -108,24 +120,36 @@ def evolve(gen: Generator, initial: Any, times: Any, tol: float = 1e-6, options:
         gen: generator.
         initial: :func:`~fpsolver.gaussian`, :func:`~fpsolver.dirac`, a ``Function``, or a callable of all coordinates.
         times: increasing, non-negative, shape (n,) or one number.
-        tol: error in time in the L² norm relative to that of p(t), or to 1e-10 times the largest norm so far; of
-            ``outflux`` relative to the initial mass.  At least 1e-11; see :meth:`._expm.Propagator.run`.
+        tol: error in time in the L² norm relative to that of p(t), or to 1e-10 times the largest norm so far, if
+            errors decay as p does; the time integrals of :attr:`Evolution.outflux` are controlled too, see
+            :meth:`fpsolver._expm.Propagator.run`.
         options: PETSc options without the prefix ``fp_evolve_``.
+        schedule: numbers of the process that change on the way: name -> number, smooth function of t, or pairs
+            (begin, number or function), the first at 0: ``{"learning_rate": [(0, 0.4), (10, 0.1)]}``.  They replace
+            those of ``gen.process``.  For SGD t = Σ ηₖ (one step advances t by its own learning rate), and
+            :func:`~fpsolver.steps` counts steps.  A piece of constant numbers costs one factorisation; functions
+            cost six per step.  Jumps and bends inside a function cost steps: begin a new pair there.
+        checkpoint: folder in which the state at every output time is kept, complete at any moment.  If it holds some
+            already, the evolution goes on from there, on any number of ranks.
 
     Raises:
-        ValueError: unsuitable times, ``tol`` or ``initial``.
+        ValueError: unsuitable times, ``tol``, ``initial`` or ``schedule``; a checkpoint of another evolution.
         NotConverged: ``tol`` could not be met; ``exception.partial`` is the evolution up to there.
     """
     times, tol = _check_times(times), _check_tol(tol)
     p0 = coefficients(gen, initial, "initial density")
-    functionals = []
-    if gen.absorbing:
-        functionals = [_total_flux(gen), *(gen.exit_flux(part) for part in gen.absorbing)]
-    evolution = Evolution(gen, "density", gen.absorbing)
-    return _run(evolution, p0, times, tol, functionals, options, transpose=False)
+    return _run(Evolution(gen, "density", gen.absorbing), p0, times, tol, options, schedule, checkpoint)
 
 
-def backward(gen: Generator, payoff: Any, times: Any, tol: float = 1e-6, options: Options | None = None) -> Evolution:
+def backward(
+    gen: Generator,
+    payoff: Any,
+    times: Any,
+    tol: float = 1e-6,
+    options: Options | None = None,
+    schedule: Mapping[str, Any] | None = None,
+    checkpoint: str | Path | None = None,
+) -> Evolution:
     """u(t, x) = E[g(X_t); not absorbed until t | X₀ = x]: ∂ₜu = Lu, u(0) = g (collective).
 
     For ``payoff=1`` it is the probability of surviving until t.  Constants are invariant to rounding where nothing
@@ -137,66 +161,89 @@ def backward(gen: Generator, payoff: Any, times: Any, tol: float = 1e-6, options
         times: increasing, non-negative, shape (n,) or one number.
         tol: error in time in the L² norm relative to that of u(t), or to 1e-10 times the largest norm so far.
         options: PETSc options without the prefix ``fp_evolve_``.
+        schedule: as for :func:`evolve`, from X₀ on.  Every time then needs a run of its own, as the last piece acts on
+            the payoff first.
+        checkpoint: as for :func:`evolve`.
 
     Raises:
-        ValueError: unsuitable times, ``tol`` or ``payoff``.
+        ValueError: unsuitable times, ``tol``, ``payoff`` or ``schedule``; a checkpoint of another evolution.
         NotConverged: ``tol`` could not be met; ``exception.partial`` is the evolution up to there.
     """
     times, tol = _check_times(times), _check_tol(tol)
     u0 = coefficients(gen, payoff, "payoff", payoff=True)
-    return _run(Evolution(gen, "expectation"), u0, times, tol, [], options, transpose=True)
+    return _run(Evolution(gen, "expectation"), u0, times, tol, options, schedule, checkpoint)
 
 
-def propagator(gen: Generator, options: Options | None = None) -> Propagator:
-    """The generator's propagator, with the factorisations that earlier evolutions made (collective)."""
-    merged = {**gen.options, **(options or {})}
-    make = lambda: Propagator(gen.M, gen.G, dim=gen.domain.dim, options=merged)  # noqa: E731
-    return gen.cached(f"propagator {sorted(merged.items())}", make)
+def resume(
+    checkpoint: str | Path,
+    gen: Generator,
+    times: Any = None,
+    schedule: Mapping[str, Any] | None = None,
+    options: Options | None = None,
+) -> Evolution:
+    """Go on with an evolution from its checkpoint, on any number of ranks (collective).
+
+    Args:
+        checkpoint: the folder given to :func:`evolve` or :func:`backward`.
+        gen: the same process on the same mesh, with the same degree and scheme.
+        times: the times asked for then, and later ones; by default the former.
+        schedule: the same schedule as then.
+        options: PETSc options without the prefix ``fp_evolve_``.
+
+    Returns:
+        The whole evolution, what was kept included.
+
+    Raises:
+        FileNotFoundError: nothing was kept there.
+        ValueError: the checkpoint of another evolution; what differs is named.
+        NotConverged: as for :func:`evolve`.
+    """
+    kept = describe(checkpoint, gen.domain.comm)
+    kind = kept["evolution"]
+    evolution = Evolution(gen, kind, gen.absorbing if kind == "density" else ())
+    wanted = _check_times(kept["times"] if times is None else times)
+    return _run(evolution, None, wanted, kept["tol"], options, schedule, checkpoint)
 
 
 def _run(
     evolution: Evolution,
-    v0: PETSc.Vec,
+    v0: PETSc.Vec | None,
     times: np.ndarray,
     tol: float,
-    functionals: list[PETSc.Vec],
     options: Options | None,
-    transpose: bool,
+    schedule: Mapping[str, Any] | None,
+    checkpoint: str | Path | None,
 ) -> Evolution:
-    gen = evolution._gen
-    core = propagator(gen, options)
-    mass = abs(v0.dot(gen.integrals))
-    scales = [mass if mass > 0 else 1.0] * len(functionals)
+    """Evolve ``v0``, or what the checkpoint began with, and keep what comes; ``v0`` is consumed."""
+    gen, parts = evolution._gen, evolution._parts
+    source = Autonomous(gen, parts, options) if schedule is None else Scheduled(gen, schedule, parts, options)
+    state, store = None, None
     try:
+        if checkpoint is not None:
+            store = Checkpoint(checkpoint, gen, evolution.name)
+            v0 = store.open(v0, times, tol, source.signature)
+        assert v0 is not None
+        state = State.at_start(v0, parts)
+        for snapshot, spent in store.read(times) if store is not None else ():
+            state.advance(snapshot.time, snapshot.vector.copy(), snapshot.integrals)
+            state.spent = spent
+            evolution._append(snapshot)
+        run = source.forward if evolution.name == "density" else source.dual
         with PETSc.Log.Stage("fpsolver evolve"):
-            for snapshot in core.run(v0, list(times), tol, transpose, functionals, scales):
+            for snapshot in run(state, list(times[len(evolution) :]), tol):
+                if store is not None:
+                    store.save(len(evolution), snapshot, state.spent + source.error)
                 evolution._append(snapshot)
     except NotConverged as error:
         error.partial = evolution  # type: ignore[attr-defined]
         raise
     finally:
-        v0.destroy()
-        s = core.stats
-        evolution.stats.update(gen.stats())
-        evolution.stats.update(
-            solves=s.solves, factorisations=s.factorisations, steps=s.steps, basis=s.basis, time_error=s.error
-        )
+        evolution.stats.update({**gen.stats(), **source.work()})
+        source.destroy()
+        if state is not None:
+            state.destroy()
     logger.info("%s", evolution)
     return evolution
-
-
-def _total_flux(gen: Generator) -> PETSc.Vec:
-    """−Gᵀ1: all that leaves, also where named parts overlap; cached."""
-
-    def make() -> PETSc.Vec:
-        ones, flux = gen.G.createVecLeft(), gen.G.createVecRight()
-        ones.set(1.0)
-        gen.G.multTranspose(ones, flux)
-        flux.scale(-1.0)
-        ones.destroy()
-        return flux
-
-    return gen.cached("total flux", make)
 
 
 def _check_times(times: Any) -> np.ndarray:

@@ -266,6 +266,19 @@ class Generator:
         """Vector ℓ with ℓᵀp = mass per time that the density p loses through ``part`` (collective, cached)."""
         return self.cached(f"exit_flux_{part}", lambda: self.exit_vector(self.space.constant(1.0), part))
 
+    def total_flux(self) -> PETSc.Vec:
+        """−Gᵀ1: all that leaves, also where named parts overlap (collective, cached)."""
+
+        def make() -> PETSc.Vec:
+            ones, flux = self.G.createVecLeft(), self.G.createVecRight()
+            ones.set(1.0)
+            self.G.multTranspose(ones, flux)
+            flux.scale(-1.0)
+            ones.destroy()
+            return flux
+
+        return self.cached("total flux", make)
+
     def cached(self, key: str, make: Any) -> Any:
         """Make once, keep until :meth:`destroy`."""
         if key not in self.cache:

@@ -1,0 +1,269 @@
+"""Evolutions that are killed and go on, on other numbers of ranks, and checkpoints that do not fit."""
+
+import json
+import shutil
+
+from mpi4py import MPI
+
+import numpy as np
+import pytest
+
+import fpsolver as fp
+from fpsolver import checkpoint
+
+WORLD = MPI.COMM_WORLD
+TIMES = [0.0, 0.05, 0.2, 0.5, 1.0]
+TOL = 1e-8
+
+# what the killed run, the resumed one and the uninterrupted one have in common
+PROBLEM = """
+import os, signal, sys
+import numpy as np
+from mpi4py import MPI
+import fpsolver as fp
+from fpsolver import checkpoint
+
+def problem(scheme, comm=MPI.COMM_WORLD):
+    process = fp.SDE(lambda x: (x[1], x[0] - x[0] ** 3 - x[1]), ((0.3, 0), (0, 0.5)))
+    if scheme == "dg":
+        process = fp.SDE(lambda x: (x[1], x[0] - x[0] ** 3 - x[1]), ((0, 0), (0, 0.5)))
+    if scheme == "galerkin":
+        process = fp.SDE(lambda x: (x[0] - x[0] ** 3, -x[1]), 0.3)
+    domain = fp.Domain.rectangle((-2, -2), (2, 2), (6, 6), comm=comm)
+    return fp.Generator(process, domain, ["right"], degree=3, scheme=scheme)
+"""
+exec(PROBLEM)
+
+KILLED = (
+    PROBLEM
+    + """
+folder, scheme, moment = sys.argv[1:]
+store, count = checkpoint._store, [0]
+
+def die():
+    if MPI.COMM_WORLD.rank == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def store_or_die(path, write):
+    count[0] += path.name[:5].isdigit()
+    if count[0] == 4 and moment == "while writing":
+        with open(path.with_name(path.name + ".part"), "wb") as file:
+            file.write(b"half a file")
+        die()
+    if count[0] == 4 and moment == "before renaming":
+        os.replace = lambda a, b: die()
+    store(path, write)
+    if count[0] == 4:
+        die()
+
+checkpoint._store = store_or_die
+fp.evolve(problem(scheme), fp.gaussian((-0.8, 0.3), 0.3), [0.0, 0.05, 0.2, 0.5, 1.0], tol=1e-8,
+          checkpoint=folder)
+"""
+)
+
+RESUMED = (
+    PROBLEM
+    + """
+folder, scheme, points = sys.argv[1:4]
+found = fp.resume(folder, problem(scheme))
+values = [p.at(np.load(points)) for p in found]
+if MPI.COMM_WORLD.rank == 0:
+    np.savez(folder + ".npz", values=values, mass=found.mass, outflux=found.outflux, times=found.times,
+             right=found.outflux_by_part["right"], solves=found.stats["solves"])
+"""
+)
+
+
+@pytest.fixture(scope="module")
+def points(tmp_path_factory):
+    file = tmp_path_factory.mktemp("points") / "points.npy"
+    np.save(file, np.random.default_rng(1).uniform(-1.9, 1.9, (200, 2)))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("scheme", "moment", "ranks"),
+    [("dg", "while writing", 3), ("galerkin", "before renaming", 1), ("galerkin", "after", 3)],
+)
+def test_a_killed_run_goes_on(scheme, moment, ranks, mpirun, tmp_path, points):
+    """Killed by SIGKILL at the fourth output on two ranks: the first three, or four, are there."""
+    folder = tmp_path / "long"
+    dead = mpirun(2, KILLED, str(folder), scheme, moment, check=False, timeout=120)
+    assert dead.returncode != 0
+    kept = sorted(p.name for p in folder.glob("0*.npz"))
+    assert len(kept) == (4 if moment == "after" else 3), dead.stdout
+    assert list(folder.glob("*.part")) or moment == "after"
+    mpirun(ranks, RESUMED, str(folder), scheme, str(points), timeout=120)
+    found = np.load(f"{folder}.npz")
+    whole = fp.evolve(problem(scheme, MPI.COMM_SELF), fp.gaussian((-0.8, 0.3), 0.3), TIMES, tol=TOL)  # noqa: F821
+    assert list(found["times"]) == TIMES
+    exact = np.array([p.at(np.load(points)) for p in whole])
+    # the start has no error in time; both runs may be wrong by tol, in the L2 norm
+    assert abs(found["values"][0] - exact[0]).max() < 1e-11
+    assert abs(found["values"] - exact).max() < 10 * TOL * abs(exact).max()
+    assert abs(found["mass"] - whole.mass).max() < 2 * TOL
+    assert abs(found["outflux"] - whole.outflux).max() < 2 * TOL
+    assert abs(found["right"] - whole.outflux_by_part["right"]).max() < 2 * TOL
+    assert abs(found["mass"] + found["outflux"] - 1).max() < 1e-9
+    assert not list(folder.glob("0*.part")), "what the dead run left is written over"
+
+
+def line(**changes):
+    arguments = {"absorbing": ["right"], "degree": 2, "scheme": "galerkin", **changes}
+    rate = arguments.pop("drift", 1.0)
+    cells = arguments.pop("cells", 20)
+    process = fp.SDE(lambda x: -rate * x[0], 0.3)
+    return fp.Generator(process, fp.Domain.interval(-2, arguments.pop("right", 2), cells), **arguments)
+
+
+START = fp.gaussian(0.2, 0.4)
+
+
+@pytest.mark.parallel
+def test_what_was_kept_is_bitwise_the_same(tmp_dir):
+    first = fp.evolve(line(), START, TIMES, checkpoint=tmp_dir / "a")
+    again = fp.evolve(line(), START, TIMES, checkpoint=tmp_dir / "a")
+    assert again.stats["solves"] == 0
+    for a, b in zip(first, again, strict=True):
+        assert (a.function.x.array == b.function.x.array).all()
+    for name in ("mass", "minimum", "outflux", "times"):
+        assert (getattr(first, name) == getattr(again, name)).all()
+    assert (first.outflow["right"] == again.outflow["right"]).all()
+    plain = fp.evolve(line(), START, TIMES)
+    assert all((a.function.x.array == b.function.x.array).all() for a, b in zip(first, plain, strict=True))
+
+
+@pytest.mark.parallel
+@pytest.mark.parametrize("scheme", ["galerkin", "dg"])
+def test_later_times_are_added(scheme, tmp_dir):
+    gen = line(scheme=scheme)
+    fp.evolve(gen, START, TIMES[:3], tol=TOL, checkpoint=tmp_dir / "a")
+    longer = fp.resume(tmp_dir / "a", gen, times=TIMES)
+    plain = fp.evolve(gen, START, TIMES, tol=TOL)
+    size = abs(plain[-1].function.x.array).max(initial=1e-300)
+    assert abs(longer[-1].function.x.array - plain[-1].function.x.array).max(initial=0) < 10 * TOL * max(size, 0.1)
+    assert list(fp.resume(tmp_dir / "a", gen).times) == TIMES, "the longer list is what it is about now"
+
+
+@pytest.mark.parallel
+def test_errors_of_interrupted_runs_add_up_to_tol(tmp_dir, monkeypatch):
+    """Interrupted after every output: the estimated errors are those of one run."""
+    gen, tol = line(), 1e-6
+    for n in range(1, len(TIMES) + 1):
+        found = fp.evolve(gen, START, TIMES[:n], tol=tol, checkpoint=tmp_dir / "a")
+    exact = fp.evolve(gen, START, TIMES, tol=1e-11)
+    spent = [np.load(tmp_dir / "a" / f"{i:05d}.npz")["spent"] for i in range(len(TIMES))]
+    assert (np.diff(spent) >= 0).all() and 0 < spent[-1] <= tol
+    d = gen.vector(found[-1].function)
+    e = gen.vector(exact[-1].function)
+    e.axpy(-1.0, d)
+    assert e.norm() < tol * d.norm()
+
+
+@pytest.mark.parallel
+def test_expectations_and_schedules_are_kept_too(tmp_dir):
+    gen = fp.Generator(
+        fp.SGD(lambda x: x[0] ** 2 / 2, fp.Covariance(2.0), 0.3), fp.Domain.interval(-4, 4, 20), scheme="galerkin"
+    )
+    schedule = {"learning_rate": [(0, 0.4), (0.3, 0.1)]}
+    for verb, what in ((fp.evolve, START), (fp.backward, lambda x: x[0] ** 2)):
+        name = tmp_dir / verb.__name__
+        verb(gen, what, TIMES[:3], tol=TOL, schedule=schedule, checkpoint=name)
+        found = fp.resume(name, gen, TIMES, schedule=schedule)
+        plain = verb(gen, what, TIMES, tol=TOL, schedule=schedule)
+        for a, b in zip(found, plain, strict=True):
+            size = abs(b.function.x.array).max(initial=1e-300)
+            assert abs(a.function.x.array - b.function.x.array).max(initial=0) < 20 * TOL * size
+        with pytest.raises(ValueError, match="written with schedule"):
+            fp.resume(name, gen, schedule={"learning_rate": [(0, 0.4), (0.3, 0.2)]})
+        with pytest.raises(ValueError, match=r"written with schedule .* this evolution has None"):
+            fp.resume(name, gen)
+
+
+@pytest.mark.parallel
+def test_the_weighted_scheme(tmp_dir):
+    gen = fp.Generator(
+        fp.Langevin(lambda x: (x[0] ** 2 - 1) ** 2 / 4, 0.1), fp.Domain.interval(-2, 2, 20), scheme="weighted"
+    )
+    fp.evolve(gen, fp.gaussian(-1.0, 0.3), [0.1, 1.0], tol=TOL, checkpoint=tmp_dir / "a")
+    found = fp.resume(tmp_dir / "a", gen, [0.1, 1.0, 3.0])
+    plain = fp.evolve(gen, fp.gaussian(-1.0, 0.3), [0.1, 1.0, 3.0], tol=TOL)
+    assert abs(found[-1].function.x.array - plain[-1].function.x.array).max(initial=0) < 1e-6
+
+
+@pytest.mark.parallel
+def test_partial_results_are_kept_when_tol_cannot_be_met(tmp_dir, monkeypatch):
+    from fpsolver import _expm
+
+    monkeypatch.setattr(_expm, "MAX_BASIS", 8)
+    gen = fp.Generator(fp.SDE(lambda x: 1.0, 0.0), fp.Domain.interval(-1, 1, 400), ["right"], degree=2, scheme="dg")
+    arguments = gen, fp.dirac(-0.5), [0.0, 1e-6, 1.0], 1e-10
+    for _ in range(2):
+        with pytest.raises(fp.NotConverged) as info:
+            fp.evolve(*arguments, checkpoint=tmp_dir / "a")
+        assert list(info.value.partial.times) == [0.0, 1e-6]
+
+
+@pytest.mark.parallel
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"drift": 1.01}, "written with operator norm"),
+        ({"degree": 3}, "written with degree 2, this evolution has 3"),
+        ({"scheme": "dg"}, "written with (number of unknowns|operator norm|scheme)"),
+        ({"absorbing": ["left"]}, r"written with absorbing parts \['right'\], this evolution has \['left'\]"),
+        ({"cells": 21}, "written with number of unknowns"),
+    ],
+)
+def test_checkpoints_of_something_else(changes, message, tmp_dir):
+    fp.evolve(line(), START, [0.1], checkpoint=tmp_dir / "a")
+    with pytest.raises(ValueError, match=message):
+        fp.resume(tmp_dir / "a", line(**changes))
+
+
+@pytest.mark.parallel
+def test_another_mesh_with_as_many_cells(tmp_dir, monkeypatch):
+    monkeypatch.setattr(checkpoint, "SAME", 10.0)  # let the norms pass
+    fp.evolve(line(), START, [0.1], checkpoint=tmp_dir / "a")
+    with pytest.raises(ValueError, match="another mesh"):
+        fp.resume(tmp_dir / "a", line(right=2.001))
+
+
+@pytest.mark.parallel
+def test_unsuitable_calls(tmp_dir):
+    gen, folder = line(), tmp_dir / "a"
+    fp.evolve(gen, START, [0.1, 0.2], checkpoint=folder)
+    with pytest.raises(ValueError, match="times must begin with these"):
+        fp.resume(folder, gen, [0.1, 0.3])
+    with pytest.raises(ValueError, match="another function at t = 0"):
+        fp.evolve(gen, fp.gaussian(0.2, 0.41), [0.1, 0.2], checkpoint=folder)
+    with pytest.raises(ValueError, match=r"has tol 1e-06, this is tol 1e-07"):
+        fp.evolve(gen, START, [0.1, 0.2], tol=1e-7, checkpoint=folder)
+    with pytest.raises(ValueError, match="has evolution 'density', this is evolution 'expectation'"):
+        fp.backward(gen, 1.0, [0.1, 0.2], checkpoint=folder)
+    with pytest.raises(FileNotFoundError, match="not the folder of a checkpoint"):
+        fp.resume(tmp_dir / "b", gen)
+    if WORLD.rank == 0:
+        (tmp_dir / "c").mkdir()
+        (tmp_dir / "c" / "thesis.tex").write_text("x")
+        (tmp_dir / "d").write_text("x")
+        (folder / "00001.npz").write_bytes(b"half a file")
+    WORLD.Barrier()
+    with pytest.raises(ValueError, match=r"not a checkpoint and not empty: there is 'thesis.tex'"):
+        fp.evolve(gen, START, [0.1], checkpoint=tmp_dir / "c")
+    with pytest.raises(ValueError, match="is a file; a checkpoint is a folder"):
+        fp.evolve(gen, START, [0.1], checkpoint=tmp_dir / "d")
+    with pytest.raises(ValueError, match=r"00001\.npz is damaged"):
+        fp.resume(folder, gen)
+
+
+def test_a_run_killed_before_it_began_begins_again(tmp_path):
+    folder = tmp_path / "a"
+    fp.evolve(line(), START, [0.1], checkpoint=folder)
+    about = json.loads((folder / "evolution.json").read_text())
+    assert about["times"] == [0.1]
+    (folder / "evolution.json").unlink()
+    (folder / "00000.npz").unlink()
+    assert len(fp.evolve(line(), START, [0.1, 0.2], checkpoint=folder)) == 2
+    shutil.rmtree(folder)
