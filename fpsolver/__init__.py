@@ -2,15 +2,18 @@
 
 from . import _petsc as _petsc  # first: PETSc reads the command line when it is initialised
 from . import diagnostics, io, landscapes, plot
+from ._ensemble import Ensemble
 from ._errors import NotConverged
 from ._log import set_log_level
+from .compare import Comparison, compare
 from .domain import Domain
 from .evolution import Evolution, backward, evolve
 from .exit import exit_distribution, exit_probability, exit_time_moments, feynman_kac, mean_exit_time, survival
 from .fields import batched
 from .generator import Generator
 from .initial import dirac, gaussian
-from .noise import Covariance, Isotropic, PerSample
+from .montecarlo import simulate
+from .noise import Covariance, Isotropic, LabelNoise, PerSample
 from .process import SDE, SGD, Langevin, MomentumSGD
 from .solution import Solution
 from .spectrum import quasi_stationary, spectrum
@@ -21,11 +24,14 @@ __version__ = "0.1.0"
 __all__ = [
     "SDE",
     "SGD",
+    "Comparison",
     "Covariance",
     "Domain",
+    "Ensemble",
     "Evolution",
     "Generator",
     "Isotropic",
+    "LabelNoise",
     "Langevin",
     "MomentumSGD",
     "NotConverged",
@@ -33,6 +39,7 @@ __all__ = [
     "Solution",
     "backward",
     "batched",
+    "compare",
     "diagnostics",
     "dirac",
     "evolve",
@@ -47,6 +54,7 @@ __all__ = [
     "plot",
     "quasi_stationary",
     "set_log_level",
+    "simulate",
     "spectrum",
     "stationary",
     "survival",
