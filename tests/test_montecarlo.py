@@ -69,7 +69,8 @@ DOMAINS = {
     "disk": (lambda: fp.Domain.disk((0, 0), 1, 0.4), ["boundary"], (0.5, 0.0), 0.375),
     "ball": (lambda: fp.Domain.ball((0, 0, 0), 1, 0.5), ["boundary"], (0.0, 0.6, 0.0), 0.64 / 3),
     "polygon": (
-        lambda: fp.Domain.polygon([(-1, -1), (1, -1), (1, 1), (-1, 1), (-1 - 1e-6, 0.1)], 0.5), ["wall"], (0, 0), torsion(2),
+        lambda: fp.Domain.polygon([(-1, -1), (1, -1), (1, 1), (-1, 1), (-1 - 1e-6, 0.1)], 0.5),
+        ["wall"], (0, 0), torsion(2),
     ),
     "function": (lambda: lambda x: 1 - np.sqrt(x[0] ** 2 + x[1] ** 2), [], (0.5, 0.0), 0.375),
 }  # fmt: skip
