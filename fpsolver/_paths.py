@@ -172,7 +172,7 @@ def meet(walls: Walls, x: Array, y: Array, spread: Array | None, uniform: Array 
     out = part >= 0
     if out.any():  # a long last step may have crossed a reflecting wall as well
         found = point[:, out]
-        point[:, out] = _reflect(walls, found, None, (walls.distance(found) < 0).any(axis=0))
+        point[:, out] = _reflect(walls, found, None, np.any(walls.distance(found) < 0, axis=0))
     inside = _reflect(walls, y, spread, ~out & (after < 0).any(axis=0))
     slack = after.min(axis=0) if inside is y else walls.distance(inside).min(axis=0)
     return Meeting(out, fraction, part, point, inside, np.maximum(slack, 0.0))

@@ -94,7 +94,7 @@ def simulate(
         mover = _Algorithm(process, d, backend, minimum) if method == "sgd" else _Sde(process, d, backend)
         for i in range(0, len(blocks), POOL):
             swarm = _begin(blocks[i : i + POOL], start, d, seed, walls, len(record), paths)
-            for t, dt, index in time_steps(record.tolist(), end, length):
+            for t, dt, index in time_steps([float(t) for t in record], end, length):
                 if dt > 0:
                     with np.errstate(all="ignore"):  # what is not finite is found by the swarm
                         mover.advance(swarm, walls, t, dt)
