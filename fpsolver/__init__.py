@@ -2,26 +2,26 @@
 
 from . import _petsc as _petsc  # first: PETSc reads the command line when it is initialised
 from . import diagnostics, io, landscapes, plot
+from ._ensemble import Ensemble
 from ._errors import NotConverged
 from ._log import set_log_level
 from .adapt import Adapted, solve_to
+from .compare import Comparison, compare
 from .domain import Domain
-from .evolution import Evolution, backward, evolve
+from .evolution import Evolution, backward, evolve, resume
 from .exit import exit_probability, exit_time_moments, feynman_kac, mean_exit_time
 from .exit_law import exit_distribution, survival
-from .evolution import Evolution, backward, evolve, resume
-from .exit import exit_distribution, exit_probability, exit_time_moments, feynman_kac, mean_exit_time, survival
 from .fields import batched
 from .generator import Generator
 from .initial import dirac, gaussian
+from .montecarlo import simulate
 from .network import Network
-from .noise import Covariance, Isotropic, PerSample
-from .process import SDE, SGD, Langevin, MomentumSGD
-from .regions import committor, first_passage, transition_rate
-from .slices import Slice
+from .noise import Covariance, Isotropic, LabelNoise, PerSample
 from .noisy import NoisyLimit, noisy_limit, wasserstein
 from .process import SDE, SGD, Langevin, MomentumSGD, Noisy
+from .regions import committor, first_passage, transition_rate
 from .schedule import steps
+from .slices import Slice
 from .solution import Solution
 from .spectrum import quasi_stationary, spectrum
 from .stationary import stationary
@@ -32,11 +32,14 @@ __all__ = [
     "SDE",
     "SGD",
     "Adapted",
+    "Comparison",
     "Covariance",
     "Domain",
+    "Ensemble",
     "Evolution",
     "Generator",
     "Isotropic",
+    "LabelNoise",
     "Langevin",
     "MomentumSGD",
     "Network",
@@ -49,6 +52,7 @@ __all__ = [
     "backward",
     "batched",
     "committor",
+    "compare",
     "diagnostics",
     "dirac",
     "evolve",
@@ -66,6 +70,7 @@ __all__ = [
     "quasi_stationary",
     "resume",
     "set_log_level",
+    "simulate",
     "solve_to",
     "spectrum",
     "stationary",

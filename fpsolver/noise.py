@@ -26,7 +26,7 @@ class Noise(ABC):
         """Σ(x), shape (dim, dim), for batches of one sample."""
 
     def __add__(self, other: "Noise") -> "Noise":
-        parts = [*_parts(self), *_parts(other)]
+        parts = [*parts_of(self), *parts_of(other)]
         level = [p for p in parts if isinstance(p, Isotropic) and is_number(p.s)]
         if len(level) > 1:  # one number, so that the level "s" stays one parameter of the process
             parts = [p for p in parts if p not in level] + [Isotropic(sum(p.s for p in level))]
@@ -44,24 +44,25 @@ class Sum(Noise):
         return sum((p.covariance(space) for p in self.parts[1:]), self.parts[0].covariance(space))
 
 
-def _parts(noise: Noise) -> tuple[Noise, ...]:
+def parts_of(noise: Noise) -> tuple[Noise, ...]:
+    """The summands of a noise."""
     return noise.parts if isinstance(noise, Sum) else (noise,)
 
 
 def samples_of(noise: Noise) -> "PerSample | None":
     """The ``PerSample`` in ``noise``, which knows the mean loss; None if there is none or more than one."""
-    found = [p for p in _parts(noise) if isinstance(p, PerSample)]
+    found = [p for p in parts_of(noise) if isinstance(p, PerSample)]
     return found[0] if len(found) == 1 else None
 
 
 def isotropic_level(noise: Noise) -> float | None:
     """The number s of the ``Isotropic(s)`` in ``noise``, None if there is none."""
-    return next((float(p.s) for p in _parts(noise) if isinstance(p, Isotropic) and is_number(p.s)), None)
+    return next((float(p.s) for p in parts_of(noise) if isinstance(p, Isotropic) and is_number(p.s)), None)
 
 
 def with_isotropic_level(noise: Noise, s: float) -> Noise:
     """``noise`` with its ``Isotropic`` set to level ``s``."""
-    parts = tuple(Isotropic(s) if isinstance(p, Isotropic) and is_number(p.s) else p for p in _parts(noise))
+    parts = tuple(Isotropic(s) if isinstance(p, Isotropic) and is_number(p.s) else p for p in parts_of(noise))
     return Sum(parts) if len(parts) > 1 else parts[0]
 
 
@@ -98,9 +99,12 @@ class PerSample(Noise):
     Attributes:
         samples: a sequence of N losses f_i (callables of x giving UFL); ``fp.batched(grads)`` with ``grads`` mapping
             points (n, d) to the N per-sample gradients (n, N, d); or what :meth:`from_torch` and :meth:`from_jax` make.
+        replacement: whether a sample may occur twice in a batch.  Without replacement the covariance is smaller by
+            (N − B)/(N − 1) and vanishes for full batches; B is the batch size of the process.
     """
 
     samples: Sequence[Callable[[Any], Any]] | Batched | Samples
+    replacement: bool = True
 
     @classmethod
     def from_torch(cls, f: Callable[..., Any], data: Any, chunk: int | None = None, tol: float = 1e-3) -> "PerSample":
@@ -133,6 +137,13 @@ class PerSample(Noise):
         if len(self.samples) < 2:
             raise ValueError(f"PerSample got {len(self.samples)} sample(s); a covariance needs at least two.")
 
+    @property
+    def size(self) -> int | None:
+        """N; None for ``fp.batched(grads)``, which tells only when it is called."""
+        if isinstance(self.samples, Batched):
+            return None
+        return self.samples.size if isinstance(self.samples, Samples) else len(self.samples)
+
     def losses(self, space: Space) -> list[Expr]:
         """The N per-sample losses as UFL.
 
@@ -160,11 +171,14 @@ class PerSample(Noise):
         if isinstance(self.samples, Batched):
             return self._tabulated(space)
         if isinstance(self.samples, Samples):
-            return tabulate_samples(space, self.samples)[1]
+            return self._share(space, self.samples.size) * tabulate_samples(space, self.samples)[1]
         gradients = [space.grad(f) for f in self.losses(space)]
         mean = sum(gradients[1:], gradients[0]) / len(gradients)
         columns = [g - mean for g in gradients]
-        return sum((ufl.outer(c, c) for c in columns[1:]), ufl.outer(columns[0], columns[0])) / len(columns)
+        return self._share(space, len(columns)) * _mean_outer(columns)
+
+    def _share(self, space: Space, N: int) -> Any:
+        return 1 if self.replacement else (N - space.parameters.get("batch_size", 1)) / (N - 1)
 
     def _tabulated(self, space: Space) -> Expr:
         """Σ at the nodes of a continuous piecewise linear tensor."""
@@ -179,4 +193,39 @@ class PerSample(Noise):
         g = g - g.mean(axis=1, keepdims=True)
         function = fem.Function(V)
         fill(function, g.transpose(0, 2, 1) @ g / g.shape[1])
-        return function
+        return self._share(space, g.shape[1]) * function if not self.replacement else function
+
+
+@dataclass(frozen=True)
+class LabelNoise(Noise):
+    """Fresh Gaussian noise on the labels in every step: Σ = std² (1/N) Σ_i ∇m_i ∇m_iᵀ.
+
+    For squared losses f_i = ½ (m_i(x) − y_i)² with outputs m_i; a label y_i + std·ξ changes the gradient by
+    −std·ξ ∇m_i.
+    It comes on top of the noise of drawing samples: ``PerSample(losses) + LabelNoise(outputs, 0.1)``.
+
+    Attributes:
+        models: outputs m_i as callables of x giving UFL, one per sample.
+        std: standard deviation of the labels' noise.
+    """
+
+    models: Sequence[Callable[[Any], Any]]
+    std: float
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.models, Sequence) or not self.models or not all(callable(m) for m in self.models):
+            raise TypeError("LabelNoise expects a sequence of outputs m_i(x), callables of x giving UFL.")
+        if not is_number(self.std) or not self.std >= 0:
+            raise ValueError(f"LabelNoise: std is {self.std!r}; a number of at least 0 was expected.")
+
+    def outputs(self, space: Space) -> list[Expr]:
+        """The outputs m_i as UFL."""
+        return [space.scalar(m, f"LabelNoise: output of sample {i}") for i, m in enumerate(self.models)]
+
+    def covariance(self, space: Space) -> Expr:
+        """Σ of the labels' noise alone."""
+        return self.std**2 * _mean_outer([space.grad(m) for m in self.outputs(space)])
+
+
+def _mean_outer(columns: Sequence[Expr]) -> Expr:
+    return sum((ufl.outer(c, c) for c in columns[1:]), ufl.outer(columns[0], columns[0])) / len(columns)

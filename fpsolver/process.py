@@ -5,7 +5,7 @@ dX = b(X) dt + √(2D(X)) dW in the Itô sense.  Its generator is L u = ∇·(D�
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import ufl
@@ -156,22 +156,35 @@ class Langevin(Process):
 class SGD(Process):
     """Stochastic gradient descent to first order: b = −∇f, D = η/(2B) Σ; one step is time η (t = η k).
 
-    Li, Tai, E (2017), stochastic modified equations of order one, Itô sense.
+    Li, Tai, E (2017), stochastic modified equations of order one and two, Itô sense: expectations at a fixed time
+    differ from the algorithm's by O(η) or O(η²).  Order two has the drift −∇(f + (η/4)|∇f|²) and the same D.
+
+    Order two is about means on finite times.  Variances are O(η) themselves and right to leading order in both: on
+    f = h x²/2 with noise s² the stationary one is η s²/(h(2 − ηh)) for the algorithm, η s²/(2h) for order one and
+    η s²/(h(2 + ηh)), no better, for order two.
 
     Attributes:
         loss: scalar source f; None with a :class:`~fpsolver.noise.PerSample` noise means the mean loss.
         noise: Σ for batches of one sample.
         learning_rate: η.
-        batch_size: B (sampled with replacement).
+        batch_size: B (sampled with replacement, unless ``PerSample`` says otherwise).
+        order: weak order of the approximation, 1 or 2.
     """
 
     loss: Any
     noise: Noise
     learning_rate: float
     batch_size: float = 1
+    order: Literal[1, 2] = 1
 
     def __post_init__(self) -> None:
         _check_sgd(self)
+        if self.order not in (1, 2):
+            raise ValueError(f"SGD: order is {self.order!r}; the weak order 1 or 2 was expected.")
+
+    def parameters(self) -> dict[str, float]:
+        """The numbers that can change without recompiling; the order is none of them."""
+        return {name: value for name, value in super().parameters().items() if name != "order"}
 
     @property
     def time_per_step(self) -> float:
@@ -179,11 +192,18 @@ class SGD(Process):
         return self.learning_rate
 
     def coefficients(self, space: Space) -> Coefficients:
-        """D = η/(2B) Σ, β = −∇f − ∇·D."""
+        """D = η/(2B) Σ, β = −∇f − ∇·D with the modified f for order two."""
         eta = space.parameter("learning_rate", self.learning_rate)
         B = space.parameter("batch_size", self.batch_size)
         D = eta / (2 * B) * self.noise.covariance(space)
-        return Coefficients(D, -space.grad(_loss(self, space)) - ufl.div(D))
+        return Coefficients(D, -space.grad(self._modified_loss(space)) - ufl.div(D))
+
+    def _modified_loss(self, space: Space) -> Expr:
+        f = _loss(self, space)
+        if self.order == 1:
+            return f
+        g = space.grad(f)
+        return f + space.parameter("learning_rate", self.learning_rate) / 4 * ufl.dot(g, g)
 
     def potential(self, space: Space) -> Expr | None:
         """U = 2Bf/(ηs) for isotropic noise of constant level s; Itô SGD with any other Σ(x) is not Gibbs."""
@@ -191,7 +211,7 @@ class SGD(Process):
             return None
         eta = space.parameter("learning_rate", self.learning_rate)
         B = space.parameter("batch_size", self.batch_size)
-        return 2 * B * _loss(self, space) / (eta * space.parameter("s", self.noise.s))
+        return 2 * B * self._modified_loss(space) / (eta * space.parameter("s", self.noise.s))
 
 
 @dataclass(frozen=True)
@@ -316,7 +336,11 @@ def _check_sgd(process: SGD | MomentumSGD) -> None:
             f"{name}: noise is a {type(process.noise).__name__}; expected fp.Isotropic, fp.Covariance, fp.PerSample "
             "or a sum of them."
         )
-    if process.loss is None and samples_of(process.noise) is None:
+    per_sample = samples_of(process.noise)
+    N = per_sample.size if per_sample is not None else None
+    if N is not None and process.batch_size > N:
+        raise ValueError(f"{name}: batch_size is {process.batch_size:g}, but there are only {N} samples.")
+    if process.loss is None and per_sample is None:
         raise ValueError(f"{name}: loss=None needs a fp.PerSample noise, whose mean loss is then taken.")
 
 

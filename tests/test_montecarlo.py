@@ -1,0 +1,502 @@
+"""Paths against closed forms, exact moments of the algorithm, and the PDE, within stated intervals.
+
+Seeds are fixed; "within" means 3.5 standard deviations.
+"""
+
+import itertools
+
+from mpi4py import MPI
+
+import numpy as np
+import pytest
+import reference
+from scipy import integrate, special, stats
+from tools import BOX, box, check, expectation, simplex
+
+import fpsolver as fp
+from fpsolver._dynamics import Diffusion
+from fpsolver._estimates import share_of
+from fpsolver._paths import _inverse_gaussian
+
+TWO = [lambda x: x[0] ** 2 / 2, lambda x: x[1] ** 2 / 2]
+GATE = [lambda x: x[0] ** 2 / 2, lambda x: (2 * x[0] - 1) ** 2 / 2]
+
+
+def within(estimate, exact, bias=0.0):
+    """Whether an estimate with a 95 % interval lies within 3.5 standard deviations and a known bias of a value."""
+    far = abs(estimate.value - exact) - bias
+    assert far <= 3.5 / 1.96 * estimate.error, f"{estimate} is not {exact} (bias {bias})"
+    return True
+
+
+def whole(process, start, time, method="sde", paths=10_000, **more):
+    return fp.simulate(process, None, start, times=[time], method=method, paths=paths, **more)
+
+
+def brownian(d):
+    return fp.SDE(lambda x: (0.0,) * d if d > 1 else 0.0, 0.5)
+
+
+# ---------------------------------------------------------------- exits
+
+
+def test_brownian_exits_from_an_interval_are_right_for_long_steps():
+    """E τ = 1 − x², P(right) = (1 + x)/2, with steps of half a standard deviation of the interval."""
+    e = fp.simulate(brownian(1), fp.Domain.interval(-1, 1, 4), 0.3, absorbing=BOX[1], step=0.1)
+    within(e.mean_exit_time(), 0.91)
+    within(e.exit_probability("right"), 0.65)
+    assert e.exit_probability("left").value + e.exit_probability("right").value == pytest.approx(1)
+    np.testing.assert_allclose(np.abs(e.exit_points), 1.0, atol=1e-14)
+    for t, s in zip((0.5, 1.0, 2.0), e.survival([0.5, 1.0, 2.0]), strict=True):
+        within(s, stays(0.3, t))
+
+
+def stays(x, t):
+    """P(a Brownian motion from x has not left (−1, 1) at time t)."""
+    odd = 2 * np.arange(200) + 1
+    modes = np.sin(odd * np.pi / 2) * np.cos(odd * np.pi * x / 2)
+    return (4 / np.pi / odd * modes * np.exp(-(odd**2) * np.pi**2 * t / 8)).sum()
+
+
+def torsion(d):
+    """E τ from the centre of (−1, 1)^d, where the coordinates leave independently."""
+    return integrate.quad(lambda t: stays(0.0, t) ** d, 1e-3, 20)[0] + 1e-3
+
+
+DOMAINS = {
+    "rectangle": (lambda: fp.Domain.rectangle((-1, -1), (1, 1), (2, 2)), BOX[2], (0.0, 0.0), torsion(2)),
+    "box": (lambda: fp.Domain.box((-1,) * 3, (1,) * 3, (2, 2, 2)), BOX[3], (0.0, 0.0, 0.0), torsion(3)),
+    "disk": (lambda: fp.Domain.disk((0, 0), 1, 0.4), ["boundary"], (0.5, 0.0), 0.375),
+    "ball": (lambda: fp.Domain.ball((0, 0, 0), 1, 0.5), ["boundary"], (0.0, 0.6, 0.0), 0.64 / 3),
+    "polygon": (
+        lambda: fp.Domain.polygon([(-1, -1), (1, -1), (1, 1), (-1, 1), (-1 - 1e-6, 0.1)], 0.5),
+        ["wall"], (0, 0), torsion(2),
+    ),
+    "function": (lambda: lambda x: 1 - np.sqrt(x[0] ** 2 + x[1] ** 2), [], (0.5, 0.0), 0.375),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DOMAINS)
+def test_brownian_exit_times_from_domains(name):
+    """Torsion functions: series for square and cube, (1 − r²)/d for disk and ball."""
+    make, parts, start, exact = DOMAINS[name]
+    e = fp.simulate(brownian(len(start)), make(), start, absorbing=parts, step=0.01, paths=8000, seed=5)
+    within(e.mean_exit_time(), exact, bias=0.004)
+
+
+def test_exits_from_an_annulus_by_part():
+    """P(outer) = ln(r/a)/ln(b/a)."""
+    domain = fp.Domain.annulus((1.0, 0.0), 0.5, 2.0, 0.5)
+    e = fp.simulate(brownian(2), domain, (2.0, 0.0), absorbing=["inner", "outer"], step=0.005)
+    within(e.exit_probability("outer"), 0.5, bias=0.005)
+    radius = np.linalg.norm(e.exit_points - (1.0, 0.0), axis=1)
+    np.testing.assert_allclose(radius, np.where(e.exit_parts == "outer", 2.0, 0.5), atol=1e-10)
+
+
+def test_exits_from_a_tetrahedron_and_through_marked_parts():
+    """Straight facets in 3D against the PDE; parts of one side of a square by their marker."""
+    domain = simplex([(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)], 3)
+    start = (0.2, 0.25, 0.2)
+    with fp.Generator(brownian(3), domain, ["boundary"], degree=4) as gen:
+        exact = fp.mean_exit_time(gen).at(start)[0]
+    e = fp.simulate(brownian(3), domain, start, absorbing="boundary", step=1e-3, paths=1500)
+    within(e.mean_exit_time(), exact, bias=0.04 * exact)
+    square = fp.Domain.rectangle((0, 0), (1, 1), (4, 4))
+    square.mark("high", lambda x: (x[0] > 1 - 1e-9) & (x[1] > 0.5))
+    with fp.Generator(brownian(2), square, ["high", "left"]) as gen:
+        exact = fp.exit_probability(gen, to=["high"]).at((0.5, 0.3))[0]
+    e = fp.simulate(brownian(2), square, (0.5, 0.3), absorbing=["high", "left"], step=0.004)
+    within(e.exit_probability("high"), exact, bias=0.01)
+    out = e.exit_points[e.exit_parts == "high"]
+    assert (out[:, 1] >= 0.5).all() and np.allclose(out[:, 0], 1)
+
+
+def test_exit_times_converge_with_order_one_in_the_step():
+    """dX = −X dt + dW from 0 to ±1: errors 0.12, 0.07, 0.04 for steps 0.1, 0.05, 0.025."""
+    exact = reference.exit_time_1d(0.0, -1, 1, lambda x: -x, lambda x: 0.5)
+    process, domain = fp.SDE(lambda x: -x[0], 0.5), fp.Domain.interval(-1, 1, 4)
+    steps = (0.1, 0.05, 0.025)
+    runs = [fp.simulate(process, domain, 0.0, absorbing=BOX[1], step=h, paths=30_000, seed=3) for h in steps]
+    errors = [exact - r.mean_exit_time().value for r in runs]
+    assert all(e > 0.02 for e in errors)
+    assert 0.7 < np.log(errors[0] / errors[2]) / np.log(4) < 1.2
+    extrapolated = 2 * runs[2].mean_exit_time().value - runs[1].mean_exit_time().value
+    assert abs(extrapolated / exact - 1) < 0.02
+
+
+def test_a_path_without_noise_across_the_wall_leaves_when_its_line_does():
+    process = fp.SDE(lambda x: (1.0, 0.0), ((0.0, 0.0), (0.0, 0.3)))
+    e = fp.simulate(process, fp.Domain.rectangle((0, -1), (1, 1), (2, 2)), (0.0, 0.0), absorbing=["right"], step=0.3)
+    np.testing.assert_allclose(e.exit_times, 1.0, atol=1e-12)
+    assert (e.exit_parts == "right").all() and (np.abs(e.exit_points[:, 1]) <= 1).all()
+
+
+def test_first_passage_of_a_bridge():
+    """The inverse Gaussian sampler has its mean and its distribution function."""
+    rng = np.random.default_rng(1)
+    a, b, variance = 0.7, 0.4, 0.5
+    one = np.ones(50_000)
+    theta = _inverse_gaussian(a * one, b * one, variance * one, rng.random(50_000), rng.random(50_000))
+    mean, shape = a / b, a * a / variance
+    assert stats.kstest(theta, stats.invgauss(mean / shape, scale=shape).cdf).pvalue > 0.01
+    ending_at_the_wall = _inverse_gaussian(a * one, 0 * one, variance * one, rng.random(50_000), rng.random(50_000))
+    assert stats.kstest(ending_at_the_wall, stats.levy(scale=shape).cdf).pvalue > 0.01
+
+
+def test_reflection_is_that_of_the_pde():
+    """A correlated D: the no-flux condition reflects obliquely."""
+    process = fp.SDE(lambda x: (-0.5, 0.3), ((0.5, 0.3), (0.3, 0.4)))
+    domain = fp.Domain.rectangle((0, 0), (1, 1), (8, 8))
+    with fp.Generator(process, domain) as gen:
+        exact = [fp.backward(gen, g, [0.5])[0].at((0.2, 0.7))[0] for g in (lambda x: x[0], lambda x: x[1])]
+    e = fp.simulate(process, domain, (0.2, 0.7), times=[0.5], step=0.002, paths=6000)
+    for i in range(2):
+        within(e.expectation(lambda x, i=i: x[i])[0], exact[i], bias=0.004)
+    assert (e.positions >= 0).all() and (e.positions <= 1).all()
+
+
+# ---------------------------------------------------------------- noise of SGD, by its diffusion
+
+
+def test_power_law_noise():
+    """Σ = 1 + x²: Var = 1/9, P(|X| < 1) = 0.99313; exit from ±0.5 against quadrature."""
+    process = fp.SGD(lambda x: x[0] ** 2 / 2, fp.Covariance(lambda x: 1 + x[0] ** 2), learning_rate=0.2)
+    e = whole(process, 0.0, 8.0, step=0.02)
+    within(e.expectation(lambda x: x[0] ** 2)[0], 1 / 9, bias=0.01 / 9)  # h/2 of the step relative
+    within(share_of(int((np.abs(e.positions[0]) < 1).sum()), len(e)), 0.993127696691079, bias=2e-4)
+    exact = reference.exit_time_1d(0.0, -0.5, 0.5, lambda x: -x, lambda x: 0.1 * (1 + x * x))
+    e = fp.simulate(process, fp.Domain.interval(-0.5, 0.5, 4), 0.0, absorbing=BOX[1], step=0.02)
+    within(e.mean_exit_time(), exact, bias=0.03 * exact)
+
+
+def test_least_squares_with_gaussian_features():
+    """M' = −(HM + MH) + ε(HMH + tr(HM)H + s²H): M(1) from M = I, label noise 0."""
+    H = np.diag([1.0, 0.25])
+
+    def covariance(x):
+        q = x[0] ** 2 + x[1] ** 2 / 4
+        h = (x[0], x[1] / 4)
+        return ((h[0] * h[0] + q, h[0] * h[1]), (h[0] * h[1], h[1] * h[1] + q / 4))
+
+    process = fp.SGD(lambda x: x[0] ** 2 / 2 + x[1] ** 2 / 8, fp.Covariance(covariance), learning_rate=0.1)
+    e = whole(process, fp.gaussian((0.0, 0.0), 1.0), 1.0, step=0.01, paths=20_000)
+    for i, exact in enumerate((0.173933630399734, 0.62284008652752)):
+        within(e.expectation(lambda x, i=i: x[i] ** 2)[0], exact, bias=0.01 * H[i, i] ** 2 * exact)
+
+
+def test_two_samples_conserve_a_product():
+    """XY = e^{−(1 + η/4)t} on every path, up to the steps; E X and E X²."""
+    process = fp.SGD(None, fp.PerSample(TWO), learning_rate=0.4)
+    spread = []
+    for step in (0.02, 0.005):
+        e = whole(process, (1.0, 1.0), 1.0, step=step)
+        product = e.positions[0].prod(axis=1)
+        spread.append(np.abs(product - 0.33287108369808).max())
+    assert spread[1] < 0.02 and spread[1] < 0.7 * spread[0]
+    within(e.expectation(lambda x: x[0])[0], 0.606530659712633, bias=1e-3)
+    within(e.expectation(lambda x: x[0] ** 2)[0], 0.406569659740599, bias=2e-3)
+
+
+def test_a_one_way_gate():
+    """Down from 5/3 to 2/3 in time 0.61504; in the long run below 2/3 with mean 4/15 from there."""
+    process = fp.SGD(None, fp.PerSample(GATE), learning_rate=0.1)
+    e = fp.simulate(process, fp.Domain.interval(2 / 3, 6, 10), 5 / 3, absorbing=["left"], step=0.002, paths=10_000)
+    # without noise Euler's steps h arrive early by 1.25 h of the time 0.62326
+    within(e.mean_exit_time(), 0.615036296897802, bias=1.25 * 0.002 * 0.62326)
+    e = whole(process, 1.0, 6.0, step=0.005)
+    assert (e.positions < 2 / 3).all()
+    within(e.expectation(lambda x: 2 / 3 - x[0])[0], 4 / 15)
+    within(e.expectation(lambda x: (2 / 3 - x[0] - 4 / 15) ** 2)[0], 0.00335078534031414, bias=0.02 * 0.00335)
+
+
+def test_a_gate_with_isotropic_noise():
+    """With δ = 0.1: mean 4/15, second moment in closed form, P(beyond the gate) = 0.0966."""
+    delta, eta, m, k = 0.1, 0.1, 2 / 3, 2.5
+    noise = fp.PerSample(GATE) + fp.Isotropic(2 * delta / eta)
+    e = whole(fp.SGD(None, noise, eta), 0.4, 4.0, step=0.005)
+    within(e.expectation(lambda x: 2 / 3 - x[0])[0], 4 / 15)
+    second = (2 * m * m / k + 2 * delta) / (2 * k - 0.225)
+    within(e.expectation(lambda x: (2 / 3 - x[0]) ** 2)[0], second, bias=0.0125 * second)
+    within(share_of(int((e.positions > 2 / 3).sum()), len(e)), 0.0966495616735, bias=0.002)
+
+
+@pytest.mark.parametrize("start", [-0.5, -0.2])
+def test_mass_splits_between_interpolating_minima(start):
+    """P(end at 1 | x) = I_{(1+x)/2}(4/η + 1, 4/η + 1) with η = 4."""
+    process = fp.SGD(lambda x: (x[0] ** 2 - 1) ** 2 / 4, fp.Covariance(lambda x: (x[0] ** 2 - 1) ** 2 / 4), 4.0)
+    e = whole(process, start, 6.0, step=0.02, paths=6000)
+    assert (np.abs(np.abs(e.positions) - 1) < 0.05).mean() > 0.99
+    within(share_of(int((e.positions > 0).sum()), len(e)), special.betainc(2, 2, (1 + start) / 2), bias=0.003)
+
+
+# ---------------------------------------------------------------- the algorithm itself
+
+
+def test_stationary_variance_of_the_algorithm_and_of_its_diffusions():
+    """f = h x²/2: η s²/(h(2 − ηh)) for SGD, η s²/(2h) and η s²/(h(2 + ηh)) for orders one and two."""
+    h, eta, s = 1.0, 0.1, 1.0
+    process = fp.SGD(lambda x: h * x[0] ** 2 / 2, fp.Isotropic(s), eta)
+    second = fp.SGD(process.loss, process.noise, eta, order=2)
+    square = lambda x: x[0] ** 2  # noqa: E731
+    within(whole(process, 0.0, 8.0, "sgd", 60_000).expectation(square)[0], eta * s / (h * (2 - eta * h)))
+    for p, variance in ((process, eta * s / (2 * h)), (second, eta * s / (h * (2 + eta * h)))):
+        within(whole(p, 0.0, 8.0, step=0.01).expectation(square)[0], variance, bias=0.006 * variance)
+        with fp.Generator(p, fp.Domain.interval(-2, 2, 20)) as gen:
+            check(expectation(gen, square, fp.stationary(gen).function), variance, 1e-7)
+
+
+SLOPES, SHIFTS = np.array([1.0, -0.5, 2.0, 0.3, 1.5]), np.array([0.2, 1.0, -0.3, 0.7, -1.1])
+FIVE = [lambda x, a=a, c=c: a * x[0] ** 2 / 2 + c * x[1] + (x[0] * x[1]) for a, c in zip(SLOPES, SHIFTS, strict=True)]
+
+
+@pytest.mark.parametrize(("batch", "replacement"), [(1, True), (3, True), (1, False), (3, False), (5, False)])
+def test_one_step_has_the_distribution_of_all_batches(batch, replacement):
+    """Mean and covariance over all batches, enumerated; the diffusion's D has the same covariance."""
+    x0, eta = np.array([0.8, -0.4]), 0.3
+    g = np.stack((SLOPES * x0[0] + x0[1], SHIFTS + x0[0]), axis=1)
+    draw = itertools.product if replacement else itertools.combinations
+    batches = list(draw(range(5), repeat=batch) if replacement else draw(range(5), batch))
+    steps = np.array([x0 - eta * g[list(b)].mean(axis=0) for b in batches])
+    mean, covariance = steps.mean(axis=0), np.cov(steps.T, bias=True)
+    process = fp.SGD(None, fp.PerSample(FIVE, replacement), eta, batch)
+    e = whole(process, x0, eta, "sgd", 10_000)
+    for i in range(2):
+        within(e.expectation(lambda x, i=i: x[i])[0], mean[i], bias=1e-12)
+        for j in range(2):
+            product = e.expectation(lambda x, i=i, j=j: (x[i] - mean[i]) * (x[j] - mean[j]))[0]
+            within(product, covariance[i, j], bias=1e-12)
+    b, S = Diffusion(process, 2)(x0[:, None])
+    np.testing.assert_allclose(x0 + eta * b[:, 0], mean, atol=1e-14)
+    np.testing.assert_allclose(eta * S[:, :, 0] @ S[:, :, 0].T, covariance, atol=1e-14)
+
+
+def test_batched_gradients_are_those_of_the_samples():
+    def grads(x):
+        return np.stack((SLOPES * x[:, :1] + x[:, 1:], SHIFTS + x[:, :1] + 0 * SLOPES), axis=2)
+
+    loss = lambda x: float(SLOPES.mean()) * x[0] ** 2 / 2 + float(SHIFTS.mean()) * x[1] + x[0] * x[1]  # noqa: E731
+    one = whole(fp.SGD(None, fp.PerSample(FIVE), 0.1, 2), (0.5, 0.1), 0.5, "sgd", 500)
+    two = whole(fp.SGD(loss, fp.PerSample(fp.batched(grads)), 0.1, 2), (0.5, 0.1), 0.5, "sgd", 500)
+    np.testing.assert_allclose(one.positions, two.positions, atol=1e-13)
+
+
+def test_label_noise_has_its_covariance():
+    """y_i + std·ξ with fresh ξ: one step's covariance is that of samples plus std² mean(∇m ∇mᵀ)."""
+    inputs, labels = (0.5, -1.0, 2.0), (1.0, 0.0, 0.5)
+    models = [lambda x, a=a: a * x[0] + x[1] for a in inputs]
+    losses = [lambda x, a=a, y=y: (a * x[0] + x[1] - y) ** 2 / 2 for a, y in zip(inputs, labels, strict=True)]
+    x0, eta, std = np.array([0.3, 0.6]), 0.2, 0.7
+    features = np.column_stack((inputs, np.ones(3)))
+    g = (features @ x0 - labels)[:, None] * features
+    covariance = eta**2 * (np.cov(g.T, bias=True) + std**2 * features.T @ features / 3)
+    e = whole(fp.SGD(None, fp.PerSample(losses) + fp.LabelNoise(models, std), eta), x0, eta, "sgd", 20_000)
+    mean = x0 - eta * g.mean(axis=0)
+    for i, j in ((0, 0), (0, 1), (1, 1)):
+        within(e.expectation(lambda x, i=i, j=j: (x[i] - mean[i]) * (x[j] - mean[j]))[0], covariance[i, j])
+
+
+def test_momentum():
+    """Heavy ball on x²/2: stationary Var x of the algorithm and of the kinetic diffusion, D_v/γ."""
+    eta, mu, s = 0.04, 0.8, 1.0
+    process = fp.MomentumSGD(lambda x: x[0] ** 2 / 2, fp.Isotropic(s), eta, mu)
+    A = np.array([[1 - eta, mu * np.sqrt(eta)], [-np.sqrt(eta), mu]])  # (x, v/√η)
+    noise = s * np.array([[eta**2, eta**1.5], [eta**1.5, eta]])
+    exact = np.linalg.solve(np.eye(4) - np.kron(A, A), noise.ravel())
+    e = whole(process, (0.0, 0.0), 12.0, "sgd", 40_000)
+    within(e.expectation(lambda x: x[0] ** 2)[0], exact[0])
+    within(e.expectation(lambda x: x[1] ** 2)[0], exact[3])
+    gamma, D = (1 - mu) / np.sqrt(eta), np.sqrt(eta) * s / 2
+    e = whole(process, (0.0, 0.0), 12.0, step=0.01)
+    within(e.expectation(lambda x: x[1] ** 2)[0], D / gamma, bias=0.015 * D / gamma)
+
+
+def test_star_convexity_of_steps():
+    """The share of samples with ⟨∇f_i, x − x*⟩ ≥ f_i(x) − f_i(x*) at one point; all of them for convex losses."""
+    a = np.linspace(0.5, 4, 9)
+    losses = [lambda x, a=float(k): fp.landscapes.ufl.sin(a * x[0]) ** 2 for k in a]
+    x, z = 0.9, 0.0
+    exact = np.mean(a * np.sin(2 * a * x) * (x - z) >= np.sin(a * x) ** 2 - np.sin(a * z) ** 2)
+    assert 0.2 < exact < 0.8
+    process = fp.SGD(None, fp.PerSample(losses), 0.1)
+    e = fp.simulate(process, None, x, times=[0.1], method="sgd", minimum=z)
+    within(e.star_convexity(), exact)
+    convex = fp.simulate(
+        fp.SGD(None, fp.PerSample(TWO), 0.3), None, (1.0, 2.0), times=[3], method="sgd", minimum=(0, 0)
+    )
+    assert convex.star_convexity().value == 1.0
+
+
+# ---------------------------------------------------------------- two-layer scalar neuron with label noise
+
+
+def layers(c, eta):
+    """f = (ab − 1)²/2 with label noise of variance c/η: Σ = s² (b, a)(b, a)ᵀ."""
+    label = fp.LabelNoise([lambda x: x[0] * x[1]], float(np.sqrt(c / eta)))
+    return fp.SGD(lambda x: (x[0] * x[1] - 1) ** 2 / 2, label, eta)
+
+
+def test_label_noise_balances_the_layers():
+    """a² − b² decays as e^{−ηs²t} on every path of the diffusion; for SGD in the mean, to first order in η."""
+    c, t, start = 0.4, 1.5, (1.6, 0.7)
+    exact = (start[0] ** 2 - start[1] ** 2) * np.exp(-c * t)
+    off = []
+    for step in (0.01, 0.0025):
+        e = whole(layers(c, 0.1), start, t, step=step, paths=1000)
+        gap = e.positions[0, :, 0] ** 2 - e.positions[0, :, 1] ** 2
+        off.append(np.abs(gap - exact).mean())
+        # a step multiplies the difference by 1 − c ξ² dt: strong order one half
+        check(off[-1], exact * c * np.sqrt(2 * step * t) * np.sqrt(2 / np.pi), 0.15)
+    errors = []
+    for eta in (0.1, 0.05):
+        e = whole(layers(c, eta), start, t, "sgd", 40_000)
+        gap = e.expectation(lambda x: x[0] ** 2 - x[1] ** 2)[0]
+        errors.append(abs(gap.value / exact - 1))
+    assert errors[1] < 0.7 * errors[0] < 0.2
+
+
+def test_balance_by_the_pde():
+    """L(a² − b²) = −ηs² (a² − b²), to rounding, with noise of rank one."""
+    c = 0.4
+    with fp.Generator(layers(c, 0.1), box(2, 3, 0.5, 1.5), BOX[2], degree=2, scheme="dg") as gen:
+        g = lambda x: x[0] ** 2 - x[1] ** 2  # noqa: E731
+        u = fp.feynman_kac(gen, exit=g, running=lambda x: c * g(x))
+        assert np.abs(u.at([(0.7, 1.2), (1.1, 0.6)]) - [0.49 - 1.44, 1.21 - 0.36]).max() < 1e-12
+
+
+@pytest.mark.parametrize("c", [0.2, 1.0, 1.5])
+def test_mean_product_and_where_it_vanishes(c):
+    """On a = b the product is a gamma variable of shape 1/c − 1/2 and scale c = ηs²: E ab = 1 − c/2 below c = 2."""
+    e = whole(layers(c, 0.05), (1.0, 1.0), 12.0, step=0.01, paths=4000)
+    within(e.expectation(lambda x: x[0] * x[1])[0], 1 - c / 2, bias=0.01)
+    product = fp.SDE(lambda u: u[0] * (2 + c - 2 * u[0]), lambda u: 2 * c * u[0] ** 2)
+    if c == 0.2:  # the density of larger c is singular at 0
+        with fp.Generator(product, fp.Domain.interval(0, 6, 60)) as gen:
+            check(expectation(gen, lambda u: u[0], fp.stationary(gen).function), 1 - c / 2, 1e-6)
+
+
+def test_strong_label_noise_collapses_the_neuron():
+    """c = ηs² beyond 2: ab → 0, in SGD as in its diffusion."""
+    for method, more in (("sde", {"step": 0.002}), ("sgd", {})):
+        e = whole(layers(3.0, 0.01), (1.0, 1.0), 15.0, method, 500, **more)
+        assert np.median(e.positions[0].prod(axis=1)) < 1e-2
+
+
+# ---------------------------------------------------------------- estimates
+
+
+def test_intervals_cover_what_they_claim():
+    domain = fp.Domain.interval(-1, 1, 4)
+    covered = [0, 0]
+    for seed in range(20):
+        e = fp.simulate(brownian(1), domain, 0.0, absorbing=BOX[1], step=0.1, paths=1000, seed=seed)
+        covered[0] += e.mean_exit_time().covers(1.0)
+        covered[1] += e.exit_probability("left").covers(0.5)
+    assert all(17 <= c <= 20 for c in covered)
+
+
+def test_stopped_paths_are_not_passed_over():
+    domain = fp.Domain.interval(-1, 1, 4)
+    e = fp.simulate(brownian(1), domain, 0.0, absorbing=BOX[1], step=0.05, horizon=1.5, paths=20_000)
+    with pytest.raises(ValueError, match=r"had not left at time 1\.5"):
+        e.mean_exit_time()
+    bound, tail = e.mean_exit_time(tail="bound"), e.mean_exit_time(tail="exponential")
+    assert bound.high < 1.0 and "lower bound" in bound.note
+    within(tail, 1.0, bias=0.003)
+    assert "exponential" in tail.note and tail.error > bound.error
+    with pytest.raises(ValueError, match=r"stopped at 1\.5"):
+        e.survival(2.0)
+
+
+def test_histogram():
+    e = whole(fp.SDE(lambda x: -x[0], 0.5), 0.0, 5.0, step=0.01)
+    edges = np.linspace(-1.5, 1.5, 13)
+    value, low, high = e.density(edges)
+    exact = np.diff(stats.norm(scale=np.sqrt(0.5)).cdf(edges)) / np.diff(edges)
+    assert ((low <= exact) & (exact <= high)).sum() >= 10
+    assert np.abs(value / exact - 1).max() < 0.12
+
+
+def test_start_from_a_gaussian_or_one_point_per_path():
+    still = fp.SDE(lambda x: (0.0, 0.0), 1e-30)
+    domain = fp.Domain.rectangle((0, -4), (4, 4), (2, 2))
+    e = fp.simulate(still, domain, fp.gaussian((0.0, 1.0), 0.5), times=[1.0], step=1.0)
+    assert (e.positions[0, :, 0] > 0).all()
+    within(e.expectation(lambda x: x[0])[0], 0.5 * np.sqrt(2 / np.pi))
+    points = np.random.default_rng(1).random((3000, 2))
+    e = fp.simulate(still, domain, points, times=[1.0], step=1.0, paths=3000)
+    np.testing.assert_allclose(e.positions[0], points, atol=1e-12)
+
+
+@pytest.mark.parallel
+def test_the_result_does_not_depend_on_the_number_of_ranks():
+    process, answers = fp.SGD(None, fp.PerSample(TWO), 0.4), []
+    for comm in (MPI.COMM_WORLD, MPI.COMM_SELF):
+        domain = fp.Domain.rectangle((-2, -2), (2, 0.8), (4, 4), comm=comm)
+        for method in ("sde", "sgd"):
+            options = {"absorbing": ["top", "left"], "times": [0.4, 2.0], "horizon": 8.0, "method": method}
+            answers.append(fp.simulate(process, domain, (1.0, -0.5), paths=3000, seed=7, **options))
+    for world, alone in zip(answers[:2], answers[2:], strict=True):
+        np.testing.assert_array_equal(world.positions, alone.positions)
+        np.testing.assert_array_equal(world.exit_times, alone.exit_times)
+        np.testing.assert_array_equal(world.exit_parts, alone.exit_parts)
+
+
+@pytest.mark.parallel
+def test_bad_input_is_refused_on_every_rank():
+    process, domain = fp.SGD(None, fp.PerSample(TWO), 0.4), fp.Domain.rectangle((0, 0), (1, 1), (2, 2))
+
+    def refused(match, error=ValueError, process=process, domain=domain, start=(0.5, 0.5), **more):
+        with pytest.raises(error, match=match):
+            fp.simulate(process, domain, start, **{"absorbing": ["left"], "paths": 2000, **more})
+
+    refused("paths is 0", paths=0)
+    refused("start .* lies outside", start=(2.0, 0.5))
+    refused("start is not finite", start=(np.nan, 0.5))
+    refused("start has shape", start=(0.5,))
+    refused("'lft'", absorbing=["lft"])
+    refused("method is 'em'", method="em")
+    refused("step is -1", step=-1)
+    refused("seed is -3", seed=-3)
+    refused("give step=", process=fp.SDE(lambda x: (0, 0), 1.0))
+    refused("needs fp.SGD", process=fp.Langevin(lambda x: x[0], 1.0), method="sgd")
+    refused("step= is for", method="sgd", step=0.1)
+    refused("increasing", times=[2.0, 1.0])
+    refused("is beyond the horizon", times=[2.0], horizon=1.0)
+    refused("nothing absorbs", absorbing=[])
+    refused("not finite after a step", process=fp.SGD(lambda x: 1 / (x[0] - x[0]), fp.Isotropic(1.0), 0.1))
+    refused("returned shape", process=fp.SGD(fp.batched(lambda x: x[:3]), fp.Isotropic(1.0), 0.1))
+    refused("positive semi-definite", process=fp.SDE(lambda x: (0, 0), lambda x: ((x[0], 1), (1, x[1]))), step=0.1)
+    refused("minimum= needs", method="sgd", minimum=(0, 0), process=fp.SGD(lambda x: x[0], fp.Isotropic(1.0), 0.1))
+    e = fp.simulate(process, None, (1.0, 1.0), times=[1.0], paths=10)
+    for ask in (e.mean_exit_time, e.star_convexity, lambda: e.exit_probability("left")):
+        with pytest.raises(ValueError, match=r"absorbs|minimum"):
+            ask()
+
+
+def test_bad_processes():
+    with pytest.raises(ValueError, match="batch_size is 3, but there are only 2 samples"):
+        fp.SGD(None, fp.PerSample(TWO), 0.1, 3)
+    with pytest.raises(ValueError, match=r"learning_rate is -0\.1"):
+        fp.SGD(None, fp.PerSample(TWO), -0.1)
+    with pytest.raises(ValueError, match="order is 3"):
+        fp.SGD(None, fp.PerSample(TWO), 0.1, order=3)
+    with pytest.raises(ValueError, match="std is -1"):
+        fp.LabelNoise([lambda x: x[0]], -1)
+    with pytest.raises(ValueError, match="different numbers of samples"):
+        whole(fp.SGD(None, fp.PerSample(TWO) + fp.LabelNoise([lambda x: x[0]], 1.0), 0.1), (1.0, 1.0), 1.0, "sgd", 10)
+
+
+def test_jax_gives_the_same_paths_or_says_what_to_install():
+    process = fp.SGD(None, fp.PerSample(FIVE) + fp.Isotropic(0.1), 0.1, 2)
+    try:
+        import jax  # noqa: F401
+    except ImportError:
+        with pytest.raises(ModuleNotFoundError, match="pip install jax"):
+            whole(process, (0.5, 0.1), 1.0, backend="jax")
+        return
+    domain = fp.Domain.rectangle((-1, -1), (1, 1), (2, 2))
+    for method in ("sde", "sgd"):
+        options = {"absorbing": "left", "paths": 500, "times": [0.2], "horizon": 3.0, "method": method}
+        runs = [fp.simulate(process, domain, (0.5, 0.1), backend=b, **options) for b in ("numpy", "jax")]
+        np.testing.assert_allclose(runs[0].positions, runs[1].positions, atol=1e-10)
+        np.testing.assert_allclose(runs[0].exit_times, runs[1].exit_times, atol=1e-10)
