@@ -14,7 +14,8 @@ PACKAGE = Path(__file__).parent.parent / "fpsolver"
 ORDER = (
     "_errors _log _compat _petsc _meshfile _meshes domain fields landscapes noise process schemes boundary _assembly "
     "generator solution initial _krylov _control _expm evolution metastable exit stationary spectrum _sample _slices "
-    "io plot"
+    "io plot diagnostics._quadrature diagnostics._regions diagnostics._basins diagnostics.regime "
+    "diagnostics.concentration diagnostics.entropy diagnostics.entropy_rates"
 ).split()
 
 
