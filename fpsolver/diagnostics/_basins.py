@@ -29,6 +29,7 @@ _A = (
 _ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
 _STEPS = 2000
 _RTOL = 1e-7  # of a step's error, relative to the extent of the domain
+_LEVELS = {1: 30, 2: 7, 3: 3}
 _SHRINK = 0.02  # corners are moved inwards: meshes like to have vertices on the boundaries between basins
 _STILL = 1e-9  # of the largest speed: the flow has arrived, at a saddle if it was not caught
 
@@ -71,6 +72,8 @@ class Flow:
         lower, upper = bounds(gen.domain.mesh)
         self.extent = float(np.linalg.norm(upper - lower))
         self.box = (lower - self.extent, upper + self.extent)
+        fastest = float(np.linalg.norm(self.drift(gen.domain.mesh.geometry.x[:, :dim]), axis=1).max(initial=0.0))
+        self.still = _STILL * comm.allreduce(fastest, op=MPI.MAX)
         self.traps = [self._trap(minima, i, jacobian(minima[i : i + 1])[0], comm) for i in range(len(minima))]
 
     def _trap(self, minima: Array, i: int, J: Array, comm: MPI.Comm) -> Trap:
@@ -98,38 +101,45 @@ class Flow:
         """Number of the minimum that each point, shape (n, d), is taken to; −1 for none."""
         label = np.full(len(x), -1)
         active, x = np.arange(len(x)), np.array(x)
-        k0 = self.drift(x)
-        tolerance = _RTOL * self.extent
-        still = _STILL * np.linalg.norm(k0, axis=1).max(initial=0.0)
-        h = 0.01 * self.extent / np.maximum(np.linalg.norm(k0, axis=1), 1e-12)
+        b = self.drift(x)
+        h = 0.01 * self.extent / np.maximum(np.linalg.norm(b, axis=1), self.still)
         for _ in range(_STEPS):
             if not len(active):
                 break
-            stages = [k0]
-            for row in _A[1:]:
-                stages.append(self.drift(x + h[:, None] * sum(a * k for a, k in zip(row, stages, strict=True))))
-                last = row
-            new = x + h[:, None] * sum(a * k for a, k in zip(last, stages[:-1], strict=True))
-            error = h * np.linalg.norm(sum(e * k for e, k in zip(_ERROR, stages, strict=True)), axis=1)
-            error = np.where(np.isfinite(error), error, np.inf)
-            good = error <= tolerance
-            x[good], k0[good] = new[good], stages[-1][good]
-            with np.errstate(divide="ignore"):
-                h = h * np.clip(0.9 * (tolerance / error) ** 0.2, 0.1, 5.0)
-            ended = np.linalg.norm(k0, axis=1) <= still
+            h = self._step(x, b, h)
+            ended = np.linalg.norm(b, axis=1) <= self.still
             ended |= ((x < self.box[0]) | (x > self.box[1])).any(axis=1)
             for number, trap in enumerate(self.traps):
                 caught = trap.contains(x)
                 label[active[caught]] = number
                 ended |= caught
-            active, x, k0, h = active[~ended], x[~ended], k0[~ended], h[~ended]
+            active, x, b, h = active[~ended], x[~ended], b[~ended], h[~ended]
         return label
 
+    def _step(self, x: Array, b: Array, h: Array) -> Array:
+        """Advance those points whose step is accurate enough, in place; returns the next steps, one per point."""
+        stages = [b]
+        with np.errstate(all="ignore"):  # a step that leads to infinity is repeated with a shorter one
+            for row in _A[1:]:
+                new = x + h[:, None] * sum(a * k for a, k in zip(row, stages, strict=True))
+                stages.append(self.drift(new))
+            error = h * np.linalg.norm(sum(e * k for e, k in zip(_ERROR, stages, strict=True)), axis=1)
+            error = np.where(np.isfinite(error), error, np.inf)
+            tolerance = _RTOL * self.extent
+            good = error <= tolerance
+            x[good], b[good] = new[good], stages[-1][good]
+            return h * np.clip(0.9 * (tolerance / error) ** 0.2, 0.1, 5.0)
 
-def basin_loads(gen: Generator, flow: Flow, levels: int = 5) -> tuple[list[PETSc.Vec], list[PETSc.Vec]]:
-    """Loads of the basins, the last for what belongs to none, and what the last cutting changed (collective)."""
+
+def basin_loads(gen: Generator, flow: Flow) -> tuple[list[PETSc.Vec], list[PETSc.Vec]]:
+    """Loads of the basins, the last for what belongs to none, and what the last cutting changed (collective).
+
+    Of the last pieces each corner stands for a share, so that the error is of first order in their size where a
+    boundary is parallel to the mesh.
+    """
+    levels = _LEVELS[gen.domain.dim]
     classify = _by_corners(flow)
-    coarse, fine = (loads(gen, cut(gen.domain.mesh, classify, n)) for n in (levels - 1, levels))
+    coarse, fine = (loads(gen, cut(gen.domain.mesh, classify, n, len(flow.traps) + 1)) for n in (levels - 1, levels))
     for a, b in zip(coarse, fine, strict=True):
         a.aypx(-1.0, b)
     return fine, coarse

@@ -41,7 +41,7 @@ class Pieces:
     share: Array
 
 
-def cut(mesh: dmesh.Mesh, classify: Classify, levels: int) -> Pieces:
+def cut(mesh: dmesh.Mesh, classify: Classify, levels: int, regions: int = 1) -> Pieces:
     """The pieces of this rank's own cells that touch one of the regions."""
     dim = mesh.topology.dim
     lattice_points, children = lattice(dim, 2)
@@ -49,8 +49,10 @@ def cut(mesh: dmesh.Mesh, classify: Classify, levels: int) -> Pieces:
     nodes, element = owned_nodes(mesh), coordinate_element(mesh)
     cells = np.arange(len(nodes))
     corners = np.broadcast_to(basix.geometry(cell_type(mesh)), (len(cells), dim + 1, dim))
-    done = []
+    done = [Pieces(cells[:0], corners[:0], np.zeros((0, regions)))]
     for level in range(levels + 1):
+        if not len(cells):
+            break
         share, crossed = classify(_images(element, nodes[cells], corners))
         if level == levels:
             crossed = np.zeros(len(cells), dtype=bool)

@@ -14,6 +14,8 @@ from ..spectrum import spectrum
 from ._quadrature import Array, Quadrature, ito_drift
 
 _EQUAL = 1e-9  # relative
+_CLOSE = 1e-4  # a triple eigenvalue is known to the cube root of rounding
+_DEPENDENT = 1e-3  # smallest singular value of unit eigenvectors: below it they are taken for one
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def arnold_erb_matrix(C: Any, D: Any, epsilon: float | None = None) -> ArnoldErb
     K = scipy.linalg.solve_continuous_lyapunov(C, 2 * D)
     reverse = K @ C.T @ np.linalg.inv(K)
     slow, fast = _split(reverse, mu)
-    defective = np.linalg.matrix_rank(slow, tol=1e-6) < slow.shape[1]
+    defective = np.linalg.svd(slow, compute_uv=False)[-1] < _DEPENDENT
     half = mu - (epsilon or mu / 100) if defective else mu
     if defective:
         P = scipy.linalg.solve_continuous_lyapunov(reverse - half * np.eye(d), np.eye(d))
@@ -112,7 +114,7 @@ def _check_linear(C: Array, D: Array) -> None:
 
 def _split(A: Array, mu: float) -> tuple[Array, Array]:
     """Eigenvectors of A with real part μ, and a basis of the invariant subspace of the other eigenvalues."""
-    margin = 1e-6 * np.linalg.norm(A)
+    margin = _CLOSE * np.linalg.norm(A)
     values, vectors = np.linalg.eig(A)
     slow = vectors[:, values.real <= mu + margin].astype(complex)
     _, Z, count = scipy.linalg.schur(A.astype(complex), output="complex", sort=lambda z: z.real > mu + margin)
@@ -174,17 +176,17 @@ def bakry_emery(gen: Generator, potential: Any = None) -> BakryEmery:
         )
     gen.activate()
     points = Quadrature.with_vertices(mesh, max(4, gen.degree))
-    s = c.D[0, 0]
-    gradient, F = ufl.grad(V), ito_drift(c) + ufl.dot(c.D, ufl.grad(V)) - ufl.div(c.D)
+    gradient, ds = _gradient(V, d), _gradient(c.D[0, 0], d)
+    F = ito_drift(c) + ufl.dot(c.D, gradient) - ufl.div(c.D)
     defect = ufl.div(F) - ufl.dot(F, gradient)
-    parts = [*_entries(c.D), *gradient, *_entries(_hessian(V, d)), *ufl.grad(s), *_entries(_hessian(s, d))]
+    parts = [*_entries(c.D), *gradient, *_entries(_gradient(gradient, d)), *ds, *_entries(_gradient(ds, d))]
     table = points.expression(ufl.as_vector([*parts, *F, *ito_drift(c), defect, ufl.div(ito_drift(c))]))
     sizes = np.cumsum([d * d, d, d * d, d, d * d, d, d, 1])
-    D, dV, ddV, ds, dds, extra, b, rest, div_b = np.split(table, sizes, axis=-1)
+    D, dV, ddV, d1, d2, extra, b, rest, div_b = np.split(table, sizes, axis=-1)
     square = lambda a: a.reshape(*a.shape[:2], d, d)  # noqa: E731
     reversible = _negligible(points, extra, b)
     _check_invariant(points, rest, np.concatenate([b * dV, div_b], axis=-1))
-    kind, curvature = _curvature(points, square(D), dV, square(ddV), ds, square(dds))
+    kind, curvature = _curvature(points, square(D), dV, square(ddV), d1, square(d2))
     bound, place = points.minimum(np.linalg.eigvalsh(curvature)[..., 0])
     return BakryEmery(kind, bound, place, reversible)
 
@@ -193,10 +195,10 @@ def _entries(A: Any) -> list[Any]:
     return [A[i] for i in np.ndindex(*A.ufl_shape)]
 
 
-def _hessian(f: Any, d: int) -> Any:
-    """∇∇f; of a constant, whose gradient UFL takes for a number without a mesh, zero."""
-    gradient = ufl.grad(f)
-    return ufl.zero((d, d)) if isinstance(gradient, ufl.classes.Zero) else ufl.grad(gradient)
+def _gradient(f: Any, d: int) -> Any:
+    """∇f, of shape (..., d); UFL cannot differentiate zeros, which belong to no mesh."""
+    zero = isinstance(f, ufl.classes.Zero)
+    return ufl.classes.Zero((*f.ufl_shape, d)) if zero else ufl.grad(f)
 
 
 def _largest(points: Quadrature, values: Array) -> float:
