@@ -4,7 +4,7 @@ Masses of balls and of basins of attraction, second moments with their bounds, t
 regime; forward from one initial law, or backward for all of them at once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -218,12 +218,16 @@ def _moments(
         if c.whole:
             columns.append((whole, whole, [quadrature.integrate(p) for p in densities]))
             continue
-        pairs = [ball_load(gen, x, c.radius), ball_load(gen, x, c.radius, lambda y, x=x: ((y - x) ** 2).sum(axis=2))]
+        pairs = [ball_load(gen, x, c.radius), ball_load(gen, x, c.radius, _square_distance(x))]
         inside, local = ([v.dot(load) for v in vectors] for load, _ in pairs)
         columns.append((whole, local, inside))
         _destroy([v for pair in pairs for v in pair])
     table = np.array(columns)  # minimum, kind, time
     return table[:, 0].T, table[:, 1].T, table[:, 2].T
+
+
+def _square_distance(x: Array) -> Callable[[Array], Array]:
+    return lambda y: ((y - x) ** 2).sum(axis=2)
 
 
 def _bounds(times: Array, local: Array, inside: Array, found: list[Contraction], radii: Array) -> tuple[Array, Array]:

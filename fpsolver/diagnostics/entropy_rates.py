@@ -245,10 +245,15 @@ def _curvature(points: Quadrature, D: Array, dV: Array, ddV: Array, ds: Array, d
     )
 
 
-def spectral_gap(gen: Generator) -> float:
+def spectral_gap(gen: Generator, k: int = 10) -> float:
     """Smallest −Re λ of the generator's eigenvalues other than zero: the slowest rate of p(t) − p∞ (collective).
 
     Entropies, quadratic near p∞, decay with twice this rate in the end.
+
+    Args:
+        gen: generator in which nothing absorbs.
+        k: how many eigenvalues to look at, those of smallest modulus: a process that rotates fast has slow modes of
+            large imaginary part, which take more.
 
     Raises:
         ValueError: something absorbs.
@@ -256,5 +261,5 @@ def spectral_gap(gen: Generator) -> float:
     """
     if gen.absorbing:
         raise ValueError("spectral_gap: mass leaves; the slowest rate is quasi_stationary(gen).rate.")
-    slow = spectrum(gen, 3).eigenvalues
+    slow = spectrum(gen, k).eigenvalues
     return float((-slow[np.argsort(np.abs(slow))][1:].real).min())
