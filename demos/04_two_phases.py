@@ -76,7 +76,7 @@ def draw_masses(figure, masses, moments):
     masses.axvline(end, color="0.4", lw=1)
     masses.annotate(" end of the drift regime", (end, 1.04), color="0.3", fontsize=9)
     masses.set(xlabel="time = η · steps", ylabel="mass", ylim=(0, 1.12), xlim=(times[1], times[-1]))
-    masses.legend(fontsize=8, loc="center right", bbox_to_anchor=(1, 0.5))
+    masses.legend(fontsize=8, loc="center", bbox_to_anchor=(0.5, 0.5))
     moments.plot(local.times, local.moment_bound[:, 0], color="0.5", ls="--", label="bound, λ and S measured")
     moments.plot(local.times, local.local_moment[:, 0], color="C0", label=f"killed at distance {R}, η = {ETA / 4:.3g}")
     moments.set(xlabel="time", ylabel="second moment about the minimum", ylim=(0, None), xlim=(0, 3))
@@ -87,9 +87,9 @@ def draw():
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 6), layout="constrained")
+    figure = Figure(figsize=(13, 5.6), layout="constrained")
     FigureCanvasAgg(figure)
-    grid = figure.add_gridspec(2, 6, height_ratios=(1, 1.35))
+    grid = figure.add_gridspec(2, 6, height_ratios=(1, 1.7))
     strip = [figure.add_subplot(grid[0, i]) for i in range(6)]
     draw_masses(figure, figure.add_subplot(grid[1, :4]), figure.add_subplot(grid[1, 4:]))
     return figure, strip
@@ -97,8 +97,10 @@ def draw():
 
 figure, strip = draw() if MPI.COMM_WORLD.rank == 0 else (None, [None] * 6)
 for ax, i in zip(strip, shown, strict=True):
-    fp.plot.field(flow[i], ax=ax, cmap="magma_r", title=f"t = {times[i]:.3g}", label="")
+    fp.plot.field(flow[i], ax=ax, cmap="magma_r", title=f"t = {round(times[i], 1):g}", label="")
 if figure is not None:
+    for ax in strip:  # each density has a scale of its own, and there is no room for six colour bars
+        ax.collections[0].colorbar.remove()
     x, y = np.meshgrid(np.linspace(-1.9, 1.9, 120), np.linspace(-1.2, 1.8, 100))
     for ax in strip:
         ax.contour(x, y, landscape((x, y)), levels=np.arange(-0.1, 1.2, 0.1), colors="0.4", linewidths=0.4)

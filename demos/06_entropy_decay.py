@@ -133,7 +133,7 @@ for name, (_, erb, decay, exact, gap) in found.items():
     assert np.abs(decay.modified - exact[2]).max() < 5e-4
     assert np.abs(decay.balance).max() < 2e-4, "dH/dt + I_D = 0 without a difference in time"
     assert abs(2 * gap - erb.rate) < 1e-2, "twice the spectral gap is the rate of S_P"
-    assert (decay.entropy <= erb.entropy_bound(TIMES, decay.modified[0]) + 1e-5).all()
+    assert (decay.entropy <= erb.entropy_bound(TIMES, decay.modified[0]) + 1e-4).all()
     assert (decay.modified_rate[:10] > 0.98 * erb.rate).all(), "S_P has no plateaus"
     if name != "overdamped":
         assert decay.rate[0] < 1e-3, "H has: at first the noise sees nothing"
