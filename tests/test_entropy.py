@@ -178,7 +178,6 @@ def circulating():
     return fp.SDE(drift, lambda x: ((0, 0), (0, 0.5 + x[1] ** 2 / 4)))
 
 
-@pytest.mark.parallel
 def test_entropy_balance_without_reversibility_or_ellipticity():
     gen = fp.Generator(circulating(), fp.Domain.rectangle((-3.2, -4.4), (3.2, 4.4), (14, 14)), degree=4)
     step = 0.01
