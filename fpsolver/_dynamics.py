@@ -86,9 +86,7 @@ class _Differentiated:
 
     def __init__(self, samples: Samples, dim: int, values: bool, xp: Any):
         if xp is not np:
-            raise ValueError(
-                "samples of from_torch and from_jax need backend='numpy': they are compiled by themselves."
-            )
+            raise ValueError("samples of from_torch and from_jax need backend='numpy', being compiled already.")
         self.samples, self.size, self.dim, self.values = samples, samples.size, dim, values
 
     def everyone(self, x: Array) -> Array:

@@ -11,6 +11,8 @@ PICTURES = {
     "01_single_neuron": ["neuron_20", "neuron_2", "neuron_20_series", "neuron_2_series", "neuron_exit_times"],
     "02_degenerate_walls": ["degenerate_walls"],
     "05_noisy_sgd": ["noisy_sgd"],
+    "04_two_phases": ["two_phases"],
+    "06_entropy_decay": ["entropy_decay"],
 }
 
 

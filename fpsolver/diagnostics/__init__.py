@@ -1,15 +1,38 @@
 """What answers tell: bounds, asymptotics and conditions of theorems, evaluated on the mesh."""
 
 from .bounds import Bound, ExitBounds, exit_bounds
+from .concentration import Concentration, concentration, concentration_backward
 from .critical import CriticalPoint, critical_points
+from .entropy import EntropyDecay, entropy_balance, entropy_decay, fisher_information, relative_entropy
+from .entropy_rates import ArnoldErb, BakryEmery, arnold_erb_matrix, bakry_emery, spectral_gap
 from .kramers import EyringKramers, eyring_kramers
+from .regime import Collapse, Contraction, collapse, contraction, regime_indicator, shadowing_time
 
 __all__ = [
+    "ArnoldErb",
+    "BakryEmery",
     "Bound",
+    "Collapse",
+    "Concentration",
+    "Contraction",
     "CriticalPoint",
+    "EntropyDecay",
     "ExitBounds",
     "EyringKramers",
+    "arnold_erb_matrix",
+    "bakry_emery",
+    "collapse",
+    "concentration",
+    "concentration_backward",
+    "contraction",
     "critical_points",
+    "entropy_balance",
+    "entropy_decay",
     "exit_bounds",
     "eyring_kramers",
+    "fisher_information",
+    "regime_indicator",
+    "relative_entropy",
+    "shadowing_time",
+    "spectral_gap",
 ]

@@ -1,0 +1,160 @@
+"""Basins of attraction: to which minimum the flow of the drift, dx/dt = b(x), takes each point."""
+
+from dataclasses import dataclass
+
+from mpi4py import MPI
+from petsc4py import PETSc
+
+import numpy as np
+import scipy.linalg
+import ufl
+from ufl.algorithms import extract_coefficients
+
+from .._errors import agree
+from ..generator import Generator
+from ..solution import bounds
+from ._quadrature import Array, Pointwise, directions, ito_drift, pointwise_drift
+from ._regions import Classify, cut, loads
+
+# Dormand and Prince's pair of orders 5 and 4
+_A = (
+    (),
+    (1 / 5,),
+    (3 / 40, 9 / 40),
+    (44 / 45, -56 / 15, 32 / 9),
+    (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
+    (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
+    (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
+)
+_ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
+_STEPS = 2000
+_RTOL = 1e-7  # of a step's error, relative to the extent of the domain
+_LEVELS = {1: 30, 2: 7, 3: 3}
+_SHRINK = 0.02  # corners are moved inwards: meshes like to have vertices on the boundaries between basins
+_STILL = 1e-9  # of the largest speed: the flow has arrived, at a saddle if it was not caught
+
+
+@dataclass(frozen=True)
+class Trap:
+    """A neighbourhood {y·Py < ρ²}, y = x − point, that the flow never leaves and in which it goes to the point."""
+
+    point: Array
+    P: Array
+    rho: float
+
+    def contains(self, x: Array) -> Array:
+        """Which points lie in it."""
+        y = x - self.point
+        return np.einsum("ni,ij,nj->n", y, self.P, y) < self.rho**2
+
+
+class Flow:
+    """Follows the drift from many points at once, on each rank by itself.
+
+    Args:
+        gen: generator; its drift must be known between the mesh's points.
+        minima: attracting points, shape (k, d).
+
+    Raises:
+        ValueError: a point that does not attract, or a tabulated drift.
+    """
+
+    def __init__(self, gen: Generator, minima: Array):
+        comm, dim = gen.domain.comm, gen.domain.dim
+        coefficients = gen._compiled.coefficients
+        if extract_coefficients(coefficients.beta) or extract_coefficients(coefficients.D):
+            raise ValueError(
+                "basins of attraction: a drift or diffusion that is tabulated (fp.batched, a Function) is not known "
+                "between the points of the mesh; write it with UFL, or pass basins=False."
+            )
+        self.drift = pointwise_drift(gen.process, dim, comm)
+        jacobian = Pointwise(gen.process, dim, lambda s: ufl.grad(ito_drift(gen.process.coefficients(s))), comm)
+        lower, upper = bounds(gen.domain.mesh)
+        self.extent = float(np.linalg.norm(upper - lower))
+        self.box = (lower - self.extent, upper + self.extent)
+        fastest = float(np.linalg.norm(self.drift(gen.domain.mesh.geometry.x[:, :dim]), axis=1).max(initial=0.0))
+        self.still = _STILL * comm.allreduce(fastest, op=MPI.MAX)
+        self.traps = [self._trap(minima, i, jacobian(minima[i : i + 1])[0], comm) for i in range(len(minima))]
+
+    def _trap(self, minima: Array, i: int, J: Array, comm: MPI.Comm) -> Trap:
+        """The largest of some neighbourhoods in whose sample points the drift points inwards."""
+        point, dim = minima[i], len(minima[i])
+        others = np.linalg.norm(np.delete(minima, i, axis=0) - point, axis=1)
+        P = np.eye(dim)
+        if np.linalg.eigvals(J).real.max() < -1e-8 * (np.linalg.norm(J) or 1.0):
+            P = scipy.linalg.solve_continuous_lyapunov(J.T, -np.eye(dim))
+            P /= np.linalg.eigvalsh(P)[0]  # within distance ρ of the point
+        axes = np.linalg.inv(np.linalg.cholesky(P)).T
+        rays = directions(dim)[:: 1 if dim < 3 else 8] @ axes.T
+        rho = 0.5 * float(others.min(initial=self.extent))
+        for _ in range(30):
+            y = (rho * np.linspace(1 / 16, 1, 16)[:, None, None] * rays).reshape(-1, dim)
+            if (np.einsum("ni,ij,nj->n", y, P, self.drift(point + y)) < 0).all():
+                break
+            rho *= 0.7
+        else:
+            place = ", ".join(f"{c:.6g}" for c in point)
+            agree(comm, f"minima: ({place}) does not attract the flow of the drift; check that it is a minimum.")
+        return Trap(point, P, rho)
+
+    def labels(self, x: Array) -> Array:
+        """Number of the minimum that each point, shape (n, d), is taken to; −1 for none."""
+        label = np.full(len(x), -1)
+        active, x = np.arange(len(x)), np.array(x)
+        b = self.drift(x)
+        h = 0.01 * self.extent / np.maximum(np.linalg.norm(b, axis=1), self.still)
+        for _ in range(_STEPS):
+            if not len(active):
+                break
+            h = self._step(x, b, h)
+            ended = np.linalg.norm(b, axis=1) <= self.still
+            ended |= ((x < self.box[0]) | (x > self.box[1])).any(axis=1)
+            for number, trap in enumerate(self.traps):
+                caught = trap.contains(x)
+                label[active[caught]] = number
+                ended |= caught
+            active, x, b, h = active[~ended], x[~ended], b[~ended], h[~ended]
+        return label
+
+    def _step(self, x: Array, b: Array, h: Array) -> Array:
+        """Advance those points whose step is accurate enough, in place; returns the next steps, one per point."""
+        stages = [b]
+        with np.errstate(all="ignore"):  # a step that leads to infinity is repeated with a shorter one
+            for row in _A[1:]:
+                new = x + h[:, None] * sum(a * k for a, k in zip(row, stages, strict=True))
+                stages.append(self.drift(new))
+            error = h * np.linalg.norm(sum(e * k for e, k in zip(_ERROR, stages, strict=True)), axis=1)
+            error = np.where(np.isfinite(error), error, np.inf)
+            tolerance = _RTOL * self.extent
+            good = error <= tolerance
+            x[good], b[good] = new[good], stages[-1][good]
+            return h * np.clip(0.9 * (tolerance / error) ** 0.2, 0.1, 5.0)
+
+
+def basin_loads(gen: Generator, flow: Flow) -> tuple[list[PETSc.Vec], list[PETSc.Vec]]:
+    """Loads of the basins, the last for what belongs to none, and what the last cutting changed (collective).
+
+    Of the last pieces each corner stands for a share, so that the error is of first order in their size where a
+    boundary is parallel to the mesh.
+    """
+    levels = _LEVELS[gen.domain.dim]
+    classify = _by_corners(flow)
+    coarse, fine = (loads(gen, cut(gen.domain.mesh, classify, n, len(flow.traps) + 1)) for n in (levels - 1, levels))
+    for a, b in zip(coarse, fine, strict=True):
+        a.aypx(-1.0, b)
+    return fine, coarse
+
+
+def _by_corners(flow: Flow) -> Classify:
+    k = len(flow.traps)
+
+    def classify(x: Array) -> tuple[Array, Array]:
+        x = x + _SHRINK * (x.mean(axis=1, keepdims=True) - x)
+        found = flow.labels(x.reshape(-1, x.shape[2])).reshape(x.shape[:2])
+        counts = (found[:, :, None] == np.arange(k)).sum(axis=1)
+        some = counts.sum(axis=1)
+        # what is taken to a saddle lies between basins: the other corners decide
+        share = np.column_stack([counts / np.maximum(some, 1)[:, None], some == 0])
+        return share, (counts > 0).sum(axis=1) > 1
+
+    return classify

@@ -1,0 +1,159 @@
+"""Integrals over parts of the domain that the mesh does not follow: balls, and basins of attraction.
+
+Cells that a boundary crosses are cut into halves again and again; each of the last pieces counts with its share inside.
+The error is of second order in the size of the last pieces, and is reported from two levels of cutting.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from petsc4py import PETSc
+
+import basix
+import numpy as np
+from dolfinx import fem, la
+from dolfinx import mesh as dmesh
+
+from .. import _compat
+from .._sample import lattice
+from ..generator import Generator
+from ._quadrature import Array, cell_type, coordinate_element, owned_nodes
+
+# from the corners of pieces, shape (n, d + 1, d): the share of each region, shape (n, k), and which pieces to cut
+Classify = Callable[[Array], tuple[Array, Array]]
+_CHUNK = 20_000  # pieces whose basis functions are tabulated at once
+_FINENESS = {1: 20, 2: 6, 3: 3}  # the last pieces at a ball are smaller than 2^-n of its radius
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Small simplices inside cells.
+
+    Attributes:
+        cells: the cell of each, shape (n,).
+        corners: in reference coordinates, shape (n, d + 1, d).
+        share: how much of it belongs to each of k regions, shape (n, k).
+    """
+
+    cells: Array
+    corners: Array
+    share: Array
+
+
+def cut(mesh: dmesh.Mesh, classify: Classify, levels: int, regions: int = 1) -> Pieces:
+    """The pieces of this rank's own cells that touch one of the regions."""
+    dim = mesh.topology.dim
+    lattice_points, children = lattice(dim, 2)
+    barycentric = np.column_stack([1 - lattice_points.sum(axis=1), lattice_points])[children]
+    nodes, element = owned_nodes(mesh), coordinate_element(mesh)
+    cells = np.arange(len(nodes))
+    corners = np.broadcast_to(basix.geometry(cell_type(mesh)), (len(cells), dim + 1, dim))
+    done = [Pieces(cells[:0], corners[:0], np.zeros((0, regions)))]
+    for level in range(levels + 1):
+        if not len(cells):
+            break
+        share, crossed = classify(_images(element, nodes[cells], corners))
+        if level == levels:
+            crossed = np.zeros(len(cells), dtype=bool)
+        keep = ~crossed & (share > 0).any(axis=1)
+        done.append(Pieces(cells[keep], corners[keep], share[keep]))
+        cells = np.repeat(cells[crossed], len(children))
+        corners = np.einsum("sij,njx->nsix", barycentric, corners[crossed]).reshape(-1, dim + 1, dim)
+    return Pieces(*(np.concatenate([getattr(p, a) for p in done]) for a in ("cells", "corners", "share")))
+
+
+def _images(element: Any, nodes: Array, X: Array) -> Array:
+    """Images of reference points X, shape (n, q, d), each in its own cell: shape (n, q, d)."""
+    table = element.tabulate(0, X.reshape(-1, X.shape[2]))[0, :, :, 0].reshape(*X.shape[:2], element.dim)
+    return np.einsum("nqm,nmx->nqx", table, nodes)
+
+
+def loads(gen: Generator, pieces: Pieces, weight: Callable[[Array], Array] | None = None) -> list[PETSc.Vec]:
+    """Vectors ℓ_i = ∫ 1_A g φ_i for each region A; ℓᵀp integrates g p over A (collective).
+
+    Args:
+        gen: generator whose space is meant.
+        pieces: of this rank.
+        weight: g, mapping points of shape (n, q, d) to (n, q); one without.
+    """
+    mesh, k = gen.domain.mesh, pieces.share.shape[1]
+    functions = [fem.Function(gen.V) for _ in range(k)]
+    nodes, coordinates, dim = owned_nodes(mesh), coordinate_element(mesh), mesh.topology.dim
+    X, w = basix.make_quadrature(cell_type(mesh), gen.degree + 4)
+    barycentric = np.column_stack([1 - X.sum(axis=1), X])
+    dofs = gen.V.dofmap.list
+    for begin in range(0, len(pieces.cells), _CHUNK):
+        part = slice(begin, begin + _CHUNK)
+        cells, corners = pieces.cells[part], pieces.corners[part]
+        points = np.einsum("qi,nix->nqx", barycentric, corners)
+        flat = points.reshape(-1, dim)
+        table = coordinates.tabulate(1, flat)[:, :, :, 0].reshape(dim + 1, len(cells), len(X), coordinates.dim)
+        J = np.einsum("anqm,nmx->nqxa", table[1:], nodes[cells])
+        size = np.abs(np.linalg.det(corners[:, 1:] - corners[:, :1]))
+        weights = w * np.abs(np.linalg.det(J)) * size[:, None]
+        if weight is not None:
+            weights = weights * weight(np.einsum("nqm,nmx->nqx", table[0], nodes[cells]))
+        phi = gen.V.element.basix_element.tabulate(0, flat)[0, :, :, 0].reshape(len(cells), len(X), -1)
+        local = np.einsum("nq,nqi->ni", weights, phi)
+        for j, function in enumerate(functions):
+            np.add.at(function.x.array, dofs[cells], pieces.share[part, j, None] * local)
+    for function in functions:
+        function.x.scatter_reverse(la.InsertMode.add)
+    return [gen.vector(function) for function in functions]
+
+
+# -- Balls
+
+
+def ball_load(
+    gen: Generator, center: Array, radius: float, weight: Callable[[Array], Array] | None = None
+) -> tuple[PETSc.Vec, PETSc.Vec]:
+    """The load of a ball, and what the last halving of the pieces changed in it (collective).
+
+    The leading error, of second order, is removed by Richardson extrapolation.
+    """
+    mesh = gen.domain.mesh
+    extent = float(np.ptp(owned_nodes(mesh), axis=1).max(initial=0.0))
+    extent = max(mesh.comm.allgather(extent))
+    levels = max(2, int(np.ceil(np.log2(extent / radius))) + _FINENESS[gen.domain.dim])
+    classify = _in_ball(center, radius, _compat.coordinate_map(mesh).degree > 1)
+    (coarse,), (fine,) = (loads(gen, cut(mesh, classify, n), weight) for n in (levels - 1, levels))
+    coarse.aypx(-1.0, fine)  # fine less coarse
+    fine.axpy(1 / 3, coarse)
+    return fine, coarse
+
+
+def _in_ball(center: Array, radius: float, curved: bool) -> Classify:
+    def classify(x: Array) -> tuple[Array, Array]:
+        y = x - center
+        corners = y.shape[1]
+        squares = (y**2).sum(axis=2)
+        middle = y.mean(axis=1)
+        size = np.sqrt(((y - middle[:, None]) ** 2).sum(axis=2).max(axis=1))
+        inside = np.sqrt(squares.max(axis=1)) + (0.1 * size if curved else 0.0) <= radius
+        outside = np.linalg.norm(middle, axis=1) - (1.2 if curved else 1.0) * size >= radius
+        # |y|² − r² by the linear function with its corner values, moved to have the same mean
+        mean = (squares.sum(axis=1) + (y.sum(axis=1) ** 2).sum(axis=1)) / (corners * (corners + 1))
+        share = share_below(squares + (mean - squares.mean(axis=1))[:, None] - radius**2)
+        return np.where(inside, 1.0, np.where(outside, 0.0, share))[:, None], ~(inside | outside)
+
+    return classify
+
+
+def share_below(g: Array) -> Array:
+    """Share of a simplex where the linear function with corner values ``g``, shape (n, d + 1), is negative."""
+    g = np.sort(g, axis=1)
+    negative = (g < 0).sum(axis=1)
+    corners = g.shape[1]
+    share = np.where(negative == corners, 1.0, 0.0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        lowest, highest = g[:, :1], g[:, -1:]
+        one = np.prod(lowest / (lowest - g[:, 1:]), axis=1)  # a corner is cut off
+        other = 1 - np.prod(highest / (highest - g[:, :-1]), axis=1)
+        share = np.where(negative == 1, one, share)
+        share = np.where((negative == corners - 1) & (corners > 2), other, share)
+        if corners == 4:  # two corners against two: a wedge, as three tetrahedra
+            ac, ad, bc, bd = (g[:, i] / (g[:, i] - g[:, j]) for i, j in ((0, 2), (0, 3), (1, 2), (1, 3)))
+            share = np.where(negative == 2, ac * ad + ac * bd * (1 - ad) + (1 - ac) * bc * bd, share)
+    return share

@@ -1,0 +1,303 @@
+"""The first phase: how the law concentrates near the minima, against time.
+
+Masses of balls and of basins of attraction, second moments with their bounds, the loss, and the end of the drift
+regime; forward from one initial law, or backward for all of them at once.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from petsc4py import PETSc
+
+import numpy as np
+import ufl
+
+from .._errors import agree
+from .._log import logger
+from .._petsc import Options
+from ..evolution import Evolution, backward
+from ..fields import is_number
+from ..generator import Generator
+from ..initial import _project
+from ..solution import as_points, bounds, locate
+from ._basins import Flow, basin_loads
+from ._quadrature import Array, Quadrature, owned_nodes
+from ._regions import ball_load
+from .regime import Collapse, Contraction, collapse, contraction, loss_expression, rates_of
+
+
+@dataclass(frozen=True)
+class Concentration:
+    """What :func:`concentration` finds at n times, around k minima, in r balls each.
+
+    Attributes:
+        times: shape (n,).
+        minima: shape (k, d).
+        radii: of the balls, shape (r,).
+        ball_mass: P(|X_t − x*| < radius), shape (n, k, r).
+        ball_error: estimated error by which the balls' boundaries are missed inside cells, largest over all.
+        basin_mass: mass of each basin of attraction, shape (n, k + 1), the last column being what belongs to none; None
+            unless asked for.
+        basin_error: the same as ``ball_error`` for the basins.
+        second_moment: ∫ |x − x*|² p over the domain, shape (n, k).
+        local_moment: the same over the ball of radius R in which λ and S are measured, shape (n, k).
+        contraction: λ, S and R for each minimum.
+        moment_bound: e^{−2λt} m₂ + S (1 − e^{−2λt})/2λ from the local moment at the first time, shape (n, k);
+            NaN unless λ > 0.  It bounds the local moment of the process killed on leaving the ball of radius R, and
+            that of the process itself where ``contraction[i].whole``.
+        mass_bound: a lower bound of ``ball_mass``, for the process itself, shape (n, k, r).
+        collapse: for each minimum at which the noise vanishes what becomes of the law there, None at the others.
+        unresolved_from: for each minimum the first time at which the mass in the smallest ball that holds most of it
+            is narrower than a mesh width, so that the density is a spike the mesh does not show; NaN if never.
+        mean_loss, variance_loss: of f(X_t), shape (n,); None without a loss.
+        drift_rate, diffusion_rate: E b·∇f and E D:∇∇f, whose sum is d/dt E f, shape (n,); None without a loss.
+    """
+
+    times: np.ndarray
+    minima: np.ndarray
+    radii: np.ndarray
+    ball_mass: np.ndarray
+    ball_error: float
+    basin_mass: np.ndarray | None
+    basin_error: float | None
+    second_moment: np.ndarray
+    local_moment: np.ndarray
+    contraction: tuple[Contraction, ...]
+    moment_bound: np.ndarray
+    mass_bound: np.ndarray
+    collapse: tuple[Collapse | None, ...]
+    unresolved_from: np.ndarray
+    mean_loss: np.ndarray | None
+    variance_loss: np.ndarray | None
+    drift_rate: np.ndarray | None
+    diffusion_rate: np.ndarray | None
+
+    def time_to(self, mass: float, minimum: int = 0, radius: int = 0) -> float:
+        """First time at which a ball holds ``mass``, interpolated between the times; NaN if it never does."""
+        return _first(self.times, self.ball_mass[:, minimum, radius] - mass)
+
+    @property
+    def drift_regime_end(self) -> float:
+        """First time at which diffusion undoes half of what the drift gains: |E D:∇∇f| ≥ ½ |E b·∇f|; NaN if never."""
+        if self.drift_rate is None or self.diffusion_rate is None:
+            raise ValueError("drift_regime_end: there was no loss; give one by concentration(..., loss=).")
+        return _first(self.times, np.abs(self.diffusion_rate) - 0.5 * np.abs(self.drift_rate))
+
+
+def _first(times: Array, excess: Array) -> float:
+    """First zero of a function given at times, by linear interpolation; NaN if it stays negative."""
+    reached = np.flatnonzero(excess >= 0)
+    if not len(reached):
+        return float(np.nan)
+    i = int(reached[0])
+    if i == 0:
+        return float(times[0])
+    share = excess[i - 1] / (excess[i - 1] - excess[i])
+    return float(times[i - 1] + share * (times[i] - times[i - 1]))
+
+
+def concentration(
+    evolution: Evolution,
+    minima: Any,
+    radius: float | Sequence[float],
+    loss: Any = None,
+    attraction: float | None = None,
+    basins: bool = True,
+) -> Concentration:
+    """Follow how an evolving law concentrates (collective).
+
+    The bounds follow from L|x − x*|² = 2 (x − x*)·b + tr 2D ≤ −2λ|x − x*|² + S by Gronwall and Chebyshev; they need no
+    ellipticity.
+
+    Args:
+        evolution: densities, as :func:`fpsolver.evolve` gives them.
+        minima: points x*, shape (k, d).
+        radius: of the balls, one number or several.
+        loss: f, a scalar source of all coordinates; by default the loss of the process.
+        attraction: R, radius of the balls in which λ and S are measured.  By default half the distance to the next
+            minimum (with one minimum: that to the farthest corner of the domain), halved until λ > 0, at most six
+            times.
+        basins: whether to find the basins of attraction, which needs a drift written with UFL.
+
+    Raises:
+        ValueError: not densities; unsuitable minima or radii; a point that does not attract; a tabulated drift.
+    """
+    gen = evolution._gen
+    if evolution.name != "density":
+        raise ValueError("concentration: an evolution of densities was expected, from fp.evolve; see its dual below.")
+    points = as_points(minima, gen.domain.dim, "concentration: minima")
+    radii = _radii(radius)
+    locate(gen.domain.mesh, points, "concentration: minima")
+    vectors = [gen.vector(solution.function) for solution in evolution]
+    found = [_contraction(gen, points, i, attraction) for i in range(len(points))]
+    balls = [[ball_load(gen, x, r) for r in radii] for x in points]
+    mass = np.array([[[v.dot(fine) for fine, _ in row] for row in balls] for v in vectors])
+    error = max(abs(v.dot(change)) for v in vectors for row in balls for _, change in row)
+    moments, local, inside = _moments(evolution, vectors, points, found)
+    moment_bound, mass_bound = _bounds(evolution.times, local[0], inside[0], found, radii)
+    basin_mass, basin_error = _basin_masses(gen, vectors, points) if basins else (None, None)
+    collapses = tuple(collapse(gen, c.point) if np.isfinite(c.relative_noise) else None for c in found)
+    answer = Concentration(
+        evolution.times, points, radii, mass, float(error), basin_mass, basin_error, moments, local, tuple(found),
+        moment_bound, mass_bound, collapses, _unresolved(gen, evolution.times, points, local, inside),
+        *_loss_statistics(evolution, loss),
+    )  # fmt: skip
+    _destroy([*vectors, *(v for row in balls for pair in row for v in pair)])
+    _tell(answer)
+    return answer
+
+
+def concentration_backward(
+    gen: Generator, point: Any, radius: float, times: Any, tol: float = 1e-6, options: Options | None = None
+) -> Evolution:
+    """u(t, x) = P(|X_t − x*| < r; not absorbed until t | X₀ = x): concentration for all initial laws (collective).
+
+    One backward evolution from the indicator function of the ball.  For any initial density ∫ u(t) p₀ is what
+    :func:`concentration` finds from p₀, to the tolerances of the two evolutions: they use the same vector.  At t = 0
+    the projected indicator overshoots at the sphere; diffusion smooths it.
+
+    Args:
+        gen: generator; not of scheme ``weighted``.
+        point: x*, shape (d,).
+        radius: r.
+        times: increasing, non-negative, shape (n,).
+        tol: as for :func:`fpsolver.backward`.
+        options: PETSc options without the prefix ``fp_evolve_``.
+
+    Raises:
+        ValueError: unsuitable point, radius or times; scheme ``weighted``.
+    """
+    x = as_points(point, gen.domain.dim, "concentration_backward: point")[0]
+    (r,) = _radii(radius)
+    if gen.scheme == "weighted":
+        raise ValueError(
+            "concentration_backward: scheme 'weighted' keeps densities relative to a weight; build the generator with "
+            "scheme 'galerkin' or 'dg'."
+        )
+    load, change = ball_load(gen, x, r)
+    indicator = _project(gen, load)
+    function = gen.function(indicator)
+    _destroy([load, change, indicator])
+    return backward(gen, function, times, tol, options)
+
+
+def _radii(radius: Any) -> Array:
+    values = [radius] if is_number(radius) else list(radius) if isinstance(radius, Sequence | np.ndarray) else []
+    if not values or not all(is_number(r) and np.isfinite(r) and r > 0 for r in values):
+        raise ValueError(f"radius is {radius!r}; a positive number, or several, was expected.")
+    return np.array(values, dtype=float)
+
+
+def _contraction(gen: Generator, points: Array, i: int, attraction: float | None) -> Contraction:
+    if attraction is not None:
+        return contraction(gen, points[i], attraction)
+    others = np.linalg.norm(np.delete(points, i, axis=0) - points[i], axis=1)
+    lower, upper = bounds(gen.domain.mesh)
+    corner = float(np.linalg.norm(np.maximum(upper - points[i], points[i] - lower)))
+    R = 0.5 * float(others.min()) if len(others) else 1.000001 * corner
+    for _ in range(6):
+        found = contraction(gen, points[i], R)
+        if found.attracts:
+            break
+        R /= 2
+    return found
+
+
+def _moments(
+    evolution: Evolution, vectors: list[PETSc.Vec], points: Array, found: list[Contraction]
+) -> tuple[Array, Array, Array]:
+    """Second moments over the domain and over the balls of attraction, and the latter's masses, shape (n, k) each."""
+    gen = evolution._gen
+    quadrature = Quadrature.of(gen.domain.mesh, gen.degree + 2)
+    densities = [quadrature.values(s.function) for s in evolution]
+    columns = []
+    for x, c in zip(points, found, strict=True):
+        square = ((quadrature.x - x) ** 2).sum(axis=2)
+        whole = [quadrature.integrate(square * p) for p in densities]
+        if c.whole:
+            columns.append((whole, whole, [quadrature.integrate(p) for p in densities]))
+            continue
+        pairs = [ball_load(gen, x, c.radius), ball_load(gen, x, c.radius, _square_distance(x))]
+        inside, local = ([v.dot(load) for v in vectors] for load, _ in pairs)
+        columns.append((whole, local, inside))
+        _destroy([v for pair in pairs for v in pair])
+    table = np.array(columns)  # minimum, kind, time
+    return table[:, 0].T, table[:, 1].T, table[:, 2].T
+
+
+def _square_distance(x: Array) -> Callable[[Array], Array]:
+    return lambda y: ((y - x) ** 2).sum(axis=2)
+
+
+def _bounds(times: Array, local: Array, inside: Array, found: list[Contraction], radii: Array) -> tuple[Array, Array]:
+    """Upper bounds of the killed process' second moments and lower bounds of the masses in balls."""
+    t = times - times[0]
+    moment = np.stack([c.bound(t, m2) for c, m2 in zip(found, local, strict=True)], axis=1)
+    # E|X − x*|² grows at most by S per time until the exit, at which it is R²
+    leaves = [
+        np.zeros(len(t)) if c.whole else (m2 + c.noise * t) / c.radius**2 for c, m2 in zip(found, local, strict=True)
+    ]
+    stays = inside - np.stack(leaves, axis=1)
+    mass = stays[:, :, None] - moment[:, :, None] / radii**2
+    reach = np.array([c.radius for c in found])
+    mass = np.where(radii <= reach[:, None], mass, np.nan)
+    return moment, np.maximum(mass, 0.0)
+
+
+def _basin_masses(gen: Generator, vectors: list[PETSc.Vec], points: Array) -> tuple[Array, float]:
+    fine, change = basin_loads(gen, Flow(gen, points))
+    masses = np.array([[v.dot(load) for load in fine] for v in vectors])
+    error = max(abs(v.dot(load)) for v in vectors for load in change)
+    _destroy([*fine, *change])
+    return masses, float(error)
+
+
+def _unresolved(gen: Generator, times: Array, points: Array, local: Array, inside: Array) -> Array:
+    """First times at which √(m₂/mass) of what is near a minimum falls below the mesh width there over the degree."""
+    mesh, d = gen.domain.mesh, gen.domain.dim
+    index, cells = locate(mesh, points)
+    extents = np.ptp(owned_nodes(mesh)[cells], axis=1).max(axis=1) if len(cells) else np.zeros(0)
+    widths = np.zeros(len(points))
+    np.maximum.at(widths, index, extents)
+    widths = np.max(mesh.comm.allgather(widths), axis=0) / gen.degree
+    spread = np.sqrt(np.maximum(local, 0.0) / np.maximum(inside, 1e-300) / d)
+    narrow = (spread < widths) & (inside > 1e-3)
+    return np.array([times[np.argmax(column)] if column.any() else np.nan for column in narrow.T])
+
+
+def _loss_statistics(evolution: Evolution, loss: Any) -> tuple[Array | None, ...]:
+    gen = evolution._gen
+    f = loss_expression(gen, loss, "concentration: loss")
+    if f is None:
+        return None, None, None, None
+    gen.activate()
+    quadrature = Quadrature.of(gen.domain.mesh, 2 * gen.degree + 4)
+    values = quadrature.expression(ufl.as_vector([f, *rates_of(gen, f)]))
+    finite = bool(np.isfinite(values).all())
+    agree(gen.domain.comm, None if finite else "concentration: the loss or its derivatives are not finite.")
+    rows = []
+    for solution in evolution:
+        p = quadrature.values(solution.function)
+        mean, drift, diffusion = (quadrature.integrate(values[..., i] * p) for i in range(3))
+        mass = quadrature.integrate(p)
+        centred = quadrature.integrate((values[..., 0] - mean / mass) ** 2 * p) / mass
+        rows.append((mean / mass, centred, drift, diffusion))
+    return tuple(np.array(rows).T)
+
+
+def _tell(c: Concentration) -> None:
+    for x, report, time in zip(c.minima, c.collapse, c.unresolved_from, strict=True):
+        place = "(" + ", ".join(f"{v:.6g}" for v in x) + ")"
+        if report is not None and report.collapses:
+            logger.warning(
+                "concentration: the noise vanishes at %s and the law collapses onto it, E|X - x*|^2 like e^(-%.4g t); "
+                "masses and moments remain meaningful, the density as a function does not", place, report.rate
+            )  # fmt: skip
+        if np.isfinite(time):
+            logger.warning("concentration: from t = %.4g the peak at %s is narrower than the mesh", time, place)
+
+
+def _destroy(vectors: list[PETSc.Vec]) -> None:
+    for v in vectors:
+        v.destroy()

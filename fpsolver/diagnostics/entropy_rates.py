@@ -1,0 +1,265 @@
+"""Rates that are known to hold: the Bakry–Émery condition pointwise, and the Arnold–Erb matrix of linear drift."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.linalg
+import ufl
+from ufl.algorithms import extract_coefficients
+
+from ..fields import Space, is_number
+from ..generator import Generator
+from ..spectrum import spectrum
+from ._quadrature import Array, Quadrature, ito_drift
+
+_EQUAL = 1e-9  # relative
+_CLOSE = 1e-4  # a triple eigenvalue is known to the cube root of rounding
+_DEPENDENT = 1e-3  # smallest singular value of unit eigenvectors: below it they are taken for one
+
+
+@dataclass(frozen=True)
+class ArnoldErb:
+    """Decay of a linear process dX = −CX dt + √(2D) dW in the modified functional S_P = ∫ p ∇ln h·P∇ln h.
+
+    Attributes:
+        P: symmetric positive definite, shape (d, d), trace d; C* P + P C*ᵀ ≥ rate·P with C* = K Cᵀ K⁻¹.
+        mu: smallest real part of the eigenvalues of C.
+        rate: S_P(t) ≤ e^{−rate·t} S_P(0): 2μ, or 2(μ − ε) where an eigenvalue on that line is defective.
+        defective: whether it is.
+        covariance: K of the invariant normal law, C K + K Cᵀ = 2D.
+        constant: c of H ≤ c S_P, from the logarithmic Sobolev inequality of N(0, K).
+    """
+
+    P: np.ndarray
+    mu: float
+    rate: float
+    defective: bool
+    covariance: np.ndarray
+    constant: float
+
+    def entropy_bound(self, t: Any, modified: float) -> np.ndarray:
+        """H(t) ≤ c e^{−rate·t} S_P(0), though D may be degenerate; ``modified`` is S_P(0)."""
+        return self.constant * modified * np.exp(-self.rate * np.asarray(t, dtype=float))
+
+
+def arnold_erb_matrix(C: Any, D: Any, epsilon: float | None = None) -> ArnoldErb:
+    """P for the process dX = −CX dt + √(2D) dW with constant, possibly degenerate D (Arnold, Erb, arXiv:1409.5425).
+
+    h = p/p∞ obeys the backward equation of the time-reversed process, whose drift is −C*x with C* = K Cᵀ K⁻¹; its
+    gradient contracts in P when C* P + P C*ᵀ ≥ 2μP.  P = Σ w w̄ᵀ over eigenvectors w of C* for eigenvalues that are not
+    defective; on the rest of the space P solves a Lyapunov equation.
+
+    Args:
+        C: shape (d, d).
+        D: symmetric positive semi-definite, shape (d, d).
+        epsilon: ε, by which the rate is lowered if an eigenvalue with the smallest real part is defective; μ/100
+            by default.
+
+    Raises:
+        ValueError: shapes; D not symmetric semi-definite; C without positive real parts (there is no invariant law); an
+            eigenvector of Cᵀ in the kernel of D (along it there is no noise, and the law does not become smooth).
+    """
+    C, D = _square(C, "C"), _square(D, "D")
+    if C.shape != D.shape:
+        raise ValueError(f"arnold_erb_matrix: C has shape {C.shape}, D {D.shape}; they must agree.")
+    _check_linear(C, D)
+    d, mu = len(C), float(np.linalg.eigvals(C).real.min())
+    if epsilon is not None and not (is_number(epsilon) and 0 < epsilon < mu):
+        raise ValueError(
+            f"arnold_erb_matrix: epsilon is {epsilon!r}; a number between 0 and mu = {mu:.6g} was expected."
+        )
+    K = scipy.linalg.solve_continuous_lyapunov(C, 2 * D)
+    reverse = K @ C.T @ np.linalg.inv(K)
+    slow, fast = _split(reverse, mu)
+    defective = np.linalg.svd(slow, compute_uv=False)[-1] < _DEPENDENT
+    half = mu - (epsilon or mu / 100) if defective else mu
+    if defective:
+        P = scipy.linalg.solve_continuous_lyapunov(reverse - half * np.eye(d), np.eye(d))
+    else:
+        T = np.linalg.lstsq(fast, reverse @ fast, rcond=None)[0] - half * np.eye(fast.shape[1])
+        inner = scipy.linalg.solve_continuous_lyapunov(T, np.eye(len(T))) if len(T) else T
+        P = (slow @ slow.conj().T + fast @ inner @ fast.conj().T).real
+    P = 0.5 * (P + P.T) * d / np.trace(P)
+    constant = 0.5 * float(scipy.linalg.eigh(K, P, eigvals_only=True)[-1])
+    return ArnoldErb(P, mu, 2 * half, bool(defective), K, constant)
+
+
+def _square(A: Any, name: str) -> Array:
+    A = np.atleast_2d(np.asarray(A, dtype=float))
+    if A.ndim != 2 or A.shape[0] != A.shape[1] or not np.isfinite(A).all():
+        raise ValueError(f"arnold_erb_matrix: {name} has shape {A.shape}; a finite square matrix was expected.")
+    return A
+
+
+def _check_linear(C: Array, D: Array) -> None:
+    scale = np.abs(D).max() or 1.0
+    if np.abs(D - D.T).max() > 1e-12 * scale or np.linalg.eigvalsh(D)[0] < -1e-12 * scale:
+        raise ValueError("arnold_erb_matrix: D is not symmetric positive semi-definite.")
+    values, vectors = np.linalg.eig(C.T)
+    if values.real.min() <= 0:
+        raise ValueError(
+            f"arnold_erb_matrix: C has an eigenvalue {values[np.argmin(values.real)]:.6g}; positive real parts are "
+            "needed for an invariant law of dX = -CX dt + noise."
+        )
+    for value in values:  # at most d: no vector of the eigenspace may lie in the kernel of D
+        stacked = np.vstack([C.T - value * np.eye(len(C)), D / scale * np.linalg.norm(C)])
+        if np.linalg.svd(stacked, compute_uv=False)[-1] < 1e-9 * np.linalg.norm(C):
+            w = vectors[:, np.argmin(np.abs(values - value))]
+            raise ValueError(
+                f"arnold_erb_matrix: an eigenvector of C^T, {np.round(w, 6)} (eigenvalue {value:.6g}), lies in the "
+                "kernel of D: no noise reaches that direction, and the law has no density there."
+            )
+
+
+def _split(A: Array, mu: float) -> tuple[Array, Array]:
+    """Eigenvectors of A with real part μ, and a basis of the invariant subspace of the other eigenvalues."""
+    margin = _CLOSE * np.linalg.norm(A)
+    values, vectors = np.linalg.eig(A)
+    slow = vectors[:, values.real <= mu + margin].astype(complex)
+    _, Z, count = scipy.linalg.schur(A.astype(complex), output="complex", sort=lambda z: z.real > mu + margin)
+    return slow, Z[:, :count]
+
+
+@dataclass(frozen=True)
+class BakryEmery:
+    """A pointwise lower bound of curvature, and with it rates of convergence.
+
+    Attributes:
+        kind: ``"constant D"`` or ``"scalar D(x)"`` (which in one dimension is every D).
+        bound: λ, the smallest eigenvalue found; with λ > 0, H(t) ≤ e^{−2λt} H(0).
+        point: where it was found, shape (d,).
+        reversible: whether the drift is D(−∇V) + ∇·D; then also I_D(t) ≤ e^{−2λt} I_D(0).  With a further drift F,
+            ∇·(e^{−V}F) = 0, the rate of H remains, by the logarithmic Sobolev inequality, that of I_D need not.
+    """
+
+    kind: str
+    bound: float
+    point: np.ndarray
+    reversible: bool
+
+    @property
+    def holds(self) -> bool:
+        """Whether λ > 0, so that there is a rate."""
+        return self.bound > 0
+
+
+def bakry_emery(gen: Generator, potential: Any = None) -> BakryEmery:
+    """The Bakry–Émery condition at quadrature points and vertices of the mesh (collective).
+
+    Constant D > 0: ∇∇V ≥ λ D⁻¹.  Scalar D(x) (Arnold, Markowich, Toscani, Unterreiter, Comm. PDE 26, 2001), with
+    n the dimension: (½ − n/4) ∇D⊗∇D/D + ½ (ΔD − ∇D·∇V) I + D∇∇V + ½ (∇V⊗∇D + ∇D⊗∇V) − ∇∇D ≥ λI; for n = 1 this is
+    U'' ≥ λ for U = V − ½ ln D in the coordinate ∫ dx/√D.  The infimum is over points, not certified between
+    them; on a reflecting domain the domain must be convex.
+
+    Args:
+        gen: generator.
+        potential: V with invariant density ∝ e^{−V}, a callable of all coordinates giving UFL; by default that of the
+            process where it is known.
+
+    Raises:
+        ValueError: no potential; e^{−V} is not invariant; D degenerate, or neither constant nor scalar; V tabulated.
+    """
+    mesh, d = gen.domain.mesh, gen.domain.dim
+    gen.activate()
+    space = gen.space if potential is None else Space(mesh, gen.degree, d)
+    V = gen.process.potential(space) if potential is None else space.scalar(potential, "bakry_emery: potential")
+    if V is None:
+        raise ValueError(
+            f"bakry_emery: the invariant density of {type(gen.process).__name__} is not known; give -ln of it by "
+            "potential=."
+        )
+    c = gen._compiled.coefficients
+    if any(extract_coefficients(e) for e in (V, c.D, c.beta)):
+        raise ValueError(
+            "bakry_emery needs second derivatives: potential, drift and diffusion must be UFL, not tabulated."
+        )
+    gen.activate()
+    points = Quadrature.with_vertices(mesh, max(4, gen.degree))
+    gradient, ds = _gradient(V, d), _gradient(c.D[0, 0], d)
+    F = ito_drift(c) + ufl.dot(c.D, gradient) - ufl.div(c.D)
+    defect = ufl.div(F) - ufl.dot(F, gradient)
+    parts = [*_entries(c.D), *gradient, *_entries(_gradient(gradient, d)), *ds, *_entries(_gradient(ds, d))]
+    table = points.expression(ufl.as_vector([*parts, *F, *ito_drift(c), defect, ufl.div(ito_drift(c))]))
+    sizes = np.cumsum([d * d, d, d * d, d, d * d, d, d, 1])
+    D, dV, ddV, d1, d2, extra, b, rest, div_b = np.split(table, sizes, axis=-1)
+    square = lambda a: a.reshape(*a.shape[:2], d, d)  # noqa: E731
+    reversible = _negligible(points, extra, b)
+    _check_invariant(points, rest, np.concatenate([b * dV, div_b], axis=-1))
+    kind, curvature = _curvature(points, square(D), dV, square(ddV), d1, square(d2))
+    bound, place = points.minimum(np.linalg.eigvalsh(curvature)[..., 0])
+    return BakryEmery(kind, bound, place, reversible)
+
+
+def _entries(A: Any) -> list[Any]:
+    return [A[i] for i in np.ndindex(*A.ufl_shape)]
+
+
+def _gradient(f: Any, d: int) -> Any:
+    """∇f, of shape (..., d); UFL cannot differentiate zeros, which belong to no mesh."""
+    zero = isinstance(f, ufl.classes.Zero)
+    return ufl.classes.Zero((*f.ufl_shape, d)) if zero else ufl.grad(f)
+
+
+def _largest(points: Quadrature, values: Array) -> float:
+    return -points.minimum(-np.abs(values).max(axis=-1))[0]
+
+
+def _negligible(points: Quadrature, part: Array, of: Array) -> bool:
+    return _largest(points, part) <= _EQUAL * _largest(points, of)
+
+
+def _check_invariant(points: Quadrature, defect: Array, scale: Array) -> None:
+    if not _negligible(points, defect, scale):
+        raise ValueError(
+            "bakry_emery: e^(-V) is not invariant for this process: the drift that is left beside -D grad V + div D "
+            f"does not preserve it (defect {_largest(points, defect):.3g}). Note that with Ito noise D(x) the "
+            "potential is not the loss."
+        )
+
+
+def _curvature(points: Quadrature, D: Array, dV: Array, ddV: Array, ds: Array, dds: Array) -> tuple[str, Array]:
+    d = D.shape[-1]
+    size = _largest(points, D.reshape(*D.shape[:2], -1))
+    lowest, place = points.minimum(np.linalg.eigvalsh(D)[..., 0])
+    if lowest <= 1e-12 * size:
+        raise ValueError(
+            f"bakry_emery: D degenerates at {tuple(float(v) for v in place)}; for linear drift see arnold_erb_matrix."
+        )
+    first = points.mesh.comm.allgather(D.reshape(-1, d, d)[:1])
+    model = next(a[0] for a in first if len(a))
+    if _largest(points, (D - model).reshape(*D.shape[:2], -1)) <= _EQUAL * size:
+        root = scipy.linalg.sqrtm(model).real
+        return "constant D", root @ ddV @ root
+    s, eye = D[..., 0, 0][..., None, None], np.eye(d)
+    if _largest(points, (D - s * eye).reshape(*D.shape[:2], -1)) > _EQUAL * size:
+        raise ValueError("bakry_emery: D is neither constant nor a scalar times the identity: no formula here.")
+    outer = lambda a, b: a[..., :, None] * b[..., None, :]  # noqa: E731
+    trace = np.trace(dds, axis1=-2, axis2=-1) - (ds * dV).sum(axis=-1)
+    return "scalar D(x)", (
+        (0.5 - d / 4) * outer(ds, ds) / s
+        + 0.5 * trace[..., None, None] * eye
+        + s * ddV
+        + 0.5 * (outer(dV, ds) + outer(ds, dV))
+        - dds
+    )
+
+
+def spectral_gap(gen: Generator, k: int = 10) -> float:
+    """Smallest −Re λ of the generator's eigenvalues other than zero: the slowest rate of p(t) − p∞ (collective).
+
+    Entropies, quadratic near p∞, decay with twice this rate in the end.
+
+    Args:
+        gen: generator in which nothing absorbs.
+        k: how many eigenvalues to look at, those of smallest modulus: a process that rotates fast has slow modes of
+            large imaginary part, which take more.
+
+    Raises:
+        ValueError: something absorbs.
+        NotConverged, ImportError: as :func:`fpsolver.spectrum`.
+    """
+    if gen.absorbing:
+        raise ValueError("spectral_gap: mass leaves; the slowest rate is quasi_stationary(gen).rate.")
+    slow = spectrum(gen, k).eigenvalues
+    return float((-slow[np.argsort(np.abs(slow))][1:].real).min())
