@@ -26,7 +26,7 @@ from dolfinx import fem
 import fpsolver as fp
 from fpsolver import _petsc
 from fpsolver._expm import Propagator
-from fpsolver.evolution import propagator
+from fpsolver._integrate import propagator
 from fpsolver.initial import coefficients
 
 END = 2.0
