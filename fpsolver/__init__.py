@@ -5,12 +5,15 @@ from . import diagnostics, io, landscapes, plot
 from ._errors import NotConverged
 from ._log import set_log_level
 from .domain import Domain
+from .ergodic import ergodic_laws
 from .evolution import Evolution, backward, evolve
 from .exit import exit_distribution, exit_probability, exit_time_moments, feynman_kac, mean_exit_time, survival
 from .fields import batched
 from .generator import Generator
 from .initial import dirac, gaussian
+from .monotone import evolve_monotone
 from .noise import Covariance, Isotropic, PerSample
+from .positivity import limit
 from .process import SDE, SGD, Langevin, MomentumSGD
 from .solution import Solution
 from .spectrum import quasi_stationary, spectrum
@@ -35,7 +38,9 @@ __all__ = [
     "batched",
     "diagnostics",
     "dirac",
+    "ergodic_laws",
     "evolve",
+    "evolve_monotone",
     "exit_distribution",
     "exit_probability",
     "exit_time_moments",
@@ -43,6 +48,7 @@ __all__ = [
     "gaussian",
     "io",
     "landscapes",
+    "limit",
     "mean_exit_time",
     "plot",
     "quasi_stationary",

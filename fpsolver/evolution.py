@@ -13,7 +13,8 @@ from ._log import logger
 from ._petsc import Options
 from .fields import is_number
 from .generator import Generator
-from .initial import coefficients
+from .initial import Dirac, Gaussian, coefficients
+from .positivity import Limiter, limiter
 from .solution import Solution
 
 
@@ -23,8 +24,9 @@ class Evolution(Sequence[Solution]):
     Attributes:
         times: shape (n,).
         mass: integral over the domain at each time, shape (n,).
-        minimum: smallest nodal value at each time, shape (n,): for a density a measure of what the mesh does not
-            resolve; nothing is cut off.
+        minimum: smallest nodal value of the discrete solution at each time, shape (n,): for a density a measure of
+            what the mesh does not resolve.  ``evolution[i].function`` is non-negative with the same mass,
+            ``evolution[i].raw`` is what was computed.
         outflux: mass that has left through absorbing parts since time 0, shape (n,); an integral over time of the
             flux itself, so ``mass + outflux`` tests the balance.  Zero for :func:`backward`.
         outflux_by_part: the same for each absorbing part.
@@ -40,6 +42,7 @@ class Evolution(Sequence[Solution]):
         self._integrals: list[np.ndarray] = []
         self._values: list[np.ndarray] = []
         self.stats: dict[str, Any] = {}
+        self._limiter: Limiter | None = None
 
     def _append(self, snapshot: Snapshot) -> None:
         to_function = self._gen.density if self.name == "density" else self._gen.function
@@ -48,7 +51,8 @@ class Evolution(Sequence[Solution]):
         self._rows.append((snapshot.time, float(snapshot.vector.dot(self._gen.integrals)), float(minimum)))
         self._integrals.append(snapshot.integrals)
         self._values.append(snapshot.values)
-        self._solutions.append(Solution(function, self.stats, f"{self.name} at t = {snapshot.time:g}"))
+        name = f"{self.name} at t = {snapshot.time:g}"
+        self._solutions.append(Solution(function, self.stats, name, limiter=self._limiter))
         snapshot.vector.destroy()
 
     @property
@@ -107,6 +111,7 @@ def evolve(gen: Generator, initial: Any, times: Any, tol: float = 1e-6, options:
     Args:
         gen: generator.
         initial: :func:`~fpsolver.gaussian`, :func:`~fpsolver.dirac`, a ``Function``, or a callable of all coordinates.
+            Of a signed one nothing is made non-negative.
         times: increasing, non-negative, shape (n,) or one number.
         tol: error in time in the L² norm relative to that of p(t), or to 1e-10 times the largest norm so far; of
             ``outflux`` relative to the initial mass.  At least 1e-11; see :meth:`._expm.Propagator.run`.
@@ -122,6 +127,7 @@ def evolve(gen: Generator, initial: Any, times: Any, tol: float = 1e-6, options:
     if gen.absorbing:
         functionals = [_total_flux(gen), *(gen.exit_flux(part) for part in gen.absorbing)]
     evolution = Evolution(gen, "density", gen.absorbing)
+    evolution._limiter = _limiter_of_a_density(gen, initial, p0)
     return _run(evolution, p0, times, tol, functionals, options, transpose=False)
 
 
@@ -183,6 +189,15 @@ def _run(
         )
     logger.info("%s", evolution)
     return evolution
+
+
+def _limiter_of_a_density(gen: Generator, initial: Any, p0: PETSc.Vec) -> Limiter | None:
+    """None if what evolves is a signed measure: a tenth or more of the cell means' mass is negative at the start."""
+    limit = limiter(gen)
+    if isinstance(initial, Gaussian | Dirac):
+        return limit
+    mass, positive = limit.masses(limit.means(gen.density(p0)))
+    return limit if positive - mass < 0.1 * positive else None
 
 
 def _total_flux(gen: Generator) -> PETSc.Vec:

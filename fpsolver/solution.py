@@ -1,5 +1,6 @@
 """Answers: a function on the mesh, how it was obtained, and its values at points."""
 
+from collections.abc import Callable
 from typing import Any
 
 from mpi4py import MPI
@@ -14,15 +15,34 @@ class Solution:
     """What a verb returns.
 
     Attributes:
-        function: dolfinx ``Function``.
+        function: dolfinx ``Function``; of a density, the one made non-negative by :mod:`~fpsolver.positivity`
+            (collective when it is first asked for), which may be discontinuous although ``raw`` is not.
+        raw: what the discretisation gave; the same unless it is a density with undershoots.  Dualities and
+            balances hold for it to rounding, and evolutions are to be continued from it.
         stats: unknowns, scheme, degree, iterations, residual, seconds, ...
         name: what it is ("mean exit time").
         error: estimated error, None where no estimate exists.
     """
 
-    def __init__(self, function: fem.Function, stats: dict[str, Any], name: str, error: Any = None):
-        self.function, self.stats, self.name, self.error = function, stats, name, error
+    def __init__(
+        self,
+        function: fem.Function,
+        stats: dict[str, Any],
+        name: str,
+        error: Any = None,
+        limiter: Callable[[fem.Function], fem.Function] | None = None,
+    ):
+        self.raw, self.stats, self.name, self.error = function, stats, name, error
+        self._limiter, self._limited = limiter, function if limiter is None else None
         function.name = name.replace(" ", "_")
+
+    @property
+    def function(self) -> fem.Function:
+        """The answer as a dolfinx ``Function``."""
+        if self._limited is None:
+            assert self._limiter is not None
+            self._limited = self._limiter(self.raw)
+        return self._limited
 
     def __repr__(self) -> str:
         stats = ", ".join(f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in self.stats.items())

@@ -13,8 +13,8 @@ PACKAGE = Path(__file__).parent.parent / "fpsolver"
 # imports go downwards only: a module may import those above it
 ORDER = (
     "_errors _log _compat _petsc _meshfile _meshes domain fields landscapes noise process schemes boundary _assembly "
-    "generator solution initial _krylov _control _expm evolution metastable exit stationary spectrum _sample _slices "
-    "io plot"
+    "_sample generator solution initial positivity _krylov _control _expm evolution monotone metastable exit "
+    "stationary ergodic spectrum diagnostics.invariant diagnostics.truncation _slices io plot"
 ).split()
 
 
