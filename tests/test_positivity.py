@@ -195,8 +195,8 @@ def _loss(a, y):
 def test_rank_one_gradient_noise():
     """A sine neuron trained on two samples: no negative mass, and the quadrants' masses right to 5e-4.
 
-    Reference: Monte Carlo of the diffusion, an explicit scheme of weak order two with steps of 0.05, 2e4 paths over
-    1500 time units; standard errors of the four masses below 1.3e-4.
+    Reference: Monte Carlo of the diffusion, an explicit scheme of weak order two with steps of 0.0125, 2e4 paths over
+    575 time units; standard errors of the four masses 3e-6, 2.2e-4, 2e-4, 7e-5.
     """
     process = fp.SGD(None, fp.PerSample([_loss(a, y) for a, y in SAMPLES]), learning_rate=1.0)
     gen = fp.Generator(process, fp.Domain.rectangle((-1.2, -1.75), (1.2, 1.75), (12, 14)))
@@ -206,7 +206,7 @@ def test_rank_one_gradient_noise():
     x = ufl.SpatialCoordinate(mesh)
     left, low = (ufl.conditional(ufl.lt(x[i], c), 1.0, 0.0) for i, c in ((0, 0.0), (1, 0.25)))
     masses = [integrate(mesh, p.function * a * b, 8) for a in (left, 1 - left) for b in (low, 1 - low)]
-    assert np.abs(np.array(masses) - (0.00061, 0.38741, 0.45454, 0.15743)).max() < 5e-4
+    assert np.abs(np.array(masses) - (0.00061, 0.38801, 0.45482, 0.15656)).max() < 5e-4
     assert p.stats["minimum"] < -0.01
     assert p.at(_points(gen.domain)).min() >= 0
     assert integrate(mesh, abs(p.function) - p.function, 12) < 1e-15
