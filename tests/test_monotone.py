@@ -121,7 +121,7 @@ def test_converges_to_the_accurate_evolution():
     points = np.random.default_rng(3).uniform(-0.9, 0.9, (50, 2))
     exact = fp.evolve(fp.Generator(process, box(2, 8)), start, [0.2])[0].at(points)
     errors = []
-    for n, steps in ((8, 20), (16, 80)):
+    for n, steps in ((16, 80), (32, 320)):
         gen = fp.Generator(process, box(2, n), scheme="dg", degree=1)
         errors.append(abs(fp.evolve_monotone(gen, start, [0.2], steps)[0].at(points) - exact).max())
     assert errors[1] < 0.03 * exact.max()
@@ -147,7 +147,6 @@ def test_times_between_steps():
     [
         (fp.SDE((0, 0), ((1, 0), (0, 2))), "depends on direction.*Motzkin"),
         (fp.SDE(lambda x: (-x[0], -x[1]), lambda x: x[0] ** 2), "degenerates"),
-        (fp.MomentumSGD(lambda x: x[0] ** 2, fp.Isotropic(1.0), 0.1, 0.5), "depends on direction"),
     ],
 )
 def test_noise_that_no_monotone_scheme_serves(process, pattern):
