@@ -244,13 +244,13 @@ def functional(gen, g, degree=12):
 
 
 def integral(gen, g, solution):
-    return functional(gen, g).dot(gen.vector(solution.function))
+    return functional(gen, g).dot(gen.vector(solution.raw))
 
 
 def negative_mass(gen, solution):
-    """∫ p⁻, what the mesh does not resolve; raw, nothing is cut off by the package."""
+    """∫ p⁻ of what was computed, before it is made non-negative: what the mesh does not resolve."""
     dx = ufl.dx(domain=gen.domain.mesh, metadata={"quadrature_degree": 12})
-    p = solution.function
+    p = solution.raw
     return comm.allreduce(fem.assemble_scalar(fem.form((abs(p) - p) / 2 * dx)))
 
 
@@ -268,7 +268,7 @@ BALL = 0.6  # radius of the ball around the worse minimum: two to three standard
 def drift(case, gen, times):
     """The density from a narrow Gaussian at the start, and what is watched of it: arrays over ``times``."""
     flow = fp.evolve(gen, fp.gaussian(case.start, 0.1), times, tol=1e-4)
-    densities = [gen.vector(p.function) for p in flow]
+    densities = [gen.vector(p.raw) for p in flow]
 
     def watch(g):
         vector = functional(gen, g)

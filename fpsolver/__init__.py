@@ -8,16 +8,19 @@ from ._log import set_log_level
 from .adapt import Adapted, solve_to
 from .compare import Comparison, compare
 from .domain import Domain
+from .ergodic import ergodic_laws
 from .evolution import Evolution, backward, evolve, resume
 from .exit import exit_probability, exit_time_moments, feynman_kac, mean_exit_time
 from .exit_law import exit_distribution, survival
 from .fields import batched
 from .generator import Generator
 from .initial import dirac, gaussian
+from .monotone import evolve_monotone
 from .montecarlo import simulate
 from .network import Network
 from .noise import Covariance, Isotropic, LabelNoise, PerSample
 from .noisy import NoisyLimit, noisy_limit, wasserstein
+from .positivity import limit
 from .process import SDE, SGD, Langevin, MomentumSGD, Noisy
 from .regions import committor, first_passage, transition_rate
 from .schedule import steps
@@ -55,7 +58,9 @@ __all__ = [
     "compare",
     "diagnostics",
     "dirac",
+    "ergodic_laws",
     "evolve",
+    "evolve_monotone",
     "exit_distribution",
     "exit_probability",
     "exit_time_moments",
@@ -64,6 +69,7 @@ __all__ = [
     "gaussian",
     "io",
     "landscapes",
+    "limit",
     "mean_exit_time",
     "noisy_limit",
     "plot",

@@ -194,6 +194,14 @@ class Boundary:
         self.mesh.comm.Allreduce(local, total)
         return FicheraClasses(*(float(t) for t in total))
 
+    def evaluate(self, rows: list[ufl.core.expr.Expr], facets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Scalars at quadrature points of some of this rank's boundary facets, not all of them constant.
+
+        Returns:
+            Values (facets, points, rows) and weights (facets, points).
+        """
+        return _on_facets(self.mesh, rows, facets, self.degree)[:2]
+
     def flux(self, p: fem.Function, facets: np.ndarray, weak: WeakForm) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Outflux density (β·n)⁺ p − D∇p·n + (α δ/h) p of a function, gathered on every rank (collective).
 

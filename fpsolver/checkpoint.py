@@ -54,11 +54,12 @@ class Checkpoint:
         path: its folder; made where there is none.
         gen: the generator.
         evolution: ``"density"`` or ``"expectation"``.
+        signed: whether the density is a signed one, to be reported as it is.
     """
 
-    def __init__(self, path: str | Path, gen: Generator, evolution: str):
+    def __init__(self, path: str | Path, gen: Generator, evolution: str, signed: bool = False):
         self.path, self.gen, self.comm = Path(path), gen, gen.domain.comm
-        self._evolution = evolution
+        self._evolution, self._signed = evolution, signed
         self._order = np.zeros(0, int)  # on rank 0: places in the files of all nodes, rank after rank
 
     def open(
@@ -78,6 +79,7 @@ class Checkpoint:
         kept = self.comm.bcast(on_root(self.comm, lambda: _about(self.path)), root=0)
         asked = [float(t) for t in times]
         about: dict[str, Any] = {"version": VERSION, "evolution": self._evolution, "times": asked, "tol": tol}
+        about["signed"] = self._signed
         about["horizon"] = kept["horizon"] if kept else asked[-1]
         about["signature"] = {**_signature(self.gen), **more(about["horizon"])}
         places = self.comm.gather(_places(self.gen), root=0)

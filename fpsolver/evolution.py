@@ -17,7 +17,8 @@ from ._scheduled import Scheduled
 from .checkpoint import Checkpoint, describe
 from .fields import is_number
 from .generator import Generator
-from .initial import coefficients
+from .initial import Dirac, Gaussian, coefficients
+from .positivity import Limiter, limiter
 from .solution import Solution
 
 
@@ -27,8 +28,9 @@ class Evolution(Sequence[Solution]):
     Attributes:
         times: shape (n,).
         mass: integral over the domain at each time, shape (n,).
-        minimum: smallest nodal value at each time, shape (n,): for a density a measure of what the mesh does not
-            resolve; nothing is cut off.
+        minimum: smallest nodal value of the discrete solution at each time, shape (n,): for a density a measure of
+            what the mesh does not resolve.  ``evolution[i].function`` is non-negative with the same mass,
+            ``evolution[i].raw`` is what was computed.
         outflux: mass that has left through absorbing parts since time 0, shape (n,); an integral over time of the
             flux itself, so ``mass + outflux`` tests the balance.  Zero for :func:`backward`.
         outflux_by_part: the same for each absorbing part.
@@ -44,6 +46,7 @@ class Evolution(Sequence[Solution]):
         self._integrals: list[np.ndarray] = []
         self._values: list[np.ndarray] = []
         self.stats: dict[str, Any] = {}
+        self._limiter: Limiter | None = None
 
     def _append(self, snapshot: Snapshot) -> None:
         to_function = self._gen.density if self.name == "density" else self._gen.function
@@ -52,7 +55,8 @@ class Evolution(Sequence[Solution]):
         self._rows.append((snapshot.time, float(snapshot.vector.dot(self._gen.integrals)), float(minimum)))
         self._integrals.append(snapshot.integrals)
         self._values.append(snapshot.values)
-        self._solutions.append(Solution(function, self.stats, f"{self.name} at t = {snapshot.time:g}"))
+        name = f"{self.name} at t = {snapshot.time:g}"
+        self._solutions.append(Solution(function, self.stats, name, limiter=self._limiter))
         snapshot.vector.destroy()
 
     @property
@@ -119,6 +123,7 @@ def evolve(
     Args:
         gen: generator.
         initial: :func:`~fpsolver.gaussian`, :func:`~fpsolver.dirac`, a ``Function``, or a callable of all coordinates.
+            Of a signed one nothing is made non-negative.
         times: increasing, non-negative, shape (n,) or one number.
         tol: error in time in the L² norm relative to that of p(t), or to 1e-10 times the largest norm so far, if
             errors decay as p does; the time integrals of :attr:`Evolution.outflux` are controlled too, see
@@ -138,7 +143,9 @@ def evolve(
     """
     times, tol = _check_times(times), _check_tol(tol)
     p0 = coefficients(gen, initial, "initial density")
-    return _run(Evolution(gen, "density", gen.absorbing), p0, times, tol, options, schedule, checkpoint)
+    evolution = Evolution(gen, "density", gen.absorbing)
+    evolution._limiter = _limiter_of_a_density(gen, initial, p0)
+    return _run(evolution, p0, times, tol, options, schedule, checkpoint)
 
 
 def backward(
@@ -201,6 +208,8 @@ def resume(
     kept = describe(checkpoint, gen.domain.comm)
     kind = kept["evolution"]
     evolution = Evolution(gen, kind, gen.absorbing if kind == "density" else ())
+    if kind == "density" and not kept["signed"]:
+        evolution._limiter = limiter(gen)
     wanted = _check_times(kept["times"] if times is None else times)
     return _run(evolution, None, wanted, kept["tol"], options, schedule, checkpoint)
 
@@ -220,7 +229,7 @@ def _run(
     state, store = None, None
     try:
         if checkpoint is not None:
-            store = Checkpoint(checkpoint, gen, evolution.name)
+            store = Checkpoint(checkpoint, gen, evolution.name, signed=evolution._limiter is None)
             v0 = store.open(v0, times, tol, source.signature)
         assert v0 is not None
         state = State.at_start(v0, parts)
@@ -244,6 +253,15 @@ def _run(
             state.destroy()
     logger.info("%s", evolution)
     return evolution
+
+
+def _limiter_of_a_density(gen: Generator, initial: Any, p0: PETSc.Vec) -> Limiter | None:
+    """None if what evolves is a signed measure: a tenth or more of the cell means' mass is negative at the start."""
+    limit = limiter(gen)
+    if isinstance(initial, Gaussian | Dirac):
+        return limit
+    mass, positive = limit.masses(limit.means(gen.density(p0)))
+    return limit if positive - mass < 0.1 * positive else None
 
 
 def _check_times(times: Any) -> np.ndarray:

@@ -334,7 +334,16 @@ class Generator:
         return density
 
     def vector(self, function: fem.Function) -> PETSc.Vec:
-        """The owned coefficients of a function on :attr:`V` as a new vector."""
+        """The owned coefficients of a function on :attr:`V` as a new vector.
+
+        Raises:
+            ValueError: the function has another element.
+        """
+        if function.function_space.ufl_element() != self.V.ufl_element():
+            raise ValueError(
+                f"{function.name!r} is a function of {function.function_space.ufl_element()}, the generator's space is "
+                f"{self.V.ufl_element()}. Of a density that was made non-negative, take .raw instead of .function."
+            )
         vector = self.G.createVecRight()
         vector.array_w[:] = function.x.array[: vector.local_size]
         return vector

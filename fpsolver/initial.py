@@ -23,7 +23,7 @@ from ._log import logger
 from ._petsc import LinearSolver, direct_preset
 from .fields import Space
 from .generator import Generator
-from .solution import as_points, locate
+from .solution import Solution, as_points, locate
 
 # (cell extent / std, quadrature degree beyond k): errors below 1e-10 for Gaussians anywhere in a cell
 _QUADRATURE = ((1.0, 8), (2.0, 12), (4.0, 20), (8.0, 36))
@@ -86,14 +86,17 @@ def coefficients(gen: Generator, source: Any, what: str, payoff: bool = False) -
 
     Args:
         gen: generator.
-        source: :func:`gaussian`, :func:`dirac`, a ``Function`` on ``gen.V`` (taken as it is), or any scalar source,
-            which is projected: a ``Function`` on the same mesh, a callable of all coordinates, a number.
+        source: :func:`gaussian`, :func:`dirac`, a ``Function`` on ``gen.V`` or a ``Solution`` there (taken as it is),
+            or any scalar source, which is projected: a ``Function`` on the same mesh, a callable of all coordinates, a
+            number.
         what: its name in errors.
         payoff: whether ``source`` is an observable; in the weighted scheme a density p is kept as p/w instead.
 
     Raises:
         ValueError: dimensions differ, a point outside the mesh, most of a Gaussian outside, values not finite.
     """
+    if isinstance(source, Solution):
+        source = source.raw
     given = isinstance(source, fem.Function) and source.function_space == gen.V
     given = given and (payoff or gen.scheme != "weighted")
     vector = gen.vector(source) if given else load(gen, source, what, payoff)

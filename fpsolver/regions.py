@@ -175,7 +175,7 @@ def transition_rate(gen: Generator, A: Region, B: Region, options: Options | Non
             mass_B = float(gen.integrals.dot(u))
             u.destroy()
             return _transitions(capacity, whole, whole - mass_B, q, regions)
-        rho = stationary(gen).function
+        rho = stationary(gen).raw
         v, from_A = ufl.TestFunction(gen.V), stopped.facets((regions[0].name,))
         source = gen.assemble_vector(stopped.weak.entrance_data(rho, v, from_A))
         source.scale(-1.0)

@@ -1,5 +1,6 @@
 """Answers: a function on the mesh, how it was obtained, and its values at points."""
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from mpi4py import MPI
@@ -24,17 +25,35 @@ class Solution:
     """What a verb returns.
 
     Attributes:
-        function: dolfinx ``Function``.
+        function: dolfinx ``Function``; of a density, the one made non-negative by :mod:`~fpsolver.positivity`
+            (collective when it is first asked for), which may be discontinuous although ``raw`` is not.
+        raw: what the discretisation gave; the same unless it is a density with undershoots.  Dualities and
+            balances hold for it to rounding, and evolutions are to be continued from it.
         stats: unknowns, scheme, degree, iterations, residual, seconds, ...
         name: what it is ("mean exit time").
         estimate: where error bars come from, None where no estimate exists.
     """
 
-    def __init__(self, function: fem.Function, stats: dict[str, Any], name: str, estimate: ErrorEstimate | None = None):
-        self.function, self.stats, self.name = function, stats, name
-        self.estimate = estimate
+    def __init__(
+        self,
+        function: fem.Function,
+        stats: dict[str, Any],
+        name: str,
+        estimate: ErrorEstimate | None = None,
+        limiter: Callable[[fem.Function], fem.Function] | None = None,
+    ):
+        self.raw, self.stats, self.name, self.estimate = function, stats, name, estimate
+        self._limiter, self._limited = limiter, function if limiter is None else None
         self._error: np.ndarray | None = None
         function.name = name.replace(" ", "_")
+
+    @property
+    def function(self) -> fem.Function:
+        """The answer as a dolfinx ``Function``."""
+        if self._limited is None:
+            assert self._limiter is not None
+            self._limited = self._limiter(self.raw)
+        return self._limited
 
     @property
     def error(self) -> np.ndarray | None:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from mpi4py import MPI
 from petsc4py import PETSc
 
 import numpy as np
@@ -12,6 +13,7 @@ from ._log import logger
 from ._petsc import Options, direct_preset, inserted_options
 from .fields import integrate, is_number
 from .generator import Generator
+from .positivity import Limiter, limiter
 from .solution import Solution
 
 
@@ -44,13 +46,19 @@ class QuasiStationary(Solution):
 
     Attributes:
         rate: λ > 0; the exit time from ``density`` is exponential with this rate.
-        density: ``Function``, mass one (also ``function``).
+        density: ``Function``, mass one, non-negative (also ``function``); ``stats["minimum"]`` is the smallest nodal
+            value before it was made so.
         mode: backward mode φ with ∫ φ·density = 1: P(τ > t | x) ≈ φ(x) e^{−λt} for large t.
     """
 
-    def __init__(self, rate: float, density: fem.Function, mode: fem.Function, stats: dict[str, Any]):
-        super().__init__(density, stats, "quasi-stationary density")
-        self.rate, self.density, self.mode = rate, density, mode
+    def __init__(self, rate: float, density: fem.Function, mode: fem.Function, stats: dict[str, Any], limiter: Limiter):
+        super().__init__(density, stats, "quasi-stationary density", limiter=limiter)
+        self.rate, self.mode = rate, mode
+
+    @property
+    def density(self) -> fem.Function:
+        """The same as ``function``."""
+        return self.function
 
 
 def spectrum(gen: Generator, k: int = 6, options: Options | None = None) -> Spectrum:
@@ -103,7 +111,9 @@ def quasi_stationary(gen: Generator, options: Options | None = None) -> QuasiSta
     density.x.array[:] /= mass
     mode.x.array[:] *= mass
     stats = {**gen.stats(), "residual": float(slow.residuals[0])}
-    return QuasiStationary(rate, density, mode, stats)
+    minimum = float(density.x.array.min(initial=np.inf))
+    stats["minimum"] = float(gen.domain.comm.allreduce(minimum, op=MPI.MIN))
+    return QuasiStationary(rate, density, mode, stats, limiter(gen))
 
 
 def _solve(gen: Generator, A: PETSc.Mat, k: int, options: Options | None) -> tuple[np.ndarray, list[Any], np.ndarray]:

@@ -9,6 +9,7 @@ from dolfinx import fem
 from ._log import logger
 from ._petsc import LinearSolver, Options, direct_preset
 from .generator import Generator
+from .positivity import limiter
 from .solution import Solution
 
 # inverse iteration with (M − γG)⁻¹M contracts a mode of rate λ by 1/(1 + γλ); γ = 1e13 / ‖M⁻¹G‖ leaves three digits
@@ -23,7 +24,7 @@ def stationary(gen: Generator, options: Options | None = None) -> Solution:
 
     Inverse iteration on a mass-conserving shift of G, for a density and for a zero-mass perturbation at once: how
     fast the perturbation contracts tells whether the law is unique to rounding.  ``stats`` carries the smallest value
-    (``minimum``), the residual, and the relaxation rate λ₁ where it was seen.
+    before limiting (``minimum``), the residual, and the relaxation rate λ₁ where it was seen.
 
     Args:
         gen: generator with nothing absorbing.
@@ -53,7 +54,7 @@ def stationary(gen: Generator, options: Options | None = None) -> Solution:
     stats = {**gen.stats(), "iterations": iterations, "residual": _residual(gen, p), "relaxation_rate": rate}
     stats["minimum"] = float(gen.domain.comm.allreduce(function.x.array.min(initial=np.inf), op=MPI.MIN))
     p.destroy()
-    solution = Solution(function, stats, "invariant density")
+    solution = Solution(function, stats, "invariant density", limiter=limiter(gen))
     logger.info("%s", solution)
     return solution
 
@@ -91,7 +92,7 @@ def _iterate(gen: Generator, solver: LinearSolver, gamma: float) -> tuple[PETSc.
         raise ValueError(
             "stationary: the invariant law is not unique to rounding: a second one, or a mode slower than "
             f"{gamma:.2g} time units, was found. The domain may fall apart into regions the process does not leave, "
-            "or a barrier is too high for double precision."
+            "or a barrier is too high for double precision. fp.ergodic_laws(gen) gives all invariant laws."
         )
     return p, (1.0 / contraction - 1.0) / gamma, iteration
 

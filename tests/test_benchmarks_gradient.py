@@ -26,7 +26,7 @@ def test_ornstein_uhlenbeck_evolution():
     evolution = fp.evolve(gen, fp.gaussian(1.0, 0.5), times, tol=1e-9)
     x = np.array([-1.3, 0.0, 0.7, 1.1, 2.0])
     for t, solution in zip(times, evolution, strict=True):
-        mean, cov = mean_and_covariance(gen, solution.function)
+        mean, cov = mean_and_covariance(gen, solution.raw)
         check(mean, [np.exp(-t)], 1e-9)
         check(cov, [[1 - 0.75 * np.exp(-2 * t)]], 1e-9)
         check(solution.at(x), reference.gaussian_density(x[:, None], mean, cov), 4e-5)

@@ -45,7 +45,7 @@ def test_power_law_invariant_density():
     found = fp.stationary(_pearson(False))
     x = np.array([0.0, 1.0, -2.0])
     check(found.at(x), peak * (1 + x**2) ** (-p), 4e-8)
-    check(expectation(_pearson(False), lambda y: y[0] ** 2, found.function), 1 / 9, 2e-9)
+    check(expectation(_pearson(False), lambda y: y[0] ** 2, found.raw), 1 / 9, 2e-9)
 
 
 # ---------------------------------------------------------------- two samples: noise of rank one
@@ -95,7 +95,7 @@ def test_invariant_density_below_the_gate(right):
     check(exact[0], 7.66779632627711, 1e-10)
     check(p.at(2 / 3 - y), exact, 2e-5)
     shape, scale = reference.gate_parameters(0.1)
-    check(expectation(gen, lambda x: 2 / 3 - x[0], p.function), scale / (shape - 1), 1e-10)
+    check(expectation(gen, lambda x: 2 / 3 - x[0], p.raw), scale / (shape - 1), 1e-10)
     if right > 1:
         assert np.abs(p.at([0.9, 1.2])).max() < 1e-6
 
@@ -113,7 +113,7 @@ def test_gate_with_a_little_isotropic_noise():
     noise = fp.PerSample([lambda x: x[0] ** 2 / 2, lambda x: (2 * x[0] - 1) ** 2 / 2]) + fp.Isotropic(2 * delta / eta)
     loss = lambda x: (x[0] ** 2 + (2 * x[0] - 1) ** 2) / 4  # noqa: E731
     gen = fp.Generator(fp.SGD(loss, noise, eta), fp.Domain.interval(-2, 1.4, 100))
-    p = fp.stationary(gen).function
+    p = fp.stationary(gen).raw
     check(expectation(gen, lambda x: 2 / 3 - x[0], p), 4 / 15, 5e-12)
     second = (2 * m * m / k + 2 * delta) / (2 * k - 0.225)
     check(expectation(gen, lambda x: (2 / 3 - x[0]) ** 2, p), second, 5e-12)

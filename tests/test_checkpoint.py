@@ -155,8 +155,8 @@ def test_errors_of_interrupted_runs_add_up_to_tol(tmp_dir, monkeypatch):
     exact = fp.evolve(gen, START, TIMES, tol=1e-11)
     spent = [np.load(tmp_dir / "a" / f"{i:05d}.npz")["spent"] for i in range(len(TIMES))]
     assert (np.diff(spent) >= 0).all() and 0 < spent[-1] <= tol
-    d = gen.vector(found[-1].function)
-    e = gen.vector(exact[-1].function)
+    d = gen.vector(found[-1].raw)
+    e = gen.vector(exact[-1].raw)
     e.axpy(-1.0, d)
     assert e.norm() < tol * d.norm()
 

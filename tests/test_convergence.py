@@ -115,7 +115,7 @@ def _problems(alone):
                 gen.exit_flux("left").norm(),
                 p.mass[0],
                 p.outflux[0],
-                expectation(gen, lambda x: x[0] ** 2, p[0].function),
+                expectation(gen, lambda x: x[0] ** 2, p[0].raw),
                 *gen.boundary_report()["left"],
             ]
     with fp.Generator(fp.Langevin(lambda x: x[0] ** 4 + x[1] ** 2, 0.5), box(2, 4, comm=comm), degree=3) as gen:

@@ -132,7 +132,7 @@ def test_two_time_duality(dim, scheme, kind):
     """⟨u(T), p₀⟩ = ⟨payoff, p(T)⟩ for the backward and the forward evolution."""
     gen = _generator(dim, scheme, kind, ("left",))
     p0, payoff = _start(gen), interpolated(gen, lambda x: 1 + x[0] ** 2)
-    forward = fp.evolve(gen, p0, [0.3], tol=1e-11)[-1].function
+    forward = fp.evolve(gen, p0, [0.3], tol=1e-11)[-1].raw
     dual = fp.backward(gen, payoff, [0.3], tol=1e-11)[-1].function
     assert pairing(gen, dual, p0) == pytest.approx(pairing(gen, payoff, forward), rel=1e-10)
 

@@ -125,7 +125,7 @@ def test_many_outputs_are_cheap():
     many = fp.evolve(gen, fp.gaussian(1.0, 0.5), np.linspace(0, 2, 81))
     assert len(many) == 81
     assert many.stats["solves"] <= 3 * one.stats["solves"]
-    assert abs(many[-1].function.x.array - one[0].function.x.array).max() < 1e-6
+    assert abs(many[-1].raw.x.array - one[0].raw.x.array).max() < 1e-6
 
 
 @pytest.mark.parallel
@@ -154,7 +154,7 @@ def test_ornstein_uhlenbeck_density_and_moments():
 def test_kinetic_covariance():
     """Mean and covariance at t = 1 from the point (1, 0), where D has rank one."""
     gen = fp.Generator(fp.SDE(COLD[1], COLD[0]), fp.Domain.rectangle((-6, -6), (6, 6), (14, 14)), degree=3)
-    p = fp.evolve(gen, fp.gaussian((1.0, 0.0), 0.4), [1.0], tol=1e-7)[0].function
+    p = fp.evolve(gen, fp.gaussian((1.0, 0.0), 0.4), [1.0], tol=1e-7)[0].raw
     A = np.array([[0.0, 1.0], [-1.0, -1.0]])
     E = scipy.linalg.expm(A)
     mean = E @ [1.0, 0.0]
@@ -185,7 +185,7 @@ def test_mass_and_constants_do_not_depend_on_tol(scheme):
     start = fp.gaussian((0.5, 0.0), 0.5)
     coarse, fine = (fp.evolve(gen, start, [0.0, 0.3, 3.0], tol=tol) for tol in (0.05, 1e-8))
     assert abs(coarse.mass - 1).max() < 1e-13
-    assert abs(coarse[1].function.x.array - fine[1].function.x.array).max() > 1e-9, "tol has no effect"
+    assert abs(coarse[1].raw.x.array - fine[1].raw.x.array).max() > 1e-9, "tol has no effect"
     assert (coarse.outflux == 0).all()
     constant = fp.backward(gen, 1.0, [0.3, 30.0], tol=0.05)
     assert max(abs(u.function.x.array - 1).max() for u in constant) < 1e-13
@@ -204,7 +204,7 @@ def test_duality():
     gen.M.mult(g, Mg)
     gen.M.mult(p0, Mp0)
     for p, u in zip(forward, dual, strict=True):
-        left, right = gen.vector(u.function).dot(Mp0), gen.vector(p.function).dot(Mg)
+        left, right = gen.vector(u.function).dot(Mp0), gen.vector(p.raw).dot(Mg)
         assert left == pytest.approx(right, rel=1e-6)
         assert u.at([-0.93])[0] == pytest.approx(left, rel=1e-6)
 
@@ -267,7 +267,7 @@ def test_point_load_is_evaluation(degree):
 def test_narrow_gaussians_are_integrated(std):
     """Cells have width 0.2; moments up to the degree survive the projection."""
     gen = fp.Generator(fp.SDE(lambda x: -x[0], 1.0), fp.Domain.interval(-3, 3, 30), degree=4, scheme="galerkin")
-    p = fp.evolve(gen, fp.gaussian(0.13, std), [0.0])[0].function
+    p = fp.evolve(gen, fp.gaussian(0.13, std), [0.0])[0].raw
     x = ufl.SpatialCoordinate(gen.domain.mesh)
     dx = ufl.dx(metadata={"quadrature_degree": 8})
     moments = [gen.domain.comm.allreduce(fem.assemble_scalar(fem.form((x[0] - 0.13) ** n * p * dx))) for n in range(5)]
@@ -291,9 +291,9 @@ def test_a_function_is_taken_as_it_is():
     f = fem.Function(gen.V)
     f.interpolate(lambda x: np.exp(-(x[0] ** 2)))
     found = fp.evolve(gen, f, [0.0, 0.1])
-    assert abs(found[0].function.x.array - f.x.array).max() == 0.0
+    assert abs(found[0].raw.x.array - f.x.array).max() == 0.0
     projected = fp.evolve(gen, lambda x: ufl.exp(-(x[0] ** 2)), [0.1])
-    assert abs(found[1].function.x.array - projected[0].function.x.array).max() < 1e-5
+    assert abs(found[1].raw.x.array - projected[0].raw.x.array).max() < 1e-5
     assert found.mass[0] == pytest.approx(np.sqrt(np.pi), abs=1e-3)
 
 

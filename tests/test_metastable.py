@@ -245,7 +245,7 @@ def test_weighted_evolution_and_distribution_are_those_of_the_plain_scheme():
         flow = fp.evolve(gen, start, [1.0, 10.0])
         left = fp.exit_distribution(gen, start)
         q = fp.quasi_stationary(gen)
-        again = fp.evolve(gen, flow[0].function, [9.0])
+        again = fp.evolve(gen, flow[0], [9.0])
         answers.append([*flow.mass, *flow[1].at([-1.0, 0.0]), left.mean_time, q.rate, *q.at([-1.0]), *again.mass])
     assert np.allclose(answers[0], answers[1], rtol=2e-5)
     assert answers[0][-1] == pytest.approx(answers[0][1], rel=1e-5)  # 1 + 9 = 10

@@ -5,8 +5,10 @@ from .concentration import Concentration, concentration, concentration_backward
 from .critical import CriticalPoint, critical_points
 from .entropy import EntropyDecay, entropy_balance, entropy_decay, fisher_information, relative_entropy
 from .entropy_rates import ArnoldErb, BakryEmery, arnold_erb_matrix, bakry_emery, spectral_gap
+from .invariant import Tightness, tightness
 from .kramers import EyringKramers, eyring_kramers
 from .regime import Collapse, Contraction, collapse, contraction, regime_indicator, shadowing_time
+from .truncation import Truncation, truncation
 
 __all__ = [
     "ArnoldErb",
@@ -19,6 +21,8 @@ __all__ = [
     "EntropyDecay",
     "ExitBounds",
     "EyringKramers",
+    "Tightness",
+    "Truncation",
     "arnold_erb_matrix",
     "bakry_emery",
     "collapse",
@@ -35,4 +39,6 @@ __all__ = [
     "relative_entropy",
     "shadowing_time",
     "spectral_gap",
+    "tightness",
+    "truncation",
 ]

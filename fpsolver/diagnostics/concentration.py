@@ -129,7 +129,7 @@ def concentration(
     points = as_points(minima, gen.domain.dim, "concentration: minima")
     radii = _radii(radius)
     locate(gen.domain.mesh, points, "concentration: minima")
-    vectors = [gen.vector(solution.function) for solution in evolution]
+    vectors = [gen.vector(solution.raw) for solution in evolution]
     found = [_contraction(gen, points, i, attraction) for i in range(len(points))]
     balls = [[ball_load(gen, x, r) for r in radii] for x in points]
     mass = np.array([[[v.dot(fine) for fine, _ in row] for row in balls] for v in vectors])
@@ -210,7 +210,7 @@ def _moments(
     """Second moments over the domain and over the balls of attraction, and the latter's masses, shape (n, k) each."""
     gen = evolution._gen
     quadrature = Quadrature.of(gen.domain.mesh, gen.degree + 2)
-    densities = [quadrature.values(s.function) for s in evolution]
+    densities = [quadrature.values(s.raw) for s in evolution]
     columns = []
     for x, c in zip(points, found, strict=True):
         square = ((quadrature.x - x) ** 2).sum(axis=2)
@@ -278,7 +278,7 @@ def _loss_statistics(evolution: Evolution, loss: Any) -> tuple[Array | None, ...
     agree(gen.domain.comm, None if finite else "concentration: the loss or its derivatives are not finite.")
     rows = []
     for solution in evolution:
-        p = quadrature.values(solution.function)
+        p = quadrature.values(solution.raw)
         mean, drift, diffusion = (quadrature.integrate(values[..., i] * p) for i in range(3))
         mass = quadrature.integrate(p)
         centred = quadrature.integrate((values[..., 0] - mean / mass) ** 2 * p) / mass

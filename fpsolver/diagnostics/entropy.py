@@ -88,7 +88,7 @@ class _Reference:
         self.D = points.expression(gen._compiled.coefficients.D)
         space = Space(mesh, gen.degree, mesh.geometry.dim)
         self.P = None if P is None else points.expression(space.matrix(P, "entropy: P"))
-        f = p_inf.function if isinstance(p_inf, Solution) else p_inf
+        f = p_inf.raw if isinstance(p_inf, Solution) else p_inf
         if isinstance(f, fem.Function):
             _check_function(f, mesh, "p_inf")
             q, gradient = points.values(f), points.gradients(f)
@@ -162,7 +162,7 @@ def entropy_decay(
     gen = evolution._gen
     _check(evolution, threshold)
     reference = _Reference(gen, p_inf, P, quadrature or 2 * gen.degree + 8)
-    rows = [reference.measure(s.function, _time_derivative(gen, s.function), threshold) for s in evolution]
+    rows = [reference.measure(s.raw, _time_derivative(gen, s.raw), threshold) for s in evolution]
     columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
     worst = int(np.argmax(columns["neglected"]))
     if columns["neglected"][worst] > 1e-3:
