@@ -126,12 +126,12 @@ def test_what_was_kept_is_bitwise_the_same(tmp_dir):
     again = fp.evolve(line(), START, TIMES, checkpoint=tmp_dir / "a")
     assert again.stats["solves"] == 0
     for a, b in zip(first, again, strict=True):
-        assert (a.function.x.array == b.function.x.array).all()
+        assert (a.raw.x.array == b.raw.x.array).all()
     for name in ("mass", "minimum", "outflux", "times"):
         assert (getattr(first, name) == getattr(again, name)).all()
     assert (first.outflow["right"] == again.outflow["right"]).all()
     plain = fp.evolve(line(), START, TIMES)
-    assert all((a.function.x.array == b.function.x.array).all() for a, b in zip(first, plain, strict=True))
+    assert all((a.raw.x.array == b.raw.x.array).all() for a, b in zip(first, plain, strict=True))
 
 
 @pytest.mark.parallel
@@ -141,8 +141,8 @@ def test_later_times_are_added(scheme, tmp_dir):
     fp.evolve(gen, START, TIMES[:3], tol=TOL, checkpoint=tmp_dir / "a")
     longer = fp.resume(tmp_dir / "a", gen, times=TIMES)
     plain = fp.evolve(gen, START, TIMES, tol=TOL)
-    size = abs(plain[-1].function.x.array).max(initial=1e-300)
-    assert abs(longer[-1].function.x.array - plain[-1].function.x.array).max(initial=0) < 10 * TOL * max(size, 0.1)
+    size = abs(plain[-1].raw.x.array).max(initial=1e-300)
+    assert abs(longer[-1].raw.x.array - plain[-1].raw.x.array).max(initial=0) < 10 * TOL * max(size, 0.1)
     assert list(fp.resume(tmp_dir / "a", gen).times) == TIMES, "the longer list is what it is about now"
 
 
@@ -173,8 +173,8 @@ def test_expectations_and_schedules_are_kept_too(tmp_dir):
         found = fp.resume(name, gen, TIMES, schedule=schedule)
         plain = verb(gen, what, TIMES, tol=TOL, schedule=schedule)
         for a, b in zip(found, plain, strict=True):
-            size = abs(b.function.x.array).max(initial=1e-300)
-            assert abs(a.function.x.array - b.function.x.array).max(initial=0) < 20 * TOL * size
+            size = abs(b.raw.x.array).max(initial=1e-300)
+            assert abs(a.raw.x.array - b.raw.x.array).max(initial=0) < 20 * TOL * size
         with pytest.raises(ValueError, match="written with schedule"):
             fp.resume(name, gen, schedule={"learning_rate": [(0, 0.4), (0.3, 0.2)]})
         with pytest.raises(ValueError, match=r"written with schedule .* this evolution has None"):
@@ -189,7 +189,7 @@ def test_the_weighted_scheme(tmp_dir):
     fp.evolve(gen, fp.gaussian(-1.0, 0.3), [0.1, 1.0], tol=TOL, checkpoint=tmp_dir / "a")
     found = fp.resume(tmp_dir / "a", gen, [0.1, 1.0, 3.0])
     plain = fp.evolve(gen, fp.gaussian(-1.0, 0.3), [0.1, 1.0, 3.0], tol=TOL)
-    assert abs(found[-1].function.x.array - plain[-1].function.x.array).max(initial=0) < 1e-6
+    assert abs(found[-1].raw.x.array - plain[-1].raw.x.array).max(initial=0) < 1e-6
 
 
 @pytest.mark.parallel

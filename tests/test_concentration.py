@@ -95,7 +95,7 @@ def test_one_backward_solve_serves_all_initial_laws():
     for mean in ((-0.5, 0.4), (0.8, -0.3)):
         flow = fp.evolve(gen, fp.gaussian(mean, 0.25), t, tol=1e-10)
         forward = dg.concentration(flow, x, 0.5, basins=False).ball_mass[:, 0, 0]
-        dual = [pairing(gen, s.function, flow[0].function) for s in u]
+        dual = [pairing(gen, s.function, flow[0].raw) for s in u]
         assert np.abs(forward - dual).max() < 1e-9
         assert forward.max() > 0.02
 
@@ -219,7 +219,7 @@ def test_two_samples_collapse_along_hyperbolas():
     check([report.pull, report.relative_noise, report.rate], [0.5, eta / 4, 1 - eta / 4], 1e-6)
     assert report.collapses
     flow = fp.evolve(gen, fp.gaussian((1, 0.8), 0.15), [0, 1], tol=1e-8)
-    mean, covariance = mean_and_covariance(gen, flow[1].function)
+    mean, covariance = mean_and_covariance(gen, flow[1].raw)
     check(mean, np.exp(-0.5) * np.array([1, 0.8]), 1e-4)
     check(covariance[0, 1] + mean[0] * mean[1], 0.8 * np.exp(-1 - eta / 4), 1e-4)
     found = dg.concentration(flow, (0, 0), 1.0, basins=False)

@@ -242,7 +242,7 @@ def test_stationary_variance_of_the_algorithm_and_of_its_diffusions():
     for p, variance in ((process, eta * s / (2 * h)), (second, eta * s / (h * (2 + eta * h)))):
         within(whole(p, 0.0, 8.0, step=0.01).expectation(square)[0], variance, bias=0.006 * variance)
         with fp.Generator(p, fp.Domain.interval(-2, 2, 20)) as gen:
-            check(expectation(gen, square, fp.stationary(gen).function), variance, 1e-7)
+            check(expectation(gen, square, fp.stationary(gen).raw), variance, 1e-7)
 
 
 SLOPES, SHIFTS = np.array([1.0, -0.5, 2.0, 0.3, 1.5]), np.array([0.2, 1.0, -0.3, 0.7, -1.1])
@@ -371,7 +371,7 @@ def test_mean_product_and_where_it_vanishes(c):
     product = fp.SDE(lambda u: u[0] * (2 + c - 2 * u[0]), lambda u: 2 * c * u[0] ** 2)
     if c == 0.2:  # the density of larger c is singular at 0
         with fp.Generator(product, fp.Domain.interval(0, 6, 60)) as gen:
-            check(expectation(gen, lambda u: u[0], fp.stationary(gen).function), 1 - c / 2, 1e-6)
+            check(expectation(gen, lambda u: u[0], fp.stationary(gen).raw), 1 - c / 2, 1e-6)
 
 
 def test_strong_label_noise_collapses_the_neuron():

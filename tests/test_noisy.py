@@ -27,7 +27,7 @@ def test_covariance_of_the_noisy_oscillator():
     gen = fp.Generator(oscillator(0.1), fp.Domain.rectangle((-7, -7), (7, 7), (12, 12)), scheme="dg")
 
     def covariance(gen):
-        cov = mean_and_covariance(gen, fp.stationary(gen).function)[1]
+        cov = mean_and_covariance(gen, fp.stationary(gen).raw)[1]
         return [cov[0, 0], cov[0, 1], cov[1, 1]]
 
     found = fp.noisy_limit(covariance, gen, DELTAS)
@@ -45,7 +45,7 @@ def test_gate_with_less_and_less_noise():
     gen = fp.Generator(gate(0.1), fp.Domain.interval(-5, 5.0, 150), scheme="dg")
 
     def moments(gen):
-        p = fp.stationary(gen).function
+        p = fp.stationary(gen).raw
         return [expectation(gen, lambda x, n=n: (2 / 3 - x[0]) ** n, p) for n in (1, 2)]
 
     found = fp.noisy_limit(moments, gen, (0.1, 0.05, 0.025, 0.0125))
@@ -80,7 +80,7 @@ def test_distance_to_a_collapsing_law_is_of_order_one_half():
     assert found.order == pytest.approx(0.5, abs=1e-5)
     assert abs(found.limit) < 1e-5
     known = fp.noisy_limit(
-        lambda g: expectation(g, lambda x: x[0] ** 2, fp.stationary(g).function), gen, deltas, reference=0.0
+        lambda g: expectation(g, lambda x: x[0] ** 2, fp.stationary(g).raw), gen, deltas, reference=0.0
     )
     assert known.order == pytest.approx(1.0, abs=1e-6), "a smooth observable sees δ, not √δ"
 

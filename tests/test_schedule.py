@@ -44,7 +44,7 @@ def test_ornstein_uhlenbeck_with_a_schedule(rate, function):
     assert list(found.times) == times
     assert abs(found.mass - 1).max() < 1e-12
     for t, p in zip(times, found, strict=True):
-        mean, cov = mean_and_covariance(gen, p.function)
+        mean, cov = mean_and_covariance(gen, p.raw)
         check(mean, [np.exp(-t)], 5 * tol)
         check(cov, [[variance(function, t, 0.25)]], 5 * tol)
     assert found.stats["time_error"] <= tol
@@ -58,10 +58,10 @@ def test_batch_size_and_learning_rate_count_by_their_ratio():
     start = fp.gaussian(1.0, 0.5)
     rate = {"learning_rate": [(0, 0.4), (0.5, 0.1)], "batch_size": 2}
     batch = {"learning_rate": 0.4, "batch_size": [(0, 2), (0.5, 8)]}
-    a, b = (fp.evolve(gen, start, [1.2], tol=1e-9, schedule=s)[0].function for s in (rate, batch))
+    a, b = (fp.evolve(gen, start, [1.2], tol=1e-9, schedule=s)[0].raw for s in (rate, batch))
     size = abs(a.x.array).max()
     assert abs(a.x.array - b.x.array).max() < 1e-8 * size
-    other = fp.evolve(gen, start, [1.2], tol=1e-9)[0].function
+    other = fp.evolve(gen, start, [1.2], tol=1e-9)[0].raw
     assert abs(a.x.array - other.x.array).max() > 1e-3 * size
 
 
@@ -72,17 +72,17 @@ def test_duality_reverses_the_schedule(rate):
     process = fp.SGD(lambda x: (x[0] ** 2 - 1) ** 2 / 4, fp.Covariance(lambda x: 1 + x[0] ** 2), 0.2)
     gen = fp.Generator(process, fp.Domain.interval(-2, 2, 24), ["right"], degree=3, scheme="dg")
     times, schedule = [0.3, 0.9], {"learning_rate": rate}
-    start = fp.evolve(gen, fp.gaussian(-0.5, 0.3), [0.0])[0].function
-    payoff = fp.backward(gen, lambda x: x[0] + x[0] ** 3, [0.0])[0].function
+    start = fp.evolve(gen, fp.gaussian(-0.5, 0.3), [0.0])[0].raw
+    payoff = fp.backward(gen, lambda x: x[0] + x[0] ** 3, [0.0])[0].raw
     tol = 1e-8 if rate is PIECES else 1e-4
     forward = fp.evolve(gen, start, times, tol=tol, schedule=schedule)
     dual = fp.backward(gen, payoff, times, tol=tol, schedule=schedule)
     for p, u in zip(forward, dual, strict=True):
-        assert pairing(gen, u.function, start) == pytest.approx(pairing(gen, payoff, p.function), rel=3 * tol)
+        assert pairing(gen, u.raw, start) == pytest.approx(pairing(gen, payoff, p.raw), rel=3 * tol)
     wrong = {"learning_rate": [(0, 0.1), (0.2, 0.4)]}
     if rate is PIECES:  # the same pieces in the other order
-        u = fp.backward(gen, payoff, [0.9], schedule=wrong)[0].function
-        assert abs(pairing(gen, u, start) / pairing(gen, payoff, forward[1].function) - 1) > 1e-3
+        u = fp.backward(gen, payoff, [0.9], schedule=wrong)[0].raw
+        assert abs(pairing(gen, u, start) / pairing(gen, payoff, forward[1].raw) - 1) > 1e-3
 
 
 @pytest.mark.parallel
@@ -112,7 +112,7 @@ def test_annealing():
     gen = fp.Generator(fp.Langevin(lambda x: x[0] ** 2 / 2, 1.0), fp.Domain.interval(-7, 7, 50), scheme="galerkin")
     found = fp.evolve(gen, fp.gaussian(0.5, 0.6), [3.0], tol=1e-6, schedule={"temperature": lambda t: 1 / (1 + t)})
     gained = quad(lambda s: 2 / (1 + s) * np.exp(2 * (s - 3)), 0, 3, epsabs=1e-13)[0]
-    check(mean_and_covariance(gen, found[0].function)[1], [[0.36 * np.exp(-6) + gained]], 3e-6)
+    check(mean_and_covariance(gen, found[0].raw)[1], [[0.36 * np.exp(-6) + gained]], 3e-6)
 
 
 @pytest.mark.parallel
@@ -143,7 +143,7 @@ def test_momentum_schedule():
         E = scipy.linalg.expm(A * (end - begin))
         F = scipy.linalg.expm(np.block([[-A, Q], [np.zeros((2, 2)), A.T]]) * (end - begin))
         mean, cov, begin = E @ mean, E @ cov @ E.T + F[2:, 2:].T @ F[:2, 2:], end
-    m, c = mean_and_covariance(gen, found[0].function)
+    m, c = mean_and_covariance(gen, found[0].raw)
     check(m, mean, 1e-4)
     check(c, cov, 1e-4)
 
@@ -169,7 +169,7 @@ def test_least_squares_with_a_schedule():
 
     M0 = np.outer(start, start) + 0.09 * np.eye(2)
     exact = solve_ivp(right, (0, end), M0.ravel(), rtol=1e-11, atol=1e-12).y[:, -1].reshape(2, 2)
-    p = fp.evolve(gen, fp.gaussian(start, 0.3), [end], tol=1e-4, schedule={"learning_rate": rate})[0].function
+    p = fp.evolve(gen, fp.gaussian(start, 0.3), [end], tol=1e-4, schedule={"learning_rate": rate})[0].raw
     found = [[expectation(gen, lambda x, i=i, j=j: x[i] * x[j], p) for j in range(2)] for i in range(2)]
     check(found, exact, 2e-4)
 
@@ -178,10 +178,10 @@ def test_smooth_steps_keep_the_tolerance():
     """Against a much smaller tolerance, so that the mesh plays no part."""
     gen = quadratic()
     run = lambda tol: fp.evolve(gen, fp.gaussian(1.0, 0.3), [1.0], tol=tol, schedule={"learning_rate": cosine})  # noqa: E731
-    fine, work = run(1e-7)[0].function.x.array, []
+    fine, work = run(1e-7)[0].raw.x.array, []
     for tol in (1e-2, 1e-4, 1e-5):
         found = run(tol)
-        assert np.linalg.norm(found[0].function.x.array - fine) < 2 * tol * np.linalg.norm(fine)
+        assert np.linalg.norm(found[0].raw.x.array - fine) < 2 * tol * np.linalg.norm(fine)
         work.append(found.stats["factorisations"])
     assert work[0] < work[2] < 500
 
@@ -193,7 +193,7 @@ def test_outputs_do_not_shorten_smooth_steps():
     assert many.stats["steps"] == one.stats["steps"]
     exact = fp.evolve(gen, fp.gaussian(1.0, 0.3), np.linspace(0, 1, 9), tol=1e-5, schedule={"learning_rate": cosine})
     for a, b in zip(many, exact, strict=True):
-        assert np.linalg.norm(a.function.x.array - b.function.x.array) < 2e-4 * np.linalg.norm(b.function.x.array)
+        assert np.linalg.norm(a.raw.x.array - b.raw.x.array) < 2e-4 * np.linalg.norm(b.raw.x.array)
 
 
 def test_steps_of_the_algorithm():
@@ -247,8 +247,8 @@ def test_a_jump_inside_a_function_is_resolved_at_a_price():
     hidden = {"learning_rate": lambda t: 0.4 if t < jump else 0.01}
     declared = {"learning_rate": [(0, 0.4), (jump, 0.01)]}
     a, b = (fp.evolve(gen, fp.gaussian(1.0, 1.0), [1.0], tol=1e-4, schedule=s) for s in (hidden, declared))
-    difference = np.linalg.norm(a[0].function.x.array - b[0].function.x.array)
-    assert 0 < difference < 2e-4 * np.linalg.norm(b[0].function.x.array)
+    difference = np.linalg.norm(a[0].raw.x.array - b[0].raw.x.array)
+    assert 0 < difference < 2e-4 * np.linalg.norm(b[0].raw.x.array)
     assert a.stats["factorisations"] > 20 * b.stats["factorisations"]
 
 
