@@ -240,9 +240,9 @@ class DualWeighted:
 
 
 def _flat(gen: Generator) -> np.ndarray:
-    """Where the probability h of hitting the deepest minimum before exit is 0 or 1 up to rounding, at owned nodes."""
-    h = capacity_solver(gen, "occupation density").h.array_r
-    return np.minimum(np.abs(h), np.abs(1.0 - h)) <= _FLAT
+    """Where the probabilities of hitting each well or part first are 0 or 1 up to rounding, at owned nodes."""
+    h = np.array([column.array_r for column in capacity_solver(gen, "occupation density").h])
+    return (np.minimum(np.abs(h), np.abs(1.0 - h)) <= _FLAT).all(axis=0)
 
 
 def _by_cell(shares: fem.Function) -> np.ndarray:

@@ -170,6 +170,10 @@ class Generator:
         self.activate()
         return nodal_values(self.V, self._compiled.potential, self.space).x.array
 
+    def nodal_weight(self) -> np.ndarray:
+        """The weight e^{U_min − U} at this rank's nodes, in the weighted scheme; one at the deepest minimum."""
+        return np.exp(np.maximum(self.offset - self.nodal_potential(), -600.0))
+
     def absorbing_facets(self) -> np.ndarray:
         """Local indices of the facets at which the process is killed."""
         return union_tags(self.domain, self.absorbing).indices

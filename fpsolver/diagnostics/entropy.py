@@ -212,7 +212,7 @@ def fisher_information(
 
 
 def _single(gen: Generator, p: Any, p_inf: Any, P: Any, threshold: float | None) -> dict[str, float]:
-    f = getattr(p, "function", p)
+    f = p.raw if isinstance(p, Solution) else p
     if not isinstance(f, fem.Function):
         raise ValueError(f"entropy: p is a {type(p).__name__}; a Solution or a dolfinx Function was expected.")
     _check_function(f, gen.domain.mesh, "p")
