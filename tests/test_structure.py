@@ -12,9 +12,11 @@ PACKAGE = Path(__file__).parent.parent / "fpsolver"
 
 # imports go downwards only: a module may import those above it
 ORDER = (
-    "_errors _log _compat _petsc _meshfile _meshes domain fields landscapes samples _tabulate noise process schemes "
-    "boundary _assembly generator solution initial _krylov _control _expm evolution metastable exit stationary "
-    "spectrum _sample _slices io plot network slices"
+    "_errors _log _compat _petsc _meshfile _meshes domain fields landscapes samples _tabulate noise process "
+    "schemes boundary _assembly generator solution initial _krylov _control _expm evolution metastable exit "
+    "stationary spectrum _sample _slices io plot diagnostics._points diagnostics._sampling diagnostics._passes "
+    "diagnostics._operator diagnostics._arrhenius diagnostics._certificate diagnostics.critical "
+    "diagnostics.kramers diagnostics.bounds network slices"
 ).split()
 
 

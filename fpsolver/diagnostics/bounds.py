@@ -1,0 +1,248 @@
+"""Bounds of a mean exit time by test functions, with hypotheses and suprema measured on the mesh.
+
+Let w be smooth.  If L w ≤ −1 in the domain, w ≥ 0 on the absorbing boundary and n·D∇w ≥ 0 on reflecting walls, then
+E τ ≤ w by Itô's formula; with all three inequalities reversed E τ ≥ w.  D may be degenerate.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .._log import logger
+from ..exit import mean_exit_time
+from ..generator import Generator
+from ..solution import Solution, as_points, locate
+from ._arrhenius import arrhenius
+from ._certificate import certify
+from ._operator import Operator
+from ._sampling import FacetSamples, infimum, largest, supremum
+
+
+@dataclass(frozen=True, eq=False)
+class Bound:
+    """One bound of the mean exit time.
+
+    Attributes:
+        name: "quadratic", "arrhenius", "one noisy direction" or "residual certificate".
+        kind: "lower" or "upper".
+        value: at the starts, shape (n,); None where the hypotheses fail.
+        holds: whether the hypotheses hold on the mesh.
+        why: the hypotheses, or which of them fails.
+        constants: the numbers in it (those of the first start).
+    """
+
+    name: str
+    kind: str
+    value: np.ndarray | None
+    holds: bool
+    why: str
+    constants: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class ExitBounds:
+    """Lower bound ≤ mean exit time ≤ upper bound, at several starts.
+
+    Attributes:
+        lower: best lower bound, shape (n,).
+        computed: the answer of :func:`~fpsolver.mean_exit_time`.
+        upper: best upper bound; inf where there is none, for the reasons in ``bounds``.
+        consistent: whether the computed answer lies between them, shape (n,); if not, the mesh is too coarse for it
+            or exit is not certain.
+        bounds: every bound that was tried.
+    """
+
+    lower: np.ndarray
+    computed: np.ndarray
+    upper: np.ndarray
+    consistent: np.ndarray
+    bounds: tuple[Bound, ...]
+
+    def __str__(self) -> str:
+        rows = [f"{self.lower[0]:.6g} <= {self.computed[0]:.6g} <= {self.upper[0]:.6g}"]
+        for b in self.bounds:
+            value = "-" if b.value is None else f"{b.value[0]:.6g}"
+            rows.append(f"{b.kind:>6} {value:>12}  {b.name}: {b.why}")
+        return "\n".join(rows)
+
+
+def exit_bounds(gen: Generator, start: Any, solution: Solution | None = None) -> ExitBounds:
+    """Bounds of the mean exit time at given starts (collective).
+
+    Lower bounds: |x − c|² grows slowly near a centre c; e^{αf} does within the well below the lowest pass (Arrhenius).
+    Upper bounds: |x − c|² grows fast everywhere; noise in one direction carries every path out.  Both: the residual of
+    a spline near the computed solution.  All are valid for degenerate D, and for reflecting walls where n·D∇w has the
+    right sign on them.  Suprema are measured on a lattice in every cell, with a margin from second differences: the
+    bounds are proofs as far as that lattice resolves the coefficients.
+
+    Args:
+        gen: generator with absorbing parts.
+        start: points, shape (n, d), or one point.
+        solution: the mean exit time, if it has been computed already.
+
+    Raises:
+        ValueError: nothing absorbs; a start outside the mesh.
+        NotConverged: no mean exit time could be computed.
+    """
+    if not gen.absorbing:
+        raise ValueError(
+            "exit_bounds: nothing absorbs, so the process never leaves. Give the generator absorbing parts; the domain "
+            f"has {', '.join(gen.domain.parts) or 'none'}."
+        )
+    x = as_points(start, gen.domain.dim, "start")
+    locate(gen.domain.mesh, x, "start")
+    solution = mean_exit_time(gen) if solution is None else solution
+    computed, op = solution.at(x), Operator(gen)
+    found = [
+        _quadratic_lower(op, x),
+        Bound("arrhenius", *arrhenius(op, x)),
+        _quadratic_upper(op, x),
+        _noisy_direction(op, x),
+        *(Bound("residual certificate", *c) for c in certify(op, solution.function, x, computed)),
+    ]
+    lower = np.max([np.zeros(len(x)), *(b.value for b in found if b.kind == "lower" and b.value is not None)], axis=0)
+    upper = np.min(
+        [np.full(len(x), np.inf), *(b.value for b in found if b.kind == "upper" and b.value is not None)], axis=0
+    )
+    slack = 1e-9 * np.abs(computed)
+    consistent = (lower <= computed + slack) & (computed <= upper + slack)
+    if not consistent.all():
+        k = int(np.argmin(consistent))
+        logger.warning(
+            "exit_bounds: the computed mean exit time %.6g at %s is outside its bounds [%.6g, %.6g]: "
+            "the mesh is too coarse, or exit is not certain",
+            computed[k],
+            x[k].tolist(),
+            lower[k],
+            upper[k],
+        )
+    return ExitBounds(lower, computed, upper, consistent, tuple(found))
+
+
+# ---------------------------------------------------------------- quadratic test functions
+
+
+def _spread(op: Operator, c: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """L|x − c|² and |x − c|² in the cells, and n·D(x − c) on the walls."""
+    away = op.x - c
+    q = 2 * np.einsum("cpii->cp", op.D) + 2 * np.einsum("cpi,cpi->cp", op.b, away)
+    slope = np.einsum("fpi,fpi->fp", op.wall.conormal, op.wall.samples.x - c)
+    return q, np.einsum("cpi,cpi->cp", away, away), slope
+
+
+def _square(samples: FacetSamples, c: np.ndarray) -> np.ndarray:
+    return ((samples.x - c) ** 2).sum(axis=2)
+
+
+def _quadratic_lower(op: Operator, x: np.ndarray, radii: int = 48) -> Bound:
+    """(R² − |x − c|²) / sup_{B_R} q for the exit from a ball that no absorbing facet and no bad wall meets."""
+    fractions = np.arange(1, radii + 1) / radii
+    value, constants = np.zeros(len(x)), {}
+    why = "q = L|x − c|² is at most sup q within R of c, and no absorbing facet is nearer"
+    for k, start in enumerate(x):
+        for c in (start, 0.5 * (op.low + op.high)):
+            q, r2, slope = _spread(op, c)
+            top, near = op.cells.upper(q), op.cells.lower(r2)
+            bad = op.wall.samples.lower(_square(op.wall.samples, c))[op.blocked(-slope)]
+            exit2 = infimum(op.comm, op.exits.lower(_square(op.exits, c)))
+            R2 = max(min(exit2, infimum(op.comm, bad)), 0.0) * fractions**2
+            sup = largest(op.comm, [np.max(top[near <= r], initial=-np.inf) for r in R2])
+            room = R2 - ((start - c) ** 2).sum()
+            with np.errstate(divide="ignore", invalid="ignore"):
+                # |x − c|² that does not grow on average never reaches R²
+                values = np.where(room > 0, np.where(sup > 0, room / sup, np.inf), 0.0)
+            j = int(np.argmax(values))
+            if values[j] > value[k]:
+                value[k] = values[j]
+                if k == 0:
+                    constants = {"radius": float(np.sqrt(R2[j])), "sup_q": float(sup[j])}
+    if not value.any():
+        why = "no ball around the start avoids the absorbing boundary and bad walls, or the coefficients are infinite"
+        return Bound("quadratic", "lower", None, False, why)
+    return Bound("quadratic", "lower", value, True, why, constants)
+
+
+def _quadratic_upper(op: Operator, x: np.ndarray) -> Bound:
+    """(max |y − c|² − |x − c|²) / inf q with the maximum over the absorbing boundary."""
+    middle = 0.5 * (op.low + op.high)
+    centres = [*x, middle, *(middle - s * op.extent * v for v in directions(op) for s in (1, 4, 16))]
+    value, constants, best, blocked = np.full(len(x), np.inf), {}, -np.inf, False
+    for c in centres:
+        q, _, slope = _spread(op, c)
+        q0 = infimum(op.comm, op.cells.lower(q))
+        if not q0 > 0:
+            best = max(best, q0)
+            continue
+        if op.comm.allreduce(int(op.blocked(slope).sum())):
+            blocked = True
+            continue
+        far = supremum(op.comm, op.exits.upper(_square(op.exits, c)))
+        new = np.maximum(far - ((x - c) ** 2).sum(axis=1), 0.0) / q0
+        if new[0] < value[0]:
+            constants = {"inf_q": q0, "radius": float(np.sqrt(far))}
+        value = np.minimum(value, new)
+    if np.isfinite(value).all():
+        return Bound("quadratic", "upper", value, True, "q = L|x − c|² is at least inf q > 0 everywhere", constants)
+    why = op.why_blocked("≥") if blocked else f"inf q = {best:.3g} is not positive for any centre tried: drift wins"
+    return Bound("quadratic", "upper", None, False, why)
+
+
+# ---------------------------------------------------------------- one noisy direction
+
+
+def directions(op: Operator) -> np.ndarray:
+    """Unit vectors to try: axes and diagonals (angles in the plane), and the eigenvectors of the mean diffusion."""
+    d = op.dim
+    if d == 2:
+        angles = np.arange(16) * np.pi / 8
+        tried = np.column_stack([np.cos(angles), np.sin(angles)])
+    else:
+        grid = np.stack(np.meshgrid(*[[-1.0, 0.0, 1.0]] * d, indexing="ij"), axis=-1).reshape(-1, d)
+        tried = grid[np.abs(grid).sum(axis=1) > 0]
+    finite = op.D[np.isfinite(op.D).all(axis=(1, 2, 3))]
+    total = np.ascontiguousarray(finite.sum(axis=(0, 1)))
+    mean = np.empty_like(total)
+    op.comm.Allreduce(total, mean)
+    Q = np.linalg.eigh(mean)[1].T
+    tried = np.concatenate([tried, Q, -Q]) if d > 1 else tried
+    return tried / np.linalg.norm(tried, axis=1, keepdims=True)
+
+
+def _noisy_direction(op: Operator, x: np.ndarray) -> Bound:
+    """(e^{λM} − e^{λ l·x}) / inf L e^{λ l·x} with M = max l·y over the absorbing boundary."""
+    constants: dict[str, float] = {}
+    value, noisiest, blocked = np.full(len(x), np.inf), 0.0, False
+    for v in directions(op):
+        noise = op.cells.lower(np.einsum("cpij,i,j->cp", op.D, v, v))
+        sigma = infimum(op.comm, noise)
+        noisiest = max(noisiest, sigma)
+        if op.comm.allreduce(int(op.blocked(op.wall.conormal @ v).sum())):
+            blocked = blocked or sigma > 0
+            continue
+        drift, place = op.cells.lower(op.b @ v), op.cells.lower(op.x @ v)
+        base, M = infimum(op.comm, place), supremum(op.comm, op.exits.upper(op.exits.x @ v))
+        G = max(-infimum(op.comm, drift), 0.0)
+        rates = np.geomspace(1e-2, 1e2, 81) * (1 / op.extent + (G / sigma if sigma > 0 else G / op.scale))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            growth = np.log(np.maximum(np.outer(noise, rates) + drift[:, None], 0.0) * rates)
+            log_inf = -largest(op.comm, np.max(-(growth + np.outer(place - base, rates)), axis=0, initial=-np.inf))
+            gap = np.maximum(M - x @ v, 0.0)[:, None]
+            log_w = rates * (M - base) + np.log(-np.expm1(-rates * gap)) - log_inf
+        log_w[np.isnan(log_w)] = np.inf
+        with np.errstate(over="ignore"):
+            new = np.exp(log_w).min(axis=1)
+        if new[0] < value[0]:
+            rate = float(rates[int(np.argmin(log_w[0]))])
+            constants = {"lambda": rate, "noise": sigma, "drift": G} | {f"l{i}": float(c) for i, c in enumerate(v)}
+        value = np.minimum(value, new)
+    if np.isfinite(value).all():
+        why = "L e^{λ l·x} is positive everywhere: noise along l carries every path out"
+        return Bound("one noisy direction", "upper", value, True, why, constants)
+    if blocked:
+        why = op.why_blocked("≥") + ", for each noisy direction"
+    elif noisiest <= 1e-10 * op.scale:
+        why = "no direction is uniformly noisy: inf l·Dl vanishes for every l tried, so paths may never leave"
+    else:
+        why = "beyond the range of floats"
+    return Bound("one noisy direction", "upper", None, False, why)

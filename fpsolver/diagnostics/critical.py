@@ -1,0 +1,191 @@
+"""Critical points of a loss on a mesh, found from its gradient and polished to machine precision."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .._errors import agree
+from .._sample import lattice, push_forward
+from ..domain import Domain
+from ..solution import locate
+from ._points import Loss, covariance_at
+
+_SAMPLES = 40_000
+_STEPS = 120
+_MANY = 20
+
+
+@dataclass(frozen=True, eq=False)
+class CriticalPoint:
+    """A zero of ∇f.
+
+    Attributes:
+        point: coordinates.
+        value: f.
+        gradient_norm: |∇f| that is left.
+        hessian: ∇∇f, shape (d, d).
+        eigenvalues: of the Hessian, ascending, shape (d,).
+        index: number of negative eigenvalues.  The pass between two wells has index one, in one dimension too.
+        kind: "minimum", "saddle", "maximum", or "degenerate" where the Hessian is singular.
+        covariance: Σ there for batches of one sample, shape (d, d); None unless the process is ``SGD`` with a noise
+            that can be evaluated away from a mesh.
+        exact: whether derivatives are symbolic.  For ``fp.batched`` losses they are differences of fourth order: the
+            point is good to about 1e-9 of the domain, eigenvalues to about 1e-6.
+    """
+
+    point: tuple[float, ...]
+    value: float
+    gradient_norm: float
+    hessian: np.ndarray
+    eigenvalues: np.ndarray
+    index: int
+    kind: str
+    covariance: np.ndarray | None = None
+    exact: bool = True
+
+
+def critical_points(process_or_loss: Any, domain: Domain) -> list[CriticalPoint]:
+    """All critical points of a loss on a mesh, minima first, each index in ascending order of f (collective).
+
+    The gradient is sampled on a lattice in every cell; where its linear interpolant vanishes in or near a small
+    simplex, Newton's method starts.  A pair of critical points closer than the lattice's spacing may be missed: refine
+    the mesh to make sure.
+
+    Args:
+        process_or_loss: ``Langevin``, ``SGD`` (also with per-sample losses), a loss in UFL, or ``fp.batched(f)``.
+        domain: where to look.  Critical points outside its mesh are dropped, those on its boundary kept.
+
+    Returns:
+        A list, the same on all ranks.
+
+    Raises:
+        TypeError: a process without a loss; a loss given as dolfinx Function.
+        ValueError: critical points are not isolated (a valley of minima, say).
+    """
+    return find_critical_points(Loss(process_or_loss, domain), process_or_loss, domain)
+
+
+def find_critical_points(loss: Loss, process: Any, domain: Domain) -> list[CriticalPoint]:
+    """:func:`critical_points` of a loss that is already compiled (collective)."""
+    starts, steepness = _candidates(loss, domain)
+    x = domain.comm.bcast(_polish(loss, starts, steepness), root=0)
+    x = np.array([p for p in x if _contains(domain, p)]).reshape(-1, loss.dim)
+    if not len(x):
+        return []
+    found = _describe(loss, x, steepness, covariance_at(process, x, domain.comm))
+    flat = [c for c in found if c.kind == "degenerate"]
+    if len(flat) > _MANY:
+        raise ValueError(
+            f"critical points are not isolated: the Hessian is singular at {len(flat)} of them, for instance at "
+            f"{flat[0].point} and {flat[-1].point}. Add a regularisation, or restrict the domain."
+        )
+    return sorted(found, key=lambda c: (c.index, c.value, c.point))
+
+
+def _candidates(loss: Loss, domain: Domain) -> tuple[np.ndarray, float]:
+    """Starting points for Newton's method, gathered on all ranks, and the median of |∇f| (collective)."""
+    mesh, d = domain.mesh, domain.dim
+    owned = mesh.topology.index_map(d)
+    n = int(np.clip((_SAMPLES / max(owned.size_global, 1)) ** (1 / d), 2, 24))
+    X, small = lattice(d, n)
+    problem, starts, norms = None, np.zeros((0, d)), np.zeros(0)
+    try:
+        points = push_forward(mesh, X, np.arange(owned.size_local))
+        g = loss.first(points.reshape(-1, d))[1].reshape(points.shape)
+        starts = _linear_roots(points[:, small].reshape(-1, d + 1, d), g[:, small].reshape(-1, d + 1, d))
+        norms = np.linalg.norm(g, axis=2).ravel()
+    except Exception as error:  # a user's function may fail on one rank only
+        problem = f"the loss cannot be evaluated on the mesh: {type(error).__name__}: {error}"
+    agree(domain.comm, problem)
+    everywhere = np.concatenate(domain.comm.allgather(starts))
+    typical = np.concatenate(domain.comm.allgather(norms[np.isfinite(norms)]))
+    order = np.lexsort(everywhere.T)
+    return everywhere[order], float(np.median(typical)) if len(typical) else 0.0
+
+
+def _linear_roots(x: np.ndarray, g: np.ndarray) -> np.ndarray:
+    """Zeros of the linear interpolants of g on simplices, where they lie within about one simplex of it."""
+    low, high = g.min(axis=1), g.max(axis=1)
+    reach = high - low
+    near = ((low - reach <= 0) & (high + reach >= 0)).all(axis=1) & np.isfinite(g).all(axis=(1, 2))
+    x, g = x[near], g[near]
+    if not len(x):
+        return x[:, 0]
+    J = (g[:, 1:] - g[:, :1]).transpose(0, 2, 1)
+    inner = np.einsum("nij,nj->ni", np.linalg.pinv(J, rcond=1e-10), -g[:, 0])
+    weights = np.concatenate([1 - inner.sum(axis=1, keepdims=True), inner], axis=1)
+    close = weights.min(axis=1) >= -1
+    return np.einsum("ni,nij->nj", weights[close], x[close])
+
+
+def _polish(loss: Loss, x: np.ndarray, steepness: float) -> np.ndarray:
+    """Newton's method from many points; those that arrive, without repetition, shape (n, d)."""
+    size = loss.extent
+    finest, accepted = (4e-16, 1e-9) if loss.exact else (1e-11, 1e-7)
+    active, arrived = np.arange(len(x)), np.zeros(len(x), dtype=bool)
+    x = x.copy()
+    for _ in range(_STEPS):
+        if not len(active):
+            break
+        _, g, H = loss.second(x[active])
+        good = np.isfinite(g).all(axis=1) & np.isfinite(H).all(axis=(1, 2))
+        good &= ((x[active] > loss.low - 0.2 * size) & (x[active] < loss.high + 0.2 * size)).all(axis=1)
+        arrived[active[~good]] = False
+        active, g, H = active[good], g[good], H[good]
+        step = _newton_step(g, H)
+        length = np.linalg.norm(step, axis=1)
+        x[active] += step * np.minimum(1.0, 0.05 * size / np.maximum(length, 1e-300))[:, None]
+        stiff = np.abs(H).max(axis=(1, 2), initial=0.0) * size + steepness
+        arrived[active] = (length <= accepted * size) & (np.linalg.norm(g, axis=1) <= 10 * accepted * stiff)
+        active = active[length > finest * size]
+    return _distinct(x[arrived], 1e-6 * size)
+
+
+def _newton_step(g: np.ndarray, H: np.ndarray) -> np.ndarray:
+    """−H⁻¹g, without the directions in which H vanishes."""
+    values, Q = np.linalg.eigh(0.5 * (H + H.transpose(0, 2, 1)))
+    flat = np.abs(values) <= 1e-14 * np.abs(values).max(axis=1, initial=0.0, keepdims=True)
+    scaled = np.where(flat, 0.0, np.einsum("nji,nj->ni", Q, g) / np.where(flat, 1.0, values))
+    return -np.einsum("nij,nj->ni", Q, scaled)
+
+
+def _distinct(x: np.ndarray, tolerance: float) -> np.ndarray:
+    kept = []
+    while len(x):
+        kept.append(x[0])
+        x = x[np.linalg.norm(x - x[0], axis=1) > tolerance]
+    return np.array(kept)
+
+
+def _contains(domain: Domain, point: np.ndarray) -> bool:
+    try:
+        locate(domain.mesh, point[None])
+    except ValueError:
+        return False
+    return True
+
+
+def _describe(loss: Loss, x: np.ndarray, steepness: float, Sigma: np.ndarray | None) -> list[CriticalPoint]:
+    f, g, H = loss.second(x)
+    H = 0.5 * (H + H.transpose(0, 2, 1))
+    found = []
+    for k in range(len(x)):
+        values = np.linalg.eigvalsh(H[k])
+        flat = (1e-7 if loss.exact else 1e-5) * max(np.abs(values).max(), steepness / loss.extent)
+        index = int((values < 0).sum())
+        kind = "minimum" if index == 0 else "maximum" if index == loss.dim else "saddle"
+        found.append(
+            CriticalPoint(
+                tuple(float(c) for c in x[k]),
+                float(f[k]),
+                float(np.linalg.norm(g[k])),
+                H[k],
+                values,
+                index,
+                "degenerate" if np.abs(values).min() <= flat else kind,
+                None if Sigma is None else Sigma[k],
+                loss.exact,
+            )
+        )
+    return found
