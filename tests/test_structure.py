@@ -16,7 +16,8 @@ ORDER = (
     "schemes boundary _assembly generator solution initial _krylov _control _expm evolution metastable exit "
     "stationary spectrum _sample _slices io plot diagnostics._points diagnostics._sampling diagnostics._passes "
     "diagnostics._operator diagnostics._arrhenius diagnostics._certificate diagnostics.critical "
-    "diagnostics.kramers diagnostics.bounds network slices"
+    "diagnostics.kramers diagnostics.bounds diagnostics._talweg diagnostics.lojasiewicz diagnostics.decay "
+    "diagnostics._ellipses diagnostics.landscape diagnostics.star network slices"
 ).split()
 
 
