@@ -106,13 +106,21 @@ def jax_samples(f: Callable[..., Any], data: Any, chunk: int | None, tol: float,
 
     def evaluate(x: np.ndarray, index: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         with jax.enable_x64(True):
+            n = len(x)
+            x, index = _padded(x), None if index is None else _padded(index)
             if index is None:
                 values, gradients = every(x, *arrays)
             else:
                 values, gradients = some(x, *(a[index] for a in arrays))
-            return np.asarray(values, dtype=float), np.asarray(gradients, dtype=float)
+            return np.asarray(values, dtype=float)[:n], np.asarray(gradients, dtype=float)[:n]
 
     return _checked("from_jax", len(arrays[0]), chunk, tol, evaluate)
+
+
+def _padded(x: np.ndarray) -> np.ndarray:
+    """The last row repeated up to a power of two: JAX compiles anew for every number of points."""
+    missing = (1 << (len(x) - 1).bit_length()) - len(x) if len(x) else 0
+    return np.concatenate([x, np.repeat(x[-1:], missing, axis=0)])
 
 
 def check_data(data: Any, what: str) -> list[Any]:

@@ -20,7 +20,8 @@ ORDER = (
     "diagnostics._quadrature diagnostics._regions diagnostics._basins diagnostics.regime diagnostics.concentration "
     "diagnostics.entropy diagnostics.entropy_rates diagnostics._points diagnostics._sampling diagnostics._passes "
     "diagnostics._operator diagnostics._arrhenius diagnostics._certificate diagnostics.critical "
-    "diagnostics.kramers diagnostics.bounds network slices"
+    "diagnostics.kramers diagnostics.bounds diagnostics._talweg diagnostics.lojasiewicz diagnostics.decay "
+    "diagnostics._ellipses diagnostics.landscape diagnostics.star network slices"
 ).split()
 
 

@@ -14,8 +14,9 @@ from ufl.core.expr import Expr
 from .._compat import geometry_dofmap
 from ..domain import Domain
 from ..fields import Batched, Space
-from ..noise import samples_of
+from ..noise import Noise, PerSample, Sum, samples_of
 from ..process import SGD, Langevin, MomentumSGD, Process
+from ..samples import Samples
 from ..solution import bounds
 
 _CHUNK = 512
@@ -65,6 +66,8 @@ def loss_of(source: Any) -> Any:
         assert samples is not None
         if isinstance(samples.samples, Batched):
             raise ValueError("PerSample(fp.batched(grads)) knows gradients, not losses: give the process its loss=.")
+        if isinstance(samples.samples, Samples):
+            return samples.samples
         losses = samples.samples
         return lambda x: sum(f(x) for f in losses[1:]) / len(losses) + losses[0](x) / len(losses)
     return source
@@ -74,7 +77,10 @@ class Loss:
     """f, ∇f and ∇∇f at arrays of points; making one is collective, evaluating is not.
 
     Attributes:
-        exact: whether derivatives are symbolic; those of ``fp.batched`` losses are differences of fourth order.
+        exact: whether the gradient is: symbolic, or by automatic differentiation for samples of PyTorch and JAX, whose
+            Hessian is differences of it.  All derivatives of ``fp.batched`` losses are differences of fourth order.
+        symbolic: whether all derivatives are.
+        step: length of the steps of the differences, 0 if there are none.
         extent: largest side of the domain's bounding box.
     """
 
@@ -88,12 +94,19 @@ class Loss:
         low, high = bounds(domain.mesh)
         self.low, self.high, self.extent = low, high, float((high - low).max())
         self.dim, self.exact = domain.dim, not isinstance(source, Batched)
+        self.symbolic = self.exact and not isinstance(source, Samples)
+        self.step = 0.0 if self.symbolic else 5e-4 * self.extent
         if isinstance(source, Batched):
             self._function = source.function
+            return
+        if isinstance(source, Samples):
+            self._samples = source
             return
         self._probe = Probe(self.dim, _CHUNK, 1e-3 * self.extent)
         space = Space(self._probe.mesh, 1, self.dim)
         f = space.scalar(source, "loss")
+        if ufl.domain.extract_unique_domain(f) is None:
+            raise ValueError(f"the loss does not depend on x: it is {f}.")
         g = [f.dx(i) for i in range(self.dim)]
         self._first = self._probe.compile([f, *g], domain.comm)
         hessian = [gi.dx(j) for gi in g for j in range(self.dim)]
@@ -106,6 +119,8 @@ class Loss:
         """f (n,) and ∇f (n, d)."""
         if not self.exact:
             return self._differences(points)[:2]
+        if not self.symbolic:
+            return self._samples.moments(points)[:2]
         table = self._table(self._first, points)
         return table[:, 0], table[:, 1:]
 
@@ -113,6 +128,8 @@ class Loss:
         """f (n,), ∇f (n, d) and ∇∇f (n, d, d)."""
         if not self.exact:
             return self._differences(points)
+        if not self.symbolic:
+            return self._differenced_gradient(points)
         d = self.dim
         table = self._table(self._second, points)
         return table[:, 0], table[:, 1 : d + 1], table[:, d + 1 :].reshape(-1, d, d)
@@ -131,7 +148,7 @@ class Loss:
         return np.concatenate(pieces)
 
     def _differences(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        n, d, h = len(points), self.dim, 5e-4 * self.extent
+        n, d, h = len(points), self.dim, self.step
         e = h * np.eye(d)
         steps = [np.zeros(d), *(k * e[i] for i in range(d) for k in (-2, -1, 1, 2))]
         pairs = [(i, j) for i in range(d) for j in range(i)]
@@ -151,6 +168,50 @@ class Loss:
             H[:, i, j] = H[:, j, i] = (4 * cross[:, m, 0] - cross[:, m, 1] / 4) / (12 * h * h)
         return f, g, H
 
+    def _differenced_gradient(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        n, d, h = len(points), self.dim, self.step
+        shifts = [np.zeros(d), *(k * h * e for e in np.eye(d) for k in (-2, -1, 1, 2))]
+        f, g, _ = self._samples.moments((points[:, None] + np.array(shifts)).reshape(-1, d))
+        g = g.reshape(n, 1 + 4 * d, d)
+        line = g[:, 1:].reshape(n, d, 4, d)
+        H = np.einsum("nikj,k->nij", line, np.array([1.0, -8.0, 8.0, -1.0])) / (12 * h)
+        return f.reshape(n, -1)[:, 0], g[:, 0], 0.5 * (H + H.transpose(0, 2, 1))
+
+
+class SampleLosses:
+    """Per-sample losses and gradients at arrays of points; making one is collective, evaluating is not."""
+
+    def __init__(self, source: Any, dim: int, comm: MPI.Comm):
+        noise = source.noise if isinstance(source, SGD | MomentumSGD) else source
+        found = samples_of(noise) if isinstance(noise, Noise) else None
+        if found is None:
+            raise TypeError(
+                f"{type(source).__name__} has no per-sample losses; expected fp.SGD with one fp.PerSample noise, or "
+                "the fp.PerSample itself."
+            )
+        if isinstance(found.samples, Batched):
+            raise ValueError("PerSample(fp.batched(grads)) knows gradients, not losses: give the samples as losses.")
+        self.dim, self._samples = dim, found.samples
+        if isinstance(found.samples, Samples):
+            self.size = found.samples.size
+            return
+        self._probe = Probe(dim, _CHUNK, 1e-3)
+        losses = found.losses(Space(self._probe.mesh, 1, dim))
+        self.size = len(losses)
+        self._rows = self._probe.compile([r for f in losses for r in (f, *(f.dx(i) for i in range(dim)))], comm)
+
+    def at(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Losses (n, N) and gradients (n, N, d) at points (n, d)."""
+        if isinstance(self._samples, Samples):
+            return self._samples.losses_and_gradients(points)
+        pieces = [np.zeros((0, self.size, self.dim + 1))]
+        for k in range(0, len(points), _CHUNK):
+            chunk = points[k : k + _CHUNK]
+            cells = self._probe.move(chunk)
+            pieces.append(self._rows.eval(self._probe.mesh, cells).reshape(len(chunk), self.size, self.dim + 1))
+        table = np.concatenate(pieces)
+        return table[..., 0], table[..., 1:]
+
 
 def covariance_at(process: Any, points: np.ndarray, comm: MPI.Comm) -> np.ndarray | None:
     """Σ of an SGD process at points, shape (n, d, d); None for other processes and for tabulated Functions.
@@ -160,11 +221,19 @@ def covariance_at(process: Any, points: np.ndarray, comm: MPI.Comm) -> np.ndarra
     if not isinstance(process, SGD) or not len(points) or _has_function(process.noise):
         return None
     d = points.shape[1]
+    total, symbolic = np.zeros((len(points), d, d)), []
+    for part in getattr(process.noise, "parts", (process.noise,)):
+        if isinstance(part, PerSample) and isinstance(part.samples, Samples):
+            total += part.samples.moments(points)[2]
+        else:
+            symbolic.append(part)
+    if not symbolic:
+        return total
     probe = Probe(d, len(points), 1e-6 * (1 + float(np.abs(points).max())))
     cells = probe.move(points)  # before the noise is made: batched sources are tabulated in the corners
-    Sigma = process.noise.covariance(Space(probe.mesh, 1, d))
+    Sigma = Sum(tuple(symbolic)).covariance(Space(probe.mesh, 1, d))
     expression = probe.compile([Sigma[i, j] for i in range(d) for j in range(d)], comm)
-    return expression.eval(probe.mesh, cells).reshape(-1, d, d)
+    return total + expression.eval(probe.mesh, cells).reshape(-1, d, d)
 
 
 def _has_function(noise: Any) -> bool:

@@ -30,8 +30,9 @@ class CriticalPoint:
         kind: "minimum", "saddle", "maximum", or "degenerate" where the Hessian is singular.
         covariance: Σ there for batches of one sample, shape (d, d); None unless the process is ``SGD`` with a noise
             that can be evaluated away from a mesh.
-        exact: whether derivatives are symbolic.  For ``fp.batched`` losses they are differences of fourth order: the
-            point is good to about 1e-9 of the domain, eigenvalues to about 1e-6.
+        exact: whether the gradient is (symbolic, or automatic with the Hessian by differences of it).  For
+            ``fp.batched`` losses all derivatives are differences of fourth order: the point is good to about 1e-9 of
+            the domain, eigenvalues to about 1e-6.
     """
 
     point: tuple[float, ...]
@@ -53,7 +54,8 @@ def critical_points(process_or_loss: Any, domain: Domain) -> list[CriticalPoint]
     the mesh to make sure.
 
     Args:
-        process_or_loss: ``Langevin``, ``SGD`` (also with per-sample losses), a loss in UFL, or ``fp.batched(f)``.
+        process_or_loss: ``Langevin``, ``SGD`` (also with per-sample losses, in UFL or of PyTorch and JAX), a loss in
+            UFL, or ``fp.batched(f)``.
         domain: where to look.  Critical points outside its mesh are dropped, those on its boundary kept.
 
     Returns:
@@ -61,7 +63,7 @@ def critical_points(process_or_loss: Any, domain: Domain) -> list[CriticalPoint]
 
     Raises:
         TypeError: a process without a loss; a loss given as dolfinx Function.
-        ValueError: critical points are not isolated (a valley of minima, say).
+        ValueError: critical points are not isolated (a valley of minima, say), or the loss is finite nowhere.
     """
     return find_critical_points(Loss(process_or_loss, domain), process_or_loss, domain)
 
@@ -100,8 +102,10 @@ def _candidates(loss: Loss, domain: Domain) -> tuple[np.ndarray, float]:
     agree(domain.comm, problem)
     everywhere = np.concatenate(domain.comm.allgather(starts))
     typical = np.concatenate(domain.comm.allgather(norms[np.isfinite(norms)]))
+    if not len(typical):
+        raise ValueError("the gradient of the loss is finite nowhere on the mesh: the loss is not defined there.")
     order = np.lexsort(everywhere.T)
-    return everywhere[order], float(np.median(typical)) if len(typical) else 0.0
+    return everywhere[order], float(np.median(typical))
 
 
 def _linear_roots(x: np.ndarray, g: np.ndarray) -> np.ndarray:

@@ -252,7 +252,7 @@ def _estimate(
         ratio = np.log(np.abs(z.eigenvalues)).sum() - np.log(m.eigenvalues).sum()
         log_time = float(np.log(2 * np.pi / abs(z.eigenvalues[0])) + 0.5 * ratio + barrier / eps)
         log_time -= np.log(2) if half else 0.0
-    c = _next_order(loss, m, z) if loss.dim == 1 and loss.exact and not singular and not half else None
+    c = _next_order(loss, m, z) if loss.dim == 1 and loss.symbolic and not singular and not half else None
     with np.errstate(over="ignore"):
         time = float(np.exp(log_time))
     return EyringKramers(time, log_time, barrier, eps, m, z, c, half, tuple(problems))

@@ -1,0 +1,158 @@
+"""The Łojasiewicz exponent of a loss at a minimum, estimated with an interval."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from scipy.stats import t as student
+
+from .._errors import agree
+from ..domain import Domain
+from ..solution import as_points, locate
+from ._points import Loss
+from ._talweg import Talweg, talweg
+
+_FEWEST = 12
+
+
+@dataclass(frozen=True, eq=False)
+class Exponent:
+    """θ in |∇f(x)| ≥ c (f(x) − f*)^θ near a minimum; 1/2 where the Hessian is regular, 1 − 1/q for |x|^q.
+
+    Attributes:
+        theta: the estimate.
+        interval: at 95 % or more: of 210 random landscapes with known exponents all were covered, at widths below 0.03.
+        value: f*, the loss at the minimum.
+        constant: c for ``theta``: the smallest ratio on the levels of the fit.
+        levels: smallest and largest f − f* of the fit.
+        distances: smallest and largest distance from the minimum of the points in the fit.
+        radius: of the ball that was searched.
+        samples: evaluations of f and ∇f.
+        curve: log (f − f*) and log of the lowest |∇f| found there, shape (n, 2), from the finest level upwards.
+    """
+
+    theta: float
+    interval: tuple[float, float]
+    value: float
+    constant: float
+    levels: tuple[float, float]
+    distances: tuple[float, float]
+    radius: float
+    samples: int
+    curve: np.ndarray = field(repr=False)
+
+    @property
+    def exponential(self) -> bool:
+        """Whether θ = 1/2 is in the interval: the gradient flow then converges exponentially."""
+        return self.interval[0] <= 0.5
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"theta = {self.theta:.4f} [{low:.4f}, {high:.4f}]"
+
+
+def lojasiewicz(
+    process_or_loss: Any, point: Any, domain: Domain, radius: float | None = None, seed: int = 0
+) -> Exponent:
+    """Estimate the Łojasiewicz exponent of f at a minimum (collective).
+
+    θ is the smallest exponent with |∇f| ≥ c (f − f*)^θ near the minimum: one of the worst direction, so the lowest
+    gradient is sought on each of many levels of f − f*, down to rounding.  θ is the slope of its logarithm over the
+    finest quarter of the levels.  The interval adds to the error of that regression 3/2 of the change from the finest
+    half to the finest quarter: higher-order terms of f bend the curve, and fade geometrically with the level.
+    Minima that fill a valley count with all of it inside the ball.
+
+    Args:
+        process_or_loss: as in :func:`~fpsolver.diagnostics.critical_points`.
+        point: a minimum, shape (d,), to an accuracy much below ``radius``.
+        domain: where the loss lives.
+        radius: of the ball to search; by default the largest R/2ᵏ in the domain, R a tenth of its extent.
+        seed: of the random search.
+
+    Raises:
+        TypeError: a process without a loss.
+        ValueError: the point is no minimum, the ball leaves the domain, or values are not finite.
+    """
+    loss = Loss(process_or_loss, domain)
+    x = as_points(point, domain.dim, "point")
+    if len(x) != 1:
+        raise ValueError(f"lojasiewicz: one point was expected, got {len(x)}.")
+    locate(domain.mesh, x, "point")
+    if radius is None:
+        radius = largest_ball(domain, x[0], 0.1 * loss.extent)
+    elif not np.isfinite(radius) or radius <= 0:
+        raise ValueError(f"lojasiewicz: radius is {radius!r}; a positive number was expected.")
+    else:
+        locate(domain.mesh, _sphere(x[0], radius), f"lojasiewicz: the sphere of radius {radius:g} about {point}")
+    return exponent_at(loss, domain, x[0], radius, seed)
+
+
+def exponent_at(loss: Loss, domain: Domain, x: np.ndarray, radius: float, seed: int = 0) -> Exponent:
+    """:func:`lojasiewicz` of a loss that is already compiled (collective)."""
+    problem, result = None, None
+    if domain.comm.rank == 0:
+        try:
+            result = _fit(talweg(loss, x, radius, seed), radius)
+        except Exception as error:  # also those of a user's function
+            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+            problem = f"lojasiewicz: {kind}{error}"
+    agree(domain.comm, problem)
+    return domain.comm.bcast(result, root=0)
+
+
+def largest_ball(domain: Domain, x: np.ndarray, radius: float) -> float:
+    """The largest of radius, radius/2, ..., whose ball about x lies in the mesh (collective).
+
+    Raises:
+        ValueError: the point lies on the boundary.
+    """
+    for k in range(20):
+        try:
+            locate(domain.mesh, _sphere(x, radius / 2**k))
+        except ValueError:
+            continue
+        return radius / 2**k
+    raise ValueError(f"lojasiewicz: the minimum {tuple(x.tolist())} lies on the boundary of the domain.")
+
+
+def _sphere(x: np.ndarray, radius: float) -> np.ndarray:
+    directions = np.random.default_rng(0).standard_normal((64, len(x)))
+    axes = np.concatenate([np.eye(len(x)), -np.eye(len(x)), directions])
+    return x + radius * axes / np.linalg.norm(axes, axis=1, keepdims=True)
+
+
+def _fit(found: Talweg, radius: float) -> Exponent:
+    u, m = found.level, found.slope
+    if len(u) < _FEWEST or np.ptp(u) < np.log(1e3):
+        raise ValueError(
+            f"only {len(u)} levels of f − f* stand above rounding and the gradient left at the point: polish the "
+            "point (fp.diagnostics.critical_points), or take a larger radius."
+        )
+    (whole, _), (half, _), (theta, error) = (_slope(u, m, u[0] + share * (u[-1] - u[0])) for share in (1, 0.5, 0.25))
+    reach = 1.5 * abs(half - theta) + 0.15 * abs(whole - half) + error + 5e-4
+    fine = u <= u[0] + 0.25 * (u[-1] - u[0]) + 1e-9
+    return Exponent(
+        theta,
+        (float(theta - reach), float(theta + reach)),
+        found.lowest,
+        float(np.exp(np.min(m[fine] - theta * u[fine]))),
+        (float(np.exp(u[fine].min())), float(np.exp(u[fine].max()))),
+        (float(found.distance[fine].min()), float(found.distance[fine].max())),
+        radius,
+        found.evaluations,
+        np.column_stack([u, m]),
+    )
+
+
+def _slope(u: np.ndarray, m: np.ndarray, highest: float) -> tuple[float, float]:
+    """Slope of m over u up to a level, and the half-width of its 95 % interval.
+
+    Residuals of neighbouring levels are alike: a quarter of the points is counted.
+    """
+    u, m = u[u <= highest + 1e-9], m[u <= highest + 1e-9]
+    centred = u - u.mean()
+    slope = float(centred @ m / (centred @ centred))
+    residual = m - m.mean() - slope * centred
+    freedom = max(1, len(u) - 2)
+    variance = float(residual @ residual) / freedom / float(centred @ centred)
+    return slope, float(student.ppf(0.975, max(3, freedom // 2))) * 2 * np.sqrt(variance)
