@@ -1,7 +1,7 @@
 """Forms that generators with different numbers share, and their assembly into PETSc objects."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from petsc4py import PETSc
@@ -23,7 +23,8 @@ from .schemes import WeakForm, weighted
 class Compiled:
     """Symbols, function space and compiled forms of a process on a domain.
 
-    ``potential`` is U and ``offset`` its minimum in the weighted scheme; otherwise None and 0.
+    ``potential`` is U and ``offset`` its minimum in the weighted scheme; otherwise None and 0.  ``degrees`` holds
+    generators of other degrees, compiled once for all the generators that ``replace`` makes of these forms.
     """
 
     space: Space
@@ -35,6 +36,7 @@ class Compiled:
     integral: fem.Form
     potential: Any
     offset: fem.Constant
+    degrees: dict[int, Any] = field(default_factory=dict)
 
 
 def compile_forms(space: Space, coefficients: Coefficients, weak: WeakForm, potential: Any) -> Compiled:

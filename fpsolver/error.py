@@ -102,7 +102,14 @@ class DualWeighted:
         return self._values(self.gen, self.chain[-1])
 
     def _of_degree(self, degree: int) -> Generator:
-        return self.gen.cached(f"degree {degree}", lambda: rebuilt(self.gen, degree))
+        def make() -> Generator:
+            known: dict[int, Generator] = self.gen._compiled.degrees
+            if degree in known:  # of the same process with other numbers; its matrices may be destroyed
+                return known[degree].replace(**self.gen.process.parameters())
+            known[degree] = rebuilt(self.gen, degree)
+            return known[degree]
+
+        return self.gen.cached(f"degree {degree}", make)
 
     def _answers(self, degree: int) -> tuple[Generator, Chain]:
         gen = self._of_degree(degree)

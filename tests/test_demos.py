@@ -13,6 +13,7 @@ PICTURES = {
     "05_noisy_sgd": ["noisy_sgd"],
     "04_two_phases": ["two_phases"],
     "06_entropy_decay": ["entropy_decay"],
+    "03_escape": ["escape"],
 }
 
 

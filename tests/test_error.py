@@ -112,6 +112,24 @@ def test_error_bars_are_between_half_and_twice_the_error(name):
     assert 0.5 <= effectivity <= 2
 
 
+@pytest.mark.parallel
+def test_sweeps_share_the_forms_of_their_error_bars():
+    """Also when the generator that compiled them is destroyed."""
+    domain = fp.Domain.interval(-1.6, -0.4, 6)
+    first = fp.Generator(fp.Langevin(fp.landscapes.double_well, 0.1), domain, ["left", "right"], scheme="galerkin")
+    fp.mean_exit_time(first, start=-1.0)
+    for n, temperature in enumerate((0.05, 0.2)):
+        gen = first.replace(temperature=temperature)
+        if n:
+            first.destroy()
+        shared = fp.mean_exit_time(gen, start=-1.0).error
+        assert set(gen._compiled.degrees) >= {3, 5} and gen._compiled is first._compiled
+        fresh = fp.Generator(
+            fp.Langevin(fp.landscapes.double_well, temperature), domain, first.absorbing, scheme="galerkin"
+        )
+        assert shared == pytest.approx(fp.mean_exit_time(fresh, start=-1.0).error, rel=1e-4)
+
+
 def test_power_laws_are_extrapolated():
     """J_k = 1 + k^−2: what remains is known; fast and non-monotone sequences are left alone."""
     for k in (2, 3, 4):
