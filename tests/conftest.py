@@ -36,6 +36,7 @@ def pytest_unconfigure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem != "test_mpi")  # the longest first, where tests are spread over cores
     if WORLD.size > 1:
         for item in items:
             if item.get_closest_marker("parallel") is None:
@@ -118,13 +119,14 @@ def _mpirun(
     command = ["mpirun", "-n", str(n), sys.executable, "-m", "mpi4py", *start, *args]
     defaults = {
         "OMPI_MCA_btl": "self,sm",  # one host: no network
+        "OMPI_MCA_mpi_yield_when_idle": "1",  # other tests may run beside it
         "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
         "OMPI_ALLOW_RUN_AS_ROOT": "1",
         "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
         "OMP_NUM_THREADS": "1",
     }
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    env = {**defaults, **os.environ}
+    env = {k: v for k, v in {**defaults, **os.environ}.items() if not k.startswith("PYTEST_")}
     process = subprocess.Popen(command, text=True, env=env, start_new_session=True, **pipes)
     try:
         output, _ = process.communicate(timeout=timeout)
