@@ -51,7 +51,7 @@ class Samples:
         return mean, gradient, covariance
 
     def _chunks(self, n: int, width: int) -> Iterator[slice]:
-        step = max(1, self.chunk // width)
+        step = 1 << max(0, (self.chunk // width).bit_length() - 1)  # a power of two, which JAX need not pad
         return (slice(i, i + step) for i in range(0, n, step))
 
 
@@ -105,12 +105,15 @@ def jax_samples(f: Callable[..., Any], data: Any, chunk: int | None, tol: float,
     some = jax.jit(jax.vmap(both))
 
     def evaluate(x: np.ndarray, index: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        n = len(x)
+        room = 1 << (n - 1).bit_length()  # few shapes: each is compiled, and paths leave one by one
         with jax.enable_x64(True):
             if index is None:
-                values, gradients = every(x, *arrays)
+                values, gradients = every(_padded(x, room), *arrays)
             else:
-                values, gradients = some(x, *(a[index] for a in arrays))
-            return np.asarray(values, dtype=float), np.asarray(gradients, dtype=float)
+                index = _padded(index, room)
+                values, gradients = some(_padded(x, room), *(a[index] for a in arrays))
+            return np.asarray(values, dtype=float)[:n], np.asarray(gradients, dtype=float)[:n]
 
     return _checked("from_jax", len(arrays[0]), chunk, tol, evaluate)
 
@@ -125,6 +128,10 @@ def check_data(data: Any, what: str) -> list[Any]:
             "two, was expected."
         )
     return arrays
+
+
+def _padded(a: np.ndarray, size: int) -> np.ndarray:
+    return np.concatenate((a, np.repeat(a[-1:], size - len(a), axis=0)))
 
 
 def _scalar(value: Any, what: str) -> Any:
