@@ -6,7 +6,7 @@ the line w(x) = w₁ + x (w₂ − w₁)/|w₂ − w₁| through what they found
 
     dX = −f'(X) dt + √(η Σ(X)/B) dW,        f = (1/N) Σ f_i,   Σ = (1/N) Σ (f_i' − f')²,
 
-with the logistic losses f_i, one step being time η.  Σ is not constant: it is largest on the slopes of the barrier,
+with the logistic losses f_i, one step being time η.  Σ is not constant: it is largest on the way up the barrier,
 where the samples disagree most.  The mean time from the first minimum to the second is known by quadrature,
 
     τ(x) = ∫ₓᵇ e^{ψ(y)} ∫ₐ^y e^{−ψ(z)} / D(z) dz dy,        D = η Σ/(2B),   ψ' = f'/D,
@@ -169,6 +169,8 @@ if COMM.rank == 0:
     bars_of = [f.error for f in found]
     right.errorbar(eta, [f.value for f in found], bars_of, fmt="C3s", capsize=4, label="SGD on the line, 95 %")
     right.set(xlabel="learning rate η", ylabel="mean steps", yscale="log", title="The diffusion and the algorithm")
+    right.set_yticks([300, 500, 1000, 2000], ["300", "500", "1000", "2000"])
+    right.minorticks_off()
     right.legend()
     OUTPUT.mkdir(exist_ok=True)
     figure.savefig(OUTPUT / "convolutional_slice.png", dpi=150)
