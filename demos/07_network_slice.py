@@ -11,13 +11,13 @@ the plane has the per-sample losses f_i(w(x)), and to first order in the learnin
 
 What the plane leaves out is stated: the shares of the noise, tr(Σ − VᵀΣV)/tr Σ, and of the drift.
 
-Question: how many steps does SGD stay in a box around the minimum within the plane?  The PDE answers for the diffusion,
-with an error bar; ``fp.simulate`` follows paths of the diffusion and the algorithm itself, with the very same samples
-and batches.  One difference, of order √η, is known beforehand.  The algorithm is seen only after whole steps, so that it
-may leave and return within one; for a random walk with steps of standard deviation s normal to a wall this acts like a
-wall farther out by −ζ(1/2)/√(2π) s = 0.5826 s (Siegmund 1979; Broadie, Glasserman and Kou 1997).  The PDE is therefore
-also solved on the box with its sides moved by 0.5826 η √(n·Σn/B).  What remains is of first order: for linear drift and
-Gaussian noise on a line this value would be too long by 1.1 % at the η below.
+Question: how many steps does SGD stay in a box around the minimum within the plane?  The PDE answers for the
+diffusion, with an error bar; ``fp.simulate`` follows paths of the diffusion and the algorithm itself, with the very
+same samples and batches.  One difference, of order √η, is known beforehand.  The algorithm is seen only after whole
+steps, so that it may leave and return within one; for a random walk with steps of standard deviation s normal to a
+wall this acts like a wall farther out by −ζ(1/2)/√(2π) s = 0.5826 s (Siegmund 1979; Broadie, Glasserman and Kou
+1997).  The PDE is therefore also solved on the box with its sides moved by 0.5826 η √(n·Σn/B).  What remains is of
+first order: for linear drift and Gaussian noise on a line this value would be too long by 1.1 % at the η below.
 
 Run it (about a minute) with
 
