@@ -51,7 +51,7 @@ class Samples:
         return mean, gradient, covariance
 
     def _chunks(self, n: int, width: int) -> Iterator[slice]:
-        step = max(1, self.chunk // width)
+        step = 1 << max(0, (self.chunk // width).bit_length() - 1)  # a power of two, which JAX need not pad
         return (slice(i, i + step) for i in range(0, n, step))
 
 
@@ -105,12 +105,12 @@ def jax_samples(f: Callable[..., Any], data: Any, chunk: int | None, tol: float,
     some = jax.jit(jax.vmap(both))
 
     def evaluate(x: np.ndarray, index: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        n, x = len(x), _padded(x)
         with jax.enable_x64(True):
-            n = len(x)
-            x, index = _padded(x), None if index is None else _padded(index)
             if index is None:
                 values, gradients = every(x, *arrays)
             else:
+                index = _padded(index)
                 values, gradients = some(x, *(a[index] for a in arrays))
             return np.asarray(values, dtype=float)[:n], np.asarray(gradients, dtype=float)[:n]
 

@@ -14,6 +14,8 @@ PICTURES = {
     "04_two_phases": ["two_phases"],
     "06_entropy_decay": ["entropy_decay"],
     "03_escape": ["escape"],
+    "07_network_slice": ["network_slice"],
+    "08_convolutional_slice": ["convolutional_slice"],
 }
 
 
@@ -23,7 +25,7 @@ def test_every_demo_is_known():
 
 @pytest.mark.parametrize("demo", DEMOS, ids=lambda demo: demo.stem)
 def test_demo(demo, tmp_path, mpirun):
-    for module in ("gmsh", "matplotlib", "scipy", "slepc4py"):
+    for module in ("gmsh", "matplotlib", "scipy", "slepc4py", "torch"):
         pytest.importorskip(module)
     copy = tmp_path / demo.name  # output goes beside the demo
     shutil.copy(demo, copy)

@@ -67,6 +67,38 @@ def test_exit_times_are_those_of_the_symbolic_losses(kind):
 
 
 @pytest.mark.parallel
+@pytest.mark.parametrize("kind", ["torch", "jax"])
+@pytest.mark.parametrize("method", ["sde", "sgd"])
+def test_paths_are_those_of_the_symbolic_losses(kind, method):
+    """The same random numbers move the same paths, to rounding; some leave, so that numbers of paths change."""
+    domain, times = fp.Domain.rectangle((-1, -1), (1, 1), (4, 4)), [0.5, 2.0]
+    options = {"absorbing": "right", "paths": 37, "times": times, "horizon": 2.0, "method": method, "seed": 4}
+    symbolic, differentiated = (
+        fp.simulate(fp.SGD(None, noise, 0.25, batch_size=2), domain, (0.5, -0.5), **options)
+        for noise in (fp.PerSample(UFL), neurons(kind))
+    )
+    assert np.allclose(differentiated.positions, symbolic.positions, rtol=0, atol=1e-12, equal_nan=True)
+    assert np.allclose(differentiated.exit_times, symbolic.exit_times, rtol=1e-10, equal_nan=True)
+    assert np.nanstd(symbolic.positions[-1], axis=0).min() > 0.01
+
+
+def test_jax_compiles_for_few_numbers_of_points():
+    """Paths leave one by one: were every number of them compiled, compiling would take most of the time."""
+    jax = pytest.importorskip("jax")
+    traces = []
+
+    def loss(w, a, y):
+        traces.append(w.shape)
+        return (jax.numpy.tanh(a @ w) - y) ** 2 / 2
+
+    samples = fp.PerSample.from_jax(loss, (A, Y)).samples
+    for n in range(1, 65):
+        x, index = random.normal(size=(n, 2)), random.integers(0, 4, (n, 3))
+        assert samples.losses_and_gradients(x, index)[1].shape == (n, 3, 2)
+    assert len(traces) <= 2 * 7  # losses and their derivatives, at 1, 2, 4, ..., 64 points
+
+
+@pytest.mark.parallel
 def test_the_error_of_tabulation_is_measured_and_lowered_to_the_tolerance():
     noise, domain = neurons("torch", tol=5e-4), fp.Domain.rectangle((-2, -2), (2, 2), (6, 6))
     gen = fp.Generator(fp.SGD(None, noise, 0.3), domain, degree=2)
