@@ -89,7 +89,7 @@ def test_table_and_picture_of_an_expectation(tmp_path):
 
 
 def test_error_bars_of_the_pde(tmp_path):
-    """On three cells of degree 2, f = x²/2 with D = 2η: the bar holds the true error, in the table and in the picture."""
+    """On three cells of degree 2, f = x²/2 with D = 2η: the bar holds the true error, in table and picture."""
     process = fp.SGD(lambda x: x[0] ** 2 / 2, fp.Isotropic(4.0), 0.1)
     options = {"absorbing": ["left", "right"], "paths": 500, "degree": 2, "scheme": "galerkin"}
     result = fp.compare(process, fp.Domain.interval(-1, 1, 3), [0.2, 0.1], 0.0, **options)
