@@ -17,7 +17,6 @@ from ._meshfile import import_optional, on_root
 from .domain import Domain
 from .evolution import backward
 from .exit import mean_exit_time
-from .fields import is_number
 from .generator import Generator
 from .montecarlo import simulate
 from .process import SGD, MomentumSGD
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 EXIT_TIME = "exit_time"
+STEPS = "mean exit time in steps"
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Row:
 
     Attributes:
         learning_rate: η.
-        pde: value of the PDE; pde_error: its estimated error, None where the solution knows none.
+        pde: value of the PDE; pde_error: its error bar, None for expectations at a time, which have none.
         sde, sgd: the same quantity from paths of the diffusion and of the algorithm; exit times in steps.
-        discrepancy: SGD minus PDE, for exit times relative to the PDE.
+        discrepancy: SGD minus PDE, for exit times relative to the PDE; its interval contains the PDE's error bar.
     """
 
     learning_rate: float
@@ -103,12 +103,17 @@ class Comparison:
     def _draw(self, axes: Any) -> None:
         eta = np.array([r.learning_rate for r in self.rows])
         left, right = axes
-        left.plot(eta, [r.pde for r in self.rows], "k-", label="PDE")
+        unsure = [r.pde_error for r in self.rows]
+        known = [e for e in unsure if e is not None]
+        label = f"PDE, ± {max(known):.1g} or less" if known else "PDE"
+        left.errorbar(eta, [r.pde for r in self.rows], [e or 0.0 for e in unsure], fmt="k.-", capsize=6, label=label)
         for name, mark in (("sde", "C0o"), ("sgd", "C3s")):
             found = [getattr(r, name) for r in self.rows]
             bars = np.array([(f.value - f.low, f.high - f.value) for f in found]).T
             left.errorbar(eta, [f.value for f in found], bars, fmt=mark, capsize=3, label=f"{name.upper()} paths")
-        left.set(xlabel="learning rate η", ylabel=self.quantity, xscale="log")
+        relative = self.quantity == STEPS
+        scale = "log" if relative else "linear"
+        left.set(xlabel="learning rate η", ylabel=self.quantity, xscale="log", yscale=scale)
         left.legend()
         size = np.array([abs(r.discrepancy.value) for r in self.rows])
         right.errorbar(eta, size, [r.discrepancy.error for r in self.rows], fmt="C3s", capsize=3)
@@ -117,7 +122,7 @@ class Comparison:
             center = np.exp(np.log([r.learning_rate for r in self.rows if r.significant]).mean())
             right.plot(eta, middle * (eta / center) ** self.order.value, "k--", label=f"order {self.order}")
             right.legend()
-        right.set(xlabel="learning rate η", ylabel="|SGD − PDE|", xscale="log", yscale="log")
+        right.set(xlabel="learning rate η", ylabel="|SGD − PDE|" + " / PDE" * relative, xscale="log", yscale="log")
 
 
 def compare(
@@ -186,7 +191,7 @@ def compare(
             model = gen
     if model is not None:
         model.destroy()
-    name = "mean exit time in steps" if isinstance(quantity, str) else f"E g(X) at time {time:g}"
+    name = STEPS if isinstance(quantity, str) else f"E g(X) at time {time:g}"
     return Comparison(tuple(rows), name, fit_order(rates, [r.discrepancy for r in rows]))
 
 
@@ -200,8 +205,12 @@ def _row(
         common["horizon"] = time
     sde = simulate(process, gen.domain, start, step=unit / substeps, seed=seed, **common)
     sgd = simulate(process, gen.domain, start, method="sgd", seed=seed + 1, **common)
+    point = np.asarray(getattr(start, "point", start), dtype=float).reshape(1, -1)
+    error: float | None = None
     if isinstance(quantity, str):
-        solution, scale = mean_exit_time(gen), 1 / unit
+        solution, scale = mean_exit_time(gen, start=point), 1 / unit
+        assert solution.error is not None  # an exit time has one
+        error = scale * float(solution.error[0])
 
         def estimate(paths: Ensemble) -> Estimate:
             return paths.mean_exit_time().scaled(scale)
@@ -213,15 +222,12 @@ def _row(
         def estimate(paths: Ensemble) -> Estimate:
             return paths.expectation(lambda x: g(x)[0])[0]
 
-    point = np.asarray(getattr(start, "point", start), dtype=float).reshape(1, -1)
-    value, error = scale * float(solution.at(point)[0]), getattr(solution, "error", None)
-    found, other = estimate(sgd), estimate(sde)
-    unknown = float(error) * scale if is_number(error) else None  # type: ignore[arg-type]
+    value, found, other = scale * float(solution.at(point)[0]), estimate(sgd), estimate(sde)
     size = abs(value) if isinstance(quantity, str) else 1.0
-    gap = Estimate(
-        (found.value - value) / size, (found.low - value) / size, (found.high - value) / size, found.level, found.count
-    )
-    return Row(eta, value, unknown, other, found, gap)
+    off, far = found.value - value, error or 0.0
+    low, high = (found.low - value - far) / size, (found.high - value + far) / size
+    gap = Estimate(off / size, low, high, found.level, found.count)
+    return Row(eta, value, error, other, found, gap)
 
 
 def fit_order(rates: Sequence[float], discrepancies: Sequence[Estimate], level: float = LEVEL) -> Estimate | None:

@@ -16,6 +16,8 @@ from .samples import Samples, check_data, jax_samples, torch_samples
 
 Vector = np.ndarray
 
+_NUMBERS = 2**22  # in the gradients of several samples that are held at a time: 32 MB
+
 
 @dataclass(frozen=True)
 class Network:
@@ -32,6 +34,7 @@ class Network:
         vjp: weights, c (N,) -> Jᵀ c (P,).
         hvp: weights, v (P,) -> ∇²f v (P,), with f the mean loss.
         batch_gradient: weights, sample indices (B,) -> their mean gradient (P,): one step of SGD.
+        sample_gradients: weights, sample indices (B,) -> the gradient of each (B, P).
         filter_axis: axis of a weight array that counts outputs: 0 in PyTorch, -1 in JAX.
     """
 
@@ -43,6 +46,7 @@ class Network:
     vjp: Callable[[Vector, Vector], Vector]
     hvp: Callable[[Vector, Vector], Vector]
     batch_gradient: Callable[[Vector, Vector], Vector]
+    sample_gradients: Callable[[Vector, Vector], np.ndarray]
     filter_axis: int
     _restricted: Callable[[Vector, np.ndarray, int | None, float], Samples]
 
@@ -76,9 +80,11 @@ class Network:
         return self.vjp(weights, (c - c.mean()) / self.size)
 
     def noise_trace(self, weights: Vector) -> float:
-        """tr Σ for batches of one sample, from the N gradients one by one."""
-        mean = self.gradient(weights)
-        square = sum(float(np.sum((self.batch_gradient(weights, np.array([i])) - mean) ** 2)) for i in range(self.size))
+        """tr Σ for batches of one sample, from all N gradients, some at a time."""
+        mean, square = self.gradient(weights), 0.0
+        for i in range(0, self.size, rows := max(1, _NUMBERS // len(weights))):
+            centred = self.sample_gradients(weights, np.arange(i, min(i + rows, self.size))) - mean
+            square += float(np.vdot(centred, centred))
         return square / self.size
 
     def restricted(
@@ -121,7 +127,7 @@ class Network:
 def _from_torch(model: Any, loss: Callable[..., Any], data: Any) -> Network:
     try:
         import torch
-        from torch.func import functional_call, grad, jvp, vjp
+        from torch.func import functional_call, grad, jvp, vjp, vmap
     except ImportError as error:
         raise ImportError(
             "Network.from_torch needs PyTorch: install python3-torch (apt) or torch (pip, conda)."
@@ -139,6 +145,8 @@ def _from_torch(model: Any, loss: Callable[..., Any], data: Any) -> Network:
     everything = lambda w: losses(w, *arrays)  # noqa: E731
     to, back = torch.as_tensor, lambda t: t.detach().numpy()
     mean_gradient = grad(lambda w, *batch: losses(w, *batch).mean())
+    one_gradient = grad(lambda w, *sample: losses(w, *(a[None] for a in sample))[0])
+    gradients = vmap(one_gradient, (None, *[0] * len(arrays)))
 
     def restricted(origin: Vector, V: np.ndarray, chunk: int | None, tol: float) -> Samples:
         o, D = to(origin), to(V)
@@ -153,6 +161,7 @@ def _from_torch(model: Any, loss: Callable[..., Any], data: Any) -> Network:
         vjp=lambda w, c: back(vjp(everything, to(w))[1](to(c))[0]),
         hvp=lambda w, v: back(jvp(lambda u: mean_gradient(u, *arrays), (to(w),), (to(v),))[1]),
         batch_gradient=lambda w, i: back(mean_gradient(to(w), *(a[to(i)] for a in arrays))),
+        sample_gradients=lambda w, i: back(gradients(to(w), *(a[to(i)] for a in arrays))),
         filter_axis=0,
         _restricted=restricted,
     )
@@ -183,6 +192,8 @@ def _from_jax(apply: Callable[..., Any], params: Any, loss: Callable[..., Any], 
     everything = lambda w: losses(w, *arrays)  # noqa: E731
     mean_gradient = jax.grad(lambda w, *batch: losses(w, *batch).mean())
     one_step = double(mean_gradient)
+    one_gradient = jax.grad(lambda w, *sample: losses(w, *(a[None] for a in sample))[0])
+    gradients = double(jax.vmap(one_gradient, (None, *[0] * len(arrays))))
 
     def restricted(origin: Vector, V: np.ndarray, chunk: int | None, tol: float) -> Samples:
         return jax_samples(lambda x, *batch: losses(origin + V @ x, *batch), arrays, chunk, tol, batched=True)
@@ -196,6 +207,7 @@ def _from_jax(apply: Callable[..., Any], params: Any, loss: Callable[..., Any], 
         vjp=double(lambda w, c: jax.vjp(everything, w)[1](c)[0]),
         hvp=double(lambda w, v: jax.jvp(lambda u: mean_gradient(u, *arrays), (w,), (v,))[1]),
         batch_gradient=lambda w, i: one_step(w, *(a[i] for a in arrays)),
+        sample_gradients=lambda w, i: gradients(w, *(a[i] for a in arrays)),
         filter_axis=-1,
         _restricted=restricted,
     )

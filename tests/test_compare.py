@@ -4,6 +4,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+import reference
 from scipy.interpolate import CubicSpline
 
 import fpsolver as fp
@@ -85,6 +86,25 @@ def test_table_and_picture_of_an_expectation(tmp_path):
     pytest.importorskip("matplotlib")
     result.plot(tmp_path / "new" / "sweep.png")
     assert (tmp_path / "new" / "sweep.png").stat().st_size > 10_000
+
+
+def test_error_bars_of_the_pde(tmp_path):
+    """On three cells of degree 2, f = x²/2 with D = 2η: the bar holds the true error, in table and picture."""
+    process = fp.SGD(lambda x: x[0] ** 2 / 2, fp.Isotropic(4.0), 0.1)
+    options = {"absorbing": ["left", "right"], "paths": 500, "degree": 2, "scheme": "galerkin"}
+    result = fp.compare(process, fp.Domain.interval(-1, 1, 3), [0.2, 0.1], 0.0, **options)
+    for row, line in zip(result.rows, str(result).splitlines()[2:4], strict=True):
+        exact = reference.exit_time_1d(0.0, -1, 1, lambda x: -x, lambda x, d=2 * row.learning_rate: d)
+        off = abs(row.pde - exact / row.learning_rate)
+        assert 0.5 * off < row.pde_error < 2 * off
+        assert f"{row.pde:.7g} ± {row.pde_error:.1g} " in line
+        assert row.discrepancy.error == pytest.approx((row.sgd.error + row.pde_error) / row.pde)
+    pytest.importorskip("matplotlib")
+    figure = result.plot(tmp_path / "bars.png")
+    pde = figure.axes[0].containers[0]
+    assert pde.get_label() == f"PDE, ± {max(r.pde_error for r in result.rows):.1g} or less"
+    ends = [np.diff(segment[:, 1])[0] for segment in pde.lines[2][0].get_segments()]
+    np.testing.assert_allclose(ends, [2 * r.pde_error for r in result.rows])
 
 
 @pytest.mark.parallel

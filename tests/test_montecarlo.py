@@ -10,27 +10,14 @@ from mpi4py import MPI
 import numpy as np
 import pytest
 import reference
-from scipy import integrate, special, stats
-from tools import BOX, box, check, expectation, simplex
+from scipy import integrate, stats
+from tools import BOX, simplex, whole, within
 
 import fpsolver as fp
 from fpsolver._dynamics import Diffusion
-from fpsolver._estimates import share_of
 from fpsolver._paths import _inverse_gaussian
 
 TWO = [lambda x: x[0] ** 2 / 2, lambda x: x[1] ** 2 / 2]
-GATE = [lambda x: x[0] ** 2 / 2, lambda x: (2 * x[0] - 1) ** 2 / 2]
-
-
-def within(estimate, exact, bias=0.0):
-    """Whether an estimate with a 95 % interval lies within 3.5 standard deviations and a known bias of a value."""
-    far = abs(estimate.value - exact) - bias
-    assert far <= 3.5 / 1.96 * estimate.error, f"{estimate} is not {exact} (bias {bias})"
-    return True
-
-
-def whole(process, start, time, method="sde", paths=10_000, **more):
-    return fp.simulate(process, None, start, times=[time], method=method, paths=paths, **more)
 
 
 def brownian(d):
@@ -155,94 +142,7 @@ def test_reflection_is_that_of_the_pde():
     assert (e.positions >= 0).all() and (e.positions <= 1).all()
 
 
-# ---------------------------------------------------------------- noise of SGD, by its diffusion
-
-
-def test_power_law_noise():
-    """Σ = 1 + x²: Var = 1/9, P(|X| < 1) = 0.99313; exit from ±0.5 against quadrature."""
-    process = fp.SGD(lambda x: x[0] ** 2 / 2, fp.Covariance(lambda x: 1 + x[0] ** 2), learning_rate=0.2)
-    e = whole(process, 0.0, 8.0, step=0.02)
-    within(e.expectation(lambda x: x[0] ** 2)[0], 1 / 9, bias=0.01 / 9)  # h/2 of the step relative
-    within(share_of(int((np.abs(e.positions[0]) < 1).sum()), len(e)), 0.993127696691079, bias=2e-4)
-    exact = reference.exit_time_1d(0.0, -0.5, 0.5, lambda x: -x, lambda x: 0.1 * (1 + x * x))
-    e = fp.simulate(process, fp.Domain.interval(-0.5, 0.5, 4), 0.0, absorbing=BOX[1], step=0.02)
-    within(e.mean_exit_time(), exact, bias=0.03 * exact)
-
-
-def test_least_squares_with_gaussian_features():
-    """M' = −(HM + MH) + ε(HMH + tr(HM)H + s²H): M(1) from M = I, label noise 0."""
-    H = np.diag([1.0, 0.25])
-
-    def covariance(x):
-        q = x[0] ** 2 + x[1] ** 2 / 4
-        h = (x[0], x[1] / 4)
-        return ((h[0] * h[0] + q, h[0] * h[1]), (h[0] * h[1], h[1] * h[1] + q / 4))
-
-    process = fp.SGD(lambda x: x[0] ** 2 / 2 + x[1] ** 2 / 8, fp.Covariance(covariance), learning_rate=0.1)
-    e = whole(process, fp.gaussian((0.0, 0.0), 1.0), 1.0, step=0.01, paths=20_000)
-    for i, exact in enumerate((0.173933630399734, 0.62284008652752)):
-        within(e.expectation(lambda x, i=i: x[i] ** 2)[0], exact, bias=0.01 * H[i, i] ** 2 * exact)
-
-
-def test_two_samples_conserve_a_product():
-    """XY = e^{−(1 + η/4)t} on every path, up to the steps; E X and E X²."""
-    process = fp.SGD(None, fp.PerSample(TWO), learning_rate=0.4)
-    spread = []
-    for step in (0.02, 0.005):
-        e = whole(process, (1.0, 1.0), 1.0, step=step)
-        product = e.positions[0].prod(axis=1)
-        spread.append(np.abs(product - 0.33287108369808).max())
-    assert spread[1] < 0.02 and spread[1] < 0.7 * spread[0]
-    within(e.expectation(lambda x: x[0])[0], 0.606530659712633, bias=1e-3)
-    within(e.expectation(lambda x: x[0] ** 2)[0], 0.406569659740599, bias=2e-3)
-
-
-def test_a_one_way_gate():
-    """Down from 5/3 to 2/3 in time 0.61504; in the long run below 2/3 with mean 4/15 from there."""
-    process = fp.SGD(None, fp.PerSample(GATE), learning_rate=0.1)
-    e = fp.simulate(process, fp.Domain.interval(2 / 3, 6, 10), 5 / 3, absorbing=["left"], step=0.002, paths=10_000)
-    # without noise Euler's steps h arrive early by 1.25 h of the time 0.62326
-    within(e.mean_exit_time(), 0.615036296897802, bias=1.25 * 0.002 * 0.62326)
-    e = whole(process, 1.0, 6.0, step=0.005)
-    assert (e.positions < 2 / 3).all()
-    within(e.expectation(lambda x: 2 / 3 - x[0])[0], 4 / 15)
-    within(e.expectation(lambda x: (2 / 3 - x[0] - 4 / 15) ** 2)[0], 0.00335078534031414, bias=0.02 * 0.00335)
-
-
-def test_a_gate_with_isotropic_noise():
-    """With δ = 0.1: mean 4/15, second moment in closed form, P(beyond the gate) = 0.0966."""
-    delta, eta, m, k = 0.1, 0.1, 2 / 3, 2.5
-    noise = fp.PerSample(GATE) + fp.Isotropic(2 * delta / eta)
-    e = whole(fp.SGD(None, noise, eta), 0.4, 4.0, step=0.005)
-    within(e.expectation(lambda x: 2 / 3 - x[0])[0], 4 / 15)
-    second = (2 * m * m / k + 2 * delta) / (2 * k - 0.225)
-    within(e.expectation(lambda x: (2 / 3 - x[0]) ** 2)[0], second, bias=0.0125 * second)
-    within(share_of(int((e.positions > 2 / 3).sum()), len(e)), 0.0966495616735, bias=0.002)
-
-
-@pytest.mark.parametrize("start", [-0.5, -0.2])
-def test_mass_splits_between_interpolating_minima(start):
-    """P(end at 1 | x) = I_{(1+x)/2}(4/η + 1, 4/η + 1) with η = 4."""
-    process = fp.SGD(lambda x: (x[0] ** 2 - 1) ** 2 / 4, fp.Covariance(lambda x: (x[0] ** 2 - 1) ** 2 / 4), 4.0)
-    e = whole(process, start, 6.0, step=0.02, paths=6000)
-    assert (np.abs(np.abs(e.positions) - 1) < 0.05).mean() > 0.99
-    within(share_of(int((e.positions > 0).sum()), len(e)), special.betainc(2, 2, (1 + start) / 2), bias=0.003)
-
-
 # ---------------------------------------------------------------- the algorithm itself
-
-
-def test_stationary_variance_of_the_algorithm_and_of_its_diffusions():
-    """f = h x²/2: η s²/(h(2 − ηh)) for SGD, η s²/(2h) and η s²/(h(2 + ηh)) for orders one and two."""
-    h, eta, s = 1.0, 0.1, 1.0
-    process = fp.SGD(lambda x: h * x[0] ** 2 / 2, fp.Isotropic(s), eta)
-    second = fp.SGD(process.loss, process.noise, eta, order=2)
-    square = lambda x: x[0] ** 2  # noqa: E731
-    within(whole(process, 0.0, 8.0, "sgd", 60_000).expectation(square)[0], eta * s / (h * (2 - eta * h)))
-    for p, variance in ((process, eta * s / (2 * h)), (second, eta * s / (h * (2 + eta * h)))):
-        within(whole(p, 0.0, 8.0, step=0.01).expectation(square)[0], variance, bias=0.006 * variance)
-        with fp.Generator(p, fp.Domain.interval(-2, 2, 20)) as gen:
-            check(expectation(gen, square, fp.stationary(gen).raw), variance, 1e-7)
 
 
 SLOPES, SHIFTS = np.array([1.0, -0.5, 2.0, 0.3, 1.5]), np.array([0.2, 1.0, -0.3, 0.7, -1.1])
@@ -324,61 +224,6 @@ def test_star_convexity_of_steps():
         fp.SGD(None, fp.PerSample(TWO), 0.3), None, (1.0, 2.0), times=[3], method="sgd", minimum=(0, 0)
     )
     assert convex.star_convexity().value == 1.0
-
-
-# ---------------------------------------------------------------- two-layer scalar neuron with label noise
-
-
-def layers(c, eta):
-    """f = (ab − 1)²/2 with label noise of variance c/η: Σ = s² (b, a)(b, a)ᵀ."""
-    label = fp.LabelNoise([lambda x: x[0] * x[1]], float(np.sqrt(c / eta)))
-    return fp.SGD(lambda x: (x[0] * x[1] - 1) ** 2 / 2, label, eta)
-
-
-def test_label_noise_balances_the_layers():
-    """a² − b² decays as e^{−ηs²t} on every path of the diffusion; for SGD in the mean, to first order in η."""
-    c, t, start = 0.4, 1.5, (1.6, 0.7)
-    exact = (start[0] ** 2 - start[1] ** 2) * np.exp(-c * t)
-    off = []
-    for step in (0.01, 0.0025):
-        e = whole(layers(c, 0.1), start, t, step=step, paths=1000)
-        gap = e.positions[0, :, 0] ** 2 - e.positions[0, :, 1] ** 2
-        off.append(np.abs(gap - exact).mean())
-        # a step multiplies the difference by 1 − c ξ² dt: strong order one half
-        check(off[-1], exact * c * np.sqrt(2 * step * t) * np.sqrt(2 / np.pi), 0.15)
-    errors = []
-    for eta in (0.1, 0.05):
-        e = whole(layers(c, eta), start, t, "sgd", 40_000)
-        gap = e.expectation(lambda x: x[0] ** 2 - x[1] ** 2)[0]
-        errors.append(abs(gap.value / exact - 1))
-    assert errors[1] < 0.7 * errors[0] < 0.2
-
-
-def test_balance_by_the_pde():
-    """L(a² − b²) = −ηs² (a² − b²), to rounding, with noise of rank one."""
-    c = 0.4
-    with fp.Generator(layers(c, 0.1), box(2, 3, 0.5, 1.5), BOX[2], degree=2, scheme="dg") as gen:
-        g = lambda x: x[0] ** 2 - x[1] ** 2  # noqa: E731
-        u = fp.feynman_kac(gen, exit=g, running=lambda x: c * g(x))
-        assert np.abs(u.at([(0.7, 1.2), (1.1, 0.6)]) - [0.49 - 1.44, 1.21 - 0.36]).max() < 1e-12
-
-
-@pytest.mark.parametrize("c", [0.2, 1.0, 1.5])
-def test_mean_product_and_where_it_vanishes(c):
-    """On a = b the product is a gamma variable of shape 1/c − 1/2 and scale c = ηs²: E ab = 1 − c/2 below c = 2."""
-    e = whole(layers(c, 0.05), (1.0, 1.0), 12.0, step=0.01, paths=4000)
-    within(e.expectation(lambda x: x[0] * x[1])[0], 1 - c / 2, bias=0.01)
-    product = fp.SDE(lambda u: u[0] * (2 + c - 2 * u[0]), lambda u: 2 * c * u[0] ** 2)
-    if c == 0.2:  # the density of larger c is singular at 0
-        with fp.Generator(product, fp.Domain.interval(0, 6, 60)) as gen:
-            check(expectation(gen, lambda u: u[0], fp.stationary(gen).raw), 1 - c / 2, 1e-6)
-
-
-def test_strong_label_noise_collapses_the_neuron():
-    """c = ηs² beyond 2: ab → 0, in SGD as in its diffusion."""
-    for method, more in (("sde", {"step": 0.002}), ("sgd", {})):
-        e = whole(layers(3.0, 0.01), (1.0, 1.0), 15.0, method, 500, **more)
-        assert np.median(e.positions[0].prod(axis=1)) < 1e-2
 
 
 # ---------------------------------------------------------------- estimates

@@ -141,6 +141,7 @@ def test_covariance_of_two_samples_stays_semidefinite():
     [
         (lambda w, a, y: a * w - y, "the loss of one sample has shape"),
         (lambda w, a, y: (w @ a) * float("nan"), "not finite at"),
+        (lambda w, a, y: (w[0] + 1.2) ** 0.5 * (w @ a), r"not finite at \(-(2\.0|1\.[2-9])"),
         (lambda w, a, y: (w.detach() @ a - y) ** 2, "gradient is zero everywhere.*detach"),
         (lambda w, a, y: (w.detach() @ w - y) ** 2, "does not belong to its gradient.*detach"),
         (lambda w, a, y: ((10 * w).round() @ a - y) ** 2, "gradient is zero everywhere"),
@@ -152,6 +153,31 @@ def test_unsuitable_losses(loss, match):
     noise = fp.PerSample.from_torch(loss, (A, Y))
     with pytest.raises(ValueError, match=match):
         fp.Generator(fp.SGD(None, noise, 0.3), fp.Domain.rectangle((-2, -2), (2, 2), (4, 4)))
+
+
+@pytest.mark.parallel
+@pytest.mark.parametrize(
+    ("loss", "match"),
+    [
+        (lambda w, a, y: a * w - y, "the loss of one sample has shape"),
+        (lambda w, a, y: (w[0] + 1.2) ** 0.5 * (w @ a), r"not finite at \(-(2\.0|1\.[2-9])"),
+        (lambda w, a, y: ((10 * w).round() @ a - y) ** 2, "gradient is zero everywhere"),
+        (lambda w, a, y: float(w[0]) * a, "failed on points of shape.*ConcretizationTypeError"),
+    ],
+)
+def test_unsuitable_losses_in_jax(loss, match):
+    pytest.importorskip("jax")
+    noise = fp.PerSample.from_jax(loss, (A, Y))
+    with pytest.raises(ValueError, match=match):
+        fp.Generator(fp.SGD(None, noise, 0.3), fp.Domain.rectangle((-2, -2), (2, 2), (4, 4)))
+
+
+def test_batches_and_learning_rates_that_do_not_fit():
+    noise = neurons("torch")
+    with pytest.raises(ValueError, match="batch_size is 5, but there are only 4 samples"):
+        fp.SGD(None, noise, 0.3, batch_size=5)
+    with pytest.raises(ValueError, match=r"learning_rate is -0\.3"):
+        fp.SGD(None, noise, -0.3)
 
 
 def test_unsuitable_data():

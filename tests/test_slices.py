@@ -57,6 +57,13 @@ def test_network_differentiates_its_losses(network):
     assert np.allclose(network.noise(w, v), centred.T @ (centred @ v) / 40, atol=1e-7)
     assert network.noise_trace(w) == pytest.approx(np.sum(centred**2) / 40, rel=1e-6)
     assert np.allclose(network.batch_gradient(w, np.array([3, 3, 7])), J[[3, 3, 7]].mean(axis=0), atol=1e-7)
+    assert np.allclose(network.sample_gradients(w, np.array([3, 3, 7])), J[[3, 3, 7]], atol=1e-7)
+
+
+def test_trace_of_the_noise_in_several_pieces(network, monkeypatch):
+    whole = network.noise_trace(network.weights)
+    monkeypatch.setattr("fpsolver.network._NUMBERS", 26 * 12)  # 12, 12, 12 and 4 samples
+    assert network.noise_trace(network.weights) == pytest.approx(whole, rel=1e-13)
 
 
 def test_training_is_reproducible_and_lowers_the_loss(network):
@@ -201,3 +208,41 @@ def test_a_missing_library_is_named(monkeypatch, make, module):
     arguments = (None, None, (X, Y)) if make == "from_torch" else (None, [], None, (X, Y))
     with pytest.raises(ImportError, match=f"{make} needs .*{module}"):
         getattr(fp.Network, make)(*arguments)
+
+
+def test_a_large_network_with_many_samples():
+    """1e5 weights and 2000 samples: the noisiest direction, what it leaves out, and its table, against formulas."""
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(200, 500), torch.nn.Tanh(), torch.nn.Linear(500, 1))
+    rng = np.random.default_rng(4)
+    inputs = rng.normal(size=(2000, 200)) * np.linspace(3, 0.1, 200)
+    labels = np.sin(inputs[:, 0])
+    network = fp.Network.from_torch(model, lambda out, y: (out[:, 0] - y) ** 2 / 2, (inputs, labels))
+    assert len(network.weights) == 101_001 and network.size == 2000
+    s = fp.Slice.noisiest(network, 1)
+    report = s.left_out(network, np.zeros((1, 1)))
+
+    # by hand: the gradient of sample i is r_i times that of its output, whose layers' products are those of the layers
+    a, b, c, d = (p.detach().double().numpy() for p in model.parameters())
+    hidden = np.tanh(inputs @ a.T + b)
+    residual = (hidden @ c.T)[:, 0] + d - labels
+    slope = (1 - hidden**2) * c
+    squares = residual**2 * ((slope**2).sum(axis=1) * ((inputs**2).sum(axis=1) + 1) + (hidden**2).sum(axis=1) + 1)
+    weighted = residual[:, None] * slope
+    mean = [weighted.T @ inputs, weighted.sum(axis=0), residual @ hidden, residual.sum()]
+    drift = sum(np.sum(m**2) for m in mean) / 2000**2
+    trace = squares.mean() - drift
+    assert network.noise_trace(network.weights) == pytest.approx(trace, rel=1e-10)
+    v = s.directions[:, 0]
+    V, u, w, z = v[:100_000].reshape(500, 200), v[100_000:100_500], v[100_500:101_000], v[-1]
+    along = residual * (np.einsum("nh,nh->n", slope, inputs @ V.T + u) + hidden @ w + z)
+    assert report.noise[0] == pytest.approx(1 - along.var() / trace, rel=1e-8)
+    assert report.drift[0] == pytest.approx(1 - along.mean() ** 2 / drift, rel=1e-8)
+
+    noise = s.noise(network, chunk=20_000)
+    _, gradient, covariance = noise.samples.moments(np.zeros((1, 1)))
+    assert gradient[0, 0] == pytest.approx(along.mean(), rel=1e-8)
+    assert covariance[0, 0, 0] == pytest.approx(along.var(), rel=1e-8)
+    gen = fp.Generator(fp.SGD(None, noise, 0.2, batch_size=4), fp.Domain.interval(-0.5, 0.5, 3), degree=2)
+    assert gen.stats()["tabulation_error"] < 1e-3

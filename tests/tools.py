@@ -167,3 +167,14 @@ def triangulated(low: float, high: float, n: int, keep: Callable[[np.ndarray], n
     used, cells = np.unique(cells, return_inverse=True)
     element = ufl.Mesh(basix.ufl.element("Lagrange", "triangle", 1, shape=(2,)))
     return dmesh.create_mesh(MPI.COMM_SELF, cells=cells.reshape(-1, 3).astype(np.int64), x=x[used], e=element)
+
+
+def within(estimate: Any, exact: float, bias: float = 0.0) -> None:
+    """Assert that an estimate with a 95 % interval lies within 3.5 standard deviations and a known bias of a value."""
+    far = abs(estimate.value - exact) - bias
+    assert far <= 3.5 / 1.96 * estimate.error, f"{estimate} is not {exact} (bias {bias})"
+
+
+def whole(process: Any, start: Any, time: float, method: str = "sde", paths: int = 10_000, **more: Any) -> Any:
+    """Paths in the whole space until ``time``."""
+    return fp.simulate(process, None, start, times=[time], method=method, paths=paths, **more)
