@@ -45,7 +45,7 @@ class Scheduled:
 
     def __init__(self, gen: Generator, schedule: Mapping[str, Any], parts: Sequence[str], options: Options | None):
         self.gen, self.parts = gen, list(parts)
-        self.pieces = pieces(gen, schedule)
+        self.pieces, self._leaks = pieces(gen, schedule), bool(gen.absorbing)
         self.options = {**gen.options, **(options or {})}
         self._stats, self._assemblies, self._scale = Stats(), 0, 1.0
         self._kept: dict[tuple[float, ...], tuple[Generator, Propagator]] = {}
@@ -202,7 +202,7 @@ class Scheduled:
             mixed = [first.copy() for first in flux[0]]
             for vector, second in zip(mixed, flux[1], strict=True):
                 vector.axpby(2 * b, 2 * a, second)
-            core = Propagator(self.gen.M, G, dim=self.gen.domain.dim, options=self.options)
+            core = Propagator(self.gen.M, G, dim=self.gen.domain.dim, options=self.options, leaks=self._leaks)
             try:
                 (snapshot,) = core.run(v, [h / 2], tol, transpose, mixed, [self._scale] * len(mixed))
             finally:
@@ -221,7 +221,7 @@ class Scheduled:
                 self._drop(next(iter(self._kept)))
             other = self.gen.replace(**values)
             self._assemblies += 1
-            core = Propagator(self.gen.M, other.G, dim=self.gen.domain.dim, options=self.options)
+            core = Propagator(self.gen.M, other.G, dim=self.gen.domain.dim, options=self.options, leaks=self._leaks)
             self._kept[key] = other, core
         self._kept[key] = self._kept.pop(key)  # most recently used last
         return self._kept[key]
