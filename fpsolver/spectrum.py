@@ -166,7 +166,7 @@ def _solve(gen: Generator, A: PETSc.Mat, k: int, options: Options | None) -> tup
     for matrix in scaled:
         matrix.diagonalScale(S, S)
     if gen.absorbing and gen.scheme == "weighted":  # the eigenvalue solver itself may see rounding only
-        _check_rounding(*scaled, estimated_rate(gen))
+        _check_rounding(scaled[0], scaled[1], estimated_rate(gen))
     eps = SLEPc.EPS().create(A.comm)
     eps.setOptionsPrefix("fp_spectrum_")
     eps.setOperators(*scaled)
@@ -191,7 +191,7 @@ def _solve(gen: Generator, A: PETSc.Mat, k: int, options: Options | None) -> tup
         raise NotConverged("spectrum", reason, eps.getIterationNumber(), residual, "fp_spectrum_", advice)
     answer = _collect(eps, k, S)
     if gen.absorbing:
-        _check_rounding(*scaled, float(abs(answer[0][0])))
+        _check_rounding(scaled[0], scaled[1], float(abs(answer[0][0])))
     for item in (eps, S, *scaled):
         item.destroy()
     return answer
