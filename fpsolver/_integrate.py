@@ -49,7 +49,8 @@ class State:
 def propagator(gen: Generator, options: Options | None = None) -> Propagator:
     """The generator's propagator, with the factorisations that earlier evolutions made (collective)."""
     merged = {**gen.options, **(options or {})}
-    make = lambda: Propagator(gen.M, gen.G, dim=gen.domain.dim, options=merged)  # noqa: E731
+    leaks = bool(gen.absorbing)
+    make = lambda: Propagator(gen.M, gen.G, dim=gen.domain.dim, options=merged, leaks=leaks)  # noqa: E731
     return gen.cached(f"propagator {sorted(merged.items())}", make)
 
 

@@ -163,11 +163,15 @@ class IncrementSpace:
         squared = self.norm0**2 + 2 * y @ np.array(self._along[: self.m]) + y @ y
         return float(np.sqrt(squared)) if squared > 1e-14 * self.norm0**2 else 0.0
 
-    def slowest(self) -> float:
-        """Smallest |eigenvalue| of A that the space has found, infinite where there is none; same on all ranks."""
-        w = np.linalg.eigvals(self.H[: self.m, : self.m])
+    def slowest(self, zero: float) -> float:
+        """Smallest |eigenvalue| of A that the space has found, infinite where there is none; same on all ranks.
+
+        Those up to ``zero`` / γ are a conserved mode's, rounded.
+        """
+        H = self.H[: self.m, : self.m]
+        w = np.linalg.eigvals(H) if np.isfinite(H).all() else np.zeros(0)
         z = np.abs(1 - 1 / w[w != 0])
-        return float(self.comm.bcast(z[z > 1e-10].min(initial=np.inf))) / self.gamma  # below: the eigenvalue 0, rounded
+        return float(self.comm.bcast(z[z > zero].min(initial=np.inf))) / self.gamma
 
     def integrals(self, s: float) -> np.ndarray:
         """∫₀ˢ ℓᵀv for each functional (collective)."""

@@ -23,6 +23,7 @@ import numpy as np
 import ufl
 from dolfinx import mesh as dmesh
 
+from ._errors import NotConverged
 from ._log import logger
 from ._petsc import LinearSolver, Options
 from ._wells import Floats, eliminate, find_wells
@@ -31,6 +32,7 @@ from .generator import Generator
 _STEP = (0.1, 0.9)  # χ rises from 0 to 1 while h does between these: where h is neither 0 nor 1, at the saddles
 _DEPTH = 5.0  # in units of U: a well of this depth that is not split off costs two digits
 _ROUNDING = 1e-11  # what is left of h in wells that it does not reach; the capacity is then known from the other side
+_ITERATIONS, _CONVERGED = 200, 1e-10  # of inverse iteration; the mode's change, in its norm
 
 
 class CapacitySolver:
@@ -176,3 +178,56 @@ def capacity_solver(gen: Generator, what: str, options: Options | None = None) -
     return gen.cached(
         f"capacity {sorted(merged.items())}", lambda: CapacitySolver(gen, what, gen.exit_preset(), merged)
     )
+
+
+def slowest_mode(gen: Generator, options: Options | None = None) -> tuple[float, PETSc.Vec, float]:
+    """Rate of the slowest decay, its backward mode u as a new vector with uᵀMu = 1, and its last change.
+
+    Inverse iteration; rates keep their relative accuracy, as K u = F is solved to it and λ = uᵀKu / uᵀMu has no
+    subtraction (collective).
+
+    Raises:
+        NotConverged: a second mode decays as slowly.
+    """
+    what = "slowest mode"
+    capacity, F = capacity_solver(gen, what, options), gen.M.createVecLeft()
+    u, rate, change = gen.M.createVecRight(), 0.0, np.inf
+    u.set(1.0)
+    gen.M.mult(u, F)
+    u.scale(1.0 / np.sqrt(u.dot(F)))
+    for _ in range(_ITERATIONS):
+        rate, w = _invert(gen, capacity, u, F)
+        u.axpy(-1.0, w)
+        gen.M.mult(u, F)
+        change = float(np.sqrt(abs(u.dot(F))))
+        u.destroy()
+        u = w
+        if change < _CONVERGED:
+            break
+    F.destroy()
+    if not change < _CONVERGED:
+        u.destroy()
+        advice = "A second mode decays almost as slowly, so that no single law is left at long times."
+        raise NotConverged(what, "DIVERGED_ITS", _ITERATIONS, change, capacity.solver.prefix, advice)
+    return rate, u, change
+
+
+def _invert(gen: Generator, capacity: CapacitySolver, u: PETSc.Vec, F: PETSc.Vec) -> tuple[float, PETSc.Vec]:
+    """w = K⁻¹Mu with wᵀMw = 1, and its rate wᵀKw; ``F`` is room for Mu."""
+    gen.M.mult(u, F)
+    w = capacity.solve(F)
+    energy = w.dot(F)
+    gen.M.mult(w, F)
+    squared = w.dot(F)
+    w.scale(1.0 / np.sqrt(squared))
+    return float(energy / squared), w
+
+
+def estimated_rate(gen: Generator) -> float:
+    """Rate of the slowest decay by one inverse iteration: from above, close at high barriers (collective)."""
+    u, F = gen.M.createVecRight(), gen.M.createVecLeft()
+    u.set(1.0)
+    rate, w = _invert(gen, capacity_solver(gen, "slowest mode"), u, F)
+    for v in (u, F, w):
+        v.destroy()
+    return rate

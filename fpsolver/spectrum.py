@@ -13,8 +13,11 @@ from ._log import logger
 from ._petsc import Options, direct_preset, inserted_options
 from .fields import integrate, is_number
 from .generator import Generator
+from .metastable import estimated_rate, slowest_mode
 from .positivity import Limiter, limiter
 from .solution import Solution
+
+_DIGITS = 2e-17  # of the scaled pencil's norm: rounding error of slow rates, measured 1e-19 ... 2e-18 in double wells
 
 
 class Spectrum:
@@ -74,7 +77,7 @@ def spectrum(gen: Generator, k: int = 6, options: Options | None = None) -> Spec
 
     Raises:
         ImportError: slepc4py is missing.
-        NotConverged: fewer than ``k`` eigenvalues converged.
+        NotConverged: fewer than ``k`` eigenvalues converged, or the slowest rate is below rounding.
     """
     n = gen.G.getSize()[0]
     if not is_number(k) or int(k) != k or not 1 <= k < n:
@@ -93,27 +96,61 @@ def spectrum(gen: Generator, k: int = 6, options: Options | None = None) -> Spec
 def quasi_stationary(gen: Generator, options: Options | None = None) -> QuasiStationary:
     """Rate, density and backward mode of the slowest decay of an absorbed process (collective).
 
+    With the ``weighted`` scheme through the capacities of the wells, so that rates far below rounding are right.
+
+    Args:
+        gen: generator with absorbing parts.
+        options: as for :func:`spectrum`; with the ``weighted`` scheme, PETSc options without the prefix ``fp_exit_``.
+
     Raises:
         ValueError: nothing absorbs, or the slowest mode is not real and of one sign.
-        NotConverged: the eigenvalue solver failed.
+        NotConverged: the eigenvalue solver failed, or rounding has made the rate meaningless.
     """
     if not gen.absorbing:
         raise ValueError("quasi_stationary: nothing absorbs; the invariant law is what stationary(gen) computes.")
+    rate, density, mode, residual = (_by_capacities if gen.scheme == "weighted" else _slowest)(gen, options)
+    mass = integrate(gen.domain.mesh, density, 2 * gen.degree)
+    density.x.array[:] /= mass
+    mode.x.array[:] *= mass
+    stats = {**gen.stats(), "residual": residual}
+    minimum = float(density.x.array.min(initial=np.inf))
+    stats["minimum"] = float(gen.domain.comm.allreduce(minimum, op=MPI.MIN))
+    return QuasiStationary(rate, density, mode, stats, limiter(gen))
+
+
+def _slowest(gen: Generator, options: Options | None) -> tuple[float, fem.Function, fem.Function, float]:
+    """Rate, density and mode whose product has integral one, residual."""
     slow = spectrum(gen, 1, options)
-    rate = -float(slow.eigenvalues[0].real)
-    density, mode = slow.right[0][0], slow.left[0][0]
+    rate, density = -float(slow.eigenvalues[0].real), slow.right[0][0]
     mass = integrate(gen.domain.mesh, density, 2 * gen.degree)
     if abs(slow.eigenvalues[0].imag) > 1e-8 * abs(rate) or rate <= 0 or mass == 0:
         raise ValueError(
             f"quasi_stationary: the eigenvalue closest to zero is {slow.eigenvalues[0]:.6g}; a real negative one was "
             "expected. Refine the mesh, or use scheme='dg'."
         )
-    density.x.array[:] /= mass
-    mode.x.array[:] *= mass
-    stats = {**gen.stats(), "residual": float(slow.residuals[0])}
-    minimum = float(density.x.array.min(initial=np.inf))
-    stats["minimum"] = float(gen.domain.comm.allreduce(minimum, op=MPI.MIN))
-    return QuasiStationary(rate, density, mode, stats, limiter(gen))
+    return rate, density, slow.left[0][0], float(slow.residuals[0])
+
+
+def _by_capacities(gen: Generator, options: Options | None) -> tuple[float, fem.Function, fem.Function, float]:
+    """The same with the scheme ``weighted``, in which forward and backward modes are one vector."""
+    rate, u, change = slowest_mode(gen, options)
+    density, mode = gen.density(u), gen.function(u)
+    u.destroy()
+    return rate, density, mode, change
+
+
+def _check_rounding(A: PETSc.Mat, M: PETSc.Mat, rate: float) -> None:
+    """Refuse modes of an absorbed process whose slowest rate rounding may have made."""
+    diagonal = M.getDiagonal()
+    noise = _DIGITS * A.norm(PETSc.NormType.INFINITY) / diagonal.max()[1]
+    diagonal.destroy()
+    if not rate > noise:
+        raise NotConverged(
+            "spectrum", "DIVERGED_ROUNDOFF", 0, noise / rate if rate > 0 else np.inf, "fp_spectrum_",
+            f"The slowest rate, {rate:.2g}, is below what rounding may have caused, {noise:.2g}. "
+            "fp.quasi_stationary(gen) finds the slowest mode with scheme='weighted', if the invariant density is "
+            "known; otherwise raise the noise.",
+        )  # fmt: skip
 
 
 def _solve(gen: Generator, A: PETSc.Mat, k: int, options: Options | None) -> tuple[np.ndarray, list[Any], np.ndarray]:
@@ -128,6 +165,8 @@ def _solve(gen: Generator, A: PETSc.Mat, k: int, options: Options | None) -> tup
     scaled = [A.copy(), gen.M.copy()]
     for matrix in scaled:
         matrix.diagonalScale(S, S)
+    if gen.absorbing and gen.scheme == "weighted":  # the eigenvalue solver itself may see rounding only
+        _check_rounding(scaled[0], scaled[1], estimated_rate(gen))
     eps = SLEPc.EPS().create(A.comm)
     eps.setOptionsPrefix("fp_spectrum_")
     eps.setOperators(*scaled)
@@ -151,6 +190,8 @@ def _solve(gen: Generator, A: PETSc.Mat, k: int, options: Options | None) -> tup
         advice = f"{converged} of {k} modes converged; allow more work (-fp_spectrum_eps_max_it, -fp_spectrum_eps_ncv)."
         raise NotConverged("spectrum", reason, eps.getIterationNumber(), residual, "fp_spectrum_", advice)
     answer = _collect(eps, k, S)
+    if gen.absorbing:
+        _check_rounding(scaled[0], scaled[1], float(abs(answer[0][0])))
     for item in (eps, S, *scaled):
         item.destroy()
     return answer

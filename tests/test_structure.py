@@ -15,7 +15,7 @@ ORDER = (
     "_errors _log _compat _petsc _meshfile _meshes _refine domain fields landscapes samples _tabulate noise "
     "process schemes boundary _assembly _wells generator _killed solution reach initial _krylov _control _expm "
     "metastable _guards error exit adapt _stopped diagnostics.invariant _estimates _ensemble _lambdify _walls "
-    "_paths _dynamics montecarlo _sample positivity stationary ergodic regions spectrum diagnostics.truncation "
+    "_paths _dynamics montecarlo _sample positivity stationary _kernel ergodic regions spectrum diagnostics.truncation "
     "noisy schedule _integrate _scheduled checkpoint evolution monotone exit_law compare _slices io plot "
     "diagnostics._quadrature diagnostics._regions diagnostics._basins diagnostics.regime diagnostics.concentration "
     "diagnostics.entropy diagnostics.entropy_rates diagnostics._points diagnostics._sampling diagnostics._passes "
