@@ -15,13 +15,14 @@ ORDER = (
     "_errors _log _compat _petsc _meshfile _meshes _refine domain fields landscapes samples _tabulate noise "
     "process schemes boundary _assembly _wells generator _killed solution reach initial _krylov _control _expm "
     "metastable _guards error exit adapt _stopped diagnostics.invariant _estimates _ensemble _lambdify _walls "
-    "_paths _dynamics montecarlo _sample positivity stationary _kernel ergodic regions spectrum diagnostics.truncation "
-    "noisy schedule _integrate _scheduled checkpoint evolution monotone exit_law compare _slices io plot "
-    "diagnostics._quadrature diagnostics._regions diagnostics._basins diagnostics.regime diagnostics.concentration "
-    "diagnostics.entropy diagnostics.entropy_rates diagnostics._points diagnostics._sampling diagnostics._passes "
-    "diagnostics._operator diagnostics._arrhenius diagnostics._certificate diagnostics.critical "
-    "diagnostics.kramers diagnostics.bounds diagnostics._talweg diagnostics.lojasiewicz diagnostics.decay "
-    "diagnostics._ellipses diagnostics.landscape diagnostics.star network slices"
+    "_paths _dynamics montecarlo _sample positivity stationary _kernel ergodic regions spectrum "
+    "diagnostics.truncation noisy schedule _integrate _scheduled checkpoint evolution monotone exit_law compare "
+    "_slices io plot diagnostics._quadrature diagnostics._regions diagnostics._basins diagnostics.regime "
+    "diagnostics.concentration diagnostics.entropy diagnostics.entropy_rates diagnostics._points "
+    "diagnostics._sampling diagnostics._passes diagnostics._operator diagnostics._arrhenius "
+    "diagnostics._certificate diagnostics.critical diagnostics.kramers diagnostics.bounds diagnostics._talweg "
+    "diagnostics.lojasiewicz diagnostics.decay diagnostics._ellipses diagnostics.landscape diagnostics.star "
+    "network slices"
 ).split()
 
 
