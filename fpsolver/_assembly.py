@@ -23,8 +23,9 @@ from .schemes import WeakForm, weighted
 class Compiled:
     """Symbols, function space and compiled forms of a process on a domain.
 
-    ``potential`` is U and ``offset`` its minimum in the weighted scheme; otherwise None and 0.  ``degrees`` holds
-    generators of other degrees, compiled once for all the generators that ``replace`` makes of these forms.
+    In the weighted scheme ``potential`` is U, ``offset`` its minimum, and ``floor`` the lowest exponent of the weight
+    in each cell, see :func:`lowest_exponents`; otherwise None, 0 and idle.  ``degrees`` holds generators of other
+    degrees, compiled once for all the generators that ``replace`` makes of these forms.
     """
 
     space: Space
@@ -36,19 +37,33 @@ class Compiled:
     integral: fem.Form
     potential: Any
     offset: fem.Constant
+    floor: fem.Function
     degrees: dict[int, Any] = field(default_factory=dict)
 
 
 def compile_forms(space: Space, coefficients: Coefficients, weak: WeakForm, potential: Any) -> Compiled:
     """Compile M and G, and choose the function space of the scheme (collective)."""
-    offset = space.constant(0.0)
+    offset, floor = space.constant(0.0), fem.Function(fem.functionspace(weak.mesh, ("DG", 0)))
     if potential is not None:
-        # below e^-600 of its maximum the density no longer matters to any answer that fits into a float
-        weight = ufl.exp(ufl.max_value(offset - potential, -600.0))
+        weight = ufl.exp(ufl.max_value(offset - potential, floor))
         weak = replace(weak, coefficients=weighted(coefficients, weight), weight=weight)
     family = "DG" if weak.scheme == "dg" else "Lagrange"
     V = fem.functionspace(weak.mesh, (family, weak.degree))
-    return Compiled(space, coefficients, weak, V, *basic_forms(weak, V), potential, offset)
+    return Compiled(space, coefficients, weak, V, *basic_forms(weak, V), potential, offset, floor)
+
+
+def lowest_exponents(V: fem.FunctionSpace, exponent: np.ndarray, lowest: float) -> np.ndarray:
+    """Lowest exponent of the weight in each local cell, from its values at the nodes.
+
+    Below ``lowest`` the density no longer matters to any answer that fits into a float.  In a cell where the weight
+    varies by more than e^15 nothing is resolved, and polynomials would grow from its heavy to its light side by half
+    that factor, cell after cell, to values like 1e26 τ.  Where it is also below rounding (e^-36 of the largest), it is
+    kept within e^-2 of its largest value in the cell: constants then stay constants.
+    """
+    nodal = exponent[V.dofmap.list]
+    top, bottom = nodal.max(axis=1, initial=-np.inf), nodal.min(axis=1, initial=np.inf)
+    unresolved = (top - bottom > 15.0) & (top < -36.0)
+    return np.maximum(np.where(unresolved, top - 2.0, lowest), lowest)
 
 
 def basic_forms(weak: WeakForm, V: fem.FunctionSpace) -> tuple[fem.Form, fem.Form, fem.Form]:

@@ -14,7 +14,7 @@ import ufl
 from dolfinx import fem, la
 
 from . import _compat, _petsc
-from ._assembly import assemble_like, assemble_matrix, compile_forms, nodal_values, union_tags
+from ._assembly import assemble_like, assemble_matrix, compile_forms, lowest_exponents, nodal_values, union_tags
 from ._log import logger
 from ._wells import exit_barrier
 from .boundary import Boundary, FicheraClasses, Survey, check_potential, format_report, survey_cells
@@ -140,12 +140,14 @@ class Generator:
     def _assemble(self, model: "Generator | None" = None) -> None:
         """Make M and G; ``model`` is a generator of the same forms, whose matrices' structure is reused."""
         self.cache: dict[str, Any] = {}
-        self.offset = 0.0
+        self.offset, self._floor = 0.0, np.full(len(self._compiled.floor.x.array), -600.0)
         self.V, self.space, self.weak = self._compiled.V, self._compiled.space, self._compiled.weak
         self.activate()
         if self._compiled.potential is not None:
-            lowest = float(np.min(self.nodal_potential(), initial=np.inf))
+            potential = self.nodal_potential()
+            lowest = float(np.min(potential, initial=np.inf))
             self.offset = float(self.domain.comm.allreduce(lowest, op=MPI.MIN))
+            self._floor = lowest_exponents(self.V, self.offset - potential, -600.0)
             self.activate()
         with PETSc.Log.Stage("fpsolver assemble"):
             forward = self._compiled.forward
@@ -185,6 +187,7 @@ class Generator:
     def activate(self) -> None:
         """Give the shared constants this generator's values; needed before anything is assembled or evaluated."""
         self._compiled.offset.value = self.offset
+        self._compiled.floor.x.array[:] = self._floor
         for name, value in self.process.parameters().items():
             if name in self.space.parameters:
                 self.space.parameters[name].value = value

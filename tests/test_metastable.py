@@ -184,6 +184,16 @@ def test_curved_well_agrees_with_extrapolated_logarithms():
 
 
 @pytest.mark.parallel
+def test_starts_high_above_the_well_have_its_exit_time():
+    """Cells in which the density varies by e^50 resolve nothing, and must not spoil what is known: paths slide down."""
+    domain = fp.Domain.rectangle((-2.4, -2.0), (0.0, 2.0), (16, 8))
+    gen = weighted(lambda x: double_well(x) + x[1] ** 2 / 2, 0.0125, domain, ["right"])
+    tau = fp.mean_exit_time(gen)
+    exact = 2198644401.4083 / 2 * np.array([1.0, 1.0, 1.0, 1.0])
+    assert tau.at([(-1.0, 0.0), (-2.39, 1.99), (-2.2, 0.0), (-1.0, 1.9)]) == pytest.approx(exact, rel=1e-5)
+
+
+@pytest.mark.parallel
 def test_auto_takes_weights_at_high_barriers_only():
     domain = fp.Domain.interval(-2, 1, 40)
     for eps, scheme in ((0.1, "galerkin"), (0.01, "weighted")):
