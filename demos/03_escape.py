@@ -17,8 +17,8 @@ Two kinds of noise are compared, with the same variance Σ₁₁ = ½ along the 
 
 * isotropic: Σ = ½ I.  Then ε = η/(4B), and ln τ is a straight line in 1/η with slope 4BΔf: batches four times larger
   need a learning rate four times larger for the same τ.
-* two samples, f₊ and f₋ = f ± a(x + ¼x²), one of which is drawn at random: Σ = a²(1 + ½x)² e₁e₁ᵀ is of rank one, and on
-  the pass half as large as at m.  No temperature exists and Kramers' law does not apply.
+* four samples, two f₊ and two f₋ with f± = f ± a(x + ¼x²), drawn at random: Σ = a²(1 + ½x)² e₁e₁ᵀ is of rank one,
+  and on the pass half as large as at m.  No temperature exists and Kramers' law does not apply.
 
 In both x moves independently of y, so that a quadrature gives the exact time, from which the solution must not differ
 by more than its error bar and what rounding can do,
@@ -67,7 +67,7 @@ def sample(sign):
 
 NOISES = {
     "isotropic noise": fp.SGD(loss, fp.Isotropic(VARIANCE), RATES[-1]),
-    "noise of two samples": fp.SGD(None, fp.PerSample([sample(1.0), sample(-1.0)]), RATES[-1]),
+    "noise of two samples": fp.SGD(None, fp.PerSample(2 * [sample(1.0), sample(-1.0)]), RATES[-1]),
 }
 
 

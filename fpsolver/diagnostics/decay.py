@@ -118,7 +118,7 @@ def _expectations(evolution: Evolution, loss: Any) -> np.ndarray:
     forms = [fem.form(e * p * dx) for e in (f, -ufl.dot(b, gradient), noise)]
     rows = []
     for solution in evolution:
-        p.x.array[:] = solution.function.x.array
+        p.x.array[:] = solution.raw.x.array
         rows.append([gen.domain.comm.allreduce(fem.assemble_scalar(form), op=MPI.SUM) for form in forms])
     return np.array(rows).real
 
