@@ -90,7 +90,7 @@ def steps_in_box(half):
     domain = fp.Domain.rectangle(minimum - half, minimum + half, (8, 8))
     gen = fp.Generator(process, domain, absorbing=SIDES, degree=4)
     tau = fp.mean_exit_time(gen, start=minimum)
-    return gen, tau, float(tau.at(minimum)[0]) / eta, float(tau.error) / eta
+    return gen, tau, float(tau.at(minimum)[0]) / eta, float(tau.error[0]) / eta
 
 
 half = 1.6 * spread

@@ -137,7 +137,7 @@ for seed, eta in enumerate(RATES):
     tau = fp.mean_exit_time(gen, start=(starts,))
     paths = fp.simulate(gen.process, domain, (starts,), absorbing="right", paths=2048, method="sgd", seed=seed)
     sgd = paths.mean_exit_time().scaled(1 / eta)
-    rows.append((eta, float(tau.at((starts,))[0]) / eta, float(tau.error) / eta, closed_form(eta), sgd))
+    rows.append((eta, float(tau.at((starts,))[0]) / eta, float(tau.error[0]) / eta, closed_form(eta), sgd))
     fields.append(tau.at(grid[::10][grid[::10] < target]) / eta)
 
 # # Picture
