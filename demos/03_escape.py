@@ -67,7 +67,7 @@ def sample(sign):
 
 NOISES = {
     "isotropic noise": fp.SGD(loss, fp.Isotropic(VARIANCE), RATES[-1]),
-    "noise of two samples": fp.SGD(None, fp.PerSample(2 * [sample(1.0), sample(-1.0)]), RATES[-1]),
+    "rank-one noise": fp.SGD(None, fp.PerSample(2 * [sample(1.0), sample(-1.0)]), RATES[-1]),
 }
 
 

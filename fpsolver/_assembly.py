@@ -52,10 +52,10 @@ def compile_forms(space: Space, coefficients: Coefficients, weak: WeakForm, pote
     return Compiled(space, coefficients, weak, V, *basic_forms(weak, V), potential, offset, floor)
 
 
-def lowest_exponents(V: fem.FunctionSpace, exponent: np.ndarray, lowest: float) -> np.ndarray:
+def lowest_exponents(V: fem.FunctionSpace, exponent: np.ndarray) -> np.ndarray:
     """Lowest exponent of the weight in each local cell, from its values at the nodes.
 
-    Below ``lowest`` the density no longer matters to any answer that fits into a float.  In a cell where the weight
+    Below e^-600 the density no longer matters to any answer that fits into a float.  In a cell where the weight
     varies by more than e^15 nothing is resolved, and polynomials would grow from its heavy to its light side by half
     that factor, cell after cell, to values like 1e26 τ.  Where it is also below rounding (e^-36 of the largest), it is
     kept within e^-2 of its largest value in the cell: constants then stay constants.
@@ -63,7 +63,7 @@ def lowest_exponents(V: fem.FunctionSpace, exponent: np.ndarray, lowest: float) 
     nodal = exponent[V.dofmap.list]
     top, bottom = nodal.max(axis=1, initial=-np.inf), nodal.min(axis=1, initial=np.inf)
     unresolved = (top - bottom > 15.0) & (top < -36.0)
-    return np.maximum(np.where(unresolved, top - 2.0, lowest), lowest)
+    return np.maximum(np.where(unresolved, top - 2.0, -600.0), -600.0)
 
 
 def basic_forms(weak: WeakForm, V: fem.FunctionSpace) -> tuple[fem.Form, fem.Form, fem.Form]:

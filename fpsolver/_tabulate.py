@@ -38,19 +38,17 @@ def tabulate_samples(space: Space, samples: Samples) -> tuple[Expr, Expr]:
         ValueError: values that are not finite, gradients that do not belong to the losses, or an error above
             ``samples.tol`` at the highest degree.
     """
-    if id(samples) not in space.tables:
-        space.tables[id(samples)] = _tabulate(space, samples)
-    table = space.tables[id(samples)]
+    if samples not in space.tables:
+        space.tables[samples] = _tabulate(space, samples)
+    table = space.tables[samples]
     return table.loss, ufl.dot(table.root, table.root)
 
 
 def _tabulate(space: Space, samples: Samples) -> Table:
     probes = _probe_cells(space)
-    exact = None
+    exact = _moments(space, samples, _centres(space, probes))
     for degree in range(min(space.degree + 1, _HIGHEST), _HIGHEST + 1):
         table = _interpolate(space, samples, degree)
-        if exact is None:
-            exact = _moments(space, samples, _centres(space, table.loss.function_space, probes))
         error = _error(space, table, probes, exact)
         logger.info("loss and covariance of %d samples tabulated at degree %d: error %.1e", samples.size, degree, error)
         if error <= samples.tol:
@@ -125,7 +123,7 @@ def _probe_cells(space: Space) -> np.ndarray:
     return np.unique(np.linspace(0, owned - 1, min(_PROBES, owned)).astype(np.int32))
 
 
-def _centres(space: Space, V: fem.FunctionSpace, cells: np.ndarray) -> np.ndarray:
+def _centres(space: Space, cells: np.ndarray) -> np.ndarray:
     """One point in the interior of each cell, which is no node up to degree 8."""
     x = fem.Expression(ufl.SpatialCoordinate(space.mesh), _probe(space))
     return x.eval(space.mesh, cells).reshape(-1, space.mesh.geometry.dim)[:, : space.dim]

@@ -54,7 +54,7 @@ class Space:
     degree: int
     dim: int
     parameters: dict[str, fem.Constant] = field(default_factory=dict)
-    tables: dict[int, Any] = field(default_factory=dict)
+    tables: dict[Any, Any] = field(default_factory=dict)
 
     @property
     def x(self) -> Expr:

@@ -46,6 +46,7 @@ class Generator:
     Attributes:
         M, G: ``PETSc.Mat``, mass and forward operator.
         V: dolfinx function space.
+        survey: extremes of the coefficients.
         space, weak, boundary: sources as UFL, the weak forms, and the boundary's Fichera classes.
         scheme, degree, absorbing, process, domain: as used.
 
@@ -134,20 +135,20 @@ class Generator:
         return other
 
     def _inspect(self, coefficients: Coefficients) -> None:
-        self._survey = survey_cells(self.domain.mesh, coefficients, self.degree)
-        self.boundary = Boundary(self.domain.mesh, coefficients, self._survey, 2 * self.degree)
+        self.survey = survey_cells(self.domain.mesh, coefficients, self.degree)
+        self.boundary = Boundary(self.domain.mesh, coefficients, self.survey, 2 * self.degree)
 
     def _assemble(self, model: "Generator | None" = None) -> None:
         """Make M and G; ``model`` is a generator of the same forms, whose matrices' structure is reused."""
         self.cache: dict[str, Any] = {}
-        self.offset, self._floor = 0.0, np.full(len(self._compiled.floor.x.array), -600.0)
+        self.offset, self._floor = 0.0, np.zeros(len(self._compiled.floor.x.array))
         self.V, self.space, self.weak = self._compiled.V, self._compiled.space, self._compiled.weak
         self.activate()
         if self._compiled.potential is not None:
             potential = self.nodal_potential()
             lowest = float(np.min(potential, initial=np.inf))
             self.offset = float(self.domain.comm.allreduce(lowest, op=MPI.MIN))
-            self._floor = lowest_exponents(self.V, self.offset - potential, -600.0)
+            self._floor = lowest_exponents(self.V, self.offset - potential)
             self.activate()
         with PETSc.Log.Stage("fpsolver assemble"):
             forward = self._compiled.forward
@@ -173,8 +174,9 @@ class Generator:
         return nodal_values(self.V, self._compiled.potential, self.space).x.array
 
     def nodal_weight(self) -> np.ndarray:
-        """The weight e^{U_min − U} at this rank's nodes, in the weighted scheme; one at the deepest minimum."""
-        return np.exp(np.maximum(self.offset - self.nodal_potential(), -600.0))
+        """The scheme's weight e^{U_min − U} at this rank's nodes, as in :meth:`density`; one at the deepest minimum."""
+        self.activate()
+        return nodal_values(self.V, self.weak.weight, self.space).x.array
 
     def absorbing_facets(self) -> np.ndarray:
         """Local indices of the facets at which the process is killed."""
@@ -193,7 +195,7 @@ class Generator:
                 self.space.parameters[name].value = value
 
     def _choose(self, scheme: str, space: Space) -> str:
-        s = self._survey
+        s = self.survey
         if scheme != "auto":
             return scheme
         if (barrier := self._barrier(space)) > HIGH_BARRIER:
@@ -233,11 +235,6 @@ class Generator:
                 "truncation of a larger space with negligible mass there",
                 walls.outflow,
             )
-
-    @property
-    def survey(self) -> Survey:
-        """Extremes of the coefficients."""
-        return self._survey
 
     @property
     def coefficients(self) -> Coefficients:

@@ -194,6 +194,17 @@ def test_starts_high_above_the_well_have_its_exit_time():
 
 
 @pytest.mark.parallel
+def test_weights_of_densities_and_nodes_agree_where_cells_resolve_nothing():
+    gen = weighted(lambda x: x[0] ** 2 / 2, 0.02, fp.Domain.interval(-4, 4, 30), ["right"])
+    one = gen.G.createVecRight()
+    one.set(1.0)
+    weight = gen.nodal_weight()
+    assert np.allclose(gen.density(one).x.array, weight, rtol=1e-12, atol=0)
+    clipped = weight > 1e3 * np.exp(np.maximum(gen.offset - gen.nodal_potential(), -600.0))
+    assert gen.domain.comm.allreduce(int(clipped.sum())) > 0, "some cells are flat"
+
+
+@pytest.mark.parallel
 def test_auto_takes_weights_at_high_barriers_only():
     domain = fp.Domain.interval(-2, 1, 40)
     for eps, scheme in ((0.1, "galerkin"), (0.01, "weighted")):

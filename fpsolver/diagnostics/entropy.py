@@ -245,8 +245,7 @@ def _time_derivative(gen: Generator, f: fem.Function) -> fem.Function:
     """ṗ with M ṗ = G p; in the weighted scheme for the unknown p/w."""
     unknown = gen.vector(f)
     if gen.scheme == "weighted":
-        weight = np.exp(np.maximum(gen.offset - gen.nodal_potential(), -600.0))
-        unknown.array_w[:] = unknown.array_r / weight[: unknown.local_size]
+        unknown.array_w[:] = unknown.array_r / gen.nodal_weight()[: unknown.local_size]
     load = gen.G.createVecLeft()
     gen.G.mult(unknown, load)
     derivative = _project(gen, load)
