@@ -25,9 +25,9 @@ from dolfinx import fem
 
 import fpsolver as fp
 from fpsolver import _petsc
-from fpsolver._expm import Propagator
-from fpsolver._integrate import propagator
-from fpsolver.initial import coefficients
+from fpsolver.evolution._expm import Propagator
+from fpsolver.evolution._integrate import propagator
+from fpsolver.evolution.initial import coefficients
 
 END = 2.0
 DRIFT = np.array([[0.0, 1.0], [-1.0, -1.0]])

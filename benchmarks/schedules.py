@@ -17,7 +17,7 @@ import numpy as np
 
 import fpsolver as fp
 from fpsolver import _petsc
-from fpsolver.initial import coefficients
+from fpsolver.evolution.initial import coefficients
 
 END = 2.0
 JUMPS = [(0.0, 0.4), (0.7, 0.2), (1.4, 0.05)]

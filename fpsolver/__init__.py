@@ -2,32 +2,32 @@
 
 from . import _petsc as _petsc  # first: PETSc reads the command line when it is initialised
 from . import diagnostics, io, landscapes, plot
-from ._ensemble import Ensemble
 from ._errors import NotConverged
 from ._log import set_log_level
-from .adapt import Adapted, solve_to
-from .compare import Comparison, compare
-from .domain import Domain
-from .ergodic import ergodic_laws
-from .evolution import Evolution, backward, evolve, resume
-from .exit import exit_probability, exit_time_moments, feynman_kac, mean_exit_time
-from .exit_law import exit_distribution, survival
-from .fields import batched
-from .generator import Generator
-from .initial import dirac, gaussian
-from .monotone import evolve_monotone
-from .montecarlo import simulate
-from .network import Network
-from .noise import Covariance, Isotropic, LabelNoise, PerSample
-from .noisy import NoisyLimit, noisy_limit, wasserstein
-from .positivity import limit
-from .process import SDE, SGD, Langevin, MomentumSGD, Noisy
-from .regions import committor, first_passage, transition_rate
-from .schedule import steps
-from .slices import Slice
-from .solution import Solution
-from .spectrum import quasi_stationary, spectrum
-from .stationary import stationary
+from .discretisation.generator import Generator
+from .discretisation.positivity import limit
+from .discretisation.solution import Solution
+from .domains.domain import Domain
+from .evolution.evolve import Evolution, backward, evolve, resume
+from .evolution.initial import dirac, gaussian
+from .evolution.monotone import evolve_monotone
+from .evolution.schedule import steps
+from .exits.adapt import Adapted, solve_to
+from .exits.exit import exit_probability, exit_time_moments, feynman_kac, mean_exit_time
+from .exits.exit_law import exit_distribution, survival
+from .exits.regions import committor, first_passage, transition_rate
+from .longtime.ergodic import ergodic_laws
+from .longtime.noisy import NoisyLimit, noisy_limit, wasserstein
+from .longtime.spectrum import quasi_stationary, spectrum
+from .longtime.stationary import stationary
+from .models.fields import batched
+from .models.network import Network
+from .models.noise import Covariance, Isotropic, LabelNoise, PerSample
+from .models.process import SDE, SGD, Langevin, MomentumSGD, Noisy
+from .models.slices import Slice
+from .montecarlo._ensemble import Ensemble
+from .montecarlo.compare import Comparison, compare
+from .montecarlo.simulate import simulate
 
 __version__ = "0.1.0"
 

@@ -17,9 +17,9 @@ from dolfinx import mesh as dmesh
 
 from . import _compat
 from ._log import logger
-from ._meshfile import XDMF_KEY, on_root
 from ._sample import degree, lagrange
-from .domain import Domain
+from .domains._meshfile import XDMF_KEY, on_root
+from .domains.domain import Domain
 
 SUFFIXES = {".bp": "VTX (ADIOS2)", ".xdmf": "XDMF", ".npz": "NumPy"}
 """The file types of :func:`write`."""

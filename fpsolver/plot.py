@@ -13,9 +13,9 @@ from mpi4py import MPI
 import numpy as np
 import numpy.typing as npt
 
-from ._meshfile import import_optional, on_root
 from ._sample import Sample, facet_curves, sample
-from .domain import Domain
+from .domains._meshfile import import_optional, on_root
+from .domains.domain import Domain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

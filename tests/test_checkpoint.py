@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import fpsolver as fp
-from fpsolver import checkpoint
+from fpsolver.evolution import checkpoint
 
 WORLD = MPI.COMM_WORLD
 TIMES = [0.0, 0.05, 0.2, 0.5, 1.0]
@@ -21,7 +21,7 @@ import os, signal, sys
 import numpy as np
 from mpi4py import MPI
 import fpsolver as fp
-from fpsolver import checkpoint
+from fpsolver.evolution import checkpoint
 
 def problem(scheme, comm=MPI.COMM_WORLD):
     process = fp.SDE(lambda x: (x[1], x[0] - x[0] ** 3 - x[1]), ((0.3, 0), (0, 0.5)))
@@ -195,7 +195,7 @@ def test_the_weighted_scheme(tmp_dir):
 
 @pytest.mark.parallel
 def test_partial_results_are_kept_when_tol_cannot_be_met(tmp_dir, monkeypatch):
-    from fpsolver import _expm
+    from fpsolver.evolution import _expm
 
     monkeypatch.setattr(_expm, "MAX_BASIS", 8)
     gen = fp.Generator(fp.SDE(lambda x: 1.0, 0.0), fp.Domain.interval(-1, 1, 400), ["right"], degree=2, scheme="dg")

@@ -8,8 +8,8 @@ import reference
 from scipy.interpolate import CubicSpline
 
 import fpsolver as fp
-from fpsolver._estimates import Estimate
-from fpsolver.compare import fit_order
+from fpsolver.montecarlo._estimates import Estimate
+from fpsolver.montecarlo.compare import fit_order
 
 
 def exactly(value):

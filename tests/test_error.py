@@ -10,7 +10,7 @@ import reference
 from tools import BOX, box, narrow_escape, random_acceleration
 
 import fpsolver as fp
-from fpsolver.error import _remaining
+from fpsolver.exits.error import _remaining
 
 
 @dataclass(frozen=True)

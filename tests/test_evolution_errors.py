@@ -11,7 +11,7 @@ import scipy.linalg
 import scipy.sparse
 
 import fpsolver as fp
-from fpsolver.initial import coefficients
+from fpsolver.evolution.initial import coefficients
 
 COMM = MPI.COMM_SELF
 WELL = lambda x: (x[0] ** 2 - 1) ** 2 / 4  # noqa: E731

@@ -12,10 +12,10 @@ import ufl
 from dolfinx import fem
 
 import fpsolver as fp
-from fpsolver import _expm
 from fpsolver._errors import NotConverged
-from fpsolver._expm import Propagator
-from fpsolver.initial import coefficients
+from fpsolver.evolution import _expm
+from fpsolver.evolution._expm import Propagator
+from fpsolver.evolution.initial import coefficients
 
 BASE = 0.125
 MULTIPLES = (1, 8, 40, 160)  # times 0.125 ... 20, all by multiplying one dense exponential

@@ -10,9 +10,9 @@ from dolfinx import fem
 from dolfinx import mesh as dmesh
 
 import fpsolver as fp
-from fpsolver._dynamics import semidefinite_root, triangular_root
-from fpsolver._lambdify import Family, PointSpace, finite_difference, generate, lambdify
-from fpsolver.fields import Space
+from fpsolver.models.fields import Space
+from fpsolver.montecarlo._dynamics import semidefinite_root, triangular_root
+from fpsolver.montecarlo._lambdify import Family, PointSpace, finite_difference, generate, lambdify
 
 EXPRESSIONS = {
     "polynomial": lambda x: 3 * x[0] ** 4 - x[0] * x[1] ** 3 + x[1] ** 2 / 7 - 2,

@@ -9,8 +9,8 @@ from dolfinx import fem
 from tools import box
 
 import fpsolver as fp
-from fpsolver.fields import integrate
-from fpsolver.solution import bounds, evaluate
+from fpsolver.discretisation.solution import bounds, evaluate
+from fpsolver.models.fields import integrate
 
 
 def _points(domain, count=3000):

@@ -11,7 +11,7 @@ from scipy import integrate
 from tools import BOX, box, check
 
 import fpsolver as fp
-from fpsolver.fields import Space
+from fpsolver.models.fields import Space
 
 
 @cache
@@ -34,7 +34,7 @@ def _values(process, points, domain=None):
     V = fem.functionspace(mesh, ("DG", 4, (len(row),)))
     function = fem.Function(V)
     from fpsolver._compat import interpolation_points
-    from fpsolver.solution import locate
+    from fpsolver.discretisation.solution import locate
 
     function.interpolate(fem.Expression(ufl.as_vector(row), interpolation_points(V.element)))
     points = np.atleast_2d(points)

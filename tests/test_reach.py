@@ -5,8 +5,8 @@ import pytest
 from tools import box, triangulated
 
 import fpsolver as fp
+from fpsolver.exits.reach import closed_classes
 from fpsolver.landscapes import double_well
-from fpsolver.reach import closed_classes
 
 
 @pytest.mark.parallel

@@ -125,7 +125,7 @@ def test_covariance_of_two_samples_stays_semidefinite():
     gen = fp.Generator(fp.SGD(None, noise, 0.3), fp.Domain.rectangle((-2, -2), (2, 2), (8, 8)))
     (table,) = gen.space.tables.values()
     x = random.uniform(-2, 2, (500, 2))
-    from fpsolver.solution import locate
+    from fpsolver.discretisation.solution import locate
 
     index, cells = locate(gen.domain.mesh, x)
     points = np.column_stack([x[index], np.zeros(len(index))])

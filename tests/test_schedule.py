@@ -7,7 +7,7 @@ from scipy.integrate import quad, solve_ivp
 from tools import check, expectation, mean_and_covariance, pairing
 
 import fpsolver as fp
-from fpsolver import _scheduled
+from fpsolver.evolution import _scheduled
 
 PIECES = [(0, 0.4), (0.7, 0.1), (1.5, 0.25)]
 

@@ -62,7 +62,7 @@ def test_network_differentiates_its_losses(network):
 
 def test_trace_of_the_noise_in_several_pieces(network, monkeypatch):
     whole = network.noise_trace(network.weights)
-    monkeypatch.setattr("fpsolver.network._NUMBERS", 26 * 12)  # 12, 12, 12 and 4 samples
+    monkeypatch.setattr("fpsolver.models.network._NUMBERS", 26 * 12)  # 12, 12, 12 and 4 samples
     assert network.noise_trace(network.weights) == pytest.approx(whole, rel=1e-13)
 
 

@@ -12,17 +12,22 @@ PACKAGE = Path(__file__).parent.parent / "fpsolver"
 
 # imports go downwards only: a module may import those above it
 ORDER = (
-    "_errors _log _compat _petsc _meshfile _meshes _refine domain fields landscapes samples _tabulate noise "
-    "process schemes boundary _assembly _wells generator _killed solution reach initial _krylov _control _expm "
-    "metastable _guards error exit adapt _stopped diagnostics.invariant _estimates _ensemble _lambdify _walls "
-    "_paths _dynamics montecarlo _sample positivity stationary _kernel ergodic regions spectrum "
-    "diagnostics.truncation noisy schedule _integrate _scheduled checkpoint evolution monotone exit_law compare "
-    "_slices io plot diagnostics._quadrature diagnostics._regions diagnostics._basins diagnostics.regime "
-    "diagnostics.concentration diagnostics.entropy diagnostics.entropy_rates diagnostics._points "
-    "diagnostics._sampling diagnostics._passes diagnostics._operator diagnostics._arrhenius "
+    "_errors _log _compat _petsc domains._meshfile domains._meshes domains._refine domains.domain models.fields "
+    "landscapes models.samples models._tabulate models.noise models.process discretisation.schemes "
+    "discretisation.boundary discretisation._assembly discretisation._wells discretisation.generator "
+    "discretisation._killed discretisation.solution exits.reach evolution.initial evolution._krylov "
+    "evolution._control evolution._expm exits.metastable exits._guards exits.error exits.exit exits.adapt "
+    "exits._stopped diagnostics.invariant montecarlo._estimates montecarlo._ensemble montecarlo._lambdify "
+    "montecarlo._walls montecarlo._paths montecarlo._dynamics montecarlo.simulate _sample "
+    "discretisation.positivity longtime.stationary longtime._kernel longtime.ergodic exits.regions "
+    "longtime.spectrum diagnostics.truncation longtime.noisy evolution.schedule evolution._integrate "
+    "evolution._scheduled evolution.checkpoint evolution.evolve evolution.monotone exits.exit_law "
+    "montecarlo.compare _slices io plot diagnostics._quadrature diagnostics._regions diagnostics._basins "
+    "diagnostics.regime diagnostics.concentration diagnostics.entropy diagnostics.entropy_rates "
+    "diagnostics._points diagnostics._sampling diagnostics._passes diagnostics._operator diagnostics._arrhenius "
     "diagnostics._certificate diagnostics.critical diagnostics.kramers diagnostics.bounds diagnostics._talweg "
     "diagnostics.lojasiewicz diagnostics.decay diagnostics._ellipses diagnostics.landscape diagnostics.star "
-    "network slices"
+    "models.network models.slices "
 ).split()
 
 

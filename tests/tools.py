@@ -14,7 +14,7 @@ from dolfinx import mesh as dmesh
 
 import fpsolver as fp
 from fpsolver._compat import cell_partitioner
-from fpsolver._meshfile import RawMesh, _from_gmsh, _gmsh
+from fpsolver.domains._meshfile import RawMesh, _from_gmsh, _gmsh
 
 BOX = {1: ["left", "right"], 2: ["left", "right", "bottom", "top"]}
 BOX[3] = [*BOX[2], "front", "back"]

@@ -6,9 +6,9 @@ import numpy as np
 import ufl
 from ufl.algorithms import extract_coefficients
 
-from ..fields import Space
-from ..process import SGD, Langevin, MomentumSGD, Process
-from ..solution import locate
+from ..discretisation.solution import locate
+from ..models.fields import Space
+from ..models.process import SGD, Langevin, MomentumSGD, Process
 from ._operator import Operator, Verdict
 from ._passes import Passes, owners
 from ._points import Probe, loss_of

@@ -11,8 +11,8 @@ import ufl
 from ufl.algorithms import extract_coefficients
 
 from .._errors import agree
-from ..generator import Generator
-from ..solution import bounds
+from ..discretisation.generator import Generator
+from ..discretisation.solution import bounds
 from ._quadrature import Array, Pointwise, directions, ito_drift, pointwise_drift
 from ._regions import Classify, cut, loads
 

@@ -7,7 +7,7 @@ import numpy as np
 from dolfinx import fem
 
 from .. import plot
-from ..domain import Domain
+from ..domains.domain import Domain
 from ._points import Loss
 from .critical import CriticalPoint
 

@@ -6,10 +6,10 @@ import numpy as np
 import ufl
 
 from .._compat import coordinate_map
-from ..boundary import CURVED, TOLERANCE
-from ..generator import Generator
-from ..process import Coefficients
-from ..solution import bounds
+from ..discretisation.boundary import CURVED, TOLERANCE
+from ..discretisation.generator import Generator
+from ..discretisation.solution import bounds
+from ..models.process import Coefficients
 from ._sampling import CellSamples, FacetSamples, supremum
 
 _OUTWARDS = "the drift leaves through a reflecting wall without diffusion"

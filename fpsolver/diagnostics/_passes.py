@@ -8,7 +8,7 @@ import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import breadth_first_order, connected_components, minimum_spanning_tree
 
-from ..domain import Domain
+from ..domains.domain import Domain
 
 
 class Passes:
@@ -56,7 +56,7 @@ class Passes:
         )
 
     def number(self, cells: np.ndarray, index: np.ndarray, points: int) -> np.ndarray:
-        """One cell for each of several located points, from :func:`fpsolver.solution.locate`'s pairs."""
+        """One cell for each of several located points, from :func:`fpsolver.discretisation.solution.locate`'s pairs."""
         mine = np.full(points, np.iinfo(np.int64).max)
         np.minimum.at(mine, index, cells + self._first)
         result = np.empty_like(mine)

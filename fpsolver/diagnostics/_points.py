@@ -12,12 +12,12 @@ from dolfinx import mesh as dmesh
 from ufl.core.expr import Expr
 
 from .._compat import geometry_dofmap
-from ..domain import Domain
-from ..fields import Batched, Space
-from ..noise import Noise, PerSample, Sum, samples_of
-from ..process import SGD, Langevin, MomentumSGD, Process
-from ..samples import Samples
-from ..solution import bounds
+from ..discretisation.solution import bounds
+from ..domains.domain import Domain
+from ..models.fields import Batched, Space
+from ..models.noise import Noise, PerSample, Sum, samples_of
+from ..models.process import SGD, Langevin, MomentumSGD, Process
+from ..models.samples import Samples
 
 _CHUNK = 512
 _CELLS = {1: "interval", 2: "triangle", 3: "tetrahedron"}

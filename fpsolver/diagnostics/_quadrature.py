@@ -20,8 +20,8 @@ from dolfinx import mesh as dmesh
 from ufl.core.expr import Expr
 
 from .. import _compat
-from ..fields import Space
-from ..process import Process
+from ..models.fields import Space
+from ..models.process import Process
 
 Array = npt.NDArray[Any]
 _CHUNK = 1024  # simplices whose corners are the points that a compiled expression sees at once

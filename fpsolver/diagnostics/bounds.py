@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from .._log import logger
-from ..exit import mean_exit_time
-from ..generator import Generator
-from ..solution import Solution, as_points, locate
+from ..discretisation.generator import Generator
+from ..discretisation.solution import Solution, as_points, locate
+from ..exits.exit import mean_exit_time
 from ._arrhenius import arrhenius
 from ._certificate import certify
 from ._operator import Operator

@@ -16,11 +16,11 @@ import ufl
 from .._errors import agree
 from .._log import logger
 from .._petsc import Options
-from ..evolution import Evolution, backward
-from ..fields import is_number
-from ..generator import Generator
-from ..initial import _project
-from ..solution import as_points, bounds, locate
+from ..discretisation.generator import Generator
+from ..discretisation.solution import as_points, bounds, locate
+from ..evolution.evolve import Evolution, backward
+from ..evolution.initial import _project
+from ..models.fields import is_number
 from ._basins import Flow, basin_loads
 from ._quadrature import Array, Quadrature, owned_nodes
 from ._regions import ball_load

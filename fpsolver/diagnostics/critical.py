@@ -7,8 +7,8 @@ import numpy as np
 
 from .._errors import agree
 from .._sample import lattice, push_forward
-from ..domain import Domain
-from ..solution import locate
+from ..discretisation.solution import locate
+from ..domains.domain import Domain
 from ._points import Loss, covariance_at
 
 _SAMPLES = 40_000

@@ -10,9 +10,9 @@ import ufl
 from dolfinx import fem
 from scipy.stats import t as student
 
-from ..evolution import Evolution
-from ..noise import samples_of
-from ..process import SGD, Langevin
+from ..evolution.evolve import Evolution
+from ..models.noise import samples_of
+from ..models.process import SGD, Langevin
 from .lojasiewicz import Exponent
 
 _FEWEST = 5

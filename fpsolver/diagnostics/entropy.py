@@ -16,11 +16,11 @@ from dolfinx import fem
 
 from .._errors import agree
 from .._log import logger
-from ..evolution import Evolution
-from ..fields import Space, is_number
-from ..generator import Generator
-from ..initial import _project
-from ..solution import Solution
+from ..discretisation.generator import Generator
+from ..discretisation.solution import Solution
+from ..evolution.evolve import Evolution
+from ..evolution.initial import _project
+from ..models.fields import Space, is_number
 from ._quadrature import Array, Quadrature
 
 _TINY = 1e-14  # of the maximum: below it a density is rounding

@@ -8,9 +8,9 @@ import scipy.linalg
 import ufl
 from ufl.algorithms import extract_coefficients
 
-from ..fields import Space, is_number
-from ..generator import Generator
-from ..spectrum import spectrum
+from ..discretisation.generator import Generator
+from ..longtime.spectrum import spectrum
+from ..models.fields import Space, is_number
 from ._quadrature import Array, Quadrature, ito_drift
 
 _EQUAL = 1e-9  # relative

@@ -16,8 +16,8 @@ import ufl
 from dolfinx import fem
 from scipy import optimize
 
-from ..fields import Space
-from ..generator import Generator
+from ..discretisation.generator import Generator
+from ..models.fields import Space
 
 _RATES = (1e-6, 1e6)  # between which a is sought, relative to max |LV| / max |V|
 
@@ -76,7 +76,7 @@ def tightness(gen: Generator, lyapunov: Any = None) -> Tightness:
     layer = np.isin(owned, boundary_cells(gen))
     inwards = -_smallest(comm, -changes[layer])
     wall = _smallest_on_walls(gen, ufl.dot(D, gradient))
-    wall = 0.0 if abs(wall) <= 1e-12 * gen._survey.diffusion else wall
+    wall = 0.0 if abs(wall) <= 1e-12 * gen.survey.diffusion else wall
     rate, bound = _best_bound(comm, values.ravel(), changes.ravel())
     return Tightness(inwards, inwards <= 0 <= wall, rate, rate * bound, bound, wall)
 

@@ -9,11 +9,11 @@ import ufl
 from scipy.integrate import solve_ivp
 
 from .._sample import push_forward
-from ..domain import Domain
-from ..fields import is_number
-from ..noise import Isotropic
-from ..process import SGD, Langevin, Process
-from ..solution import as_points, locate
+from ..discretisation.solution import as_points, locate
+from ..domains.domain import Domain
+from ..models.fields import is_number
+from ..models.noise import Isotropic
+from ..models.process import SGD, Langevin, Process
 from ._passes import Passes, owners
 from ._points import Loss
 from ._sampling import CellSamples, FacetSamples

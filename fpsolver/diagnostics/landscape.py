@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from ..domain import Domain
-from ..process import SGD
+from ..domains.domain import Domain
+from ..models.process import SGD
 from ._ellipses import draw
 from ._points import Loss, covariance_at
 from .critical import CriticalPoint, find_critical_points

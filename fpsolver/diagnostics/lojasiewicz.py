@@ -7,8 +7,8 @@ import numpy as np
 from scipy.stats import t as student
 
 from .._errors import agree
-from ..domain import Domain
-from ..solution import as_points, locate
+from ..discretisation.solution import as_points, locate
+from ..domains.domain import Domain
 from ._points import Loss
 from ._talweg import Talweg, talweg
 

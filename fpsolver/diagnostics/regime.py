@@ -15,10 +15,10 @@ from ufl.algorithms import extract_coefficients
 
 from .. import _compat
 from .._log import logger
-from ..fields import Space, is_number
-from ..generator import Generator
-from ..process import SGD, Coefficients, Langevin, MomentumSGD, _loss
-from ..solution import Solution, as_points, bounds
+from ..discretisation.generator import Generator
+from ..discretisation.solution import Solution, as_points, bounds
+from ..models.fields import Space, is_number
+from ..models.process import SGD, Coefficients, Langevin, MomentumSGD, _loss
 from ._quadrature import Pointwise, Quadrature, directions, ito_drift
 
 _LARGEST = 1e12

@@ -10,7 +10,7 @@ from scipy.stats import norm
 from scipy.stats import t as student
 
 from .._errors import agree
-from ..solution import as_points
+from ..discretisation.solution import as_points
 from ._points import SampleLosses
 
 _PAIRS = 2_000_000

@@ -13,11 +13,11 @@ import ufl
 from dolfinx import fem
 
 from .. import _sample
-from ..fields import integrate
-from ..generator import Generator
-from ..noise import Sum
-from ..solution import Solution, bounds, evaluate
-from ..stationary import stationary
+from ..discretisation.generator import Generator
+from ..discretisation.solution import Solution, bounds, evaluate
+from ..longtime.stationary import stationary
+from ..models.fields import integrate
+from ..models.noise import Sum
 from .invariant import boundary_cells
 
 

@@ -1,0 +1,1 @@
+"""A process on a domain: weak forms, boundary classes, matrices, answers."""

@@ -1,0 +1,187 @@
+"""The weak forms, in (D, β) form, for every scheme: the one place where the equation is discretised.
+
+Backward form B(u, v) = ∫ D∇u·∇v − (β·∇u) v + facet terms, so that ∂ₜu = Lu reads M u̇ = −B u; the forward operator
+is its transpose, G_ij = −B(φ_i, φ_j).  Interior facets carry upwind drift and the symmetric weighted interior penalty
+of Ern, Stephansen, Zunino (IMA J. Numer. Anal. 29, 2009) for semi-definite D (Di Pietro, Ern, Guermond, SIAM J. Numer.
+Anal. 46, 2008).  Absorbing facets carry Nitsche terms for ``n·Dn`` and upwinding for the drift that leaves,
+so that data act exactly where the Fichera function and the diffusion let them.
+
+``weighted`` is the symmetric form of a reversible process with invariant density ∝ w = e^{−U}: there
+w L u = ∇·(wD∇u), so that it is ``galerkin`` with D replaced by wD, β by 0 and the measure dx by w dx.  Unknown of the
+forward equation is then p/w.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import dolfinx
+import ufl
+from ufl.algorithms import estimate_total_polynomial_degree, extract_coefficients
+from ufl.core.expr import Expr
+
+from ..models.process import Coefficients
+
+SCHEMES = ("galerkin", "dg", "weighted")
+
+
+def quadrature_degree(coefficients: Coefficients, degree: int) -> int:
+    """Degree that integrates D∇u·∇v and (β·∇u)v exactly for polynomial data of moderate degree.
+
+    Data of unknown or high degree are capped at 2k + 6: beyond it the quadrature error was below the error of
+    interpolation, while cost kept growing.
+    """
+    q_drift = 2 * degree - 1 + estimate_total_polynomial_degree(coefficients.beta)
+    q_diffusion = 2 * degree - 2 + estimate_total_polynomial_degree(coefficients.D)
+    return max(2 * degree, min(max(q_drift, q_diffusion), 2 * degree + 6))
+
+
+def weighted(coefficients: Coefficients, weight: Expr) -> Coefficients:
+    """Diffusion wD and no drift: the coefficients of the ``weighted`` scheme."""
+    zero = ufl.as_vector([0.0] * coefficients.beta.ufl_shape[0])
+    return Coefficients(weight * coefficients.D, zero)
+
+
+def penalty(degree: int, constant_diffusion: bool) -> float:
+    """Penalty α = 4 (k + s)(k + s + 1), s = 1 unless D is constant: the trace inequality acts on σᵀ∇v, not on ∇v."""
+    k = degree + (0 if constant_diffusion else 1)
+    return 4.0 * k * (k + 1)
+
+
+@dataclass(frozen=True)
+class WeakForm:
+    """Bilinear and boundary forms of one process on one mesh.
+
+    Attributes:
+        mesh: dolfinx mesh.
+        coefficients: D and β.
+        degree: polynomial degree of the space.
+        scheme: one of :data:`SCHEMES`.
+        absorbing: MeshTags of the absorbing facets, all with value 1, or [(1, cells and local facets)].
+        quadrature: quadrature degree of every integral.
+        weight: w, one except for ``weighted``.
+        cells: MeshTags; integrate only over the cells with value 1.
+        interior: [(1, interior facets as pairs of cell and local facet)]; by default all of them.
+    """
+
+    mesh: dolfinx.mesh.Mesh
+    coefficients: Coefficients
+    degree: int
+    scheme: str
+    absorbing: Any
+    quadrature: int
+    weight: Expr | float = 1.0
+    cells: Any = None
+    interior: Any = None
+
+    @property
+    def dx(self) -> ufl.Measure:
+        """Cell measure with explicit quadrature degree."""
+        metadata = {"quadrature_degree": self.quadrature}
+        if self.cells is None:
+            return ufl.dx(domain=self.mesh, metadata=metadata)
+        return ufl.Measure("dx", domain=self.mesh, subdomain_data=self.cells, subdomain_id=1, metadata=metadata)
+
+    def on_cells(self, cells: Any) -> "WeakForm":
+        """The same forms over some cells only."""
+        return replace(self, cells=cells)
+
+    def ds(self, tags: Any) -> ufl.Measure:
+        """Measure on the facets of ``tags`` with value 1, seen from one side."""
+        metadata = {"quadrature_degree": self.quadrature}
+        return ufl.Measure("ds", domain=self.mesh, subdomain_data=tags, subdomain_id=1, metadata=metadata)
+
+    @property
+    def alpha(self) -> float:
+        """The interior penalty parameter."""
+        return penalty(self.degree, not estimate_total_polynomial_degree(self.coefficients.D))
+
+    def mass(self, p: Expr, v: Expr) -> ufl.Form:
+        """∫ w p v."""
+        return self.weight * p * v * self.dx
+
+    def forward(self, p: Expr, v: Expr) -> ufl.Form:
+        """a(p, v) = −B(v, p), whose matrix is G."""
+        form = self._volume(v, p) + self.exit(v, p, self.absorbing)
+        if self.scheme == "dg":
+            form += self._interior(v, p)
+        return -form
+
+    def _volume(self, u: Expr, v: Expr) -> ufl.Form:
+        D, beta = self.coefficients.D, self.coefficients.beta
+        return (ufl.inner(ufl.dot(D, ufl.grad(u)), ufl.grad(v)) - ufl.dot(beta, ufl.grad(u)) * v) * self.dx
+
+    def exit(self, u: Expr, v: Expr, tags: Any) -> ufl.Form:
+        """Facet terms of B on an absorbing part, with homogeneous data."""
+        D, n = self.coefficients.D, ufl.FacetNormal(self.mesh)
+        return -ufl.dot(ufl.dot(D, ufl.grad(u)), n) * v * self.ds(tags) + self.exit_data(u, v, tags)
+
+    def exit_data(self, g: Expr, v: Expr, tags: Any) -> ufl.Form:
+        """ℓ_g(v): backward data g on an absorbing part, and the consistent outflux of v for g = 1.
+
+        ∫ g (−D∇v·n + (α δ/h + (β·n)⁺) v) with δ = n·Dn.
+        """
+        D, beta, n = self.coefficients.D, self.coefficients.beta, ufl.FacetNormal(self.mesh)
+        weight = self.alpha * ufl.dot(ufl.dot(D, n), n) / facet_height(self.mesh) + positive(ufl.dot(beta, n))
+        return g * (weight * v - ufl.dot(ufl.dot(D, ufl.grad(v)), n)) * self.ds(tags)
+
+    def entrance_data(self, g: Expr, v: Expr, tags: Any) -> ufl.Form:
+        """Forward data, a density g, on part of the boundary of a problem whose exits include it.
+
+        ∫ g (−D∇v·n + (α δ/h + (β·n)⁻) v): imposed where the process diffuses or drifts in.
+        """
+        D, beta, n = self.coefficients.D, self.coefficients.beta, ufl.FacetNormal(self.mesh)
+        weight = self.alpha * ufl.dot(ufl.dot(D, n), n) / facet_height(self.mesh) + positive(-ufl.dot(beta, n))
+        return g * (weight * v - ufl.dot(ufl.dot(D, ufl.grad(v)), n)) * self.ds(tags)
+
+    def _interior(self, u: Expr, v: Expr) -> ufl.Form:
+        D, beta, n = self.coefficients.D, self.coefficients.beta, ufl.FacetNormal(self.mesh)("+")
+        delta = [ufl.dot(ufl.dot(D(s), n), n) for s in "+-"]
+        if is_continuous(D):
+            weights, gamma = [0.5, 0.5], delta[0]
+        else:  # w_i = δ_j / (δ_0 + δ_1): the flux is taken from the side that diffuses less
+            total = delta[0] + delta[1]
+            some = ufl.gt(total, 0)
+            weights = [ufl.conditional(some, delta[1 - i] / total, 0.5) for i in range(2)]
+            gamma = ufl.conditional(some, 2 * delta[0] * delta[1] / total, 0)
+
+        def flux(w: Expr) -> Expr:
+            return sum(weights[i] * ufl.dot(ufl.dot(D(s), ufl.grad(w)(s)), n) for i, s in enumerate("+-"))
+
+        def jump(w: Expr) -> Expr:
+            return w("+") - w("-")
+
+        h = facet_height(self.mesh)
+        h = ufl.min_value(h("+"), h("-"))
+        drift = ufl.dot(ufl.avg(beta), n)
+        penalised = (self.alpha * gamma / h + 0.5 * abs(drift)) * jump(u) * jump(v)
+        metadata = {"quadrature_degree": self.quadrature}
+        dS = ufl.dS(domain=self.mesh, metadata=metadata)
+        if self.interior is not None:
+            dS = ufl.Measure("dS", self.mesh, 1, metadata, self.interior)
+        return (penalised - flux(u) * jump(v) - flux(v) * jump(u) + drift * jump(u) * ufl.avg(v)) * dS
+
+
+def facet_height(mesh: dolfinx.mesh.Mesh) -> Expr:
+    """Height of the cell normal to the facet, d|K|/|F|.
+
+    With the facet or cell diameter instead, the kinetic quasi-stationary eigenvalue is wrong on graded meshes.
+    For simplices d|K|/|F| is the ratio of the two Jacobian determinants.
+    """
+    cell = abs(ufl.JacobianDeterminant(mesh))
+    return cell if mesh.topology.dim == 1 else cell / abs(ufl.classes.FacetJacobianDeterminant(mesh))
+
+
+def positive(a: Expr) -> Expr:
+    """a⁺."""
+    return 0.5 * (a + abs(a))
+
+
+def is_continuous(expression: Expr) -> bool:
+    """Whether an expression takes the same value on both sides of a facet."""
+    derivatives = any(
+        isinstance(o, ufl.classes.Derivative) for o in ufl.corealg.traversal.unique_pre_traversal(expression)
+    )
+    coefficients = extract_coefficients(expression)
+    if not coefficients:
+        return True
+    return not derivatives and all(c.ufl_element() in ufl.H1 for c in coefficients)

@@ -1,0 +1,1 @@
+"""Meshes whose boundary parts have names."""

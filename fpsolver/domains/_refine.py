@@ -1,0 +1,218 @@
+"""Local refinement of meshes of simplices in one to three dimensions, in parallel, with curved cells and named parts.
+
+A marked cell has all its edges bisected; then every triangle with a bisected edge has its longest edge bisected, until
+nothing changes (Rivara, Int. J. Numer. Methods Eng. 20, 1984; Plaza, Carey, Appl. Numer. Math. 32, 2000).  Each cell
+is cut along its bisected edges in one order, longest first with ties broken by the edge's global number, on which all
+cells around an edge or a face agree; so the result conforms.  Nodes of a child are images under the map of its
+parent: curved boundaries keep their curve.  The new cells are partitioned afresh, which balances the load.
+"""
+
+from mpi4py import MPI
+
+import basix
+import numpy as np
+import numpy.typing as npt
+from dolfinx import la
+from dolfinx import mesh as dmesh
+
+from .. import _compat
+from . import _meshes
+from ._meshfile import SHAPES
+
+Ints = npt.NDArray[np.int64]
+
+
+def refine(
+    mesh: dmesh.Mesh, marked: npt.NDArray[np.int32], parts: dict[str, npt.NDArray[np.int32]]
+) -> tuple[dmesh.Mesh, dict[str, Ints]]:
+    """Refine the marked owned cells (collective).
+
+    Args:
+        mesh: simplices with shared facets as ghosts.
+        marked: local indices of owned cells.
+        parts: facets that this rank owns, by the name of their part.
+
+    Returns:
+        The new mesh, and for each part the vertices of its facets on this rank, as nodes in the order of input.
+    """
+    topology, d = mesh.topology, mesh.topology.dim
+    for a, b in ((d, 0), (d, 1), (2, 1), (d - 1, d), (d, d - 1)):
+        if a <= d and a > 0:
+            topology.create_connectivity(a, b)
+    edges = _edges_of_cells(topology)
+    order, bisected = _bisected_edges(mesh, edges, marked)
+    owned = topology.index_map(d).size_local
+    vertices = _vertices_of_cells(topology)[:owned]
+    numbers = topology.index_map(0).local_to_global(vertices.ravel()).reshape(vertices.shape)
+    cells = _cut(numbers, edges[:owned], bisected, order, _global_edges(topology), topology.index_map(0).size_global)
+    keys, points = _nodes(mesh, *cells)
+    nodes, x = _number(mesh.comm, keys.reshape(-1, keys.shape[2]), points.reshape(-1, points.shape[2]))
+    nodes = nodes.reshape(keys.shape[:2])
+    facets = {name: _children(mesh, found, *cells, nodes) for name, found in parts.items()}
+    degree = _compat.coordinate_map(mesh).degree
+    return _meshes.create_mesh(mesh.comm, nodes, x, d, degree), facets
+
+
+def _table(topology: dmesh.Topology, a: int, b: int) -> npt.NDArray[np.int32]:
+    connectivity = topology.connectivity(a, b)
+    return connectivity.array.reshape(connectivity.num_nodes, -1)
+
+
+def _vertices_of_cells(topology: dmesh.Topology) -> npt.NDArray[np.int32]:
+    return _table(topology, topology.dim, 0)
+
+
+def _edges_of_cells(topology: dmesh.Topology) -> npt.NDArray[np.int32]:
+    if topology.dim == 1:
+        return np.arange(len(_vertices_of_cells(topology)), dtype=np.int32)[:, None]
+    return _table(topology, topology.dim, 1)
+
+
+def _global_edges(topology: dmesh.Topology) -> Ints:
+    index_map = topology.index_map(1)
+    return index_map.local_to_global(np.arange(index_map.size_local + index_map.num_ghosts, dtype=np.int32))
+
+
+def _bisected_edges(
+    mesh: dmesh.Mesh, edges: npt.NDArray[np.int32], marked: npt.NDArray[np.int32]
+) -> tuple[Ints, npt.NDArray[np.bool_]]:
+    """Rank of each local edge in the common order, shortest first, and whether it is bisected (collective)."""
+    topology, d = mesh.topology, mesh.topology.dim
+    length = la.vector(topology.index_map(1))
+    corners = mesh.geometry.x[_compat.geometry_dofmap(mesh)[:, : d + 1]]
+    pairs = _local_edges(d)
+    square = ((corners[:, pairs[:, 0]] - corners[:, pairs[:, 1]]) ** 2).sum(axis=2)
+    length.array[edges.ravel()] = square.ravel()
+    length.scatter_forward()  # bit for bit the same on all ranks
+    order = np.empty(len(length.array), dtype=np.int64)
+    order[np.lexsort((_global_edges(topology), length.array))] = np.arange(len(order))
+    bisected = la.vector(topology.index_map(1))
+    bisected.array[edges[marked].ravel()] = 1.0
+    triangles = _table(topology, 2, 1) if d > 1 else edges
+    longest = triangles[np.arange(len(triangles)), np.argmax(order[triangles], axis=1)]
+    owned, before = topology.index_map(1).size_local, -1
+    while True:
+        bisected.scatter_reverse(la.InsertMode.add)
+        bisected.scatter_forward()
+        bisected.array[:] = bisected.array > 0
+        count = mesh.comm.allreduce(int(bisected.array[:owned].sum()), op=MPI.SUM)
+        if count == before:
+            return order, bisected.array > 0
+        before = count
+        bisected.array[longest[(bisected.array[triangles] > 0).any(axis=1)]] = 1.0
+
+
+def _local_edges(d: int) -> Ints:
+    """Vertices of the edges of the reference simplex."""
+    return np.array({1: [(0, 1)], 2: [(1, 2), (0, 2), (0, 1)]}.get(d, [(2, 3), (1, 3), (1, 2), (0, 3), (0, 2), (0, 1)]))
+
+
+def _cut(
+    numbers: Ints,
+    edges: npt.NDArray[np.int32],
+    bisected: npt.NDArray[np.bool_],
+    order: Ints,
+    global_edges: Ints,
+    vertices: int,
+) -> tuple[Ints, npt.NDArray[np.float64], Ints]:
+    """Children of all owned cells: global vertices, barycentric coordinates of these in the parent, and the parent."""
+    d = numbers.shape[1] - 1
+    children, parent = numbers.copy(), np.arange(len(numbers))
+    bary = np.broadcast_to(np.eye(d + 1), (len(numbers), d + 1, d + 1)).copy()
+    turns = np.argsort(-order[edges], axis=1)
+    for turn in range(edges.shape[1]):
+        local = turns[:, turn]
+        edge = edges[np.arange(len(edges)), local]
+        ends = np.take_along_axis(numbers, _local_edges(d)[local], axis=1)
+        at = [children == ends[parent, side, None] for side in (0, 1)]
+        cut = bisected[edge][parent] & at[0].any(axis=1) & at[1].any(axis=1)
+        middle = 0.5 * (bary[cut][at[0][cut]] + bary[cut][at[1][cut]])
+        halves = []
+        for side in (0, 1):
+            new, coordinates = children[cut], bary[cut]
+            new[at[side][cut]] = vertices + global_edges[edge][parent[cut]]
+            coordinates[at[side][cut]] = middle
+            halves.append((new, coordinates))
+        children = np.concatenate([children[~cut], halves[0][0], halves[1][0]])
+        bary = np.concatenate([bary[~cut], halves[0][1], halves[1][1]])
+        parent = np.concatenate([parent[~cut], parent[cut], parent[cut]])
+    return children, bary, parent
+
+
+def _nodes(
+    mesh: dmesh.Mesh, children: Ints, bary: npt.NDArray[np.float64], parent: Ints
+) -> tuple[Ints, npt.NDArray[np.float64]]:
+    """Nodes of the children: keys (cells, nodes, 2d + 2), equal for equal nodes, and coordinates (cells, nodes, d)."""
+    d, cmap = mesh.topology.dim, _compat.coordinate_map(mesh)
+    inside = _element(d, cmap.degree, basix.LagrangeVariant.equispaced).points
+    lattice = np.column_stack([1.0 - inside.sum(axis=1), inside])
+    # a node is a weighted mean of vertices: its key has their numbers, largest first, and their weights
+    weight = np.broadcast_to(np.rint(lattice * cmap.degree).astype(np.int64), (len(children), *lattice.shape))
+    who = np.where(weight > 0, children[:, None, :], -1)
+    largest = np.argsort(-who, axis=2)
+    keys = np.concatenate([np.take_along_axis(values, largest, axis=2) for values in (who, weight)], axis=2)
+    reference = (lattice @ bary)[:, :, 1:]
+    element = _element(d, cmap.degree, basix.LagrangeVariant(cmap.variant))
+    basis = element.tabulate(0, reference.reshape(-1, d))[0, :, :, 0].reshape(*reference.shape[:2], -1)
+    return keys, basis @ mesh.geometry.x[_compat.geometry_dofmap(mesh)[parent]][:, :, :d]
+
+
+def _element(d: int, degree: int, variant: basix.LagrangeVariant) -> basix.finite_element.FiniteElement:
+    return basix.create_element(basix.ElementFamily.P, basix.CellType[SHAPES[d]], degree, variant)
+
+
+def _number(comm: MPI.Comm, keys: Ints, points: npt.NDArray[np.float64]) -> tuple[Ints, npt.NDArray[np.float64]]:
+    """Number distinct keys from zero across ranks (collective).
+
+    Returns:
+        The number of each of this rank's keys, and the points whose numbers follow one another on this rank.
+    """
+    unique, first, inverse = np.unique(keys, axis=0, return_index=True, return_inverse=True)
+    inverse = inverse.ravel()
+    mixed = (unique.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)).sum(axis=1, dtype=np.uint64)
+    home = ((mixed >> np.uint64(33)) % np.uint64(comm.size)).astype(np.int64)
+    by_home = np.argsort(home, kind="stable")
+    there = np.bincount(home, minlength=comm.size)
+    here = np.empty_like(there)
+    comm.Alltoall(there, here)
+    received = _exchange(comm, unique[by_home], there, here)
+    x = _exchange(comm, points[first][by_home], there, here)
+    _, one, back = np.unique(received, axis=0, return_index=True, return_inverse=True)
+    offset = sum(comm.allgather(len(one))[: comm.rank])
+    answer = np.empty(len(unique), dtype=np.int64)
+    answer[by_home] = _exchange(comm, (offset + back.ravel())[:, None], here, there)[:, 0]
+    return answer[inverse], x[one]
+
+
+def _exchange(comm: MPI.Comm, rows: npt.NDArray, there: Ints, here: Ints) -> npt.NDArray:
+    """Send ``there[r]`` of the rows to rank r, and receive ``here[r]`` (collective)."""
+    received = np.empty((int(here.sum()), rows.shape[1]), dtype=rows.dtype)
+    width = rows.shape[1]
+    comm.Alltoallv([np.ascontiguousarray(rows), there * width], [received, here * width])
+    return received
+
+
+def _children(
+    mesh: dmesh.Mesh,
+    facets: npt.NDArray[np.int32],
+    children: Ints,
+    bary: npt.NDArray[np.float64],
+    parent: Ints,
+    nodes: Ints,
+) -> Ints:
+    """Vertices, as new nodes, of the facets into which the given boundary facets are divided, shape (n, d)."""
+    topology, d = mesh.topology, mesh.topology.dim
+    to_cell, of_cell = topology.connectivity(d - 1, d), _table(topology, d, d - 1)
+    cells = to_cell.array[to_cell.offsets[facets]]
+    opposite = np.argmax(of_cell[cells] == facets[:, None], axis=1)
+    if d == 1:
+        opposite = 1 - opposite  # the facets of an interval are its vertices
+    on_part = np.zeros((topology.index_map(d).size_local, d + 1), dtype=bool)
+    on_part[cells, opposite] = True
+    # child facet j lies on parent facet i where the i-th barycentric coordinates of all other vertices vanish
+    found = []
+    for j in range(d + 1):
+        others = [v for v in range(d + 1) if v != j]
+        lies = (bary[:, others] == 0).all(axis=1) & on_part[parent]
+        found.append(nodes[lies.any(axis=1)][:, others])
+    return np.concatenate(found)

@@ -1,0 +1,91 @@
+"""When a Krylov space is large enough: error estimates at the times that matter."""
+
+import numpy as np
+
+from .._log import progress
+from ._krylov import IncrementSpace
+
+FLOOR = 1e-10  # times the largest norm so far: errors are relative to v(t) until it is smaller
+ROUNDING = 1e-12  # times ‖v‖: largest error of a step that more dimensions did not cure
+
+
+class Control:
+    """Grows one space until its errors are below ``allowed``.
+
+    Args:
+        space: the space, which begins at time ``begin``.
+        begin: time of the vector that the space evolves.
+        allowed: relative error that may be left.
+        largest: norm that the solution has had so far.
+        integrals: of the functionals over (0, begin).
+        scales: the integrals' errors are relative to these, or to the integrals where they are larger.
+    """
+
+    def __init__(
+        self,
+        space: IncrementSpace,
+        begin: float,
+        allowed: float,
+        largest: float,
+        integrals: np.ndarray,
+        scales: np.ndarray,
+    ):
+        self.space, self.begin, self.allowed, self.largest = space, begin, allowed, largest
+        self.integrals, self.scales = integrals, scales
+        self._checks = [0, 0, 0]  # the last dimensions at which errors were looked at
+
+    def build(self, outputs: list[float], stop: float) -> float:
+        """Extend until the errors are small, or cannot become so for rounding, or the space is full.
+
+        Returns:
+            The time up to which the space can be used.
+        """
+        watched = sorted({*outputs[:1], *outputs[len(outputs) // 2 :][:1], stop})
+        total = self.space.H.shape[1]
+        for m in progress(range(1, total + 1), f"evolution to t = {stop:.4g}, solve", total):
+            if self.space.exhausted:
+                break
+            self.space.extend()
+            if m >= 4 and m - self._checks[-1] >= max(2, m // 8):
+                self._checks = [*self._checks[1:], m]
+                if self._checks[0] and all(self.truncation(t) <= self.allowed / 2 for t in watched):
+                    break
+        return stop if all(self.error(t) <= self.allowed for t in watched) else self._reached(outputs, stop)
+
+    def _reached(self, outputs: list[float], stop: float) -> float:
+        """The latest time before ``stop`` with a small error that leaves no bad output behind; else the beginning."""
+        candidates = {*outputs, *(self.begin + (stop - self.begin) / 2.0**k for k in range(1, 12))}
+        for t in sorted(candidates, reverse=True):
+            if all(self.error(s) <= self.allowed for s in (t, *(s for s in outputs[:1] if s < t))):
+                return t
+        return self.begin
+
+    def error(self, t: float) -> float:
+        """Estimated error of v(t), rounding included; the same on all ranks (collective)."""
+        scale = self.space.norm(t - self.begin)
+        rounding = ROUNDING * self.space.norm0 / max(scale, FLOOR * self.largest)
+        return self.truncation(t) + self.space.comm.bcast(rounding)
+
+    def truncation(self, t: float) -> float:
+        """Estimated error of v(t) and of the integrals without rounding; the same on all ranks (collective).
+
+        From the last three checks: the difference between two dimensions bounds the larger one's error while
+        convergence is at least geometric with ratio 1/2; where it is slower (smooth data under transport) the geometric
+        tail is added.
+        """
+        if self.space.exhausted:
+            return 0.0
+        new, old = self._difference(t, *self._checks[:0:-1]), self._difference(t, *self._checks[1::-1])
+        ratio = new / old if 0 < old < np.inf else 0.0
+        estimate = new * min(max(1.0, ratio / max(1 - ratio, 1e-3)), 10.0) if np.isfinite(new) else np.inf
+        return float(self.space.comm.bcast(estimate))  # sums may round differently where memory is aligned differently
+
+    def _difference(self, t: float, m: int, k: int) -> float:
+        s = t - self.begin
+        norm, integrals = self.space.difference(s, m, k)
+        lost = ROUNDING / self.allowed * self.space.norm0  # more dimensions would not make v(t) relatively exact
+        error = norm / max(self.space.norm(s), FLOOR * self.largest, lost)
+        if integrals.size:
+            total = abs(self.integrals + self.space.integrals(s))
+            error = max(error, *(integrals / np.maximum(total, self.scales)))
+        return float(error)

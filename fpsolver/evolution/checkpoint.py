@@ -1,0 +1,279 @@
+"""Evolutions that survive: every output is a file, complete at any moment, that any number of ranks can read.
+
+A checkpoint is a folder.  ``points.npz`` has, for every cell and every node in it, a place inside the cell; it tells
+the meaning of the values in ``start.npz`` (time 0) and in ``00000.npz``, ``00001.npz``, ... (the outputs), whatever
+the partition, the numbering or the continuity of the elements.  ``evolution.json`` says of what.  Files are written
+under another name, forced to the disk and then renamed, so that a process that is killed loses no more than the output
+it was working on.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from mpi4py import MPI
+from petsc4py import PETSc
+
+import numpy as np
+from dolfinx import fem
+from scipy.spatial import cKDTree
+
+from .. import _compat
+from .._errors import agree
+from .._log import logger
+from .._sample import push_forward
+from ..discretisation.generator import Generator
+from ..domains._meshfile import on_root
+from ._expm import Snapshot
+
+VERSION = 1
+INSIDE = 0.9  # nodes are told apart by their images under this contraction of the cell: those of neighbours coincide
+CLOSE = 1e-10  # times the domain's extent: places that are the same
+SAME = 1e-9  # relative difference of numbers that are the same but for the order of summation
+ABOUT = "evolution.json"
+
+
+def describe(path: str | Path, comm: MPI.Comm) -> dict[str, Any]:
+    """What a checkpoint is about: evolution, times, tol and the signature (collective).
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    about = comm.bcast(on_root(comm, lambda: _about(Path(path))), root=0)
+    if about is None:
+        raise FileNotFoundError(f"{path} is not the folder of a checkpoint: there is no {ABOUT} in it.")
+    return about
+
+
+class Checkpoint:
+    """The checkpoint of one evolution (collective, as everything here).
+
+    Args:
+        path: its folder; made where there is none.
+        gen: the generator.
+        evolution: ``"density"`` or ``"expectation"``.
+        signed: whether the density is a signed one, to be reported as it is.
+    """
+
+    def __init__(self, path: str | Path, gen: Generator, evolution: str, signed: bool = False):
+        self.path, self.gen, self.comm = Path(path), gen, gen.domain.comm
+        self._evolution, self._signed = evolution, signed
+        self._order = np.zeros(0, int)  # on rank 0: places in the files of all nodes, rank after rank
+
+    def open(
+        self, v0: PETSc.Vec | None, times: np.ndarray, tol: float, more: Callable[[float], dict[str, Any]]
+    ) -> PETSc.Vec:
+        """Begin a checkpoint with ``v0`` or take up one that exists, and return what it began with.
+
+        Args:
+            v0: vector at time 0; consumed; None for an existing checkpoint.
+            times: all outputs.
+            tol: of the evolution.
+            more: what else the evolution depends on, for given last time.
+
+        Raises:
+            ValueError: the folder has other contents, or the checkpoint of another evolution.
+        """
+        kept = self.comm.bcast(on_root(self.comm, lambda: _about(self.path)), root=0)
+        asked = [float(t) for t in times]
+        about: dict[str, Any] = {"version": VERSION, "evolution": self._evolution, "times": asked, "tol": tol}
+        about["signed"] = self._signed
+        about["horizon"] = kept["horizon"] if kept else asked[-1]
+        about["signature"] = {**_signature(self.gen), **more(about["horizon"])}
+        places = self.comm.gather(_places(self.gen), root=0)
+        if kept is None:
+            assert v0 is not None
+            on_root(self.comm, lambda: self._begin(np.concatenate(places)))
+            self._write("start", self._values(v0), time=0.0)
+            on_root(self.comm, lambda: _replace(self.path / ABOUT, json.dumps(about, indent=1).encode()))
+            return v0
+        self._compare(kept, about)
+        on_root(self.comm, lambda: self._find(np.concatenate(places)))
+        start = self._vector(self._load("start"))
+        if v0 is not None:
+            self._compare_start(v0, start)
+            v0.destroy()
+        if asked != kept["times"]:
+            about["horizon"] = asked[-1]
+            about["signature"] = {**_signature(self.gen), **more(asked[-1])}
+            on_root(self.comm, lambda: _replace(self.path / ABOUT, json.dumps(about, indent=1).encode()))
+        return start
+
+    def read(self, times: np.ndarray) -> Iterator[tuple[Snapshot, float]]:
+        """The outputs that are there, each with the estimated error spent until then."""
+        names = [f"{i:05d}" for i in range(len(times))]
+        found = on_root(self.comm, lambda: [(self.path / f"{name}.npz").is_file() for name in names])
+        there: list[bool] = self.comm.bcast(found, root=0)
+        count = there.index(False) if False in there else len(there)
+        if count:
+            logger.info("%s: %d of %d outputs are there, the last at t = %g", self.path, count, len(names),
+                        times[count - 1])  # fmt: skip
+        for i in range(count):
+            record = self._load(names[i])
+            numbers = self.comm.bcast(
+                {k: np.asarray(v) for k, v in record.items() if k != "values"} if record else None, root=0
+            )
+            vector = self._vector(record)
+            yield Snapshot(float(times[i]), vector, numbers["integrals"], numbers["flow"]), float(numbers["spent"])
+
+    def save(self, index: int, snapshot: Snapshot, spent: float) -> None:
+        """Keep an output."""
+        values = self._values(snapshot.vector)
+        numbers = {"time": snapshot.time, "integrals": snapshot.integrals, "flow": snapshot.values, "spent": spent}
+        self._write(f"{index:05d}", values, **numbers)
+
+    def _begin(self, places: np.ndarray) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        known = {"points.npz", "start.npz"}
+        other = [p.name for p in self.path.iterdir() if p.name not in known and not p.name.endswith(".part")]
+        if other:
+            raise ValueError(
+                f"{self.path} is not a checkpoint and not empty: there is {sorted(other)[0]!r}. Name a new folder."
+            )
+        _replace_npz(self.path / "points.npz", points=places)
+        self._order = np.arange(len(places))
+
+    def _find(self, places: np.ndarray) -> None:
+        """Where the files have this partition's nodes; refuse another mesh."""
+        with np.load(self.path / "points.npz") as file:
+            points = file["points"]
+        extent = np.ptp(points, axis=0).max()
+        if points.shape == places.shape:
+            distance, self._order = cKDTree(points).query(places)
+            if distance.max() <= CLOSE * extent and len(np.unique(self._order)) == len(points):
+                return
+        raise ValueError(f"{self.path} was written on another mesh: its nodes are elsewhere.")
+
+    def _compare(self, kept: dict[str, Any], about: dict[str, Any]) -> None:
+        """Refuse to go on with another evolution; everything that is compared is the same on all ranks."""
+        for name in ("version", "evolution", "tol"):
+            if kept[name] != about[name]:
+                raise ValueError(f"{self.path} has {name} {kept[name]!r}, this is {name} {about[name]!r}.")
+        old, new = kept["signature"], about["signature"]
+        for name in sorted({*old, *new}):
+            if not _same(old.get(name), new.get(name)):
+                raise ValueError(
+                    f"{self.path} was written with {name} {old.get(name)}, this evolution has {new.get(name)}."
+                )
+        done = self.comm.bcast(on_root(self.comm, lambda: len(list(self.path.glob("[0-9]*.npz")))), root=0)
+        if kept["times"][:done] != about["times"][:done]:
+            raise ValueError(
+                f"{self.path} has outputs at {kept['times'][:done]}; the times must begin with these, not with "
+                f"{about['times'][:done]}."
+            )
+
+    def _compare_start(self, v0: PETSc.Vec, start: PETSc.Vec) -> None:
+        difference = v0.copy()
+        difference.axpy(-1.0, start)
+        change, size = difference.norm(), start.norm()
+        difference.destroy()
+        if self.comm.bcast(bool(change > 1e-8 * size), root=0):
+            raise ValueError(f"{self.path} began with another function at t = 0: they differ by {change / size:.2g}.")
+
+    def _values(self, vector: PETSc.Vec) -> np.ndarray | None:
+        """Values at all nodes of all cells in the order of the files, on rank 0."""
+        function = self.gen.function(vector)
+        mine = function.x.array[self.gen.V.dofmap.list[: _cells(self.gen)]].ravel()
+        pieces = self.comm.gather(mine, root=0)
+        if pieces is None:
+            return None
+        values = np.empty(len(self._order))
+        values[self._order] = np.concatenate(pieces)
+        return values
+
+    def _vector(self, record: dict[str, np.ndarray] | None) -> PETSc.Vec:
+        """The vector with these values."""
+        dofs = self.gen.V.dofmap.list[: _cells(self.gen)].ravel()
+        sizes = self.comm.gather(len(dofs), root=0)
+        pieces = None
+        if record is not None and sizes is not None:
+            pieces = np.split(record["values"][self._order], np.cumsum(sizes)[:-1])
+        function = fem.Function(self.gen.V)
+        function.x.array[:] = np.nan
+        function.x.array[dofs] = self.comm.scatter(pieces, root=0)
+        vector = self.gen.vector(function)
+        complete = np.isfinite(vector.array_r).all()
+        agree(self.comm, None if complete else f"{self.path}: values are missing or not finite.")
+        return vector
+
+    def _load(self, name: str) -> dict[str, np.ndarray] | None:
+        def load() -> dict[str, np.ndarray]:
+            file = self.path / f"{name}.npz"
+            try:
+                with np.load(file) as data:
+                    return dict(data)
+            except Exception as error:
+                raise ValueError(f"{file} is damaged: {error}") from error
+
+        return on_root(self.comm, load)
+
+    def _write(self, name: str, values: np.ndarray | None, **numbers: Any) -> None:
+        on_root(self.comm, lambda: _replace_npz(self.path / f"{name}.npz", values=values, **numbers))
+
+
+def _about(path: Path) -> dict[str, Any] | None:
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{path} is a file; a checkpoint is a folder.")
+    file = path / ABOUT
+    return json.loads(file.read_text()) if file.is_file() else None
+
+
+def _cells(gen: Generator) -> int:
+    return int(gen.domain.mesh.topology.index_map(gen.domain.mesh.topology.dim).size_local)
+
+
+def _places(gen: Generator) -> np.ndarray:
+    """For each node of each owned cell, in the order of the dofmap, a place in the cell, shape (nodes, dim)."""
+    X = _compat.interpolation_points(gen.V.element)
+    x = push_forward(gen.domain.mesh, X, np.arange(_cells(gen)))
+    centre = x.mean(axis=1, keepdims=True)
+    return (centre + INSIDE * (x - centre)).reshape(-1, gen.domain.dim)
+
+
+def _signature(gen: Generator) -> dict[str, Any]:
+    """What an evolution depends on; drift and noise, which may be functions, through the matrix they give."""
+    return {
+        "process": type(gen.process).__name__,
+        "parameters": gen.process.parameters(),
+        "absorbing parts": list(gen.absorbing),
+        "scheme": gen.scheme,
+        "degree": gen.degree,
+        "number of unknowns": gen.G.getSize()[0],
+        "operator norm": gen.G.norm(PETSc.NormType.FROBENIUS),
+    }
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Equality, of numbers up to the order of summation."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_same(a[k], b[k]) for k in a)
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
+    if isinstance(a, float) and isinstance(b, float):
+        return abs(a - b) <= SAME * max(abs(a), abs(b))
+    return bool(a == b)
+
+
+def _replace_npz(path: Path, **arrays: Any) -> None:
+    _store(path, lambda file: np.savez(file, **arrays))
+
+
+def _replace(path: Path, content: bytes) -> None:
+    _store(path, lambda file: file.write(content))
+
+
+def _store(path: Path, write: Callable[[Any], Any]) -> None:
+    """Write a file so that under its name there is, at any moment, all of the old content or all of the new."""
+    part = path.with_name(path.name + ".part")
+    with open(part, "wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the new name too
+    finally:
+        os.close(folder)

@@ -1,0 +1,314 @@
+"""Evolution in time: densities forward, expectations of payoffs backward, with one propagator per generator."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from petsc4py import PETSc
+
+import numpy as np
+
+from .._errors import NotConverged
+from .._log import logger
+from .._petsc import Options
+from ..discretisation.generator import Generator
+from ..discretisation.positivity import Limiter, limiter
+from ..discretisation.solution import Solution
+from ..models.fields import is_number
+from ._expm import LEAST, Snapshot
+from ._integrate import Autonomous, State
+from ._scheduled import Scheduled
+from .checkpoint import Checkpoint, describe
+from .initial import Dirac, Gaussian, coefficients
+
+WIDE = 10.0  # ∫p²/w ∫w / (∫p)² = WIDE²: what is wider needs a smaller tol for the same error of the density
+
+
+class Evolution(Sequence[Solution]):
+    """A solution at several times; ``evolution[i]`` is the :class:`~fpsolver.Solution` at ``times[i]``.
+
+    Attributes:
+        times: shape (n,).
+        mass: integral over the domain at each time, shape (n,).
+        minimum: smallest nodal value of the discrete solution at each time, shape (n,): for a density a measure of
+            what the mesh does not resolve.  ``evolution[i].function`` is non-negative with the same mass,
+            ``evolution[i].raw`` is what was computed.
+        outflux: mass that has left through absorbing parts since time 0, shape (n,); an integral over time of the
+            flux itself, so ``mass + outflux`` tests the balance.  Zero for :func:`backward`.
+        outflux_by_part: the same for each absorbing part.
+        outflow: dictionary part -> mass per time that is leaving, shape (n,).
+        stats: unknowns, scheme, degree, solves, factorisations, steps, basis, time_error (estimated, relative, in the
+            L² norm).
+    """
+
+    def __init__(self, gen: Generator, name: str, parts: Sequence[str] = ()):
+        self.name, self._gen, self._parts = name, gen, tuple(parts)
+        self._solutions: list[Solution] = []
+        self._rows: list[tuple[float, float, float]] = []
+        self._integrals: list[np.ndarray] = []
+        self._values: list[np.ndarray] = []
+        self.stats: dict[str, Any] = {}
+        self._limiter: Limiter | None = None
+
+    def _append(self, snapshot: Snapshot) -> None:
+        to_function = self._gen.density if self.name == "density" else self._gen.function
+        function = to_function(snapshot.vector, self.name)
+        _, minimum = snapshot.vector.min()
+        self._rows.append((snapshot.time, float(snapshot.vector.dot(self._gen.integrals)), float(minimum)))
+        self._integrals.append(snapshot.integrals)
+        self._values.append(snapshot.values)
+        name = f"{self.name} at t = {snapshot.time:g}"
+        self._solutions.append(Solution(function, self.stats, name, limiter=self._limiter))
+        snapshot.vector.destroy()
+
+    @property
+    def times(self) -> np.ndarray:
+        """Times, shape (n,)."""
+        return self._column(0)
+
+    @property
+    def mass(self) -> np.ndarray:
+        """Integral over the domain, shape (n,)."""
+        return self._column(1)
+
+    @property
+    def minimum(self) -> np.ndarray:
+        """Smallest nodal value, shape (n,)."""
+        return self._column(2)
+
+    @property
+    def outflux(self) -> np.ndarray:
+        """Mass that has left, shape (n,)."""
+        return np.array([row[0] if len(row) else 0.0 for row in self._integrals])
+
+    @property
+    def outflux_by_part(self) -> dict[str, np.ndarray]:
+        """Mass that has left through each part, shape (n,) each."""
+        return {part: np.array([row[i + 1] for row in self._integrals]) for i, part in enumerate(self._parts)}
+
+    @property
+    def outflow(self) -> dict[str, np.ndarray]:
+        """Mass per time leaving through each part, shape (n,) each."""
+        return {part: np.array([row[i + 1] for row in self._values]) for i, part in enumerate(self._parts)}
+
+    def _column(self, i: int) -> np.ndarray:
+        return np.array([row[i] for row in self._rows])
+
+    def __len__(self) -> int:
+        return len(self._solutions)
+
+    def __getitem__(self, i: Any) -> Any:
+        return self._solutions[i]
+
+    def __iter__(self) -> Iterator[Solution]:
+        return iter(self._solutions)
+
+    def __repr__(self) -> str:
+        stats = ", ".join(f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in self.stats.items())
+        return f"<{self.name} at {len(self)} times: {stats}>"
+
+
+def evolve(
+    gen: Generator,
+    initial: Any,
+    times: Any,
+    tol: float = 1e-6,
+    options: Options | None = None,
+    schedule: Mapping[str, Any] | None = None,
+    checkpoint: str | Path | None = None,
+) -> Evolution:
+    """Density p(t) of the process started from ``initial``: ∂ₜp = −∇·J, killed at the absorbing parts (collective).
+
+    The error in time is controlled, that of the mesh is not.  Mass is conserved to rounding where nothing absorbs,
+    whatever ``tol``.  The cost hardly depends on the number of times, and grows with the logarithm of their range.
+
+    Args:
+        gen: generator.
+        initial: :func:`~fpsolver.gaussian`, :func:`~fpsolver.dirac`, a ``Function``, or a callable of all coordinates.
+            Of a signed one nothing is made non-negative.
+        times: increasing, non-negative, shape (n,) or one number.
+        tol: error in time in the L² norm relative to that of p(t), or to 1e-10 times the largest norm so far, if
+            errors decay as p does; the time integrals of :attr:`Evolution.outflux` are controlled too, see
+            :meth:`fpsolver.evolution._expm.Propagator.run`.
+        options: PETSc options without the prefix ``fp_evolve_``.
+        schedule: numbers of the process that change on the way: name -> number, smooth function of t, or pairs
+            (begin, number or function), the first at 0: ``{"learning_rate": [(0, 0.4), (10, 0.1)]}``.  They replace
+            those of ``gen.process``.  For SGD t = Σ ηₖ (one step advances t by its own learning rate), and
+            :func:`~fpsolver.steps` counts steps.  A piece of constant numbers costs one factorisation; functions
+            cost six per step.  Jumps and bends inside a function cost steps: begin a new pair there.
+        checkpoint: folder in which the state at every output time is kept, complete at any moment.  If it holds some
+            already, the evolution goes on from there, on any number of ranks.
+
+    Raises:
+        ValueError: unsuitable times, ``tol``, ``initial`` or ``schedule``; a checkpoint of another evolution; with
+            the ``weighted`` scheme, a density much wider than the invariant one.
+        NotConverged: ``tol`` could not be met, or what leaves is lost in rounding; ``exception.partial`` is the
+            evolution up to there.
+    """
+    times, tol = _check_times(times), _check_tol(tol)
+    p0 = coefficients(gen, initial, "initial density")
+    evolution = Evolution(gen, "density", gen.absorbing)
+    evolution._limiter = _limiter_of_a_density(gen, initial, p0)
+    if gen.scheme == "weighted":
+        tol = _weighted_tol(gen, p0, tol)
+    return _run(evolution, p0, times, tol, options, schedule, checkpoint)
+
+
+def backward(
+    gen: Generator,
+    payoff: Any,
+    times: Any,
+    tol: float = 1e-6,
+    options: Options | None = None,
+    schedule: Mapping[str, Any] | None = None,
+    checkpoint: str | Path | None = None,
+) -> Evolution:
+    """u(t, x) = E[g(X_t); not absorbed until t | X₀ = x]: ∂ₜu = Lu, u(0) = g (collective).
+
+    For ``payoff=1`` it is the probability of surviving until t.  Constants are invariant to rounding where nothing
+    absorbs.
+
+    Args:
+        gen: generator.
+        payoff: g, a number, a callable of all coordinates, or a ``Function``.
+        times: increasing, non-negative, shape (n,) or one number.
+        tol: error in time in the L² norm relative to that of u(t), or to 1e-10 times the largest norm so far.
+        options: PETSc options without the prefix ``fp_evolve_``.
+        schedule: as for :func:`evolve`, from X₀ on.  Every time then needs a run of its own, as the last piece acts on
+            the payoff first.
+        checkpoint: as for :func:`evolve`.
+
+    Raises:
+        ValueError: unsuitable times, ``tol``, ``payoff`` or ``schedule``; a checkpoint of another evolution.
+        NotConverged: ``tol`` could not be met; ``exception.partial`` is the evolution up to there.
+    """
+    times, tol = _check_times(times), _check_tol(tol)
+    u0 = coefficients(gen, payoff, "payoff", payoff=True)
+    return _run(Evolution(gen, "expectation"), u0, times, tol, options, schedule, checkpoint)
+
+
+def resume(
+    checkpoint: str | Path,
+    gen: Generator,
+    times: Any = None,
+    schedule: Mapping[str, Any] | None = None,
+    options: Options | None = None,
+) -> Evolution:
+    """Go on with an evolution from its checkpoint, on any number of ranks (collective).
+
+    Args:
+        checkpoint: the folder given to :func:`evolve` or :func:`backward`.
+        gen: the same process on the same mesh, with the same degree and scheme.
+        times: the times asked for then, and later ones; by default the former.
+        schedule: the same schedule as then.
+        options: PETSc options without the prefix ``fp_evolve_``.
+
+    Returns:
+        The whole evolution, what was kept included.
+
+    Raises:
+        FileNotFoundError: nothing was kept there.
+        ValueError: the checkpoint of another evolution; what differs is named.
+        NotConverged: as for :func:`evolve`.
+    """
+    kept = describe(checkpoint, gen.domain.comm)
+    kind = kept["evolution"]
+    evolution = Evolution(gen, kind, gen.absorbing if kind == "density" else ())
+    if kind == "density" and not kept["signed"]:
+        evolution._limiter = limiter(gen)
+    wanted = _check_times(kept["times"] if times is None else times)
+    return _run(evolution, None, wanted, kept["tol"], options, schedule, checkpoint)
+
+
+def _run(
+    evolution: Evolution,
+    v0: PETSc.Vec | None,
+    times: np.ndarray,
+    tol: float,
+    options: Options | None,
+    schedule: Mapping[str, Any] | None,
+    checkpoint: str | Path | None,
+) -> Evolution:
+    """Evolve ``v0``, or what the checkpoint began with, and keep what comes; ``v0`` is consumed."""
+    gen, parts = evolution._gen, evolution._parts
+    source = Autonomous(gen, parts, options) if schedule is None else Scheduled(gen, schedule, parts, options)
+    state, store = None, None
+    try:
+        if checkpoint is not None:
+            store = Checkpoint(checkpoint, gen, evolution.name, signed=evolution._limiter is None)
+            v0 = store.open(v0, times, tol, source.signature)
+        assert v0 is not None
+        state = State.at_start(v0, parts)
+        for snapshot, spent in store.read(times) if store is not None else ():
+            state.advance(snapshot.time, snapshot.vector.copy(), snapshot.integrals)
+            state.spent = spent
+            evolution._append(snapshot)
+        run = source.forward if evolution.name == "density" else source.dual
+        with PETSc.Log.Stage("fpsolver evolve"):
+            for snapshot in run(state, list(times[len(evolution) :]), tol):
+                if store is not None:
+                    store.save(len(evolution), snapshot, state.spent + source.error)
+                evolution._append(snapshot)
+    except NotConverged as error:
+        error.partial = evolution  # type: ignore[attr-defined]
+        raise
+    finally:
+        evolution.stats.update({**gen.stats(), **source.work()})
+        source.destroy()
+        if state is not None:
+            state.destroy()
+    logger.info("%s", evolution)
+    return evolution
+
+
+def _limiter_of_a_density(gen: Generator, initial: Any, p0: PETSc.Vec) -> Limiter | None:
+    """None if what evolves is a signed measure: a tenth or more of the cell means' mass is negative at the start."""
+    limit = limiter(gen)
+    if isinstance(initial, Gaussian | Dirac):
+        return limit
+    mass, positive = limit.masses(limit.means(gen.density(p0)))
+    return limit if positive - mass < 0.1 * positive else None
+
+
+def _weighted_tol(gen: Generator, p0: PETSc.Vec, tol: float) -> float:
+    """``tol`` in the norm ∫ p²/w of the weighted scheme, which tails wider than those of w dominate (collective)."""
+    ones, image = p0.copy(), p0.copy()
+    gen.M.mult(p0, image)
+    squared = float(p0.dot(image))
+    ones.set(1.0)
+    gen.M.mult(ones, image)
+    squared *= float(ones.dot(image))
+    ones.array_w[:] = abs(p0.array_r)
+    mass = abs(float(ones.dot(image)))
+    ratio = float(np.sqrt(squared)) / mass if squared > 0 and mass > 0 else np.inf
+    for v in (ones, image):
+        v.destroy()
+    if squared != 0 and not ratio <= WIDE * tol / LEAST:
+        raise ValueError(
+            f"initial density: it is too wide for scheme 'weighted' at tol = {tol:.0e}: in that scheme's norm, ∫ p²/w, "
+            f"tails wider than those of the invariant density w make it {ratio:.1e} times that of w. Take a narrower "
+            "initial density, backward or survival, whose data are no densities, or scheme='dg' or 'galerkin' until "
+            "the density has settled."
+        )
+    return tol / max(ratio / WIDE, 1.0) if squared != 0 else tol
+
+
+def _check_times(times: Any) -> np.ndarray:
+    try:
+        array = np.atleast_1d(np.asarray(times, dtype=float))
+    except (TypeError, ValueError):
+        raise ValueError(f"times is {times!r}; numbers were expected.") from None
+    if array.ndim != 1 or not len(array):
+        raise ValueError(f"times has shape {array.shape}; at least one time, shape (n,), was expected.")
+    if not np.isfinite(array).all() or array.min() < 0:
+        bad = array[~(np.isfinite(array) & (array >= 0))][0]
+        raise ValueError(f"times contains {bad}; finite, non-negative numbers were expected.")
+    if (np.diff(array) < 0).any():
+        raise ValueError("times must be sorted in increasing order.")
+    return array
+
+
+def _check_tol(tol: Any) -> float:
+    if not is_number(tol) or not 0 < tol < 1:
+        raise ValueError(f"tol is {tol!r}; a number between 0 and 1 was expected.")
+    return float(tol)

@@ -1,0 +1,201 @@
+"""Initial densities and payoffs: what an evolution starts from, as coefficients on the generator's space.
+
+Everything is an L² projection M p₀ = (∫ p₀ φ_i)_i, which keeps mass and, for polynomial degree k, the moments up to k.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mpi4py import MPI
+from petsc4py import PETSc
+
+import dolfinx
+import numpy as np
+import ufl
+from dolfinx import fem, la
+from dolfinx import mesh as dmesh
+from ufl.algorithms import estimate_total_polynomial_degree
+
+from .. import _compat
+from .._errors import agree
+from .._log import logger
+from .._petsc import LinearSolver, direct_preset
+from ..discretisation.generator import Generator
+from ..discretisation.solution import Solution, as_points, locate
+from ..models.fields import Space
+
+# (cell extent / std, quadrature degree beyond k): errors below 1e-10 for Gaussians anywhere in a cell
+_QUADRATURE = ((1.0, 8), (2.0, 12), (4.0, 20), (8.0, 36))
+_REACH = 9.0  # standard deviations: the density is below 1e-17 of its maximum outside
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """Normal density with independent coordinates; see :func:`gaussian`."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Dirac:
+    """Unit mass at a point; see :func:`dirac`."""
+
+    point: tuple[float, ...]
+
+
+def gaussian(mean: float | Sequence[float], std: float | Sequence[float]) -> Gaussian:
+    """Normal density, restricted to the domain and normalised there.
+
+    Args:
+        mean: shape (d,), in all coordinates of the domain (positions and velocities for a kinetic process).
+        std: standard deviation, one number or one per coordinate.
+
+    Raises:
+        ValueError: not finite, ``std`` not positive, or of another length than ``mean``.
+    """
+    m, s = _numbers(mean, "gaussian: mean"), _numbers(std, "gaussian: std")
+    s = s * len(m) if len(s) == 1 else s
+    if len(s) != len(m):
+        raise ValueError(
+            f"gaussian: std has {len(s)} entries, mean has {len(m)}; give one number or one per coordinate."
+        )
+    if min(s) <= 0:
+        raise ValueError(f"gaussian: std is {std}; positive numbers were expected. A point mass is fp.dirac(point).")
+    return Gaussian(m, s)
+
+
+def dirac(point: float | Sequence[float]) -> Dirac:
+    """Unit mass at ``point``, shape (d,); on a facet of a discontinuous space it is shared by the cells around it."""
+    return Dirac(_numbers(point, "dirac: point"))
+
+
+def _numbers(values: Any, what: str) -> tuple[float, ...]:
+    try:
+        array = np.atleast_1d(np.asarray(values, dtype=float))
+    except (TypeError, ValueError):
+        raise ValueError(f"{what} is {values!r}; a number or a sequence of numbers was expected.") from None
+    if array.ndim != 1 or not len(array) or not np.isfinite(array).all():
+        raise ValueError(f"{what} is {values!r}; finite numbers, one per coordinate, were expected.")
+    return tuple(float(a) for a in array)
+
+
+def coefficients(gen: Generator, source: Any, what: str, payoff: bool = False) -> PETSc.Vec:
+    """Coefficients of ``source`` on ``gen.V`` as a new vector (collective).
+
+    Args:
+        gen: generator.
+        source: :func:`gaussian`, :func:`dirac`, a ``Function`` on ``gen.V`` or a ``Solution`` there (taken as it is),
+            or any scalar source, which is projected: a ``Function`` on the same mesh, a callable of all coordinates, a
+            number.
+        what: its name in errors.
+        payoff: whether ``source`` is an observable; in the weighted scheme a density p is kept as p/w instead.
+
+    Raises:
+        ValueError: dimensions differ, a point outside the mesh, most of a Gaussian outside, values not finite.
+    """
+    if isinstance(source, Solution):
+        source = source.raw
+    given = isinstance(source, fem.Function) and source.function_space == gen.V
+    given = given and (payoff or gen.scheme != "weighted")
+    vector = gen.vector(source) if given else load(gen, source, what, payoff)
+    finite = np.isfinite(vector.array_r).all()
+    agree(gen.domain.comm, None if finite else f"{what} is not finite on the domain.")
+    if given:
+        return vector
+    projected = _project(gen, vector)
+    vector.destroy()
+    return projected
+
+
+def load(gen: Generator, source: Any, what: str, payoff: bool = False) -> PETSc.Vec:
+    """∫ source φ_i, for a payoff with the weight of the scheme (collective)."""
+    if isinstance(source, Gaussian):
+        return _gaussian_load(gen, source)
+    if isinstance(source, Dirac):
+        return _dirac_load(gen, source.point)
+    mesh, k = gen.domain.mesh, gen.degree
+    expression = Space(mesh, k, mesh.geometry.dim).scalar(source, what)
+    # beyond 2k + 10 the quadrature of indicator functions and the like improves too slowly to be worth it
+    degree = min(max(2 * k + 2, k + estimate_total_polynomial_degree(expression)), 2 * k + 10)
+    v = ufl.TestFunction(gen.V)
+    expression = gen.weak.weight * expression if payoff else expression
+    return gen.assemble_vector(expression * v * ufl.dx(domain=mesh, metadata={"quadrature_degree": degree}))
+
+
+def _project(gen: Generator, load: PETSc.Vec) -> PETSc.Vec:
+    """M⁻¹ load; on affine cells Jacobi-preconditioned M has few distinct eigenvalues, so CG needs few iterations."""
+    preset: dict[str, Any] = {"ksp_type": "cg", "pc_type": "jacobi", "ksp_rtol": 1e-13, "ksp_max_it": 2000}
+    if gen.scheme == "weighted":  # weights span more decades than an iteration's norm can see
+        preset = direct_preset(gen.M.comm, gen.domain.dim)
+    solver = gen.cached("mass solver", lambda: LinearSolver(gen.M, "fp_evolve_mass_", "L2 projection", preset))
+    vector = gen.G.createVecRight()
+    solver.solve(load, vector)
+    return vector
+
+
+def _check_dimension(gen: Generator, values: Sequence[float], what: str) -> None:
+    if len(values) != gen.domain.dim:
+        raise ValueError(f"{what} has {len(values)} coordinate(s); the domain has {gen.domain.dim}.")
+
+
+def _gaussian_load(gen: Generator, source: Gaussian) -> PETSc.Vec:
+    """∫ density φ_i over the cells near the mean, by a quadrature that resolves the density; total mass one."""
+    _check_dimension(gen, source.mean, "gaussian: mean")
+    mesh, mean, std = gen.domain.mesh, np.array(source.mean), np.array(source.std)
+    cells, ratio = _near(mesh, mean, std)
+    extra = next((q for r, q in _QUADRATURE if ratio <= r), None)
+    if extra is None:
+        logger.warning(
+            "gaussian: the cells around the mean are %.3g standard deviations wide, which the mesh cannot tell from a "
+            "point mass: fp.dirac(%s) is used. Refine there, or start later from a wider Gaussian.", ratio, source.mean
+        )  # fmt: skip
+        return _dirac_load(gen, source.mean)
+    tags = dmesh.meshtags(mesh, mesh.topology.dim, cells, np.ones(len(cells), dtype=np.int32))
+    metadata = {"quadrature_degree": gen.degree + extra}
+    dx = ufl.Measure("dx", domain=mesh, subdomain_data=tags, subdomain_id=1, metadata=metadata)
+    m, s = (fem.Constant(mesh, np.asarray(a, dolfinx.default_scalar_type)) for a in (mean, std))
+    x, v = ufl.SpatialCoordinate(mesh), ufl.TestFunction(gen.V)
+    exponent = sum(((x[i] - m[i]) / s[i]) ** 2 for i in range(len(mean)))
+    load = gen.assemble_vector(ufl.exp(-0.5 * exponent) * v * dx)
+    load.scale(1.0 / float(np.prod(np.sqrt(2 * np.pi) * std)))
+    inside = float(load.sum())
+    if not inside >= 0.5:
+        load.destroy()
+        raise ValueError(
+            f"gaussian: only {max(inside, 0.0):.3g} of the mass of N(mean {source.mean}, std {source.std}) lies inside "
+            "the domain. Move the mean, reduce std, or enlarge the domain."
+        )
+    if 1 - inside > 1e-6:
+        level = logger.warning if 1 - inside > 1e-2 else logger.info
+        level("gaussian: %.2g of its mass lies outside the domain; the rest is normalised to one", 1 - inside)
+    load.scale(1.0 / inside)
+    return load
+
+
+def _near(mesh: dmesh.Mesh, mean: np.ndarray, std: np.ndarray) -> tuple[np.ndarray, float]:
+    """Local cells within reach of a Gaussian, and their largest extent in standard deviations (collective)."""
+    nodes = mesh.geometry.x[_compat.geometry_dofmap(mesh)][:, :, : len(mean)]
+    lower, upper = nodes.min(axis=1), nodes.max(axis=1)
+    gap = np.maximum(np.maximum(lower - mean, mean - upper), 0.0) / std
+    cells = np.flatnonzero((gap <= _REACH).all(axis=1)).astype(np.int32)
+    extent = float(((upper - lower)[cells] / std).max(initial=0.0))
+    return cells, mesh.comm.allreduce(extent, op=MPI.MAX)
+
+
+def _dirac_load(gen: Generator, point: Sequence[float]) -> PETSc.Vec:
+    """φ_i(point), averaged over the cells that contain the point."""
+    _check_dimension(gen, point, "dirac: point")
+    mesh = gen.domain.mesh
+    x = as_points([point], mesh.geometry.dim, "dirac: point")
+    _, cells = locate(mesh, x, "dirac: point")
+    total = mesh.comm.allreduce(len(cells), op=MPI.SUM)
+    function = fem.Function(gen.V)
+    cmap, geometry = _compat.coordinate_map(mesh), _compat.geometry_dofmap(mesh)
+    for cell in cells:  # one, or the few around a facet, edge or vertex
+        nodes = mesh.geometry.x[geometry[cell]][:, : mesh.geometry.dim]
+        X = cmap.pull_back(x.copy(), nodes.copy())
+        function.x.array[gen.V.dofmap.cell_dofs(cell)] += gen.V.ufl_element().tabulate(0, X)[0, 0] / total
+    function.x.scatter_reverse(la.InsertMode.add)
+    return gen.vector(function)

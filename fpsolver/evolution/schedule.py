@@ -1,0 +1,127 @@
+"""Numbers of a process that change on the way: learning-rate and batch-size schedules, annealed temperatures.
+
+Time stays what it is for the process.  For SGD t = Σ ηₖ, one step advances it by the learning rate of that moment, so
+that −∇f is never scaled and a schedule changes D = η(t)/(2B(t)) Σ alone; :func:`steps` counts the steps.  In the time
+s = k η₀ of Li, Tai, E (2017), where ηₖ = η₀ u(s), this is dX = −u ∇f ds + u (η₀ Σ)^{1/2} dW with dt = u ds.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from scipy.integrate import quad
+
+from ..discretisation.generator import Generator
+from ..models.fields import is_number
+
+Value: TypeAlias = float | Callable[[float], float]
+"""A number, or a smooth function of time."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The scheduled numbers between two times; functions of time are evaluated in there only."""
+
+    begin: float
+    end: float
+    values: Mapping[str, Value]
+
+    @property
+    def constant(self) -> bool:
+        """Whether no number changes."""
+        return not any(callable(v) for v in self.values.values())
+
+    def at(self, t: float) -> dict[str, float]:
+        """The numbers at time t."""
+        return {name: _number(name, v(t), t) if callable(v) else v for name, v in self.values.items()}
+
+
+def pieces(gen: Generator, schedule: Mapping[str, Any]) -> list[Piece]:
+    """The pieces of a schedule, the last one without end.
+
+    Args:
+        gen: generator whose process has the scheduled numbers.
+        schedule: name -> number, function of time, or pairs (begin, number or function) in order, the first at 0.
+
+    Raises:
+        ValueError: what cannot be scheduled, with the reason.
+    """
+    if not isinstance(schedule, Mapping) or not schedule:
+        raise ValueError(
+            f"schedule is {schedule!r}; a dictionary such as {{'learning_rate': [(0, 0.4), (10, 0.1)]}} was expected."
+        )
+    if gen.scheme == "weighted":
+        raise ValueError("schedule: the weighted scheme's unknown depends on the numbers; use 'galerkin' or 'dg'.")
+    for name in schedule:
+        if name in gen.process.scaling:
+            raise ValueError(
+                f"schedule: {name!r} of {type(gen.process).__name__} scales its velocities and its time, which would "
+                "jump with it; schedule the batch size or the momentum, or evolve piece by piece."
+            )
+    columns = {name: _column(name, value) for name, value in schedule.items()}
+    begins = sorted({begin for column in columns.values() for begin, _ in column})
+    found = []
+    for begin, end in zip(begins, [*begins[1:], np.inf], strict=True):
+        values = {name: [v for b, v in column if b <= begin][-1] for name, column in columns.items()}
+        found.append(Piece(begin, end, values))
+        gen.process.with_parameters(**found[-1].at(begin))
+    return found
+
+
+def _column(name: str, value: Any) -> list[tuple[float, Value]]:
+    """One number's schedule as pairs (begin, number or function)."""
+    if callable(value) or is_number(value):
+        value = [(0.0, value)]
+    try:
+        column = [(float(begin), v if callable(v) else _number(name, v, float(begin))) for begin, v in value]
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"schedule of {name}: {value!r}; expected a number, a function of time, or pairs (begin, number or "
+            f"function). {error}"
+        ) from None
+    begins = [begin for begin, _ in column]
+    if not begins or begins[0] != 0 or not (np.diff(begins) > 0).all() or not np.isfinite(begins).all():
+        raise ValueError(f"schedule of {name} begins at {begins}; increasing times, the first 0, were expected.")
+    return column
+
+
+def _number(name: str, value: Any, t: float) -> float:
+    if not is_number(value) or not np.isfinite(value):
+        raise ValueError(f"schedule of {name}: {value!r} at t = {t:g}; a finite number was expected.")
+    return float(value)
+
+
+def steps(learning_rate: Any, times: Any) -> np.ndarray:
+    """Number of steps of the algorithm up to each time, ∫₀ᵗ ds/η(s), for SGD whose time is t = Σ ηₖ.
+
+    Args:
+        learning_rate: η: a number, a function of time, or pairs (begin, number or function).
+        times: non-negative, shape (n,) or one number.
+
+    Returns:
+        Array of shape (n,); not rounded to whole steps.
+
+    Raises:
+        ValueError: a learning rate that is not positive.
+    """
+    column = _column("learning_rate", learning_rate)
+    ends = [*(begin for begin, _ in column[1:]), np.inf]
+
+    def inverse(v: Value, t: float) -> float:
+        eta = _number("learning_rate", v(t) if callable(v) else v, t)
+        if eta <= 0:
+            raise ValueError(f"schedule of learning_rate: {eta:g} at t = {t:g}; a positive number was expected.")
+        return 1.0 / eta
+
+    def count(t: float) -> float:
+        total = 0.0
+        for (begin, v), end in zip(column, ends, strict=True):
+            upper = min(t, end)
+            if upper > begin and callable(v):
+                total += quad(lambda s, v=v: inverse(v, s), begin, upper, epsabs=0, epsrel=1e-12, limit=200)[0]
+            elif upper > begin:
+                total += (upper - begin) * inverse(v, begin)
+        return total
+
+    return np.array([count(float(t)) for t in np.atleast_1d(np.asarray(times, float))])

@@ -1,0 +1,1 @@
+"""Leaving: exit times and probabilities, their error bars, and what may be asked."""

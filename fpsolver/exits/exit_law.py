@@ -1,0 +1,130 @@
+"""The law of the exit: through which part, where on it, and when."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from petsc4py import PETSc
+
+import numpy as np
+from dolfinx import fem
+
+from .._petsc import Options
+from ..discretisation.generator import Generator
+from ..discretisation.solution import as_points
+from ..evolution.evolve import backward, evolve
+from ..evolution.initial import dirac, load
+from ._guards import check_reach, need_exit
+from .error import is_density
+from .metastable import capacity_solver
+
+
+@dataclass(frozen=True)
+class ExitDistribution:
+    """Where and through which part a process leaves.
+
+    Attributes:
+        probability: dictionary part -> probability; sums to the probability of ever leaving.
+        mean_time: E τ from the same start, the integral of the occupation density.
+        occupation: occupation density ∫₀^∞ p(t) dt (the Green measure of the start), a ``Function``.
+    """
+
+    probability: dict[str, float]
+    mean_time: float
+    occupation: fem.Function
+    _forward: fem.Function
+    _gen: Generator
+
+    def density(self, part: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Exit density along a part, at quadrature points of its facets, gathered on every rank (collective).
+
+        Returns:
+            Points (n, d), density per length or area (n,), weights (n,): ``density @ weights`` is the probability of
+            the part, to rounding.
+
+        Raises:
+            ValueError: the part does not absorb.
+        """
+        gen = self._gen
+        if part not in gen.absorbing:
+            raise ValueError(f"exit density: {part!r} does not absorb; absorbing are {', '.join(gen.absorbing)}.")
+        gen.activate()
+        return gen.boundary.flux(self._forward, gen.domain.facets(part), gen.weak)
+
+
+def exit_distribution(gen: Generator, start: Any, options: Options | None = None) -> ExitDistribution:
+    """Exit probabilities of the absorbing parts and the exit density along them (collective).
+
+    One forward solve −G g = M p₀; the flux of g through a part is the consistent one of the scheme, so that the
+    probabilities sum to one to solver tolerance.
+
+    Args:
+        gen: generator with absorbing parts.
+        start: a point, or an initial density as in :func:`~fpsolver.evolve`.
+        options: PETSc options without the prefix ``fp_exit_``.
+
+    Raises:
+        ValueError: nothing absorbs, the start is outside or has not mass one, exit is not certain.
+        NotConverged: the solve failed, or rounding has made the answer meaningless.
+    """
+    need_exit(gen, "exit_distribution")
+    if not is_density(start):
+        points = as_points(start, gen.domain.dim, "start")
+        if len(points) != 1:
+            raise ValueError(f"start: {len(points)} points; one was expected, or a density.")
+        start = dirac(points[0])
+    check_reach(gen, "exit_distribution")
+    source = _load_density(gen, start)
+    g, probability = _occupation(gen, source, options)
+    answer = ExitDistribution(
+        probability, float(gen.integrals.dot(g)), gen.density(g, "occupation"), gen.function(g), gen
+    )
+    missing = abs(sum(probability.values()) - source.sum())
+    for v in (source, g):
+        v.destroy()
+    if not missing < 1e-6:
+        raise ValueError(
+            f"exit_distribution: the probabilities {probability} do not add up to one: the process stays for ever in a "
+            "part of the domain, or leaves it too slowly for double precision. Add noise there."
+        )
+    return answer
+
+
+def _load_density(gen: Generator, start: Any) -> PETSc.Vec:
+    """∫ start φ_i, whose sum must be one."""
+    source = load(gen, start, "start")
+    mass = float(source.sum())
+    if not abs(mass - 1) < 1e-3:
+        source.destroy()
+        raise ValueError(f"start: the density has mass {mass:.6g} in the domain where 1 was expected; normalise it.")
+    return source
+
+
+def _occupation(gen: Generator, source: PETSc.Vec, options: Options | None) -> tuple[PETSc.Vec, dict[str, float]]:
+    """Solve −G g = source for the occupation density, a new vector; the share that each part absorbs (collective)."""
+    what = "occupation density"
+    if gen.scheme == "weighted":
+        capacity = capacity_solver(gen, what, options)
+        shares = capacity.absorbed(source)
+        return capacity.solve(source), {part: float(x) for part, x in zip(gen.absorbing, shares, strict=True)}
+    solver, g = gen.solver(what, options), gen.G.createVecRight()
+    solver.solve(source, g)
+    g.scale(-1.0)
+    return g, {part: float(gen.exit_flux(part).dot(g)) for part in gen.absorbing}
+
+
+def survival(gen: Generator, start: Any, times: Any, tol: float = 1e-6, options: Options | None = None) -> np.ndarray:
+    """P(τ > t) at the given times, shape (times,), or (points, times) for several starting points (collective).
+
+    Points are served by one backward evolution of the constant 1, whatever their number; an initial density by one
+    forward evolution.  ``tol`` and ``options`` as in :func:`~fpsolver.evolve`.
+
+    Raises:
+        ValueError: nothing absorbs, the start is outside or has not mass one, times that are not increasing.
+    """
+    need_exit(gen, "survival")
+    if is_density(start):
+        _load_density(gen, start).destroy()
+        return evolve(gen, start, times, tol, options).mass
+    points = as_points(start, gen.domain.dim, "start")
+    values = np.array([u.at(points) for u in backward(gen, 1.0, times, tol, options)]).T
+    return values[0] if len(points) == 1 else values

@@ -1,0 +1,233 @@
+"""Exit problems of reversible processes at exponentially long times, through capacities.
+
+With the symmetric matrix K = −G of the ``weighted`` scheme, one node x_i in every metastable well is split off:
+u = Σ c_i h_i + Σ g_p h_p + w.  Here K h = 0 away from these nodes; h_i is one at x_i (the probability of hitting it
+before the others and before exit) and h_p takes data one on the absorbing part p; w solves the problem stopped at
+the x_i.  Testing K u = F with the h_i gives, exactly,
+
+    Σ_j C_ij (c_i − c_j) + Σ_p C_ip (c_i − g_p) = h_iᵀF
+
+with the capacities C_st = a(h_s, h_t) ≥ 0: for one well E τ = ∫ h ρ / C (Bovier, Eckhoff, Gayrard, Klein, J. Eur. Math.
+Soc. 6, 2004).  The h and w solve well-conditioned systems.  A capacity, far below rounding times ‖K‖, keeps its
+relative accuracy because h_s is integrated against a step χ(h_t) that is constant, and therefore skipped, wherever the
+density is not small; and the small system is solved without a subtraction.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from petsc4py import PETSc
+
+import numpy as np
+import ufl
+from dolfinx import mesh as dmesh
+
+from .._errors import NotConverged
+from .._log import logger
+from .._petsc import LinearSolver, Options
+from ..discretisation._wells import Floats, eliminate, find_wells
+from ..discretisation.generator import Generator
+
+_STEP = (0.1, 0.9)  # χ rises from 0 to 1 while h does between these: where h is neither 0 nor 1, at the saddles
+_DEPTH = 5.0  # in units of U: a well of this depth that is not split off costs two digits
+_ROUNDING = 1e-11  # what is left of h in wells that it does not reach; the capacity is then known from the other side
+_ITERATIONS, _CONVERGED = 200, 1e-10  # of inverse iteration; the mode's change, in its norm
+
+
+class CapacitySolver:
+    """K u = F for the ``weighted`` scheme, accurate relative to each part of u (collective).
+
+    Attributes:
+        wells: global degrees of freedom at which wells are split off, the deepest first.
+        between: capacities between them, shape (wells, wells), in the units of the weight e^{U_min − U}.
+        leaving: capacities between wells and absorbing parts, shape (wells, parts).
+        across: capacities between absorbing parts that lead through no well, shape (parts, parts).
+        solver: the factorised matrix, stopped at the wells.
+    """
+
+    def __init__(self, gen: Generator, what: str, preset: Options, options: Options | None):
+        self.gen = gen
+        cells = None if gen.weak.cells is None else gen.weak.cells.find(1)
+        self.wells = find_wells(gen.V, gen.nodal_potential(), gen.absorbing_facets(), _DEPTH, cells)
+        logger.info("%d metastable well(s) split off", len(self.wells))
+        self.K = gen.G.copy()
+        self.K.scale(-1.0)
+        first, last = self.K.getOwnershipRange()
+        self._mine = [int(i) for i in self.wells if first <= i < last]
+        units = [self._unit(int(i)) for i in self.wells]
+        sources = [self._image(e) for e in units] + [gen.exit_flux(part).copy() for part in gen.absorbing]
+        self._scale = self.K.getDiagonal()
+        self._scale.sqrtabs()
+        self._scale.reciprocal()
+        self.K.diagonalScale(self._scale, self._scale)
+        self.K.setOption(PETSc.Mat.Option.NEW_NONZERO_ALLOCATION_ERR, False)
+        self.K.zeroRowsColumns(self._mine, diag=1.0)
+        self.solver = LinearSolver(self.K, "fp_exit_", what, preset, options)
+        self.h = [self._stopped(F) for F in sources]
+        for h, e in zip(self.h, units, strict=False):
+            h.axpy(1.0, e)
+        self._measure()
+        for v in (*units, *sources):
+            v.destroy()
+
+    @property
+    def capacity(self) -> float:
+        """Capacity between the deepest well and the rest."""
+        return float(self.between[0].sum() + self.leaving[0].sum())
+
+    def _unit(self, row: int) -> PETSc.Vec:
+        e = self.gen.G.createVecRight()
+        e.set(0.0)
+        if row in self._mine:
+            e.setValue(row, 1.0)
+        e.assemble()
+        return e
+
+    def _image(self, e: PETSc.Vec) -> PETSc.Vec:
+        """−K e."""
+        F = e.duplicate()
+        self.gen.G.mult(e, F)
+        return F
+
+    def _stopped(self, F: PETSc.Vec) -> PETSc.Vec:
+        """The solution that vanishes at the wells, as a new vector."""
+        b, x = F.duplicate(), F.duplicate()
+        b.pointwiseMult(self._scale, F)
+        for row in self._mine:
+            b.setValue(row, 0.0)
+        b.assemble()
+        self.solver.solve(b, x)
+        x.pointwiseMult(self._scale, x)
+        b.destroy()
+        return x
+
+    def _measure(self) -> None:
+        """All capacities: C_st from a(h_s, χ_t) or a(h_t, χ_s), whichever does not sink into rounding."""
+        n = len(self.wells)
+        clean = [h.copy() for h in self.h]
+        for h in clean:
+            h.array_w[np.abs(h.array_r) < _ROUNDING] = 0.0
+        C = np.zeros((len(clean), len(clean)))
+        for t in range(len(clean)):
+            chi, current = self._current_into(t)
+            C[:, t] = [h.dot(current) for h in clean]
+            C[n:, t] += [self.gen.exit_flux(part).dot(chi) for part in self.gen.absorbing]
+            chi.destroy()
+            current.destroy()
+        for h in clean:
+            h.destroy()
+        C = np.maximum(np.maximum(C, C.T), 0.0)
+        np.fill_diagonal(C, 0.0)
+        self.between, self.leaving, self.across = C[:n, :n], C[:n, n:], C[n:, n:]
+
+    def _current_into(self, t: int) -> tuple[PETSc.Vec, PETSc.Vec]:
+        """χ = χ(h_t), and r with hᵀr = −a(h, χ) over the cells in which χ varies; constants carry no current.
+
+        If t is an absorbing part, χ − 1 takes the place of χ there, as the form demands data zero.
+        """
+        gen, part = self.gen, t - len(self.wells)
+        chi = gen.function(self.h[t])
+        chi.x.array[:] = np.clip((chi.x.array - _STEP[0]) / (_STEP[1] - _STEP[0]), 0.0, 1.0)
+        varies = np.ptp(chi.x.array[gen.V.dofmap.list], axis=1) > 0
+        if gen.weak.cells is not None:
+            varies &= np.isin(np.arange(len(varies)), gen.weak.cells.find(1))
+        cells = np.flatnonzero(varies).astype(np.int32)
+        tags = dmesh.meshtags(gen.domain.mesh, gen.domain.dim, cells, np.ones_like(cells))
+        others = [name for i, name in enumerate(gen.absorbing) if i != part]
+        weak, v = replace(gen.weak, cells=tags, absorbing=gen.facets(others)), ufl.TestFunction(gen.V)
+        current = gen.assemble_vector(weak.forward(chi, v))
+        if part >= 0:
+            into = gen.assemble_vector(-weak.exit(v, chi - 1.0, gen.facets((gen.absorbing[part],))))
+            current.axpy(1.0, into)
+            into.destroy()
+        return gen.vector(chi), current
+
+    def solve(self, F: PETSc.Vec, data: Mapping[str, float] | None = None) -> PETSc.Vec:
+        """The solution of K u = F with constant data on absorbing parts, as a new vector."""
+        n, given = len(self.wells), np.array([(data or {}).get(part, 0.0) for part in self.gen.absorbing])
+        rhs = np.array([h.dot(F) for h in self.h[:n]]) + self.leaving @ given
+        c = eliminate(self.between, self.leaving.sum(axis=1), rhs)
+        u = self._stopped(F)
+        for factor, h in zip([*c, *given], self.h, strict=True):
+            u.axpy(float(factor), h)
+        return u
+
+    def absorbed(self, F: PETSc.Vec) -> Floats:
+        """Share of the paths started with density F that each absorbing part takes."""
+        rhs = np.array([h.dot(F) for h in self.h])
+        n = len(self.wells)
+        return eliminate(self.between, self.leaving.sum(axis=1), rhs[:n]) @ self.leaving + rhs[n:]
+
+    def effective(self, a: str, b: str) -> float:
+        """Capacity between two absorbing parts when the wells float: a sum of positive terms."""
+        i, j = (self.gen.absorbing.index(part) for part in (a, b))
+        c = eliminate(self.between, self.leaving.sum(axis=1), self.leaving[:, j])
+        return float(self.across[i, j] + self.leaving[:, i] @ c)
+
+    def destroy(self) -> None:
+        """Free the factors (collective)."""
+        self.solver.destroy()
+        for item in (self.K, self._scale, *self.h):
+            item.destroy()
+
+
+def capacity_solver(gen: Generator, what: str, options: Options | None = None) -> CapacitySolver:
+    """The generator's capacity solver, made once (collective)."""
+    merged: dict[str, Any] = {**gen.options, **(options or {})}
+    return gen.cached(
+        f"capacity {sorted(merged.items())}", lambda: CapacitySolver(gen, what, gen.exit_preset(), merged)
+    )
+
+
+def slowest_mode(gen: Generator, options: Options | None = None) -> tuple[float, PETSc.Vec, float]:
+    """Rate of the slowest decay, its backward mode u as a new vector with uᵀMu = 1, and its last change.
+
+    Inverse iteration; rates keep their relative accuracy, as K u = F is solved to it and λ = uᵀKu / uᵀMu has no
+    subtraction (collective).
+
+    Raises:
+        NotConverged: a second mode decays as slowly.
+    """
+    what = "slowest mode"
+    capacity, F = capacity_solver(gen, what, options), gen.M.createVecLeft()
+    u, rate, change = gen.M.createVecRight(), 0.0, np.inf
+    u.set(1.0)
+    gen.M.mult(u, F)
+    u.scale(1.0 / np.sqrt(u.dot(F)))
+    for _ in range(_ITERATIONS):
+        rate, w = _invert(gen, capacity, u, F)
+        u.axpy(-1.0, w)
+        gen.M.mult(u, F)
+        change = float(np.sqrt(abs(u.dot(F))))
+        u.destroy()
+        u = w
+        if change < _CONVERGED:
+            break
+    F.destroy()
+    if not change < _CONVERGED:
+        u.destroy()
+        advice = "A second mode decays almost as slowly, so that no single law is left at long times."
+        raise NotConverged(what, "DIVERGED_ITS", _ITERATIONS, change, capacity.solver.prefix, advice)
+    return rate, u, change
+
+
+def _invert(gen: Generator, capacity: CapacitySolver, u: PETSc.Vec, F: PETSc.Vec) -> tuple[float, PETSc.Vec]:
+    """w = K⁻¹Mu with wᵀMw = 1, and its rate wᵀKw; ``F`` is room for Mu."""
+    gen.M.mult(u, F)
+    w = capacity.solve(F)
+    energy = w.dot(F)
+    gen.M.mult(w, F)
+    squared = w.dot(F)
+    w.scale(1.0 / np.sqrt(squared))
+    return float(energy / squared), w
+
+
+def estimated_rate(gen: Generator) -> float:
+    """Rate of the slowest decay by one inverse iteration: from above, close at high barriers (collective)."""
+    u, F = gen.M.createVecRight(), gen.M.createVecLeft()
+    u.set(1.0)
+    rate, w = _invert(gen, capacity_solver(gen, "slowest mode"), u, F)
+    for v in (u, F, w):
+        v.destroy()
+    return rate

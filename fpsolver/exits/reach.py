@@ -1,0 +1,165 @@
+"""Where the process can go: the control graph on cells, and the parts of the domain that it never leaves.
+
+An edge leads from a cell to its neighbour if the process can cross the facet between them: by diffusion, n·Dn > 0,
+both ways; by drift alone along β·n.  By the support theorem of Stroock and Varadhan (1972) these are the cells that
+paths can reach, as far as the mesh resolves it: a barrier without diffusion counts only where facets follow it.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import ufl
+from scipy import sparse
+from scipy.sparse import csgraph
+
+from .. import _compat
+from ..discretisation.boundary import CURVED, cell_volumes, neighbours, on_sides
+from ..discretisation.generator import Generator
+
+
+@dataclass(frozen=True)
+class ClosedClass:
+    """A part of the domain that the process never leaves once it is there.
+
+    Attributes:
+        volume: of its cells.
+        lower: corner of its bounding box.
+        upper: the opposite corner.
+    """
+
+    volume: float
+    lower: tuple[float, ...]
+    upper: tuple[float, ...]
+
+    def __str__(self) -> str:
+        box = " x ".join(f"[{a:.6g}, {b:.6g}]" for a, b in zip(self.lower, self.upper, strict=True))
+        return f"{box} (volume {self.volume:.3g})"
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What the control graph says.
+
+    Attributes:
+        closed: the closed classes, the largest first.
+        uncertain: volume of the cells from which a closed class can be reached: exit is not certain there.
+        hopeless: volume of the cells from which no absorbing part can be reached at all.
+        volume: of the domain.
+    """
+
+    closed: tuple[ClosedClass, ...]
+    uncertain: float
+    hopeless: float
+    volume: float
+
+    def reason(self) -> str:
+        """Why exit is not certain, in words."""
+        shown = "; ".join(str(c) for c in self.closed[:3])
+        more = f" and {len(self.closed) - 3} more" if len(self.closed) > 3 else ""
+        return (
+            f"the process stays for ever in {shown}{more}, whose walls neither its noise nor its drift crosses "
+            f"outwards. It may get there from a volume of {self.uncertain:.3g} of {self.volume:.3g}, and from "
+            f"{self.hopeless:.3g} it cannot leave at all"
+        )
+
+
+def closed_classes(gen: Generator) -> Reach:
+    """The closed classes of the control graph (collective; gathered on rank 0, some 50 bytes a facet)."""
+    return gen.cached("reach", lambda: _closed_classes(gen))
+
+
+def _closed_classes(gen: Generator) -> Reach:
+    comm = gen.domain.comm
+    parts = comm.gather(_graph(gen))
+    answer = None
+    if parts is not None:
+        answer = _analyse(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    return comm.bcast(answer)
+
+
+def _graph(gen: Generator) -> tuple[npt.NDArray[Any], ...]:
+    """This rank's edges (from, to), cells that exits touch; and of its cells number, volume and bounding box."""
+    mesh, dim = gen.domain.mesh, gen.domain.dim
+    index = mesh.topology.index_map(dim)
+    owned, first = index.size_local, index.local_range[0]
+    numbers = np.concatenate([np.arange(first, first + owned), index.ghosts])
+    lives = np.full(len(numbers), gen.weak.cells is None)
+    if gen.weak.cells is not None:
+        lives[gen.weak.cells.find(1)] = True
+    cells, local = neighbours(mesh)
+    inner = (cells >= 0).all(axis=1) & lives[cells].all(axis=1)
+    cells, local = cells[inner], local[inner]
+    here, there = (crossing(gen, np.stack([cells[:, s], local[:, s]], axis=1)) for s in range(2))
+    ends, diffuses = numbers[cells], here[0] & there[0]
+    edges = np.concatenate([ends[diffuses | here[1]], ends[diffuses | there[1]][:, ::-1]])
+    leaves = numbers[_exits(gen, lives)]
+    nodes = mesh.geometry.x[_compat.geometry_dofmap(mesh)[:owned]][..., :dim]
+    mine = (numbers[:owned], cell_volumes(mesh), nodes.min(axis=1), nodes.max(axis=1))
+    return edges, leaves, *(column[lives[:owned]] for column in mine)
+
+
+def _exits(gen: Generator, lives: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
+    """Local cells that the process can leave through an absorbing facet."""
+    cells, local = neighbours(gen.domain.mesh, gen.absorbing_facets())
+    side = np.where((cells[:, 0] >= 0) & lives[cells[:, 0]], 0, 1)  # a region's facet has cells on both sides
+    rows = np.arange(len(cells))
+    sides = np.stack([cells[rows, side], local[rows, side]], axis=1)
+    return sides[np.logical_or(*crossing(gen, sides)), 0]
+
+
+def crossing(gen: Generator, sides: npt.NDArray[Any]) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Whether the process diffuses across facets, and whether its drift leads out there, seen from one side.
+
+    Args:
+        gen: any generator.
+        sides: pairs of cell and local facet, shape (n, 2).
+    """
+    D, beta, n = gen.coefficients.D, gen.coefficients.beta, ufl.FacetNormal(gen.domain.mesh)
+    gen.activate()
+    rows = [ufl.dot(ufl.dot(D, n), n), ufl.dot(beta, n), ufl.tr(D), ufl.dot(beta, beta)]
+    values, _, _ = on_sides(gen.domain.mesh, rows, sides, 2 * gen.degree)
+    delta, drift, size, speed = (values[..., i] for i in range(4))
+    # relative to what is there, as meshes may be graded by decades towards a point where D vanishes
+    angle = 1e-12 if _compat.coordinate_map(gen.domain.mesh).degree == 1 else CURVED
+    diffuses = delta > np.maximum(angle * size, 1e-20 * gen.survey.diffusion)
+    drifts = drift > np.maximum(angle * np.sqrt(speed), 1e-14 * gen.survey.drift)
+    return np.asarray(diffuses.any(axis=1)), np.asarray(drifts.any(axis=1))
+
+
+def _analyse(
+    edges: npt.NDArray[Any], leaves: npt.NDArray[Any], cells: npt.NDArray[Any], volume: npt.NDArray[Any],
+    low: npt.NDArray[Any], high: npt.NDArray[Any],
+) -> Reach:  # fmt: skip
+    n = len(cells)
+    cells, order = np.sort(cells), np.argsort(cells)
+    volume, low, high = volume[order], low[order], high[order]
+    tail, head = np.searchsorted(cells, edges).T
+    exits = np.unique(np.searchsorted(cells, leaves))
+    # node n is the outside
+    rows, columns = np.concatenate([tail, exits]), np.concatenate([head, np.full(len(exits), n)])
+    graph = sparse.csr_matrix((np.ones(len(rows), np.int8), (rows, columns)), shape=(n + 1, n + 1))
+    count, label = csgraph.connected_components(graph, connection="strong")
+    closed = np.ones(count, dtype=bool)
+    closed[label[rows[label[rows] != label[columns]]]] = False
+    closed[label[n]] = False
+    trapped = closed[label[:n]]
+    classes = []
+    for m in (label[:n] == c for c in np.unique(label[:n][trapped])):
+        corners = (tuple(float(v) for v in x) for x in (low[m].min(axis=0), high[m].max(axis=0)))
+        classes.append(ClosedClass(float(volume[m].sum()), *corners))
+    classes.sort(key=lambda c: -c.volume)
+    uncertain = _ancestors(graph, np.flatnonzero(trapped))[:n]
+    saved = _ancestors(graph, np.array([n]))[:n]
+    return Reach(tuple(classes), float(volume[uncertain].sum()), float(volume[~saved].sum()), float(volume.sum()))
+
+
+def _ancestors(graph: Any, targets: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Nodes from which a target can be reached, the targets among them."""
+    n = graph.shape[0]
+    source = sparse.csr_matrix((np.ones(len(targets), np.int8), (np.zeros(len(targets), int), targets)), shape=(1, n))
+    joined = sparse.vstack([sparse.hstack([graph.T, sparse.csr_matrix((n, 1))]), sparse.hstack([source, [[0]]])])
+    found = np.zeros(n + 1, dtype=bool)
+    found[csgraph.breadth_first_order(joined.tocsr(), n, return_predecessors=False)] = True
+    return found[:n]

@@ -1,0 +1,195 @@
+"""Named regions inside a domain: committors, transition rates, mean first-passage times between them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mpi4py import MPI
+
+import numpy as np
+import numpy.typing as npt
+import ufl
+from dolfinx import mesh as dmesh
+
+from .._petsc import Options
+from ..discretisation.generator import Generator
+from ..discretisation.solution import Solution
+from ..longtime.stationary import stationary
+from ._stopped import Region, Resolved, Size, Stopped, resolve, total
+from .exit import exit_probability, mean_exit_time
+from .metastable import capacity_solver
+
+
+def _over(gen: Generator, region: Resolved, integrand: Any) -> float:
+    """∫ over a region's cells, or over its facets."""
+    gen.activate()
+    if len(region.facets) or not gen.domain.comm.allreduce(int(region.cells.any()), op=MPI.MAX):
+        tags = dmesh.meshtags(gen.domain.mesh, gen.domain.dim - 1, region.facets, np.ones_like(region.facets))
+        return total(gen, integrand * ufl.Measure("ds", gen.domain.mesh, subdomain_data=tags, subdomain_id=1))
+    cells = np.flatnonzero(region.cells).astype(np.int32)
+    tags = dmesh.meshtags(gen.domain.mesh, gen.domain.dim, cells, np.ones_like(cells))
+    metadata = {"quadrature_degree": gen.weak.quadrature}
+    return total(gen, integrand * ufl.Measure("dx", gen.domain.mesh, 1, metadata, tags))
+
+
+@dataclass(frozen=True)
+class FirstPassage:
+    """Mean first-passage times between regions.
+
+    Attributes:
+        names: of the regions.
+        times: times[i, j] is the mean time to reach region j from region i, shape (n, n), zero on the diagonal.
+        solutions: for each target the mean time from everywhere; ``solutions["B"].at(points)``.
+        sizes: for each region its :class:`Size` on the mesh.
+    """
+
+    names: tuple[str, ...]
+    times: npt.NDArray[np.float64]
+    solutions: dict[str, Solution]
+    sizes: dict[str, Size]
+
+    def __repr__(self) -> str:
+        width = max(10, *(len(name) for name in self.names))
+        rows = [" ".join([" " * width, *(f"{name:>{width}}" for name in self.names)])]
+        for i, name in enumerate(self.names):
+            rows.append(" ".join([f"{name:>{width}}", *(f"{t:{width}.6g}" for t in self.times[i].tolist())]))
+        return "mean time from (row) to (column)\n" + "\n".join(rows)
+
+
+def first_passage(gen: Generator, regions: Mapping[str, Region], options: Options | None = None) -> FirstPassage:
+    """Mean first-passage times between named regions: one factorisation and one solve for each target (collective).
+
+    Args:
+        gen: generator with nothing absorbing.
+        regions: at least two; see :data:`Region`.  One given as (point, radius) is left from its point; one given by a
+            marker, from the uniform law in its cells; a boundary part, from the uniform law on it.
+        options: PETSc options without the prefix ``fp_exit_``.
+
+    Raises:
+        ValueError: something absorbs, fewer than two regions, or as :func:`resolve` says.
+        NotConverged: a target is not reached, or only in times that double precision does not resolve.
+    """
+    if gen.absorbing:
+        raise ValueError(
+            f"first_passage: {', '.join(gen.absorbing)} absorbs, so a region may never be reached; build the generator "
+            "without absorbing parts, or ask for exit_probability."
+        )
+    if len(regions) < 2:
+        raise ValueError(f"first_passage: at least two regions were expected, got {list(regions)}.")
+    found = resolve(gen, regions)
+    times, solutions = np.zeros((len(found), len(found))), {}
+    for j, target in enumerate(found):
+        with Stopped(gen, [target]) as stopped:
+            tau = mean_exit_time(stopped, options)
+        tau.name = f"mean first-passage time to {target.name}"
+        solutions[target.name] = tau
+        for i, origin in enumerate(found):
+            if i != j and origin.point is not None:
+                times[i, j] = tau.at(origin.point)[0]
+            elif i != j:
+                times[i, j] = _over(gen, origin, tau.function) / origin.size.resolved
+    return FirstPassage(tuple(regions), times, solutions, {r.name: r.size for r in found})
+
+
+def committor(gen: Generator, A: Region, B: Region, options: Options | None = None) -> Solution:
+    """Probability of reaching B before A, from everywhere (collective).
+
+    Args:
+        gen: any generator; what absorbs counts as not reaching B.
+        A: a region, see :data:`Region`; the committor is zero in it.
+        B: a region; the committor is one in it.
+        options: PETSc options without the prefix ``fp_exit_``.
+
+    Raises:
+        ValueError: as :func:`resolve`, or the process may stay for ever outside both.
+    """
+    with Stopped(gen, _two(gen, A, B)) as stopped:
+        return _committor(stopped, options)
+
+
+def _two(gen: Generator, A: Region, B: Region) -> list[Resolved]:
+    """Both regions, called A and B or, if they are boundary parts, by their names."""
+    names = [region if isinstance(region, str) else name for name, region in (("A", A), ("B", B))]
+    if names[0] == names[1]:
+        raise ValueError(f"committor: A and B are the same part {names[0]!r}.")
+    return resolve(gen, dict(zip(names, (A, B), strict=True)))
+
+
+def _committor(stopped: Stopped, options: Options | None) -> Solution:
+    target = list(stopped.regions)[1]
+    q = exit_probability(stopped, target, options)
+    stopped.fill(q.function, target, 1.0)
+    q.name = "committor"
+    return q
+
+
+@dataclass(frozen=True)
+class TransitionRate:
+    """Transitions between two regions of a stationary process (transition path theory).
+
+    Attributes:
+        rate: ν, transitions from A to B per unit time, as many as from B to A.
+        capacity: ν times ``mass``; for a Gibbs process ∫ e^{U_min − U} ∇q·D∇q.
+        mass: ∫ e^{U_min − U} in the ``weighted`` scheme, else one (the invariant density's).
+        share_A: long-run share of time in which A was visited later than B.
+        k_AB: rate constant ν / share_A: transitions to B per time in which the process comes from A.
+        k_BA: ν / (1 − share_A).
+        committor: probability of reaching B before A.
+        sizes: of A and B on the mesh.
+    """
+
+    rate: float
+    capacity: float
+    mass: float
+    share_A: float
+    k_AB: float
+    k_BA: float
+    committor: Solution
+    sizes: tuple[Size, Size]
+
+
+def transition_rate(gen: Generator, A: Region, B: Region, options: Options | None = None) -> TransitionRate:
+    """Rate of transitions from A to B of the stationary process, reversible or not (collective).
+
+    In the ``weighted`` scheme from the capacity between A and B, with full relative accuracy at any barrier.  Otherwise
+    with the invariant density ρ: the part r of it that was in A later than in B solves the forward equation outside
+    both, with data ρ on A and 0 on B, and ν is its flux into B (E, Vanden-Eijnden, J. Stat. Phys. 123, 2006).
+
+    Args:
+        gen: generator with nothing absorbing.
+        A: a region, see :data:`Region`.
+        B: a region.
+        options: PETSc options without the prefix ``fp_exit_``.
+
+    Raises:
+        ValueError: something absorbs, the invariant law is not unique, or as :func:`committor`.
+    """
+    if gen.absorbing:
+        raise ValueError(f"transition_rate: {', '.join(gen.absorbing)} absorbs, so there is no stationary process.")
+    regions = _two(gen, A, B)
+    with Stopped(gen, regions) as stopped:
+        q = _committor(stopped, options)
+        if gen.scheme == "weighted":
+            capacity = capacity_solver(stopped, "committor", options).effective(*stopped.absorbing)
+            whole, u = float(gen.integrals.sum()), gen.vector(q.function)
+            mass_B = float(gen.integrals.dot(u))
+            u.destroy()
+            return _transitions(capacity, whole, whole - mass_B, q, regions)
+        rho = stationary(gen).raw
+        v, from_A = ufl.TestFunction(gen.V), stopped.facets((regions[0].name,))
+        source = gen.assemble_vector(stopped.weak.entrance_data(rho, v, from_A))
+        source.scale(-1.0)
+        r = source.duplicate()
+        stopped.solver("committor", options).solve(source, r)
+        flux = float(stopped.exit_flux(regions[1].name).dot(r))
+        share = float(stopped.integrals.dot(r)) + (_over(gen, regions[0], rho) if not isinstance(A, str) else 0.0)
+        for vector in (source, r):
+            vector.destroy()
+    return _transitions(flux, 1.0, share, q, regions)
+
+
+def _transitions(capacity: float, mass: float, mass_A: float, q: Solution, regions: list[Resolved]) -> TransitionRate:
+    share = mass_A / mass
+    rate = capacity / mass
+    sizes = (regions[0].size, regions[1].size)
+    return TransitionRate(rate, capacity, mass, share, rate / share, rate / (1.0 - share), q, sizes)

@@ -1,0 +1,1 @@
+"""Invariant laws, slow modes, and the limit of vanishing added noise."""

@@ -1,0 +1,121 @@
+"""The invariant density: the null vector of G with mass one."""
+
+from mpi4py import MPI
+from petsc4py import PETSc
+
+import numpy as np
+from dolfinx import fem
+
+from .._log import logger
+from .._petsc import LinearSolver, Options, direct_preset
+from ..discretisation.generator import Generator
+from ..discretisation.positivity import limiter
+from ..discretisation.solution import Solution
+
+# inverse iteration with (M − γG)⁻¹M contracts a mode of rate λ by 1/(1 + γλ); γ = 1e13 / ‖M⁻¹G‖ leaves three digits
+# for the contraction of the slowest resolvable mode and keeps the shifted matrix factorisable in double precision
+_SHIFT = 1e13
+_MAX_ITERATIONS = 60
+_TOLERANCE = 1e-12
+
+
+def stationary(gen: Generator, options: Options | None = None) -> Solution:
+    """Density p of the invariant law: G p = 0, ∫p = 1 (collective).
+
+    Inverse iteration on a mass-conserving shift of G, for a density and for a zero-mass perturbation at once: how
+    fast the perturbation contracts tells whether the law is unique to rounding.  ``stats`` carries the smallest value
+    before limiting (``minimum``), the residual, and the relaxation rate λ₁ where it was seen.
+
+    Args:
+        gen: generator with nothing absorbing.
+        options: PETSc options without the prefix ``fp_stationary_``.
+
+    Raises:
+        ValueError: mass leaves, or the invariant law is not unique to rounding.
+        NotConverged: the factorisation failed.
+    """
+    if gen.absorbing:
+        raise ValueError(
+            f"stationary: mass leaves through {', '.join(gen.absorbing)}, so there is no invariant law; "
+            "build the generator without absorbing parts."
+        )
+    gamma = _SHIFT * gen.M.norm(PETSc.NormType.INFINITY) / gen.G.norm(PETSc.NormType.INFINITY)
+    A = gen.G.copy()
+    A.scale(-gamma)
+    A.axpy(1.0, gen.M, PETSc.Mat.Structure.SUBSET_NONZERO_PATTERN)
+    preset = direct_preset(A.comm, gen.domain.dim)
+    solver = LinearSolver(A, "fp_stationary_", "invariant density", preset, {**gen.options, **(options or {})})
+    try:
+        p, rate, iterations = _iterate(gen, solver, gamma)
+    finally:
+        solver.destroy()
+        A.destroy()
+    function = gen.density(p)
+    stats = {**gen.stats(), "iterations": iterations, "residual": _residual(gen, p), "relaxation_rate": rate}
+    stats["minimum"] = float(gen.domain.comm.allreduce(function.x.array.min(initial=np.inf), op=MPI.MIN))
+    p.destroy()
+    solution = Solution(function, stats, "invariant density", limiter=limiter(gen))
+    logger.info("%s", solution)
+    return solution
+
+
+def _iterate(gen: Generator, solver: LinearSolver, gamma: float) -> tuple[PETSc.Vec, float, int]:
+    p, q = gen.G.createVecRight(), gen.vector(_tilt(gen))
+    p.set(1.0)
+    work, new = p.duplicate(), p.duplicate()
+
+    def step(v: PETSc.Vec) -> None:
+        gen.M.mult(v, work)
+        solver.solve(work, new)
+        new.copy(v)
+
+    _normalise(gen, p)
+    _remove_mass(gen, q, p)
+    contraction = 1.0
+    for iteration in range(1, _MAX_ITERATIONS + 1):
+        before = p.copy()
+        step(p)
+        _normalise(gen, p)
+        size = q.norm()
+        step(q)
+        _remove_mass(gen, q, p)
+        contraction = q.norm() / size
+        q.scale(1.0 / max(q.norm(), 1e-300))
+        before.axpy(-1.0, p)
+        change = before.norm() / p.norm()
+        before.destroy()
+        if change < _TOLERANCE and (contraction < 0.9 or iteration > 10):
+            break
+    for v in (q, work, new):
+        v.destroy()
+    if contraction > 0.9:
+        raise ValueError(
+            "stationary: the invariant law is not unique to rounding: a second one, or a mode slower than "
+            f"{gamma:.2g} time units, was found. The domain may fall apart into regions the process does not leave, "
+            "or a barrier is too high for double precision. fp.ergodic_laws(gen) gives all invariant laws."
+        )
+    return p, (1.0 / contraction - 1.0) / gamma, iteration
+
+
+def _tilt(gen: Generator) -> fem.Function:
+    """A perturbation that no symmetry of the domain makes vanish against the slow modes."""
+    tilt = fem.Function(gen.V)
+    tilt.interpolate(lambda x: np.sin(1.0 + x[0] + 0.61803 * x[1] + 0.38197 * x[2]))
+    return tilt
+
+
+def _normalise(gen: Generator, p: PETSc.Vec) -> None:
+    p.scale(1.0 / gen.integrals.dot(p))
+
+
+def _remove_mass(gen: Generator, q: PETSc.Vec, p: PETSc.Vec) -> None:
+    q.axpy(-gen.integrals.dot(q), p)
+
+
+def _residual(gen: Generator, p: PETSc.Vec) -> float:
+    """‖Gp‖ relative to ‖G‖‖p‖."""
+    r = gen.G.createVecLeft()
+    gen.G.mult(p, r)
+    value = r.norm(PETSc.NormType.INFINITY) / (gen.G.norm(PETSc.NormType.INFINITY) * p.norm(PETSc.NormType.INFINITY))
+    r.destroy()
+    return float(value)

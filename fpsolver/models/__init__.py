@@ -1,0 +1,1 @@
+"""What the user brings: losses, gradient noise, networks and slices through them, and the processes these make."""

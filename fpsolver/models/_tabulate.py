@@ -1,0 +1,144 @@
+"""Mean loss and covariance of many samples as continuous piecewise polynomials, with their error measured.
+
+What is interpolated is the symmetric root S of Σ, so that Σ = S S is positive semi-definite at every degree.
+"""
+
+from dataclasses import dataclass
+
+from mpi4py import MPI
+
+import numpy as np
+import ufl
+from dolfinx import fem
+from ufl.core.expr import Expr
+
+from .._errors import agree
+from .._log import logger
+from .fields import Space
+from .samples import Samples
+
+_HIGHEST = 8
+_PROBES = 64  # cells per rank at which a table is compared with the function itself
+
+
+@dataclass(frozen=True)
+class Table:
+    """The interpolants, their degree, and their largest error relative to the largest value."""
+
+    loss: fem.Function
+    root: fem.Function
+    degree: int
+    error: float
+
+
+def tabulate_samples(space: Space, samples: Samples) -> tuple[Expr, Expr]:
+    """f and Σ for batches of one sample as UFL; made once per mesh (collective).
+
+    Raises:
+        ValueError: values that are not finite, gradients that do not belong to the losses, or an error above
+            ``samples.tol`` at the highest degree.
+    """
+    if samples not in space.tables:
+        space.tables[samples] = _tabulate(space, samples)
+    table = space.tables[samples]
+    return table.loss, ufl.dot(table.root, table.root)
+
+
+def _tabulate(space: Space, samples: Samples) -> Table:
+    probes = _probe_cells(space)
+    exact = _moments(space, samples, _centres(space, probes))
+    for degree in range(min(space.degree + 1, _HIGHEST), _HIGHEST + 1):
+        table = _interpolate(space, samples, degree)
+        error = _error(space, table, probes, exact)
+        logger.info("loss and covariance of %d samples tabulated at degree %d: error %.1e", samples.size, degree, error)
+        if error <= samples.tol:
+            return Table(table.loss, table.root, degree, error)
+    raise ValueError(
+        f"PerSample: loss and covariance of the {samples.size} samples cannot be tabulated on this mesh to tol = "
+        f"{samples.tol:g}: the error is {error:.2g} of the largest value at degree {degree}. Refine the mesh, make the "
+        "domain smaller, or accept a larger tol."
+    )
+
+
+def _interpolate(space: Space, samples: Samples, degree: int) -> Table:
+    V = fem.functionspace(space.mesh, ("Lagrange", degree))
+    W = fem.functionspace(space.mesh, ("Lagrange", degree, (space.dim, space.dim)))
+    loss, root = fem.Function(V), fem.Function(W)
+    owned = V.dofmap.index_map.size_local
+    f, covariance = _moments(space, samples, V.tabulate_dof_coordinates()[:owned, : space.dim])
+    values, vectors = np.linalg.eigh(covariance)
+    S = (vectors * np.sqrt(np.maximum(values, 0.0))[:, None, :]) @ vectors.transpose(0, 2, 1)
+    loss.x.array[:owned] = f
+    root.x.array[: owned * space.dim**2] = S.ravel()  # both spaces number their nodes alike: one element, blocked
+    for function in (loss, root):
+        function.x.scatter_forward()
+    return Table(loss, root, degree, np.inf)
+
+
+def _moments(space: Space, samples: Samples, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """f and Σ at this rank's points; failures are raised on every rank (collective)."""
+    problem, f, covariance = None, np.zeros(len(x)), np.zeros((len(x), space.dim, space.dim))
+    try:
+        f, gradient, covariance = samples.moments(x)
+        problem = _not_finite(x, f, covariance) or _not_differentiable(samples, x, f, gradient)
+    except Exception as error:
+        problem = f"failed on points of shape {x.shape}: {type(error).__name__}: {error}"
+    agree(space.mesh.comm, problem and f"PerSample: the loss {problem}")
+    return f, covariance
+
+
+def _not_finite(x: np.ndarray, *values: np.ndarray) -> str | None:
+    for v in values:
+        if not np.isfinite(v).all():
+            bad = x[np.argwhere(~np.isfinite(v))[0, 0]]
+            return f"or its gradient is not finite at {tuple(float(c) for c in bad)}."
+    return None
+
+
+def _not_differentiable(samples: Samples, x: np.ndarray, f: np.ndarray, gradient: np.ndarray) -> str | None:
+    """Compare the gradient with central differences at a few points; kinks may spoil some, not most of them."""
+    if len(x) > 1 and not gradient.any() and np.ptp(f) > 0:
+        return "varies, but its gradient is zero everywhere: is it differentiable (no rounding, argmax, detach)?"
+    some = np.linspace(0, len(x) - 1, min(8, len(x))).astype(int)
+    if not len(some):
+        return None
+    step = 1e-5 * max(1.0, float(np.ptp(x)))
+    differences = np.empty((len(some), x.shape[1]))
+    for axis, e in enumerate(step * np.eye(x.shape[1])):
+        ends = [samples.losses_and_gradients(x[some] + s * e)[0].mean(axis=1) for s in (1.0, -1.0)]
+        differences[:, axis] = (ends[0] - ends[1]) / (2 * step)
+    scale = np.abs(differences).max() + 1e-6 * (np.abs(f).max() + 1e-300)
+    wrong = np.abs(differences - gradient[some]).max(axis=1) > 1e-3 * scale
+    if 2 * np.count_nonzero(wrong) <= len(some):
+        return None
+    return (
+        f"does not belong to its gradient: at {tuple(float(c) for c in x[some[0]])} automatic differentiation gives "
+        f"{gradient[some[0]]}, differences {differences[0]}. Is it differentiable (no rounding, argmax, detach), "
+        "and in double precision?"
+    )
+
+
+def _probe_cells(space: Space) -> np.ndarray:
+    owned = space.mesh.topology.index_map(space.mesh.topology.dim).size_local
+    return np.unique(np.linspace(0, owned - 1, min(_PROBES, owned)).astype(np.int32))
+
+
+def _centres(space: Space, cells: np.ndarray) -> np.ndarray:
+    """One point in the interior of each cell, which is no node up to degree 8."""
+    x = fem.Expression(ufl.SpatialCoordinate(space.mesh), _probe(space))
+    return x.eval(space.mesh, cells).reshape(-1, space.mesh.geometry.dim)[:, : space.dim]
+
+
+def _probe(space: Space) -> np.ndarray:
+    return np.array([[0.3819, 0.2764, 0.1459][: space.mesh.topology.dim]])
+
+
+def _error(space: Space, table: Table, cells: np.ndarray, exact: tuple[np.ndarray, np.ndarray]) -> float:
+    covariance = ufl.dot(table.root, table.root)
+    worst = 0.0
+    for expression, values in ((table.loss, exact[0]), (covariance, exact[1])):
+        found = fem.Expression(expression, _probe(space)).eval(space.mesh, cells).reshape(values.shape)
+        largest = space.mesh.comm.allreduce(float(np.abs(values).max(initial=0.0)), op=MPI.MAX)
+        difference = space.mesh.comm.allreduce(float(np.abs(found - values).max(initial=0.0)), op=MPI.MAX)
+        worst = max(worst, difference / largest if largest > 0 else 0.0)
+    return worst

@@ -1,0 +1,204 @@
+"""Sources of coefficients (numbers, callables, tabulated functions) become UFL expressions on a mesh.
+
+A source is told by its type: a number or nested sequence is constant; a callable of ``x`` gives UFL;
+:func:`batched` wraps a function of an ``(n, d)`` array, which is tabulated; a dolfinx ``Function`` is used as it is.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from numbers import Real
+from typing import Any
+
+from mpi4py import MPI
+
+import dolfinx
+import numpy as np
+import ufl
+from dolfinx import fem
+from ufl.core.expr import Expr
+
+from .._compat import interpolation_points
+from .._errors import agree
+
+
+@dataclass(frozen=True)
+class Batched:
+    """A function of many points at once; see :func:`batched`."""
+
+    function: Callable[[np.ndarray], Any]
+
+
+def batched(function: Callable[[np.ndarray], Any]) -> Batched:
+    """Wrap ``function``, which maps points of shape (n, d) to values of shape (n,), (n, d), (n, d, d) or (n, N, d).
+
+    The values are tabulated on the mesh: losses, drifts and per-sample gradients as continuous piecewise polynomials,
+    covariances as continuous piecewise linear tensors, which stay positive semi-definite between the nodes (a convex
+    combination of semi-definite matrices is semi-definite; higher degrees do not keep that).
+    """
+    return Batched(function)
+
+
+@dataclass
+class Space:
+    """Where sources are turned into UFL: a mesh, a polynomial degree, and which coordinates are the parameters.
+
+    Attributes:
+        mesh: dolfinx mesh, geometric dimension d.
+        degree: polynomial degree of tabulated sources.
+        dim: number of leading coordinates that sources see: d, or d/2 for a kinetic process on (x, v).
+        parameters: the named numbers of the process as ``fem.Constant``; changing them recompiles nothing.
+        tables: tabulated sources that serve several coefficients.
+    """
+
+    mesh: dolfinx.mesh.Mesh
+    degree: int
+    dim: int
+    parameters: dict[str, fem.Constant] = field(default_factory=dict)
+    tables: dict[Any, Any] = field(default_factory=dict)
+
+    @property
+    def x(self) -> Expr:
+        """The leading ``dim`` coordinates."""
+        X = ufl.SpatialCoordinate(self.mesh)
+        return X if self.dim == self.mesh.geometry.dim else ufl.as_vector([X[i] for i in range(self.dim)])
+
+    def grad(self, f: Expr) -> Expr:
+        """Gradient with respect to :attr:`x`, shape (dim,)."""
+        if not ufl.domain.extract_domains(f):  # a number, of which UFL takes no derivative
+            return ufl.as_vector([0.0] * self.dim)
+        return ufl.as_vector([f.dx(i) for i in range(self.dim)])
+
+    def constant(self, value: Any) -> fem.Constant:
+        """A constant that no compiled form depends on."""
+        return fem.Constant(self.mesh, dolfinx.default_scalar_type(value))
+
+    def parameter(self, name: str, value: float) -> fem.Constant:
+        """The constant of a process' named number."""
+        if name not in self.parameters:
+            self.parameters[name] = self.constant(value)
+        return self.parameters[name]
+
+    def scalar(self, source: Any, what: str) -> Expr:
+        """``source`` as a scalar expression."""
+        return _shaped(self, source, what, ())
+
+    def vector(self, source: Any, what: str) -> Expr:
+        """``source`` as a vector of length ``dim``; in 1D a scalar will do."""
+        return _shaped(self, source, what, (self.dim,))
+
+    def matrix(self, source: Any, what: str) -> Expr:
+        """``source`` as a ``dim`` x ``dim`` matrix; a scalar s stands for s times the identity."""
+        return _shaped(self, source, what, (self.dim, self.dim))
+
+
+def is_number(source: Any) -> bool:
+    """Whether ``source`` is a plain real number (so that it can become a parameter)."""
+    return isinstance(source, Real) and not isinstance(source, bool)
+
+
+def _shaped(space: Space, source: Any, what: str, shape: tuple[int, ...]) -> Expr:
+    if isinstance(source, Batched):
+        return tabulate(space, source, what, shape)
+    if isinstance(source, fem.Function):
+        if source.function_space.mesh is not space.mesh and source.function_space.mesh != space.mesh:
+            raise ValueError(f"{what}: the Function lives on another mesh than the domain's; interpolate it first.")
+    elif callable(source) and not isinstance(source, Expr):
+        try:
+            source = source(space.x)
+        except Exception as error:
+            raise TypeError(
+                f"{what} failed on UFL coordinates ({type(error).__name__}: {error}). Write it with UFL (ufl.exp, "
+                "ufl.sin, x[0]**2, ...), or wrap a numpy, torch or jax function of an (n, d) array in fp.batched()."
+            ) from error
+    return _fit(_as_ufl(space, source, what), what, shape)
+
+
+def _as_ufl(space: Space, value: Any, what: str) -> Expr:
+    """Numbers become constants, zeros stay zeros (UFL drops their terms), sequences become tensors."""
+    if isinstance(value, Expr):
+        return value
+    if is_number(value):
+        if not np.isfinite(float(value)):
+            raise ValueError(f"{what} is {value}; a finite number was expected.")
+        return ufl.as_ufl(0) if value == 0 else space.constant(value)
+    if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str):
+        items = [_as_ufl(space, v, what) for v in value]
+        if items and len({i.ufl_shape for i in items}) == 1:
+            return ufl.as_tensor(items)
+        raise ValueError(f"{what}: the rows have different lengths, or there are none.")
+    raise TypeError(
+        f"{what} is a {type(value).__name__}; expected a number, a nested sequence of numbers, a callable of x that "
+        "returns UFL, fp.batched(f), or a dolfinx Function."
+    )
+
+
+def _fit(expression: Expr, what: str, shape: tuple[int, ...]) -> Expr:
+    found = expression.ufl_shape
+    if found == shape:
+        return expression
+    if found == () and len(shape) == 2:
+        return expression * ufl.Identity(shape[0])
+    if found == () and shape == (1,):
+        return ufl.as_vector([expression])
+    if found == (1,) and shape in ((), (1, 1)):
+        return expression[0] if shape == () else ufl.as_matrix([[expression[0]]])
+    names = {0: "a scalar", 1: f"a vector of length {shape[0] if shape else 0}", 2: f"a matrix of shape {shape}"}
+    raise ValueError(
+        f"{what} has shape {found}; {names[len(shape)]} was expected in {max(shape, default=1)} dimension(s)."
+    )
+
+
+def tabulate(space: Space, source: Batched, what: str, shape: tuple[int, ...]) -> Expr:
+    """Interpolate a batched source (collective)."""
+    degree = {0: space.degree + 1, 1: space.degree, 2: 1}[len(shape)]
+    V = fem.functionspace(space.mesh, ("Lagrange", degree, shape) if shape else ("Lagrange", degree))
+    function = fem.Function(V)
+    values = evaluate(space, source, what, V, shape)
+    if len(shape) == 2:
+        values = 0.5 * (values + values.transpose(0, 2, 1))
+    fill(function, values)
+    return function
+
+
+def evaluate(
+    space: Space, source: Batched, what: str, V: fem.FunctionSpace, shape: tuple[int, ...] | None
+) -> np.ndarray:
+    """Values of ``source`` at the interpolation points of this rank's cells, shape (cells * points, ...) (collective).
+
+    With ``shape`` None any trailing shape is accepted, as long as the first axis counts the points.
+    """
+    mesh = space.mesh
+    local = mesh.topology.index_map(mesh.topology.dim)
+    cells = np.arange(local.size_local + local.num_ghosts, dtype=np.int32)
+    points = fem.Expression(ufl.SpatialCoordinate(mesh), interpolation_points(V.element)).eval(mesh, cells)
+    x = points.reshape(-1, mesh.geometry.dim)[:, : space.dim]
+    problem = None
+    values = np.zeros(0)
+    try:
+        values = np.asarray(source.function(np.ascontiguousarray(x)), dtype=dolfinx.default_scalar_type)
+    except Exception as error:
+        problem = f"{what} failed on an array of points of shape {x.shape}: {type(error).__name__}: {error}"
+    if problem is None and shape is not None and values.shape != (len(x), *shape):
+        problem = f"{what} returned shape {values.shape} for points of shape {x.shape}; expected {(len(x), *shape)}."
+    if problem is None and values.shape[:1] != (len(x),):
+        problem = f"{what} returned shape {values.shape} for points of shape {x.shape}; the first axis must match."
+    if problem is None and not np.isfinite(values).all():
+        bad = x[np.argwhere(~np.isfinite(values))[0, 0]]
+        problem = f"{what} is not finite at {tuple(float(c) for c in bad)}."
+    agree(mesh.comm, problem)
+    return values
+
+
+def fill(function: fem.Function, values: np.ndarray) -> None:
+    """Set ``function`` from its values at the interpolation points of all local cells, shape (cells * points, ...)."""
+    V = function.function_space
+    dofs = V.dofmap.list.ravel()
+    flat = values.reshape(len(dofs), -1)
+    function.x.array.reshape(-1, flat.shape[1])[dofs] = flat
+    function.x.scatter_forward()
+
+
+def integrate(mesh: dolfinx.mesh.Mesh, expression: Expr, degree: int) -> float:
+    """Integral over the whole mesh with an explicit quadrature degree (collective)."""
+    form = fem.form(expression * ufl.dx(domain=mesh, metadata={"quadrature_degree": degree}))
+    return float(mesh.comm.allreduce(fem.assemble_scalar(form), op=MPI.SUM))

@@ -1,0 +1,231 @@
+"""Gradient noise: the covariance Σ(x) of one sample's gradient.
+
+Noises add: ``PerSample(losses) + Isotropic(0.01)``.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ufl
+from dolfinx import fem
+from ufl.core.expr import Expr
+
+from .._errors import agree
+from ._tabulate import tabulate_samples
+from .fields import Batched, Space, evaluate, fill, is_number
+from .samples import Samples, jax_samples, torch_samples
+
+
+class Noise(ABC):
+    """What every noise provides."""
+
+    @abstractmethod
+    def covariance(self, space: Space) -> Expr:
+        """Σ(x), shape (dim, dim), for batches of one sample."""
+
+    def __add__(self, other: "Noise") -> "Noise":
+        parts = [*parts_of(self), *parts_of(other)]
+        level = [p for p in parts if isinstance(p, Isotropic) and is_number(p.s)]
+        if len(level) > 1:  # one number, so that the level "s" stays one parameter of the process
+            parts = [p for p in parts if p not in level] + [Isotropic(sum(p.s for p in level))]
+        return Sum(tuple(parts))
+
+
+@dataclass(frozen=True)
+class Sum(Noise):
+    """Independent noises together: their covariances add."""
+
+    parts: tuple[Noise, ...]
+
+    def covariance(self, space: Space) -> Expr:
+        """Σ of the parts."""
+        return sum((p.covariance(space) for p in self.parts[1:]), self.parts[0].covariance(space))
+
+
+def parts_of(noise: Noise) -> tuple[Noise, ...]:
+    """The summands of a noise."""
+    return noise.parts if isinstance(noise, Sum) else (noise,)
+
+
+def samples_of(noise: Noise) -> "PerSample | None":
+    """The ``PerSample`` in ``noise``, which knows the mean loss; None if there is none or more than one."""
+    found = [p for p in parts_of(noise) if isinstance(p, PerSample)]
+    return found[0] if len(found) == 1 else None
+
+
+def isotropic_level(noise: Noise) -> float | None:
+    """The number s of the ``Isotropic(s)`` in ``noise``, None if there is none."""
+    return next((float(p.s) for p in parts_of(noise) if isinstance(p, Isotropic) and is_number(p.s)), None)
+
+
+def with_isotropic_level(noise: Noise, s: float) -> Noise:
+    """``noise`` with its ``Isotropic`` set to level ``s``."""
+    parts = tuple(Isotropic(s) if isinstance(p, Isotropic) and is_number(p.s) else p for p in parts_of(noise))
+    return Sum(parts) if len(parts) > 1 else parts[0]
+
+
+@dataclass(frozen=True)
+class Isotropic(Noise):
+    """Σ = s I.  ``s``: a number or a scalar source of x."""
+
+    s: Any
+
+    def covariance(self, space: Space) -> Expr:
+        """s times the identity."""
+        s = space.parameter("s", self.s) if is_number(self.s) else space.scalar(self.s, "Isotropic(s)")
+        return s * ufl.Identity(space.dim)
+
+
+@dataclass(frozen=True)
+class Covariance(Noise):
+    """Σ = S(x), any symmetric positive semi-definite matrix source of shape (d, d)."""
+
+    S: Any
+
+    def covariance(self, space: Space) -> Expr:
+        """S as UFL."""
+        return space.matrix(self.S, "Covariance(S)")
+
+
+@dataclass(frozen=True)
+class PerSample(Noise):
+    """The covariance of N per-sample gradients, from the samples themselves.
+
+    Σ = σ σᵀ with the rectangular factor σ = [g_1 - ḡ, ..., g_N - ḡ] / √N of shape (d, N): no matrix square root is
+    taken, rounding cannot make Σ indefinite, and rank Σ ≤ min(d, N - 1) holds exactly.
+
+    Attributes:
+        samples: a sequence of N losses f_i (callables of x giving UFL); ``fp.batched(grads)`` with ``grads`` mapping
+            points (n, d) to the N per-sample gradients (n, N, d); or what :meth:`from_torch` and :meth:`from_jax` make.
+        replacement: whether a sample may occur twice in a batch.  Without replacement the covariance is smaller by
+            (N − B)/(N − 1) and vanishes for full batches; B is the batch size of the process.
+    """
+
+    samples: Sequence[Callable[[Any], Any]] | Batched | Samples
+    replacement: bool = True
+
+    @classmethod
+    def from_torch(cls, f: Callable[..., Any], data: Any, chunk: int | None = None, tol: float = 1e-3) -> "PerSample":
+        """Losses written with PyTorch and differentiated by it; thousands of samples are cheap.
+
+        Args:
+            f: f(x, *sample) -> scalar tensor, the loss of one sample at the point x, a float64 tensor of shape (d,).
+                It must be traceable by ``torch.func.vmap``: no ``.item()``, no branches on values.
+            data: tuple of arrays or tensors whose first axis counts the samples.
+            chunk: pairs of a point and a sample evaluated at a time; fewer need less memory.
+            tol: largest error, relative to the largest value, with which loss and Σ are tabulated on a mesh: their
+                degree is raised until it is met.
+
+        Raises:
+            ImportError: PyTorch is missing.
+            ValueError: data of different lengths, or of less than two samples.
+        """
+        return cls(torch_samples(f, data, chunk, tol))
+
+    @classmethod
+    def from_jax(cls, f: Callable[..., Any], data: Any, chunk: int | None = None, tol: float = 1e-3) -> "PerSample":
+        """Losses written with JAX; see :meth:`from_torch`.  f is compiled, and evaluated in double precision."""
+        return cls(jax_samples(f, data, chunk, tol))
+
+    def __post_init__(self) -> None:
+        if isinstance(self.samples, Batched | Samples):
+            return
+        if not isinstance(self.samples, Sequence) or not all(callable(f) for f in self.samples):
+            raise TypeError("PerSample expects a sequence of losses f_i(x), or fp.batched(grads).")
+        if len(self.samples) < 2:
+            raise ValueError(f"PerSample got {len(self.samples)} sample(s); a covariance needs at least two.")
+
+    @property
+    def size(self) -> int | None:
+        """N; None for ``fp.batched(grads)``, which tells only when it is called."""
+        if isinstance(self.samples, Batched):
+            return None
+        return self.samples.size if isinstance(self.samples, Samples) else len(self.samples)
+
+    def losses(self, space: Space) -> list[Expr]:
+        """The N per-sample losses as UFL.
+
+        Raises:
+            ValueError: gradients were given instead of losses, so the mean loss is unknown.
+            TypeError: the losses are functions of PyTorch or JAX.
+        """
+        if isinstance(self.samples, Batched):
+            raise ValueError(
+                "PerSample(fp.batched(grads)) knows gradients, not losses: give the process its loss= explicitly."
+            )
+        if isinstance(self.samples, Samples):
+            raise TypeError("the losses are functions of PyTorch or JAX, which have no UFL form.")
+        return [space.scalar(f, f"PerSample: loss of sample {i}") for i, f in enumerate(self.samples)]
+
+    def mean_loss(self, space: Space) -> Expr:
+        """f = (1/N) Σ f_i."""
+        if isinstance(self.samples, Samples):
+            return tabulate_samples(space, self.samples)[0]
+        losses = self.losses(space)
+        return sum(losses[1:], losses[0]) / len(losses)
+
+    def covariance(self, space: Space) -> Expr:
+        """σ σᵀ from symbolic gradients or from tabulated ones."""
+        if isinstance(self.samples, Batched):
+            return self._tabulated(space)
+        if isinstance(self.samples, Samples):
+            return self._share(space, self.samples.size) * tabulate_samples(space, self.samples)[1]
+        gradients = [space.grad(f) for f in self.losses(space)]
+        mean = sum(gradients[1:], gradients[0]) / len(gradients)
+        columns = [g - mean for g in gradients]
+        return self._share(space, len(columns)) * _mean_outer(columns)
+
+    def _share(self, space: Space, N: int) -> Any:
+        return 1 if self.replacement else (N - space.parameters.get("batch_size", 1)) / (N - 1)
+
+    def _tabulated(self, space: Space) -> Expr:
+        """Σ at the nodes of a continuous piecewise linear tensor."""
+        assert isinstance(self.samples, Batched)
+        V = fem.functionspace(space.mesh, ("Lagrange", 1, (space.dim, space.dim)))
+        g = evaluate(space, self.samples, "PerSample(fp.batched(grads))", V, None)
+        problem = None
+        if g.ndim != 3 or g.shape[2] != space.dim or g.shape[1] < 2:
+            shape = f"(points, {', '.join(map(str, g.shape[1:]))})" if g.ndim > 1 else "(points,)"
+            problem = f"returned shape {shape}; expected (points, N, {space.dim}) with N of at least 2."
+        agree(space.mesh.comm, problem and f"PerSample(fp.batched(grads)): grads {problem}")
+        g = g - g.mean(axis=1, keepdims=True)
+        function = fem.Function(V)
+        fill(function, g.transpose(0, 2, 1) @ g / g.shape[1])
+        return self._share(space, g.shape[1]) * function if not self.replacement else function
+
+
+@dataclass(frozen=True)
+class LabelNoise(Noise):
+    """Fresh Gaussian noise on the labels in every step: Σ = std² (1/N) Σ_i ∇m_i ∇m_iᵀ.
+
+    For squared losses f_i = ½ (m_i(x) − y_i)² with outputs m_i; a label y_i + std·ξ changes the gradient by
+    −std·ξ ∇m_i.
+    It comes on top of the noise of drawing samples: ``PerSample(losses) + LabelNoise(outputs, 0.1)``.
+
+    Attributes:
+        models: outputs m_i as callables of x giving UFL, one per sample.
+        std: standard deviation of the labels' noise.
+    """
+
+    models: Sequence[Callable[[Any], Any]]
+    std: float
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.models, Sequence) or not self.models or not all(callable(m) for m in self.models):
+            raise TypeError("LabelNoise expects a sequence of outputs m_i(x), callables of x giving UFL.")
+        if not is_number(self.std) or not self.std >= 0:
+            raise ValueError(f"LabelNoise: std is {self.std!r}; a number of at least 0 was expected.")
+
+    def outputs(self, space: Space) -> list[Expr]:
+        """The outputs m_i as UFL."""
+        return [space.scalar(m, f"LabelNoise: output of sample {i}") for i, m in enumerate(self.models)]
+
+    def covariance(self, space: Space) -> Expr:
+        """Σ of the labels' noise alone."""
+        return self.std**2 * _mean_outer([space.grad(m) for m in self.outputs(space)])
+
+
+def _mean_outer(columns: Sequence[Expr]) -> Expr:
+    return sum((ufl.outer(c, c) for c in columns[1:]), ufl.outer(columns[0], columns[0])) / len(columns)

@@ -1,0 +1,352 @@
+"""Stochastic processes: frozen descriptions of drift and diffusion, with no mesh in them.
+
+dX = b(X) dt + √(2D(X)) dW in the Itô sense.  Its generator is L u = ∇·(D∇u) + β·∇u with β = b − ∇·D.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+import ufl
+from ufl.core.expr import Expr
+
+from .fields import Space, is_number
+from .noise import Isotropic, Noise, isotropic_level, samples_of, with_isotropic_level
+
+CONVENTIONS = ("ito", "stratonovich", "divergence")
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """A process on a mesh, as UFL: ``D`` of shape (d, d) and ``beta`` = b − ∇·D of shape (d,)."""
+
+    D: Expr
+    beta: Expr
+
+
+class Process(ABC):
+    """What every process provides."""
+
+    scaling: ClassVar[tuple[str, ...]] = ()
+    """Parameters by which coordinates or time are scaled, so that they cannot change on the way."""
+
+    @abstractmethod
+    def coefficients(self, space: Space) -> Coefficients:
+        """D and β = b − ∇·D on the mesh of ``space``."""
+
+    def potential(self, space: Space) -> Expr | None:
+        """U with invariant density ∝ e^{−U} and no current, where it is known in closed form; None otherwise."""
+        return None
+
+    def space(self, mesh: Any, degree: int) -> Space:
+        """The coordinates that this process' sources see."""
+        return Space(mesh, degree, mesh.geometry.dim)
+
+    def parameters(self) -> dict[str, float]:
+        """The numbers that can change without recompiling anything: ``{"learning_rate": 0.1, ...}``."""
+        numbers = {f.name: float(getattr(self, f.name)) for f in fields(self) if is_number(getattr(self, f.name))}  # type: ignore[arg-type]
+        noise = getattr(self, "noise", None)
+        if noise is not None and (s := isotropic_level(noise)) is not None:
+            numbers["s"] = s
+        return numbers
+
+    def with_parameters(self, **changes: float) -> Self:
+        """The same process with other numbers.
+
+        Raises:
+            ValueError: unknown name; the known ones are listed.
+        """
+        known = self.parameters()
+        for name in changes:
+            if name not in known:
+                raise ValueError(f"{type(self).__name__} has no numeric parameter {name!r}; it has {sorted(known)}.")
+        if "s" in changes:
+            changes["noise"] = with_isotropic_level(self.noise, changes.pop("s"))  # type: ignore
+        return replace(self, **changes)  # type: ignore[type-var]
+
+
+def _positive(name: str, value: float, what: str) -> None:
+    if not is_number(value) or not np.isfinite(value) or value <= 0:
+        raise ValueError(f"{what}: {name} is {value!r}; a positive finite number was expected.")
+
+
+@dataclass(frozen=True)
+class SDE(Process):
+    """dX = b dt + √(2D) dW with any drift and any positive semi-definite D.
+
+    Attributes:
+        drift: vector source (d,).
+        diffusion: matrix source (d, d), or a scalar D standing for D·I.
+        convention: how drift and diffusion are meant.  ``"ito"``: L u = b·∇u + D:∇∇u.  ``"divergence"``:
+            L u = ∇·(D∇u) + b·∇u (Hänggi–Klimontovich).  ``"stratonovich"``: with σ the symmetric root of 2D, defined
+            here for a scalar D(x) or a constant matrix, where b_Ito = b + ½ ∇·D.
+        gibbs: scalar source U if the invariant density e^{−U} without current is known, as in one dimension it always
+            is: U = ln D − ∫ b/D (Itô).  The ``weighted`` scheme needs it; a generator checks β = −D∇U cell by cell.
+            With that scheme D may jump where the mesh has facets.
+    """
+
+    drift: Any
+    diffusion: Any
+    convention: str = "ito"
+    gibbs: Any = None
+
+    def __post_init__(self) -> None:
+        if self.convention not in CONVENTIONS:
+            raise ValueError(
+                f"SDE: convention {self.convention!r} is unknown; expected one of {', '.join(CONVENTIONS)}."
+            )
+
+    def coefficients(self, space: Space) -> Coefficients:
+        """β = b − ∇·D (Itô), b − ½∇·D (Stratonovich), b (divergence form)."""
+        drift = space.vector(
+            space.parameter("drift", self.drift) if is_number(self.drift) else self.drift, "SDE: drift"
+        )
+        if is_number(self.diffusion):
+            return Coefficients(space.parameter("diffusion", self.diffusion) * ufl.Identity(space.dim), drift)
+        D = space.matrix(self.diffusion, "SDE: diffusion")
+        if self.convention == "stratonovich":
+            _check_stratonovich(D, space)
+        share = {"ito": 1.0, "stratonovich": 0.5, "divergence": 0.0}[self.convention]
+        return Coefficients(D, drift - share * ufl.div(D) if share else drift)
+
+    def potential(self, space: Space) -> Expr | None:
+        """The potential that was given."""
+        return None if self.gibbs is None else space.scalar(self.gibbs, "SDE: gibbs")
+
+
+def _check_stratonovich(D: Expr, space: Space) -> None:
+    """½ Σ_k (σ_k·∇)σ_k depends on the factor σ, not on D alone, unless D is scalar or constant."""
+    isotropic = isinstance(D, ufl.classes.ComponentTensor) and any(
+        isinstance(o, ufl.classes.Identity) for o in ufl.corealg.traversal.unique_pre_traversal(D)
+    )
+    constant = not any(
+        isinstance(o, ufl.classes.SpatialCoordinate | ufl.classes.Coefficient)
+        for o in ufl.corealg.traversal.unique_pre_traversal(D)
+    )
+    if space.dim > 1 and not isotropic and not constant:
+        raise ValueError(
+            "SDE: in more than one dimension a Stratonovich drift is determined by the factor σ, not by the matrix "
+            "D(x). Give a scalar D(x) or a constant matrix, or convert the drift yourself: "
+            "b_Ito = b + ½ Σ_k (σ_k·∇)σ_k with convention='ito'."
+        )
+
+
+@dataclass(frozen=True)
+class Langevin(Process):
+    """Overdamped Langevin: b = −∇f, D = temperature · I, with invariant density ∝ e^{−f/temperature}."""
+
+    loss: Any
+    temperature: float
+
+    def __post_init__(self) -> None:
+        _positive("temperature", self.temperature, "Langevin")
+
+    def coefficients(self, space: Space) -> Coefficients:
+        """β = −∇f."""
+        D = space.parameter("temperature", self.temperature) * ufl.Identity(space.dim)
+        return Coefficients(D, -space.grad(space.scalar(self.loss, "Langevin: loss")))
+
+    def potential(self, space: Space) -> Expr:
+        """U = f / temperature (Gibbs)."""
+        return space.scalar(self.loss, "Langevin: loss") / space.parameter("temperature", self.temperature)
+
+
+@dataclass(frozen=True)
+class SGD(Process):
+    """Stochastic gradient descent to first order: b = −∇f, D = η/(2B) Σ; one step is time η (t = η k).
+
+    Li, Tai, E (2017), stochastic modified equations of order one and two, Itô sense: expectations at a fixed time
+    differ from the algorithm's by O(η) or O(η²).  Order two has the drift −∇(f + (η/4)|∇f|²) and the same D.
+
+    Order two is about means on finite times.  Variances are O(η) themselves and right to leading order in both: on
+    f = h x²/2 with noise s² the stationary one is η s²/(h(2 − ηh)) for the algorithm, η s²/(2h) for order one and
+    η s²/(h(2 + ηh)), no better, for order two.
+
+    Attributes:
+        loss: scalar source f; None with a :class:`~fpsolver.models.noise.PerSample` noise means the mean loss.
+        noise: Σ for batches of one sample.
+        learning_rate: η.
+        batch_size: B (sampled with replacement, unless ``PerSample`` says otherwise).
+        order: weak order of the approximation, 1 or 2.
+    """
+
+    loss: Any
+    noise: Noise
+    learning_rate: float
+    batch_size: float = 1
+    order: Literal[1, 2] = 1
+
+    def __post_init__(self) -> None:
+        _check_sgd(self)
+        if self.order not in (1, 2):
+            raise ValueError(f"SGD: order is {self.order!r}; the weak order 1 or 2 was expected.")
+
+    def parameters(self) -> dict[str, float]:
+        """The numbers that can change without recompiling; the order is none of them."""
+        return {name: value for name, value in super().parameters().items() if name != "order"}
+
+    @property
+    def time_per_step(self) -> float:
+        """Time of one step of the algorithm: η."""
+        return self.learning_rate
+
+    def coefficients(self, space: Space) -> Coefficients:
+        """D = η/(2B) Σ, β = −∇f − ∇·D with the modified f for order two."""
+        eta = space.parameter("learning_rate", self.learning_rate)
+        B = space.parameter("batch_size", self.batch_size)
+        D = eta / (2 * B) * self.noise.covariance(space)
+        return Coefficients(D, -space.grad(self._modified_loss(space)) - ufl.div(D))
+
+    def _modified_loss(self, space: Space) -> Expr:
+        f = _loss(self, space)
+        if self.order == 1:
+            return f
+        g = space.grad(f)
+        return f + space.parameter("learning_rate", self.learning_rate) / 4 * ufl.dot(g, g)
+
+    def potential(self, space: Space) -> Expr | None:
+        """U = 2Bf/(ηs) for isotropic noise of constant level s; Itô SGD with any other Σ(x) is not Gibbs."""
+        if not isinstance(self.noise, Isotropic) or not is_number(self.noise.s) or self.noise.s == 0:
+            return None
+        eta = space.parameter("learning_rate", self.learning_rate)
+        B = space.parameter("batch_size", self.batch_size)
+        return 2 * B * self._modified_loss(space) / (eta * space.parameter("s", self.noise.s))
+
+
+@dataclass(frozen=True)
+class MomentumSGD(Process):
+    """Heavy-ball SGD as a kinetic process on (x, v), with noise in v only: D is degenerate for every Σ.
+
+    The algorithm v ← μ v − η g, x ← x + v with stochastic gradient g becomes, with V = v/√η and time √η per step,
+    dX = V dt, dV = −(γ V + ∇f) dt + (√η Σ/B)^{1/2} dW, γ = (1 − μ)/√η, hence D_v = √η/(2B) Σ.
+
+    Attributes:
+        loss: scalar source of x (d/2 coordinates); None with ``PerSample``: the mean loss.
+        noise: Σ(x).
+        learning_rate: η.
+        momentum: μ in [0, 1).
+        batch_size: B.
+    """
+
+    scaling = ("learning_rate",)
+
+    loss: Any
+    noise: Noise
+    learning_rate: float
+    momentum: float
+    batch_size: float = 1
+
+    def __post_init__(self) -> None:
+        _check_sgd(self)
+        if not is_number(self.momentum) or not 0 <= self.momentum < 1:
+            raise ValueError(f"MomentumSGD: momentum is {self.momentum!r}; a number in [0, 1) was expected.")
+
+    @property
+    def time_per_step(self) -> float:
+        """Time of one step of the algorithm: √η."""
+        return float(np.sqrt(self.learning_rate))
+
+    def space(self, mesh: Any, degree: int) -> Space:
+        """Sources see x, the first half of the coordinates."""
+        d = mesh.geometry.dim
+        if d % 2:
+            raise ValueError(f"MomentumSGD lives on (x, v): the domain's dimension must be even, it is {d}.")
+        return Space(mesh, degree, d // 2)
+
+    def coefficients(self, space: Space) -> Coefficients:
+        """b = (v, −γv − ∇f), D = diag(0, √η/(2B) Σ(x)); ∇·D = 0 because Σ does not depend on v."""
+        m = space.dim
+        root = ufl.sqrt(space.parameter("learning_rate", self.learning_rate))
+        B = space.parameter("batch_size", self.batch_size)
+        gamma = (1 - space.parameter("momentum", self.momentum)) / root
+        X = ufl.SpatialCoordinate(space.mesh)
+        gradient, Sigma = space.grad(_loss(self, space)), self.noise.covariance(space)
+        b = [X[m + i] for i in range(m)] + [-gamma * X[m + i] - gradient[i] for i in range(m)]
+        D = [
+            [root / (2 * B) * Sigma[i - m, j - m] if min(i, j) >= m else ufl.as_ufl(0) for j in range(2 * m)]
+            for i in range(2 * m)
+        ]
+        return Coefficients(ufl.as_matrix(D), ufl.as_vector(b))
+
+
+@dataclass(frozen=True)
+class Noisy(Process):
+    """A process with additional isotropic noise √(2δ) dB: D + δI, in all coordinates.
+
+    The drift stays.  δ is a parameter, so that a sequence of δ takes one symbolic assembly: ``gen.replace(delta=...)``.
+
+    Attributes:
+        process: any process but a noisy one.
+        delta: δ, not negative; 0 is the process itself.
+    """
+
+    process: Process
+    delta: float
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.process, Process) or isinstance(self.process, Noisy):
+            raise TypeError(f"Noisy: a process was expected that is not noisy yet, not {type(self.process).__name__}.")
+        if not is_number(self.delta) or not np.isfinite(self.delta) or self.delta < 0:
+            raise ValueError(f"Noisy: delta is {self.delta!r}; a finite number of at least 0 was expected.")
+
+    @property
+    def scaling(self) -> tuple[str, ...]:  # type: ignore[override]
+        """As for the process."""
+        return self.process.scaling
+
+    @property
+    def time_per_step(self) -> float:
+        """Time of one step of the algorithm, where the process stands for one."""
+        return float(self.process.time_per_step)  # type: ignore[attr-defined]
+
+    def space(self, mesh: Any, degree: int) -> Space:
+        """As for the process."""
+        return self.process.space(mesh, degree)
+
+    def coefficients(self, space: Space) -> Coefficients:
+        """D + δI and the same β, as ∇·(δI) = 0."""
+        c = self.process.coefficients(space)
+        return Coefficients(c.D + space.parameter("delta", self.delta) * ufl.Identity(c.D.ufl_shape[0]), c.beta)
+
+    def potential(self, space: Space) -> Expr | None:
+        """U D/(D + δ) where the process has a potential U, and hence isotropic noise of constant level D."""
+        U = self.process.potential(space)
+        if U is None:
+            return None
+        D = self.process.coefficients(space).D[0, 0]
+        return U * D / (D + space.parameter("delta", self.delta))
+
+    def parameters(self) -> dict[str, float]:
+        """Those of the process and ``"delta"``."""
+        return {**self.process.parameters(), "delta": float(self.delta)}
+
+    def with_parameters(self, **changes: float) -> Self:
+        """The same process with other numbers."""
+        delta = changes.pop("delta", self.delta)
+        return replace(self, process=self.process.with_parameters(**changes), delta=delta)
+
+
+def _check_sgd(process: SGD | MomentumSGD) -> None:
+    name = type(process).__name__
+    _positive("learning_rate", process.learning_rate, name)
+    _positive("batch_size", process.batch_size, name)
+    if not isinstance(process.noise, Noise):
+        raise TypeError(
+            f"{name}: noise is a {type(process.noise).__name__}; expected fp.Isotropic, fp.Covariance, fp.PerSample "
+            "or a sum of them."
+        )
+    per_sample = samples_of(process.noise)
+    N = per_sample.size if per_sample is not None else None
+    if N is not None and process.batch_size > N:
+        raise ValueError(f"{name}: batch_size is {process.batch_size:g}, but there are only {N} samples.")
+    if process.loss is None and per_sample is None:
+        raise ValueError(f"{name}: loss=None needs a fp.PerSample noise, whose mean loss is then taken.")
+
+
+def _loss(process: SGD | MomentumSGD, space: Space) -> Expr:
+    if process.loss is None:
+        samples = samples_of(process.noise)
+        assert samples is not None
+        return samples.mean_loss(space)
+    return space.scalar(process.loss, f"{type(process).__name__}: loss")

@@ -1,0 +1,1 @@
+"""Paths of the diffusion and of the algorithm itself, and both beside the equation."""

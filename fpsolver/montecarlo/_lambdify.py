@@ -1,0 +1,350 @@
+"""UFL expressions of x as functions of many points at once, without a mesh: numpy or jax.numpy code is generated.
+
+Forms evaluate coefficients at quadrature points of a mesh; paths of a process need them wherever the paths are.  An
+expression becomes straight-line code in which every common subexpression occurs once and every number is an argument,
+so that the losses of many samples, which differ in their data only, share one function (:class:`Family`).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import basix.ufl
+import numpy as np
+import ufl
+from dolfinx import fem
+from ufl import classes
+from ufl.algorithms.apply_algebra_lowering import apply_algebra_lowering
+from ufl.algorithms.apply_derivatives import apply_derivatives
+from ufl.core.expr import Expr
+
+from ..models.fields import Batched, Space, is_number
+
+_UNARY = {
+    "Sqrt": "sqrt", "Exp": "exp", "Ln": "log", "Cos": "cos", "Sin": "sin", "Tan": "tan", "Cosh": "cosh",
+    "Sinh": "sinh", "Tanh": "tanh", "Acos": "arccos", "Asin": "arcsin", "Atan": "arctan", "Abs": "abs",
+}  # fmt: skip
+_BINARY = {"MaxValue": "maximum", "MinValue": "minimum", "Atan2": "arctan2", "AndCondition": "logical_and",
+           "OrCondition": "logical_or"}  # fmt: skip
+_COMPARE = {"EQ": "==", "NE": "!=", "LE": "<=", "GE": ">=", "LT": "<", "GT": ">"}
+
+
+class PointSpace(Space):
+    """Where sources become UFL for evaluation at points: coordinates without a mesh, numbers as they are.
+
+    Args:
+        dim: number of coordinates of the process, any.
+        seen: how many of them, the leading ones, sources see; all by default.
+    """
+
+    def __init__(self, dim: int, seen: int | None = None):
+        domain = ufl.Mesh(basix.ufl.element("Lagrange", "interval", 1, shape=(dim,)))
+        super().__init__(domain, 1, seen or dim)
+        self.tabulated: dict[Any, Batched] = {}
+
+    @property
+    def x(self) -> Expr:
+        """The leading ``dim`` coordinates."""
+        X = ufl.SpatialCoordinate(self.mesh)
+        return ufl.as_vector([X[i] for i in range(self.dim)])
+
+    def constant(self, value: Any) -> Any:
+        """The number itself."""
+        return ufl.as_ufl(float(value))
+
+    def parameter(self, name: str, value: float) -> Any:
+        """The number itself, remembered by its name."""
+        self.parameters[name] = ufl.as_ufl(float(value))
+        return self.parameters[name]
+
+    def scalar(self, source: Any, what: str) -> Expr:
+        """``source`` as a scalar expression."""
+        return self._placeholder(source, what, ()) or super().scalar(source, what)
+
+    def vector(self, source: Any, what: str) -> Expr:
+        """``source`` as a vector."""
+        return self._placeholder(source, what, (self.dim,)) or super().vector(source, what)
+
+    def matrix(self, source: Any, what: str) -> Expr:
+        """``source`` as a matrix."""
+        return self._placeholder(source, what, (self.dim, self.dim)) or super().matrix(source, what)
+
+    def _placeholder(self, source: Any, what: str, shape: tuple[int, ...]) -> Any:
+        if isinstance(source, fem.Function):
+            raise ValueError(
+                f"{what} is a dolfinx Function, which paths cannot evaluate off its mesh; give a callable of x or "
+                "fp.batched(f)."
+            )
+        if not isinstance(source, Batched):
+            return None
+        # a degree of which UFL drops no derivative
+        element = basix.ufl.element("Lagrange", "interval", 5, **({"shape": shape} if shape else {}))
+        coefficient = ufl.Coefficient(ufl.FunctionSpace(self.mesh, element))
+        self.tabulated[coefficient] = source
+        return coefficient
+
+
+def finite_difference(f: Callable[[np.ndarray], Any], x: np.ndarray) -> np.ndarray:
+    """Gradient of values (n,) at points (n, d) by central differences of fourth order, shape (n, d).
+
+    The error is of order 1e-11 for functions of size and scale one.
+    """
+    h = 1e-3 * np.maximum(1.0, np.abs(x))
+    columns = []
+    for i in range(x.shape[1]):
+        e = np.zeros_like(x)
+        e[:, i] = h[:, i]
+        near, far = np.asarray(f(x + e)) - np.asarray(f(x - e)), np.asarray(f(x + 2 * e)) - np.asarray(f(x - 2 * e))
+        columns.append((8 * near - far) / (12 * h[:, i]))
+    return np.stack(columns, axis=-1)
+
+
+@dataclass
+class _Writer:
+    """Writes the code of expressions, one line per operation."""
+
+    space: PointSpace
+    lines: list[str] = field(default_factory=list)
+    numbers: list[float] = field(default_factory=list)
+    callbacks: list[Callable[[np.ndarray], np.ndarray]] = field(default_factory=list)
+    known: dict[Any, str] = field(default_factory=dict)
+
+    def name(self, code: str) -> str:
+        """A variable with this value; equal code gives the same one."""
+        if code not in self.known:
+            self.known[code] = f"v{len(self.lines)}"
+            self.lines.append(f"{self.known[code]} = {code}")
+        return self.known[code]
+
+    def number(self, value: float) -> str:
+        """An argument of the code; 0 and 1 are written out, for terms with them vanish."""
+        if value in (0.0, 1.0):
+            return f"{value:.1f}"
+        self.numbers.append(value)
+        return f"c[{len(self.numbers) - 1}]"
+
+    def emit(self, e: Expr, at: tuple[int, ...], env: dict[int, int]) -> str:
+        """The variable that holds component ``at`` of ``e``, free indices having the values in ``env``."""
+        key = (e, at, tuple(env[i] for i in e.ufl_free_indices))
+        if key not in self.known:
+            self.known[key] = self._emit(e, at, env)
+        return self.known[key]
+
+    def _emit(self, e: Expr, at: tuple[int, ...], env: dict[int, int]) -> str:
+        ops, kind = e.ufl_operands, type(e).__name__
+        match e:
+            case classes.Zero():
+                return "0.0"
+            case classes.ScalarValue():
+                return self.number(float(e))
+            case classes.Identity():
+                return "1.0" if at[0] == at[1] else "0.0"
+            case classes.SpatialCoordinate():
+                return f"x[{at[0]}]"
+            case classes.Indexed():
+                return self.emit(ops[0], tuple(_value(i, env) for i in ops[1]), env)
+            case classes.ComponentTensor():
+                inner = {**env, **{i.count(): k for i, k in zip(ops[1], at, strict=True)}}
+                return self.emit(ops[0], (), inner)
+            case classes.ListTensor():
+                return self.emit(ops[at[0]], at[1:], env)
+            case classes.IndexSum():
+                (index,) = ops[1]
+                terms = [self.emit(ops[0], at, {**env, index.count(): k}) for k in range(e.dimension())]
+                return self._sum(terms)
+            case classes.Sum():
+                return self._sum([self.emit(o, at, env) for o in ops])
+            case classes.Product():
+                return self._product([self.emit(o, (), env) for o in ops])
+            case classes.Division():
+                a, b = self.emit(ops[0], at, env), self.emit(ops[1], (), env)
+                return a if a == "0.0" or b == "1.0" else self.name(f"{a} / {b}")
+            case classes.Power():
+                return self._power(self.emit(ops[0], (), env), ops[1], env)
+            case classes.Conditional():
+                a, b, c = self.emit(ops[0], (), env), self.emit(ops[1], at, env), self.emit(ops[2], at, env)
+                return b if b == c else self.name(f"xp.where({a}, {b}, {c})")
+            case classes.Variable() | classes.Conj() | classes.Real():
+                return self.emit(ops[0], at, env)
+            case classes.Coefficient() | classes.Grad():
+                return self._tabulated(e, at)
+        if kind in _UNARY:
+            return self.name(f"xp.{_UNARY[kind]}({self.emit(ops[0], at, env)})")
+        if kind in _BINARY:
+            return self.name(f"xp.{_BINARY[kind]}({self.emit(ops[0], (), env)}, {self.emit(ops[1], (), env)})")
+        if kind in _COMPARE:
+            return self.name(f"{self.emit(ops[0], (), env)} {_COMPARE[kind]} {self.emit(ops[1], (), env)}")
+        if kind == "NotCondition":
+            return self.name(f"xp.logical_not({self.emit(ops[0], (), env)})")
+        raise ValueError(
+            f"paths cannot evaluate the UFL node {kind}: expected arithmetic, powers, elementary functions, "
+            "conditionals, max and min of x. Wrap a numpy function of an (n, d) array in fp.batched()."
+        )
+
+    def _sum(self, terms: list[str]) -> str:
+        terms = [t for t in terms if t != "0.0"]
+        total = terms[0] if terms else "0.0"
+        for t in terms[1:]:
+            total = self.name(f"{total} + {t}")
+        return total
+
+    def _product(self, factors: list[str]) -> str:
+        if "0.0" in factors:
+            return "0.0"
+        factors = [f for f in factors if f != "1.0"]
+        total = factors[0] if factors else "1.0"
+        for f in factors[1:]:
+            total = self.name(f"{total} * {f}")
+        return total
+
+    def _power(self, base: str, exponent: Expr, env: dict[int, int]) -> str:
+        power = float(exponent) if isinstance(exponent, classes.ScalarValue) else None
+        if power is not None and power in (1.0, 2.0, 3.0, 4.0):  # a tenth of the time of a general power
+            square = self.name(f"{base} * {base}") if power > 1 else base
+            return {1.0: lambda: base, 2.0: lambda: square, 3.0: lambda: self.name(f"{square} * {base}"),
+                    4.0: lambda: self.name(f"{square} * {square}")}[power]()  # fmt: skip
+        return self.name(f"{base} ** {repr(power) if power is not None else self.emit(exponent, (), env)}")
+
+    def _tabulated(self, e: Expr, at: tuple[int, ...]) -> str:
+        gradient = isinstance(e, classes.Grad)
+        source = self.space.tabulated.get(e.ufl_operands[0] if gradient else e)
+        if source is None:
+            what = "second derivatives of fp.batched functions" if gradient else "dolfinx Functions"
+            raise ValueError(f"paths cannot evaluate {what}: write the source with UFL as a callable of x.")
+        if gradient and len(e.ufl_shape) > 1:
+            raise ValueError("paths cannot differentiate a batched vector or matrix: write it with UFL.")
+        key = ("callback", e)
+        if key not in self.known:
+            self.callbacks.append(_callback(source.function, self.space.dim, e.ufl_shape, gradient))
+            self.known[key] = self.name(f"f[{len(self.callbacks) - 1}](x)")
+        return self.name(f"{self.known[key]}[{', '.join(map(str, at))}]") if at else self.known[key]
+
+
+def _value(index: Any, env: dict[int, int]) -> int:
+    return int(index) if isinstance(index, classes.FixedIndex) else env[index.count()]
+
+
+def _callback(
+    function: Callable[[np.ndarray], Any], dim: int, shape: tuple[int, ...], gradient: bool
+) -> Callable[[np.ndarray], np.ndarray]:
+    """A batched function, or its gradient, with coordinates first, as the code has them."""
+    wanted = () if gradient else shape
+
+    def checked(points: np.ndarray) -> np.ndarray:
+        found = np.asarray(function(points), dtype=float)
+        if found.shape != (len(points), *wanted):
+            raise ValueError(f"a batched function returned shape {found.shape}; expected {(len(points), *wanted)}.")
+        return found
+
+    def values(x: np.ndarray) -> np.ndarray:
+        points = np.ascontiguousarray(x[:dim].T)
+        if gradient:
+            g = finite_difference(checked, points)
+            return np.vstack([g.T, np.zeros((len(x) - dim, len(points)))])
+        return np.moveaxis(checked(points), 0, -1)
+
+    return values
+
+
+@dataclass(frozen=True)
+class Code:
+    """Generated code of scalar expressions.
+
+    Attributes:
+        source: its text, a function of (x, c, f, xp); the same for expressions that differ in numbers only.
+        numbers: the numbers c.
+        callbacks: the functions f, those of ``fp.batched`` sources.
+    """
+
+    source: str
+    numbers: tuple[float, ...]
+    callbacks: tuple[Callable[[np.ndarray], np.ndarray], ...]
+
+    def compile(self, xp: Any = np) -> Callable[[Any, Sequence[Any]], tuple[Any, ...]]:
+        """The function (x, c) -> one value per expression: arrays, or floats for what does not depend on x."""
+        scope: dict[str, Any] = {}
+        exec(compile(self.source, "<generated by fpsolver>", "exec"), scope)
+        evaluate, f = scope["evaluate"], self.callbacks
+        return lambda x, c: evaluate(x, c, f, xp)
+
+
+def generate(expressions: Sequence[Expr], space: PointSpace) -> Code:
+    """Code of UFL expressions of any shape, their components in row-major order.
+
+    Raises:
+        ValueError: a node that has no meaning at a point, such as a dolfinx Function or a facet normal; it is named.
+    """
+    writer, results = _Writer(space), []
+    for e in expressions:
+        # twice: the gradient of a gradient is only seen after the inner one is gone
+        lowered = apply_derivatives(apply_algebra_lowering(ufl.as_ufl(e)))
+        results += [writer.emit(lowered, at, {}) for at in np.ndindex(*lowered.ufl_shape)]
+    body = "".join(f"    {line}\n" for line in writer.lines)
+    text = f"def evaluate(x, c, f, xp):\n{body}    return ({', '.join(results)},)\n"
+    return Code(text, tuple(writer.numbers), tuple(writer.callbacks))
+
+
+def lambdify(expressions: Any, space: PointSpace, xp: Any = np) -> Callable[[Any], Any]:
+    """A function that maps points (d, n) to the components of the expressions, shape (components, n).
+
+    Args:
+        expressions: one UFL expression or several, of any shape.
+        space: whose coordinates they are written in.
+        xp: numpy or jax.numpy.
+    """
+    code = generate([expressions] if isinstance(expressions, Expr) or is_number(expressions) else expressions, space)
+    evaluate = code.compile(xp)
+    return lambda x: stack(evaluate(x, code.numbers), x.shape[1:], xp)
+
+
+def stack(values: Sequence[Any], shape: tuple[int, ...], xp: Any = np) -> Any:
+    """Arrays and floats as one array (len(values), *shape)."""
+    return xp.stack([xp.broadcast_to(xp.asarray(v, dtype=float), shape) for v in values])
+
+
+class Family:
+    """The same quantities of many samples: one function for all samples whose expressions differ in numbers only.
+
+    Args:
+        samples: the expressions of each sample, equally many components each.
+        space: whose coordinates they are written in.
+        xp: numpy or jax.numpy.
+    """
+
+    def __init__(self, samples: Sequence[Sequence[Expr]], space: PointSpace, xp: Any = np):
+        self.xp, self.size = xp, len(samples)
+        codes = [generate(expressions, space) for expressions in samples]
+        kinds: dict[Any, list[int]] = {}
+        for i, code in enumerate(codes):
+            # functions of the user cannot be told apart: every sample with some is a kind of its own
+            kinds.setdefault((code.source, i if code.callbacks else None), []).append(i)
+        self.members = [np.array(m) for m in kinds.values()]
+        self.functions = [codes[m[0]].compile(xp) for m in self.members]
+        self.numbers = [np.array([codes[i].numbers for i in m]).T for m in self.members]
+        self.kind = np.zeros(self.size, dtype=int)
+        self.place = np.zeros(self.size, dtype=int)
+        for k, m in enumerate(self.members):
+            self.kind[m], self.place[m] = k, np.arange(len(m))
+
+    def everyone(self, x: Any) -> Any:
+        """Of all samples at points (d, n): shape (components, samples, n), samples in an order of their own."""
+        xp, parts = self.xp, []
+        for function, members, numbers in zip(self.functions, self.members, self.numbers, strict=True):
+            c = [row[0] if (row == row[0]).all() else row[:, None] for row in numbers]
+            parts.append(stack(function(x, c), (len(members), x.shape[-1]), xp))
+        return xp.concatenate(parts, axis=1)
+
+    def chosen(self, x: Any, sample: Any) -> Any:
+        """Of the samples of number ``sample`` (B, n) at points (d, n): shape (components, B, n)."""
+        xp, place = self.xp, xp_take(self.xp, self.place, sample)
+        result = None
+        for k, (function, numbers) in enumerate(zip(self.functions, self.numbers, strict=True)):
+            c = [row[0] if (row == row[0]).all() else xp_take(xp, row, place % len(row)) for row in numbers]
+            found = stack(function(x[:, None], c), sample.shape, xp)
+            result = found if result is None else xp.where(xp_take(xp, self.kind, sample) == k, found, result)
+        return result
+
+
+def xp_take(xp: Any, table: np.ndarray, index: Any) -> Any:
+    """``table[index]`` with an array of numpy or jax."""
+    return xp.asarray(table)[index]

@@ -1,0 +1,288 @@
+"""Where paths meet the boundary of a domain: signed distances, normals and the absorbing part at a crossing.
+
+All of it is plain arrays that every rank holds in full, so that ranks move their paths without talking to each other.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from scipy.spatial import cKDTree
+
+from .. import _compat
+from ..domains.domain import Domain
+
+Array = np.ndarray[Any, Any]
+REFLECTING = -1
+"""Label of boundary facets that belong to no absorbing part."""
+
+
+class Walls(ABC):
+    """The boundary as one or several surfaces; points have shape (d, n).
+
+    Attributes:
+        surfaces: their number.
+        lipschitz: whether :meth:`distance` changes by no more than the way gone, as distances do.
+    """
+
+    surfaces = 1
+    lipschitz = True
+
+    @abstractmethod
+    def distance(self, x: Array) -> Array:
+        """Distance to each surface, positive inside, shape (surfaces, n)."""
+
+    @abstractmethod
+    def normal(self, surface: int, x: Array) -> Array:
+        """Outward unit normals of a surface at the points nearest to x, shape (d, n)."""
+
+    @abstractmethod
+    def label(self, surface: int, x: Array) -> Array:
+        """Number of the absorbing part nearest to x on a surface, -1 where it reflects, shape (n,)."""
+
+
+class _Labels:
+    """Labels of facets by position."""
+
+    def __init__(self, centers: Array, labels: Array):
+        self.only = int(labels[0]) if (labels == labels[0]).all() else None
+        self.tree, self.labels = cKDTree(centers), labels
+
+    def at(self, x: Array) -> Array:
+        if self.only is not None:
+            return np.full(x.shape[1], self.only)
+        return self.labels[self.tree.query(x.T)[1]]
+
+
+class Box(Walls):
+    """An interval, a rectangle or a box; surfaces are lower and upper sides of each coordinate in turn."""
+
+    def __init__(self, low: Array, high: Array, corners: Array, labels: Array):
+        self.low, self.high = low[:, None], high[:, None]
+        centers, dim = corners.mean(axis=1), len(low)
+        tolerance = 1e-9 * (high - low).max()
+        self.sides, self.surfaces = [], 2 * dim
+        for i in range(dim):
+            for plane in (low[i], high[i]):
+                on = np.abs(corners[:, :, i] - plane).max(axis=1) < tolerance
+                self.sides.append(_Labels(centers[on], labels[on]))
+
+    def distance(self, x: Array) -> Array:
+        """Distances to the planes of the sides."""
+        return np.stack((x - self.low, self.high - x), axis=1).reshape(-1, x.shape[1])
+
+    def normal(self, surface: int, x: Array) -> Array:
+        """Plus or minus a unit vector."""
+        n = np.zeros_like(x)
+        n[surface // 2] = 1.0 if surface % 2 else -1.0
+        return n
+
+    def label(self, surface: int, x: Array) -> Array:
+        """Label of the nearest facet of the side."""
+        return self.sides[surface].at(x)
+
+
+class Round(Walls):
+    """A disk, a ball, or what lies between two concentric circles or spheres, whose smooth boundary is meant."""
+
+    def __init__(self, center: Array, radii: Sequence[float], corners: Array, labels: Array):
+        self.center = center[:, None]
+        outer, self.surfaces = max(radii), len(radii)
+        self.spheres = [(r, 1.0 if r == outer else -1.0) for r in radii]
+        distance = np.linalg.norm(corners[:, 0] - center, axis=1)
+        on = [np.abs(distance - r) < 1e-6 * outer for r in radii]
+        self.labels = [_Labels(corners[o].mean(axis=1), labels[o]) for o in on]
+
+    def distance(self, x: Array) -> Array:
+        """Differences of radii."""
+        r = np.linalg.norm(x - self.center, axis=0)
+        return np.stack([sign * (radius - r) for radius, sign in self.spheres])
+
+    def normal(self, surface: int, x: Array) -> Array:
+        """Radial."""
+        away = x - self.center
+        return self.spheres[surface][1] * away / np.linalg.norm(away, axis=0)
+
+    def label(self, surface: int, x: Array) -> Array:
+        """Label of the nearest facet on the circle or sphere."""
+        return self.labels[surface].at(x)
+
+
+class Facets(Walls):
+    """Any boundary of straight facets: one surface, the nearest facet, found among those with the nearest centres.
+
+    Distances are exact except deep inside, where they may be a tenth too long.
+    """
+
+    def __init__(self, corners: Array, normals: Array, labels: Array):
+        if corners.shape[2] == 2:
+            corners, normals, labels = _cut(corners, normals, labels)
+        self.corners, self.normals, self.labels = corners, normals, labels
+        centers = corners.mean(axis=1)
+        self.reach = np.linalg.norm(corners - centers[:, None], axis=2).max()
+        self.tree = cKDTree(centers)
+        self.near = min(4 if corners.shape[2] == 2 else 24, len(corners))
+
+    def nearest(self, x: Array) -> tuple[Array, Array, Array]:
+        """Signed distance (n,), number of the nearest facet (n,) and the nearest point on it (n, d)."""
+        points = x.T
+        distances, candidates = self.tree.query(points, self.near)
+        distances, candidates = distances.reshape(len(points), -1), candidates.reshape(len(points), -1)
+        found = list(self._among(points, candidates))
+        # a facet whose centre is farther away than all candidates' is itself at least that minus its size away
+        unsure = np.flatnonzero(0.9 * np.abs(found[0]) > distances[:, -1] - self.reach)
+        if len(unsure) and self.near < len(self.labels):
+            everyone = np.arange(len(self.labels))
+            for some in np.array_split(unsure, max(1, len(unsure) * len(everyone) // 1_000_000)):
+                exact = self._among(points[some], np.broadcast_to(everyone, (len(some), len(everyone))))
+                for old, new in zip(found, exact, strict=True):
+                    old[some] = new
+        return found[0], found[1], found[2]
+
+    def _among(self, points: Array, candidates: Array) -> tuple[Array, Array, Array]:
+        closest = closest_points(points[:, None], self.corners[candidates])
+        away = points[:, None] - closest
+        distance = np.sqrt(_dot(away, away))
+        least = distance.min(axis=1, keepdims=True)
+        height = _dot(away, self.normals[candidates])
+        # at a common vertex the facet that is seen most directly tells the side
+        tied = distance <= least + 1e-12 * self.reach
+        best = np.where(tied, np.abs(height), -1.0).argmax(axis=1)
+        row = np.arange(len(points))
+        sign = np.where(height[row, best] > 0, -1.0, 1.0)
+        return sign * distance[row, best], candidates[row, best], closest[row, best]
+
+    def distance(self, x: Array) -> Array:
+        """Exact signed distance to the nearest facet."""
+        return self.nearest(x)[0][None]
+
+    def normal(self, surface: int, x: Array) -> Array:
+        """From the nearest point on the boundary to x, or the facet's where x is on it."""
+        signed, facet, closest = self.nearest(x)
+        far = np.abs(signed) > 1e-9 * self.reach
+        away = (closest.T - x) / np.where(far, signed, 1.0)
+        return np.where(far, away, self.normals[facet].T)
+
+    def label(self, surface: int, x: Array) -> Array:
+        """Label of the nearest facet."""
+        return self.labels[self.nearest(x)[1]]
+
+
+class LevelSet(Walls):
+    """{g > 0} for a function g of points (d, n); the distance is g/|∇g|, right to first order near the boundary."""
+
+    lipschitz = False
+
+    def __init__(self, g: Callable[[Array], Array], dim: int):
+        self.g, self.dim = g, dim
+
+    def _gradient(self, x: Array) -> Array:
+        columns = []
+        for i in range(self.dim):
+            e = np.zeros_like(x)
+            e[i] = 1e-5 * np.maximum(1.0, np.abs(x[i]))
+            columns.append((self.g(x + e) - self.g(x - e)) / (2 * e[i]))
+        return np.stack(columns)
+
+    def distance(self, x: Array) -> Array:
+        """g/|∇g|."""
+        return (self.g(x) / np.maximum(np.linalg.norm(self._gradient(x), axis=0), 1e-300))[None]
+
+    def normal(self, surface: int, x: Array) -> Array:
+        """Minus the direction of ∇g."""
+        gradient = self._gradient(x)
+        return -gradient / np.maximum(np.linalg.norm(gradient, axis=0), 1e-300)
+
+    def label(self, surface: int, x: Array) -> Array:
+        """It has one part."""
+        return np.zeros(x.shape[1], dtype=int)
+
+
+def _cut(corners: Array, normals: Array, labels: Array) -> tuple[Array, Array, Array]:
+    """Segments in pieces of comparable length, so that near ones have near centres."""
+    length = np.linalg.norm(corners[:, 1] - corners[:, 0], axis=1)
+    pieces = np.maximum(1, np.ceil(length / (1.5 * np.median(length)))).astype(int)
+    which = np.repeat(np.arange(len(corners)), pieces)
+    begin = (np.arange(len(which)) - np.repeat(np.cumsum(pieces) - pieces, pieces)) / pieces[which]
+    a, along = corners[which, 0], corners[which, 1] - corners[which, 0]
+    ends = (begin, begin + 1 / pieces[which])
+    return np.stack([a + t[:, None] * along for t in ends], axis=1), normals[which], labels[which]
+
+
+def closest_points(x: Array, corners: Array) -> Array:
+    """Nearest points on segments (..., 2, 2) or triangles (..., 3, 3) to points (..., d)."""
+    if corners.shape[-1] == 2:
+        return _on_segment(x, corners[..., 0, :], corners[..., 1, :])
+    a, b, c = (corners[..., i, :] for i in range(3))
+    u, v, w = b - a, c - a, x - a
+    uu, uv, vv, wu, wv = (_dot(p, q) for p, q in ((u, u), (u, v), (v, v), (w, u), (w, v)))
+    det = uu * vv - uv * uv
+    s, t = (vv * wu - uv * wv) / det, (uu * wv - uv * wu) / det
+    inside = ((s >= 0) & (t >= 0) & (s + t <= 1))[..., None]
+    edges = np.stack([_on_segment(x, p, q) for p, q in ((a, b), (b, c), (c, a))])
+    best = np.linalg.norm(edges - x, axis=-1).argmin(axis=0)
+    edge = np.take_along_axis(edges, best[None, ..., None], axis=0)[0]
+    return np.where(inside, a + s[..., None] * u + t[..., None] * v, edge)
+
+
+def _dot(a: Array, b: Array) -> Array:
+    return np.einsum("...i,...i->...", a, b)
+
+
+def _on_segment(x: Array, a: Array, b: Array) -> Array:
+    along = b - a
+    t = _dot(x - a, along) / _dot(along, along)
+    return a + np.clip(t, 0.0, 1.0)[..., None] * along
+
+
+def walls_of(domain: Domain, absorbing: Sequence[str]) -> Walls:
+    """The boundary of a domain, on every rank in full (collective).
+
+    Raises:
+        ValueError: an unknown part, or curved cells whose boundary is neither a circle nor a sphere.
+    """
+    boundary, comm, dim = domain._boundary, domain.comm, domain.dim
+    labels = np.full(len(boundary.facets), REFLECTING)
+    for k, name in reversed(list(enumerate(absorbing))):
+        labels[np.searchsorted(boundary.facets, domain.facets(name))] = k
+    cells = domain.mesh.geometry.x[_compat.geometry_dofmap(domain.mesh)[boundary.cells][:, : dim + 1]][:, :, :dim]
+    gathered = [np.concatenate(comm.allgather(a)) for a in (boundary.corners, cells.mean(axis=1), labels)]
+    corners, inner, labels = gathered
+    low, high = corners.min(axis=(0, 1)), corners.max(axis=(0, 1))
+    tolerance = 1e-9 * (high - low).max()
+    flat = [(np.abs(corners - plane) < tolerance).all(axis=1).any(axis=1) for plane in (low, high)]
+    if (flat[0] | flat[1]).all():
+        return Box(low, high, corners, labels)
+    if _compat.coordinate_map(domain.mesh).degree > 1:
+        center, radii = _spheres(domain, corners)
+        return Round(center, radii, corners, labels)
+    edges = corners[:, 1:] - corners[:, :1]
+    if dim == 2:
+        normals = np.stack((edges[:, 0, 1], -edges[:, 0, 0]), axis=1)
+    else:
+        normals = np.cross(edges[:, 0], edges[:, 1])
+    outward = np.sign(np.sum(normals * (corners[:, 0] - inner), axis=1))
+    return Facets(corners, normals * (outward / np.linalg.norm(normals, axis=1))[:, None], labels)
+
+
+def _spheres(domain: Domain, corners: Array) -> tuple[Array, list[float]]:
+    """Centre and radii of one or two concentric circles or spheres through the boundary's vertices (collective)."""
+    boundary, comm = domain._boundary, domain.comm
+    everything = corners.reshape(-1, domain.dim)
+    parts = [boundary.corners[np.searchsorted(boundary.facets, domain.facets(p))] for p in domain.parts]
+    sets = [np.concatenate(comm.allgather(p)).reshape(-1, domain.dim) for p in parts]
+    size = np.ptp(everything, axis=0).max()
+    for x in (everything, *sets):
+        matrix = np.column_stack((2 * x, np.ones(len(x))))
+        center = np.linalg.lstsq(matrix, (x**2).sum(axis=1), rcond=None)[0][:-1]
+        distance = np.linalg.norm(everything - center, axis=1)
+        radii = [float(distance.min()), float(distance.max())]
+        if radii[1] - radii[0] < 1e-6 * size:
+            return center, [radii[1]]
+        if np.minimum(np.abs(distance - radii[0]), np.abs(distance - radii[1])).max() < 1e-6 * size:
+            return center, radii
+    raise ValueError(
+        "paths need a boundary of straight facets, or one or two concentric circles or spheres; this mesh has other "
+        "curved cells. Use straight cells, or give domain= as a function g(x) of points (d, n), positive inside."
+    )

@@ -1,0 +1,253 @@
+"""Where the diffusion approximation holds: PDE, paths of the diffusion and the algorithm itself, side by side."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mpi4py import MPI
+
+import numpy as np
+from scipy import stats
+
+from ..discretisation.generator import Generator
+from ..domains._meshfile import import_optional, on_root
+from ..domains.domain import Domain
+from ..evolution.evolve import backward
+from ..exits.exit import mean_exit_time
+from ..models.process import SGD, MomentumSGD
+from ._ensemble import Ensemble
+from ._estimates import LEVEL, Estimate, normal
+from ._lambdify import PointSpace, lambdify
+from .simulate import simulate
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+EXIT_TIME = "exit_time"
+STEPS = "mean exit time in steps"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One learning rate.
+
+    Attributes:
+        learning_rate: η.
+        pde: value of the PDE; pde_error: its error bar, None for expectations at a time, which have none.
+        sde, sgd: the same quantity from paths of the diffusion and of the algorithm; exit times in steps.
+        discrepancy: SGD minus PDE, for exit times relative to the PDE; its interval contains the PDE's error bar.
+    """
+
+    learning_rate: float
+    pde: float
+    pde_error: float | None
+    sde: Estimate
+    sgd: Estimate
+    discrepancy: Estimate
+
+    @property
+    def significant(self) -> bool:
+        """Whether the discrepancy is told from zero."""
+        return not self.discrepancy.covers(0.0)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What :func:`compare` found; the same on all ranks.  ``print`` shows the table, :meth:`plot` the picture.
+
+    Attributes:
+        rows: one per learning rate.
+        quantity: what was compared.
+        order: fitted order p of |discrepancy| = C η^p with its interval; None if fewer than two learning rates have a
+            discrepancy that is told from zero.
+    """
+
+    rows: tuple[Row, ...]
+    quantity: str
+    order: Estimate | None
+
+    def __str__(self) -> str:
+        title = f"{self.quantity}; intervals of {self.rows[0].sgd.level:.0%}"
+        head = f"{'η':>9} {'PDE':>20} {'SDE paths':>22} {'SGD paths':>22} {'discrepancy':>22}"
+        lines = [title, head]
+        for r in self.rows:
+            error = "" if r.pde_error is None else f" ± {r.pde_error:.1g}"
+            mark = "" if r.significant else "  (within noise)"
+            cells = f"{f'{r.pde:.7g}{error}':>20} {r.sde!s:>22} {r.sgd!s:>22} {r.discrepancy!s:>22}"
+            lines.append(f"{r.learning_rate:9.4g} {cells}{mark}")
+        fitted = (
+            "not fitted: fewer than two discrepancies are told from zero" if self.order is None else str(self.order)
+        )
+        return "\n".join([*lines, f"order of the discrepancy in η: {fitted}"])
+
+    def plot(self, path: str | Path, comm: MPI.Comm = MPI.COMM_WORLD) -> "Figure | None":
+        """Draw values and discrepancies against η (collective; needs matplotlib); missing folders are created.
+
+        Returns:
+            The figure on rank 0, None elsewhere.
+        """
+
+        def work() -> "Figure":
+            import_optional("matplotlib", "Comparison.plot")
+            from matplotlib.figure import Figure
+
+            figure = Figure(figsize=(10, 4), layout="constrained")
+            self._draw(figure.subplots(1, 2))
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(path, dpi=150)
+            return figure
+
+        return on_root(comm, work)
+
+    def _draw(self, axes: Any) -> None:
+        eta = np.array([r.learning_rate for r in self.rows])
+        left, right = axes
+        unsure = [r.pde_error for r in self.rows]
+        known = [e for e in unsure if e is not None]
+        label = f"PDE, ± {max(known):.1g} or less" if known else "PDE"
+        left.errorbar(eta, [r.pde for r in self.rows], [e or 0.0 for e in unsure], fmt="k.-", capsize=6, label=label)
+        for name, mark in (("sde", "C0o"), ("sgd", "C3s")):
+            found = [getattr(r, name) for r in self.rows]
+            bars = np.array([(f.value - f.low, f.high - f.value) for f in found]).T
+            left.errorbar(eta, [f.value for f in found], bars, fmt=mark, capsize=3, label=f"{name.upper()} paths")
+        relative = self.quantity == STEPS
+        scale = "log" if relative else "linear"
+        left.set(xlabel="learning rate η", ylabel=self.quantity, xscale="log", yscale=scale)
+        left.legend()
+        size = np.array([abs(r.discrepancy.value) for r in self.rows])
+        right.errorbar(eta, size, [r.discrepancy.error for r in self.rows], fmt="C3s", capsize=3)
+        if self.order is not None:
+            middle = np.exp(np.log([s for s, r in zip(size, self.rows, strict=True) if r.significant]).mean())
+            center = np.exp(np.log([r.learning_rate for r in self.rows if r.significant]).mean())
+            right.plot(eta, middle * (eta / center) ** self.order.value, "k--", label=f"order {self.order}")
+            right.legend()
+        right.set(xlabel="learning rate η", ylabel="|SGD − PDE|" + " / PDE" * relative, xscale="log", yscale="log")
+
+
+def compare(
+    process: SGD | MomentumSGD | Callable[[float], SGD | MomentumSGD],
+    domain: Domain,
+    learning_rates: Sequence[float],
+    start: Any,
+    *,
+    quantity: str | Callable[[Any], Any] = EXIT_TIME,
+    time: float | None = None,
+    absorbing: Sequence[str] | str = (),
+    paths: int = 10_000,
+    substeps: int = 8,
+    seed: int = 0,
+    degree: int | None = None,
+    scheme: str = "auto",
+) -> Comparison:
+    """Compare the PDE with paths of its diffusion and with the algorithm, for a sweep of learning rates (collective).
+
+    SDE paths must agree with the PDE within their interval and the O(step) of their time step, or one of them is wrong;
+    the difference of the algorithm is what the diffusion leaves out.
+
+    Args:
+        process: an SGD process, or a function that makes one for a learning rate.
+        domain: where.
+        learning_rates: at least one η.
+        start: a point (d,).
+        quantity: "exit_time", in steps of the algorithm, compared relative to the PDE's; or g, a callable of x giving
+            UFL, for E[g(X_t); t < τ] at ``time``.
+        time: t, for g; the algorithm does round(t/η) steps, so take learning rates that divide it.
+        absorbing: absorbing parts of the boundary.
+        paths: of each ensemble.
+        substeps: time steps of the SDE paths per step of the algorithm.
+        seed: of the SDE paths; seed + 1 is that of the algorithm.
+        degree: of the generators.
+        scheme: of the generators.
+
+    Raises:
+        ValueError: a learning rate that is not positive, ``time`` missing or no multiple of one, nothing that absorbs.
+    """
+    rates = [float(r) for r in np.atleast_1d(np.asarray(learning_rates, dtype=float))]
+    if not rates or not np.isfinite(rates).all() or min(rates) <= 0:
+        raise ValueError(f"compare: learning_rates are {learning_rates!r}; positive numbers were expected.")
+    family = process if not isinstance(process, SGD | MomentumSGD) else None
+    if family is not None and not callable(family):
+        raise TypeError(f"compare: process is a {type(process).__name__}; expected fp.SGD or a function of η.")
+    if isinstance(quantity, str) and quantity != EXIT_TIME:
+        raise ValueError(f"compare: quantity is {quantity!r}; expected 'exit_time' or a callable of x.")
+    if not isinstance(quantity, str) and time is None:
+        raise ValueError("compare: give time=, when the expectation is taken.")
+    if isinstance(quantity, str) and not absorbing:
+        raise ValueError("compare: nothing absorbs, so there is no exit time. Give absorbing= parts.")
+    rows, model = [], None
+    for eta in rates:
+        one = family(eta) if family is not None else process.with_parameters(learning_rate=eta)  # type: ignore[union-attr]
+        if time is not None and abs(time / one.time_per_step - round(time / one.time_per_step)) > 1e-6:
+            raise ValueError(f"compare: time {time:g} is no whole number of steps of {one.time_per_step:g}.")
+        if family is None and model is not None:
+            gen = model.replace(learning_rate=eta)
+        else:
+            gen = Generator(one, domain, absorbing, degree, scheme)
+        rows.append(_row(gen, one, eta, start, quantity, time, absorbing, paths, substeps, seed))
+        if family is not None or model is not None:
+            gen.destroy()
+        else:
+            model = gen
+    if model is not None:
+        model.destroy()
+    name = STEPS if isinstance(quantity, str) else f"E g(X) at time {time:g}"
+    return Comparison(tuple(rows), name, fit_order(rates, [r.discrepancy for r in rows]))
+
+
+def _row(
+    gen: Generator, process: Any, eta: float, start: Any, quantity: Any, time: float | None, absorbing: Any, paths: int,
+    substeps: int, seed: int,
+) -> Row:  # fmt: skip
+    unit = process.time_per_step
+    common = {"absorbing": absorbing, "paths": paths, "times": None if time is None else [time]}
+    if time is not None:
+        common["horizon"] = time
+    sde = simulate(process, gen.domain, start, step=unit / substeps, seed=seed, **common)
+    sgd = simulate(process, gen.domain, start, method="sgd", seed=seed + 1, **common)
+    point = np.asarray(getattr(start, "point", start), dtype=float).reshape(1, -1)
+    error: float | None = None
+    if isinstance(quantity, str):
+        solution, scale = mean_exit_time(gen, start=point), 1 / unit
+        assert solution.error is not None  # an exit time has one
+        error = scale * float(solution.error[0])
+
+        def estimate(paths: Ensemble) -> Estimate:
+            return paths.mean_exit_time().scaled(scale)
+    else:
+        solution, scale = backward(gen, quantity, [time])[0], 1.0
+        space = PointSpace(gen.domain.dim)
+        g = lambdify([space.scalar(quantity, "compare: quantity")], space)
+
+        def estimate(paths: Ensemble) -> Estimate:
+            return paths.expectation(lambda x: g(x)[0])[0]
+
+    value, found, other = scale * float(solution.at(point)[0]), estimate(sgd), estimate(sde)
+    size = abs(value) if isinstance(quantity, str) else 1.0
+    off, far = found.value - value, error or 0.0
+    low, high = (found.low - value - far) / size, (found.high - value + far) / size
+    gap = Estimate(off / size, low, high, found.level, found.count)
+    return Row(eta, value, error, other, found, gap)
+
+
+def fit_order(rates: Sequence[float], discrepancies: Sequence[Estimate], level: float = LEVEL) -> Estimate | None:
+    """Slope of log |discrepancy| against log η by weighted least squares, with its interval.
+
+    The weights are the discrepancies' own errors; where the points scatter about the line more than these explain, the
+    interval grows accordingly.  Discrepancies that are not told from zero have no logarithm and are left out.
+    """
+    known = [(e, d) for e, d in zip(rates, discrepancies, strict=True) if not d.covers(0.0)]
+    if len({e for e, _ in known}) < 2:
+        return None
+    x, y = np.log([e for e, _ in known]), np.log([abs(d.value) for _, d in known])
+    z = float(stats.norm.ppf((1 + known[0][1].level) / 2))
+    sigma = np.array([max(d.error / z / abs(d.value), 1e-12) for _, d in known])
+    A = np.column_stack((np.ones_like(x), x)) / sigma[:, None]
+    covariance = np.linalg.inv(A.T @ A)
+    solution = covariance @ A.T @ (y / sigma)
+    freedom = len(x) - 2
+    excess = float(((y / sigma - A @ solution) ** 2).sum() / freedom) if freedom else 1.0
+    deviation = float(np.sqrt(covariance[1, 1] * max(1.0, excess)))
+    left = len(rates) - len(known)
+    note = f"{left} learning rate(s) left out, within noise" if left else ""
+    return normal(float(solution[1]), deviation, len(x), level, note)
