@@ -4,9 +4,13 @@ A rank that raises alone leaves the others waiting in the next collective call. 
 therefore end in :func:`agree`, which reduces the verdict first.
 """
 
-from typing import Any
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, TypeVar
 
 from mpi4py import MPI
+
+T = TypeVar("T")
 
 
 class NotConverged(RuntimeError):
@@ -42,3 +46,35 @@ def agree(comm: MPI.Comm, problem: str | None, error: type[Exception] = ValueErr
     first = comm.allreduce(comm.rank if problem is not None else size, op=MPI.MIN)
     if first < size:
         raise error(comm.bcast(problem, root=first))
+
+
+def on_root(comm: MPI.Comm, work: Callable[[], T]) -> T | None:
+    """Do serial work on rank 0; what it raises is raised on every rank (collective).
+
+    Returns:
+        The result on rank 0, None elsewhere.
+    """
+    result, failure, cause = None, None, None
+    if comm.rank == 0:
+        try:
+            result = work()
+        except Exception as e:
+            known = next(
+                (k for k in (ValueError, FileNotFoundError, ModuleNotFoundError) if isinstance(e, k)), RuntimeError
+            )
+            failure, cause = known(str(e)), e
+    failure = comm.bcast(failure, root=0)
+    if failure is not None:
+        raise failure from cause
+    return result
+
+
+def import_optional(name: str, purpose: str) -> ModuleType:
+    """Import an optional package, or say what it is needed for."""
+    try:
+        return __import__(name)
+    except (ImportError, OSError) as e:  # OSError: gmsh without its shared library
+        raise ModuleNotFoundError(
+            f"{purpose} needs the Python package '{name}', which could not be imported ({e}). "
+            f"Install it, e.g. 'apt install python3-{name}' or 'pip install {name}'"
+        ) from e

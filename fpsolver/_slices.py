@@ -21,7 +21,7 @@ def slices(data: Any, norm: Any, cmap: str) -> Any:
     """An image, shape (height, width, channels), of a :class:`fpsolver._sample.Sample` in 3D (rank 0)."""
     from matplotlib.image import imread
 
-    from .domains._meshfile import import_optional
+    from ._errors import import_optional
 
     import_optional("pyvista", "a picture in 3D")
     with tempfile.TemporaryDirectory() as folder:

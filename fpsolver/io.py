@@ -16,10 +16,11 @@ from dolfinx import io as dio
 from dolfinx import mesh as dmesh
 
 from . import _compat
+from ._errors import on_root
 from ._log import logger
 from ._sample import degree, lagrange
-from .domains._meshfile import XDMF_KEY, on_root
 from .domains.domain import Domain
+from .domains.meshfile import XDMF_KEY
 
 SUFFIXES = {".bp": "VTX (ADIOS2)", ".xdmf": "XDMF", ".npz": "NumPy"}
 """The file types of :func:`write`."""

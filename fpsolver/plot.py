@@ -13,8 +13,8 @@ from mpi4py import MPI
 import numpy as np
 import numpy.typing as npt
 
+from ._errors import import_optional, on_root
 from ._sample import Sample, facet_curves, sample
-from .domains._meshfile import import_optional, on_root
 from .domains.domain import Domain
 
 if TYPE_CHECKING:

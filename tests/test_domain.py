@@ -15,7 +15,7 @@ from dolfinx import mesh as dmesh
 
 from fpsolver import Domain
 from fpsolver._compat import cell_partitioner
-from fpsolver.domains._meshfile import tidy
+from fpsolver.domains._arrays import tidy
 from fpsolver.io import write_domain
 
 pytestmark = pytest.mark.parallel

@@ -12,7 +12,8 @@ PACKAGE = Path(__file__).parent.parent / "fpsolver"
 
 # imports go downwards only: a module may import those above it
 ORDER = (
-    "_errors _log _compat _petsc domains._meshfile domains._meshes domains._refine domains.domain models.fields "
+    "_errors _log _compat _petsc domains._arrays domains._gmsh domains.meshfile domains._parts "
+    "domains._meshes domains._refine domains._arguments domains.domain models.fields "
     "landscapes models.samples models._tabulate models.noise models.process discretisation.schemes "
     "discretisation.boundary discretisation._assembly discretisation._wells discretisation.generator "
     "discretisation._killed discretisation.solution exits.reach evolution.initial evolution._krylov "

@@ -14,7 +14,8 @@ from dolfinx import mesh as dmesh
 
 import fpsolver as fp
 from fpsolver._compat import cell_partitioner
-from fpsolver.domains._meshfile import RawMesh, _from_gmsh, _gmsh
+from fpsolver.domains._arrays import RawMesh
+from fpsolver.domains._gmsh import current_model, session
 
 BOX = {1: ["left", "right"], 2: ["left", "right", "bottom", "top"]}
 BOX[3] = [*BOX[2], "front", "back"]
@@ -87,7 +88,7 @@ def narrow_escape(gate: float, h: float = 0.3, degree: int = 3) -> fp.Generator:
 
 
 def _disk_with_gate(gate: float, h: float) -> RawMesh:
-    with _gmsh("a disk with a gate") as gmsh:
+    with session("a disk with a gate") as gmsh:
         geo = gmsh.model.geo
         centre = geo.addPoint(0, 0, 0, h)
         angles = [-gate, *np.linspace(gate, 2 * np.pi - gate, 5)[:-1]]
@@ -100,7 +101,7 @@ def _disk_with_gate(gate: float, h: float) -> RawMesh:
         gmsh.model.addPhysicalGroup(2, [surface], name="disk")
         gmsh.model.mesh.generate(2)
         gmsh.model.mesh.setOrder(3)
-        return _from_gmsh(gmsh, "a disk with a gate")
+        return current_model(gmsh, "a disk with a gate")
 
 
 def interpolated(gen: fp.Generator, f: Callable[[np.ndarray], Any]) -> fem.Function:

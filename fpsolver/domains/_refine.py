@@ -16,10 +16,24 @@ from dolfinx import la
 from dolfinx import mesh as dmesh
 
 from .. import _compat
+from .._errors import agree
 from . import _meshes
-from ._meshfile import SHAPES
+from ._arrays import SHAPES
 
 Ints = npt.NDArray[np.int64]
+
+
+def owned_cells(mesh: dmesh.Mesh, cells: npt.ArrayLike) -> npt.NDArray[np.int32]:
+    """Local indices of cells that this rank owns, sorted and checked (collective)."""
+    found = np.unique(np.asarray(cells).ravel())
+    owned = mesh.topology.index_map(mesh.topology.dim).size_local
+    problem = None
+    if found.size and not np.issubdtype(found.dtype, np.integer):
+        problem = f"the cells to refine must be given by their indices, got {found.dtype}"
+    elif found.size and (found[0] < 0 or found[-1] >= owned):
+        problem = f"cells from {found[0]} to {found[-1]} were to be refined, but this rank owns {owned} cells"
+    agree(mesh.comm, problem)
+    return found.astype(np.int32)
 
 
 def refine(

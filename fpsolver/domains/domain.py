@@ -10,14 +10,13 @@ import numpy.typing as npt
 from dolfinx import default_real_type
 from dolfinx import mesh as dmesh
 
-from .._errors import agree
+from .._errors import on_root
 from .._log import logger
-from . import _meshes, _meshfile, _refine
-from ._meshes import GHOSTS, Facets, Marker
-from ._meshfile import RawMesh, on_root
-
-REST = "unnamed"
-"""Name of the part that collects the boundary facets which no other part covers."""
+from . import _gmsh, _meshes, _refine, meshfile
+from ._arguments import check_box, check_polygon, check_round
+from ._arrays import RawMesh
+from ._meshes import GHOSTS
+from ._parts import REST, Facets, Marker, Parts, sides
 
 
 class Domain:
@@ -32,6 +31,7 @@ class Domain:
         mesh: the DOLFINx mesh.
         comm: its communicator.
         dim: dimension of the cells and of space.
+        boundary: this rank's facets of the boundary, with their cells and corners.
 
     Raises:
         ValueError: if the mesh or a part is unsuitable; the same on every rank.
@@ -40,16 +40,16 @@ class Domain:
     def __init__(self, mesh: dmesh.Mesh, parts: Mapping[str, npt.ArrayLike | Marker] | None = None):
         self.mesh, self.comm, self.dim = mesh, mesh.comm, mesh.topology.dim
         _meshes.check_mesh(mesh)
-        self._boundary = _meshes.find_boundary(mesh)
-        self._parts: dict[str, Facets] = {}
+        self._parts = Parts(mesh)
+        self.boundary = self._parts.boundary
         for name, facets in (parts or {}).items():
             if callable(facets):
-                self.mark(name, facets)
+                self._parts.add_marked(name, facets)
             else:
-                self._add(name, self._check_facets(name, facets))
+                self._parts.add_given(name, facets)
         if parts is None:
-            self._add("boundary", self._boundary.facets)
-        elif (count := self._collect_rest()) and parts:
+            self._parts.add("boundary", self.boundary.facets)
+        elif (count := self._parts.add_rest()) and parts:
             logger.info("%d boundary facets belong to no part of %s: they form the part %r", count, tuple(parts), REST)
 
     @classmethod
@@ -64,9 +64,9 @@ class Domain:
     @classmethod
     def interval(cls, a: float, b: float, n: int, *, comm: MPI.Comm = MPI.COMM_WORLD) -> "Domain":
         """The interval [a, b] in n cells; parts left, right."""
-        low, high, cells = _meshes.check_box("interval", (a,), (b,), (n,))
+        low, high, cells = check_box("interval", (a,), (b,), (n,))
         mesh = dmesh.create_interval(comm, cells[0], [low[0], high[0]], ghost_mode=GHOSTS, dtype=default_real_type)
-        return cls(mesh, _meshes.sides(low, high, ("left", "right")))
+        return cls(mesh, sides(low, high, ("left", "right")))
 
     @classmethod
     def rectangle(
@@ -89,14 +89,14 @@ class Domain:
                 (two each).
             comm: communicator.
         """
-        x0, x1, cells = _meshes.check_box("rectangle", low, high, n)
+        x0, x1, cells = check_box("rectangle", low, high, n)
         known = ("crossed", "right", "left", "left_right", "right_left")
         if diagonal not in known:
             raise ValueError(f"Domain.rectangle: diagonal must be one of {', '.join(known)}, got {diagonal!r}")
         mesh = dmesh.create_rectangle(
             comm, [x0, x1], cells, ghost_mode=GHOSTS, diagonal=dmesh.DiagonalType.__members__[diagonal]
         )
-        return cls(mesh, _meshes.sides(x0, x1, ("left", "right", "bottom", "top")))
+        return cls(mesh, sides(x0, x1, ("left", "right", "bottom", "top")))
 
     @classmethod
     def box(
@@ -106,9 +106,9 @@ class Domain:
 
         The parts are left, right (smallest and largest x), front, back (y), bottom, top (z).
         """
-        x0, x1, cells = _meshes.check_box("box", low, high, n)
+        x0, x1, cells = check_box("box", low, high, n)
         mesh = dmesh.create_box(comm, [x0, x1], cells, ghost_mode=GHOSTS)
-        return cls(mesh, _meshes.sides(x0, x1, ("left", "right", "front", "back", "bottom", "top")))
+        return cls(mesh, sides(x0, x1, ("left", "right", "front", "back", "bottom", "top")))
 
     @classmethod
     def disk(
@@ -182,36 +182,15 @@ class Domain:
         Raises:
             ValueError: fewer than three vertices, unknown or repeated edges, a polygon that crosses itself.
         """
-        corners = np.asarray(vertices, dtype=float)
-        if corners.ndim != 2 or corners.shape[1] != 2 or len(corners) < 3 or not np.isfinite(corners).all():
-            raise ValueError(f"Domain.polygon: vertices has shape {corners.shape}; expected (n, 2), n >= 3, finite")
-        if not np.isfinite(h) or h <= 0:
-            raise ValueError(f"Domain.polygon: h must be positive, got {h}")
-        parts = {name: [int(i) for i in chosen] for name, chosen in (edges or {}).items()}
-        named = [i for chosen in parts.values() for i in chosen]
-        if len(set(named)) < len(named) or not set(named) <= set(range(len(corners))):
-            raise ValueError(f"Domain.polygon: edges 0 to {len(corners) - 1} may be named once each, got {named}")
-        if rest := sorted(set(range(len(corners))) - set(named)):
-            parts["wall"] = [*parts.get("wall", []), *rest]
-        return cls._distribute(comm, lambda: _meshfile.polygon_geometry(corners, float(h), parts))
+        corners, parts = check_polygon(vertices, h, edges)
+        return cls._distribute(comm, lambda: _gmsh.polygon_geometry(corners, float(h), parts))
 
     @classmethod
     def _round(
         cls, kind: str, dim: int, center: Sequence[float], radii: list[float], h: float, order: int, comm: MPI.Comm
     ) -> "Domain":
-        where = f"Domain.{kind}"
-        if len(center) != dim:
-            raise ValueError(f"{where}: center must have {dim} coordinates, got {center}")
-        values = _meshes.check_finite(where, center=center, radius=radii, h=[h])
-        if h <= 0 or radii[0] <= 0:
-            raise ValueError(f"{where}: radii and h must be positive, got {radii} and {h}")
-        if len(radii) == 2 and radii[0] >= radii[1]:
-            raise ValueError(f"{where}: r_inner must be smaller than r_outer, got {radii[0]} and {radii[1]}")
-        if order not in (1, 2, 3):
-            raise ValueError(f"{where}: order must be 1, 2 or 3, got {order}")
-        return cls._distribute(
-            comm, lambda: _meshfile.round_geometry(kind, dim, values["center"], values["radius"], float(h), order)
-        )
+        middle, r = check_round(kind, dim, center, radii, h, order)
+        return cls._distribute(comm, lambda: _gmsh.round_geometry(kind, dim, middle, r, float(h), order))
 
     @classmethod
     def read(cls, path: str | Path, comm: MPI.Comm = MPI.COMM_WORLD) -> "Domain":
@@ -228,10 +207,10 @@ class Domain:
             ModuleNotFoundError: if gmsh or meshio is needed and missing.
         """
         path = Path(path)
-        names = comm.bcast(on_root(comm, lambda: _meshfile.inspect(path)), root=0)
+        names = comm.bcast(on_root(comm, lambda: meshfile.inspect(path)), root=0)
         if names is not None:
             return cls(*_meshes.read_xdmf(path, names, comm))
-        reader = _meshfile.read_gmsh if path.suffix == ".msh" else _meshfile.read_meshio
+        reader = _gmsh.read_gmsh if path.suffix == ".msh" else meshfile.read_meshio
         return cls._distribute(comm, lambda: reader(path))
 
     @classmethod
@@ -244,23 +223,8 @@ class Domain:
         mesh = _meshes.create_mesh(comm, cells, x, dim, degree)
         domain = cls(mesh)
         if named:
-            domain._rename(named)
+            domain._parts.replace(named)
         return domain
-
-    def _rename(self, named: Mapping[str, npt.NDArray[np.int64]]) -> None:
-        """Divide the boundary anew: parts by the nodes, in the order of input, of the vertices of their facets."""
-        self._parts = {}
-        for name, facets in named.items():
-            found = self._boundary.find(self.mesh, facets)
-            missing = len(facets) - self.comm.allreduce(len(found))
-            if missing:
-                logger.warning(
-                    "%d of %d facets of the part %r are not on the boundary: left out", missing, len(facets), name
-                )
-            if missing < len(facets):
-                self._add(name, found)
-        if count := self._collect_rest():
-            logger.info("%d boundary facets belong to no named part: they form the part %r", count, REST)
 
     # -- Refinement
 
@@ -276,17 +240,9 @@ class Domain:
         Raises:
             ValueError: something else than indices of owned cells; the same on every rank.
         """
-        found = np.unique(np.asarray(cells).ravel())
-        owned = self.mesh.topology.index_map(self.dim).size_local
-        problem = None
-        if found.size and not np.issubdtype(found.dtype, np.integer):
-            problem = f"the cells to refine must be given by their indices, got {found.dtype}"
-        elif found.size and (found[0] < 0 or found[-1] >= owned):
-            problem = f"cells from {found[0]} to {found[-1]} were to be refined, but this rank owns {owned} cells"
-        agree(self.comm, problem)
-        mesh, named = _refine.refine(self.mesh, found.astype(np.int32), self._parts)
+        mesh, named = _refine.refine(self.mesh, _refine.owned_cells(self.mesh, cells), self._parts.facets)
         domain = Domain(mesh)
-        domain._rename({name: np.concatenate(self.comm.allgather(facets)) for name, facets in named.items()})
+        domain._parts.replace({name: np.concatenate(self.comm.allgather(facets)) for name, facets in named.items()})
         return domain
 
     # -- Boundary parts
@@ -294,12 +250,12 @@ class Domain:
     @property
     def parts(self) -> tuple[str, ...]:
         """Names of the boundary parts, in the same order on every rank."""
-        return tuple(self._parts)
+        return tuple(self._parts.facets)
 
     def facets(self, name: str) -> Facets:
         """Sorted local indices of the boundary facets of a part that this rank owns."""
-        self._check_names([name])
-        return self._parts[name]
+        self._parts.check_names([name])
+        return self._parts.facets[name]
 
     def facet_tags(self, names: str | Sequence[str]) -> dmesh.MeshTags:
         """Tag the facets of ``names[i]`` with i + 1.
@@ -307,27 +263,15 @@ class Domain:
         Raises:
             ValueError: for an unknown name, or if two of the parts share facets, of which a tag could only keep one.
         """
-        names = [names] if isinstance(names, str) else list(names)
-        self._check_names(names)
-        parts = [self._parts[name] for name in names]
-        problem = None
-        for i, a in enumerate(names):
-            for b in names[:i]:
-                if np.intersect1d(self._parts[a], self._parts[b]).size:
-                    problem = f"the parts {b!r} and {a!r} share facets; use one of them, or parts that do not overlap"
-        agree(self.comm, problem)
-        facets = np.concatenate([np.empty(0, np.int32), *parts])
-        values = np.repeat(np.arange(1, len(names) + 1, dtype=np.int32), [len(part) for part in parts])
-        order = np.argsort(facets)
-        return dmesh.meshtags(self.mesh, self.dim - 1, facets[order].astype(np.int32), values[order])
+        return self._parts.tags([names] if isinstance(names, str) else list(names))
 
     def integration_facets(self, name: str) -> npt.NDArray[np.int32]:
         """A part as DOLFINx integrates over it: cell, local facet, cell, local facet, ... on this rank.
 
         ``ufl.ds(subdomain_data=[(1, domain.integration_facets("left"))])`` also serves parts that overlap.
         """
-        where = np.searchsorted(self._boundary.facets, self.facets(name))
-        pairs = np.column_stack((self._boundary.cells[where], self._boundary.local[where]))
+        where = np.searchsorted(self.boundary.facets, self.facets(name))
+        pairs = np.column_stack((self.boundary.cells[where], self.boundary.local[where]))
         return pairs.astype(np.int32).ravel()
 
     def mark(self, name: str, marker: Marker) -> None:
@@ -342,56 +286,7 @@ class Domain:
         Raises:
             ValueError: if the name is used, the marker does not return n booleans, or no boundary facet matches.
         """
-        try:
-            problem, chosen = None, self._boundary.marked(marker)
-        except Exception as e:
-            problem, chosen = f"the marker of the part {name!r} {e}", self._boundary.facets[:0]
-        agree(self.comm, problem)
-        where = self._boundary.extent(self.comm)
-        self._add(name, chosen, f"its marker holds on no boundary facet; the boundary lies in {where}")
-
-    def _add(self, name: str, facets: Facets, why_empty: str = "it has no facet on the boundary") -> None:
-        if not isinstance(name, str) or not name:
-            raise ValueError(f"the name of a boundary part must be a non-empty string, got {name!r}")
-        if name in self._parts:
-            raise ValueError(f"there is a boundary part {name!r} already; the parts are {', '.join(self.parts)}")
-        if self.comm.allreduce(len(facets)) == 0:
-            raise ValueError(f"the boundary part {name!r} is empty: {why_empty}")
-        facets = np.array(facets, dtype=np.int32)
-        facets.flags.writeable = False
-        self._parts[name] = facets
-
-    def _collect_rest(self) -> int:
-        """Give the facets without a name one, and return how many there are on all ranks."""
-        named = np.concatenate([self._boundary.facets[:0], *self._parts.values()])
-        rest = np.setdiff1d(self._boundary.facets, named)
-        count = self.comm.allreduce(len(rest))
-        if count and REST not in self._parts:
-            self._add(REST, rest)
-        return count
-
-    def _check_names(self, names: Sequence[str]) -> None:
-        for name in names:
-            if name not in self._parts:
-                raise ValueError(f"no boundary part is called {name!r}; the parts are {', '.join(self.parts)}")
-        if len(set(names)) < len(names):
-            raise ValueError(f"a boundary part is named twice in {names}")
-
-    def _check_facets(self, name: str, facets: npt.ArrayLike) -> Facets:
-        """Facets of a part as given by the user, those of other ranks dropped."""
-        index_map = self.mesh.topology.index_map(self.dim - 1)
-        owned, known = index_map.size_local, index_map.size_local + index_map.num_ghosts
-        found, problem = np.unique(np.asarray(facets).ravel()), None
-        if found.size and not np.issubdtype(found.dtype, np.integer):
-            problem = f"the facets of the part {name!r} must be integers, got {found.dtype}"
-        elif found.size and (found[0] < 0 or found[-1] >= known):
-            problem = f"the part {name!r} has facets from {found[0]} to {found[-1]}, but this rank knows {known} facets"
-        else:
-            found = found[found < owned].astype(np.int32)
-            if inside := int((~np.isin(found, self._boundary.facets)).sum()):
-                problem = f"{inside} facets of the part {name!r} are not on the boundary"
-        agree(self.comm, problem)
-        return found
+        self._parts.add_marked(name, marker)
 
     def __repr__(self) -> str:
         cells = self.mesh.topology.index_map(self.dim).size_global

@@ -21,11 +21,10 @@ from dolfinx import fem
 from scipy.spatial import cKDTree
 
 from .. import _compat
-from .._errors import agree
+from .._errors import agree, on_root
 from .._log import logger
 from .._sample import push_forward
 from ..discretisation.generator import Generator
-from ..domains._meshfile import on_root
 from ._expm import Snapshot
 
 VERSION = 1

@@ -23,7 +23,7 @@ from ..discretisation._assembly import basic_forms, union_tags
 from ..discretisation.boundary import neighbours
 from ..discretisation.generator import Generator
 from ..discretisation.solution import as_points
-from ..domains._meshes import Marker
+from ..domains.domain import Marker
 from ..models.fields import is_number
 
 Mask = npt.NDArray[np.bool_]

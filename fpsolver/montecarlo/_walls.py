@@ -242,7 +242,7 @@ def walls_of(domain: Domain, absorbing: Sequence[str]) -> Walls:
     Raises:
         ValueError: an unknown part, or curved cells whose boundary is neither a circle nor a sphere.
     """
-    boundary, comm, dim = domain._boundary, domain.comm, domain.dim
+    boundary, comm, dim = domain.boundary, domain.comm, domain.dim
     labels = np.full(len(boundary.facets), REFLECTING)
     for k, name in reversed(list(enumerate(absorbing))):
         labels[np.searchsorted(boundary.facets, domain.facets(name))] = k
@@ -268,7 +268,7 @@ def walls_of(domain: Domain, absorbing: Sequence[str]) -> Walls:
 
 def _spheres(domain: Domain, corners: Array) -> tuple[Array, list[float]]:
     """Centre and radii of one or two concentric circles or spheres through the boundary's vertices (collective)."""
-    boundary, comm = domain._boundary, domain.comm
+    boundary, comm = domain.boundary, domain.comm
     everything = corners.reshape(-1, domain.dim)
     parts = [boundary.corners[np.searchsorted(boundary.facets, domain.facets(p))] for p in domain.parts]
     sets = [np.concatenate(comm.allgather(p)).reshape(-1, domain.dim) for p in parts]

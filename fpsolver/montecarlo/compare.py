@@ -10,8 +10,8 @@ from mpi4py import MPI
 import numpy as np
 from scipy import stats
 
+from .._errors import import_optional, on_root
 from ..discretisation.generator import Generator
-from ..domains._meshfile import import_optional, on_root
 from ..domains.domain import Domain
 from ..evolution.evolve import backward
 from ..exits.exit import mean_exit_time

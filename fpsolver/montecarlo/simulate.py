@@ -8,8 +8,7 @@ from mpi4py import MPI
 
 import numpy as np
 
-from .._errors import agree
-from ..domains._meshfile import import_optional
+from .._errors import agree, import_optional
 from ..domains.domain import Domain
 from ..evolution.initial import Dirac, Gaussian
 from ..models.fields import is_number

@@ -1,0 +1,72 @@
+"""Checked arguments of the constructors of domains."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+
+def check_finite(where: str, **given: Sequence[float]) -> dict[str, list[float]]:
+    """The given numbers as floats, all of them finite."""
+    for name, values in given.items():
+        try:
+            finite = bool(np.isfinite(np.asarray(values, dtype=np.float64)).all())
+        except (TypeError, ValueError):
+            finite = False
+        if not finite:
+            raise ValueError(f"{where}: {name} must be made of finite numbers, got {values}")
+    return {name: [float(v) for v in values] for name, values in given.items()}
+
+
+def check_box(
+    kind: str, low: Sequence[float], high: Sequence[float], n: Sequence[int]
+) -> tuple[list[float], list[float], list[int]]:
+    """Corners and numbers of cells of a box, checked."""
+    where, dim = f"Domain.{kind}", {"interval": 1, "rectangle": 2, "box": 3}[kind]
+    for what, values in (("lower corner", low), ("upper corner", high), ("n", n)):
+        if np.shape(values) != (dim,):
+            raise ValueError(f"{where}: the {what} must have {dim} entries, got {values!r}")
+    x = check_finite(where, low=low, high=high, n=n)
+    if any(a >= b for a, b in zip(low, high, strict=True)):
+        ends = f"[{low[0]}, {high[0]}]" if dim == 1 else f"corners {tuple(low)} and {tuple(high)}"
+        raise ValueError(f"{where}: the lower end must be below the upper one in every coordinate, got {ends}")
+    if any(k < 1 or k != int(k) for k in n):
+        raise ValueError(
+            f"{where}: the numbers of cells must be positive integers, got {n[0] if dim == 1 else tuple(n)}"
+        )
+    return x["low"], x["high"], [int(k) for k in n]
+
+
+def check_round(
+    kind: str, dim: int, center: Sequence[float], radii: Sequence[float], h: float, order: int
+) -> tuple[list[float], list[float]]:
+    """Center and radii of a disk, ball or annulus, checked."""
+    where = f"Domain.{kind}"
+    if len(center) != dim:
+        raise ValueError(f"{where}: center must have {dim} coordinates, got {center}")
+    values = check_finite(where, center=center, radius=radii, h=[h])
+    if h <= 0 or radii[0] <= 0:
+        raise ValueError(f"{where}: radii and h must be positive, got {radii} and {h}")
+    if len(radii) == 2 and radii[0] >= radii[1]:
+        raise ValueError(f"{where}: r_inner must be smaller than r_outer, got {radii[0]} and {radii[1]}")
+    if order not in (1, 2, 3):
+        raise ValueError(f"{where}: order must be 1, 2 or 3, got {order}")
+    return values["center"], values["radius"]
+
+
+def check_polygon(
+    vertices: npt.ArrayLike, h: float, edges: Mapping[str, Sequence[int]] | None
+) -> tuple[npt.NDArray[np.float64], dict[str, list[int]]]:
+    """Corners of a polygon and the edges of its parts, checked; edges without a name form the part "wall"."""
+    corners = np.asarray(vertices, dtype=float)
+    if corners.ndim != 2 or corners.shape[1] != 2 or len(corners) < 3 or not np.isfinite(corners).all():
+        raise ValueError(f"Domain.polygon: vertices has shape {corners.shape}; expected (n, 2), n >= 3, finite")
+    if not np.isfinite(h) or h <= 0:
+        raise ValueError(f"Domain.polygon: h must be positive, got {h}")
+    parts = {name: [int(i) for i in chosen] for name, chosen in (edges or {}).items()}
+    named = [i for chosen in parts.values() for i in chosen]
+    if len(set(named)) < len(named) or not set(named) <= set(range(len(corners))):
+        raise ValueError(f"Domain.polygon: edges 0 to {len(corners) - 1} may be named once each, got {named}")
+    if rest := sorted(set(range(len(corners))) - set(named)):
+        parts["wall"] = [*parts.get("wall", []), *rest]
+    return corners, parts
