@@ -10,26 +10,25 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "fpsolver"
 
-# imports go downwards only: a module may import those above it
-ORDER = (
-    "_errors _log _compat _petsc domains._arrays domains._gmsh domains.meshfile domains._parts "
-    "domains._meshes domains._refine domains._arguments domains.domain models.fields "
-    "landscapes models.samples models._tabulate models.noise models.process discretisation.schemes "
-    "discretisation.boundary discretisation._assembly discretisation._wells discretisation.generator "
-    "discretisation._killed discretisation.solution exits.reach evolution.initial evolution._krylov "
-    "evolution._control evolution._expm exits.metastable exits._guards exits.error exits.exit exits.adapt "
-    "exits._stopped diagnostics.invariant montecarlo._estimates montecarlo._ensemble montecarlo._lambdify "
-    "montecarlo._walls montecarlo._paths montecarlo._dynamics montecarlo.simulate _sample "
-    "discretisation.positivity longtime.stationary longtime._kernel longtime.ergodic exits.regions "
-    "longtime.spectrum diagnostics.truncation longtime.noisy evolution.schedule evolution._integrate "
-    "evolution._scheduled evolution.checkpoint evolution.evolve evolution.monotone exits.exit_law "
-    "montecarlo.compare _slices io plot diagnostics._quadrature diagnostics._regions diagnostics._basins "
-    "diagnostics.regime diagnostics.concentration diagnostics.entropy diagnostics.entropy_rates "
-    "diagnostics._points diagnostics._sampling diagnostics._passes diagnostics._operator diagnostics._arrhenius "
-    "diagnostics._certificate diagnostics.critical diagnostics.kramers diagnostics.bounds diagnostics._talweg "
-    "diagnostics.lojasiewicz diagnostics.decay diagnostics._ellipses diagnostics.landscape diagnostics.star "
-    "models.network models.slices "
-).split()
+# imports go downwards only: a folder or a module may import those above it
+LAYERS = (
+    ("", "_errors _log _compat _petsc landscapes _sample"),
+    ("domains", "_arrays _gmsh meshfile _parts _meshes _refine _arguments domain"),
+    ("models", "fields samples _tabulate noise process network slices"),
+    ("discretisation", "schemes boundary assembly _wells generator metastable solution positivity"),
+    ("evolution", "initial _krylov _control _expm schedule _integrate _scheduled checkpoint evolve monotone"),
+    ("longtime", "stationary _kernel ergodic spectrum noisy"),
+    ("exits", "_killed reach _guards error exit adapt _stopped regions exit_law"),
+    ("montecarlo", "_estimates _ensemble _lambdify _walls _paths _dynamics simulate compare"),
+    ("", "_slices io plot"),
+    (
+        "diagnostics",
+        "invariant truncation _quadrature _regions _basins regime concentration entropy entropy_rates _points "
+        "_sampling _passes _operator _arrhenius _certificate critical kramers bounds _talweg lojasiewicz decay "
+        "_ellipses landscape star",
+    ),
+)
+ORDER = [f"{folder}.{name}".lstrip(".") for folder, names in LAYERS for name in names.split()]
 
 
 def module(path):

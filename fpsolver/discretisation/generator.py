@@ -18,8 +18,8 @@ from .._log import logger
 from ..domains.domain import Domain
 from ..models.fields import Space, is_number
 from ..models.process import SDE, Coefficients, Process
-from ._assembly import assemble_like, assemble_matrix, compile_forms, lowest_exponents, nodal_values, union_tags
 from ._wells import exit_barrier
+from .assembly import assemble_like, assemble_matrix, compile_forms, lowest_exponents, nodal_values, union_tags
 from .boundary import Boundary, FicheraClasses, check_potential, format_report, survey_cells
 from .schemes import SCHEMES, WeakForm, is_continuous, quadrature_degree
 

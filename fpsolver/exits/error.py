@@ -23,12 +23,12 @@ from dolfinx import fem, la
 from dolfinx.fem.petsc import interpolation_matrix
 
 from .._petsc import LinearSolver, Options
-from ..discretisation._killed import backward_operator, is_killed
 from ..discretisation.generator import Generator
+from ..discretisation.metastable import capacity_solver
 from ..discretisation.solution import Solution, as_points, evaluate, locate
 from ..domains.domain import Domain
 from ..evolution.initial import Dirac, Gaussian, dirac, load
-from .metastable import capacity_solver
+from ._killed import backward_operator, is_killed
 
 _POWERS = np.linspace(40.0, 2.0, 400)  # of k in the error of J; the slowest is that of r^½ singularities
 # J_{k+1} − J_k over J_k − J_{k−1}: below by symmetry, above at singularities, degree k + 2 is needed as well.

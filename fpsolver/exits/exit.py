@@ -12,13 +12,13 @@ from dolfinx import fem
 from .._errors import agree
 from .._log import logger
 from .._petsc import Options
-from ..discretisation._killed import backward_operator, is_killed
 from ..discretisation.generator import Generator
+from ..discretisation.metastable import capacity_solver
 from ..discretisation.solution import Solution
 from ..models.fields import is_number
 from ._guards import check_certain_exit, check_reach, check_roundoff, need_exit
+from ._killed import backward_operator, is_killed
 from .error import with_error_bars
-from .metastable import capacity_solver
 
 
 def feynman_kac(

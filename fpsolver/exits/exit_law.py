@@ -10,12 +10,12 @@ from dolfinx import fem
 
 from .._petsc import Options
 from ..discretisation.generator import Generator
+from ..discretisation.metastable import capacity_solver
 from ..discretisation.solution import as_points
 from ..evolution.evolve import backward, evolve
 from ..evolution.initial import dirac, load
 from ._guards import check_reach, need_exit
 from .error import is_density
-from .metastable import capacity_solver
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from dolfinx import mesh as dmesh
 
 from .._petsc import Options
 from ..discretisation.generator import Generator
+from ..discretisation.metastable import capacity_solver
 from ..discretisation.solution import Solution
 from ..longtime.stationary import stationary
 from ._stopped import Region, Resolved, Size, Stopped, resolve, total
 from .exit import exit_probability, mean_exit_time
-from .metastable import capacity_solver
 
 
 def _over(gen: Generator, region: Resolved, integrand: Any) -> float:

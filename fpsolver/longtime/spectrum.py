@@ -12,9 +12,9 @@ from .._errors import NotConverged
 from .._log import logger
 from .._petsc import Options, direct_preset, inserted_options
 from ..discretisation.generator import Generator
+from ..discretisation.metastable import estimated_rate, slowest_mode
 from ..discretisation.positivity import Limiter, limiter
 from ..discretisation.solution import Solution
-from ..exits.metastable import estimated_rate, slowest_mode
 from ..models.fields import integrate, is_number
 
 _DIGITS = 2e-17  # of the scaled pencil's norm: rounding error of slow rates, measured 1e-19 ... 2e-18 in double wells

@@ -8,8 +8,8 @@ from petsc4py import PETSc
 import ufl
 
 from .._petsc import LinearSolver, Options
+from ..discretisation.generator import Generator
 from ..models.fields import is_number
-from .generator import Generator
 
 
 def is_killed(killing: Any) -> bool:

@@ -26,8 +26,8 @@ from dolfinx import mesh as dmesh
 from .._errors import NotConverged
 from .._log import logger
 from .._petsc import LinearSolver, Options
-from ..discretisation._wells import Floats, eliminate, find_wells
-from ..discretisation.generator import Generator
+from ._wells import Floats, eliminate, find_wells
+from .generator import Generator
 
 _STEP = (0.1, 0.9)  # χ rises from 0 to 1 while h does between these: where h is neither 0 nor 1, at the saddles
 _DEPTH = 5.0  # in units of U: a well of this depth that is not split off costs two digits
