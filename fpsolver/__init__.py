@@ -8,7 +8,8 @@ from .discretisation.generator import Generator
 from .discretisation.positivity import limit
 from .discretisation.solution import Solution
 from .domains.domain import Domain
-from .evolution.evolve import Evolution, backward, evolve, resume
+from .evolution.evolution import Evolution
+from .evolution.evolve import backward, evolve, resume
 from .evolution.initial import dirac, gaussian
 from .evolution.monotone import evolve_monotone
 from .evolution.schedule import steps

@@ -61,7 +61,7 @@ class Flow:
 
     def __init__(self, gen: Generator, minima: Array):
         comm, dim = gen.domain.comm, gen.domain.dim
-        coefficients = gen._compiled.coefficients
+        coefficients = gen.coefficients
         if extract_coefficients(coefficients.beta) or extract_coefficients(coefficients.D):
             raise ValueError(
                 "basins of attraction: a drift or diffusion that is tabulated (fp.batched, a Function) is not known "

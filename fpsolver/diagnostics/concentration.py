@@ -18,8 +18,9 @@ from .._log import logger
 from .._petsc import Options
 from ..discretisation.generator import Generator
 from ..discretisation.solution import as_points, bounds, locate
-from ..evolution.evolve import Evolution, backward
-from ..evolution.initial import _project
+from ..evolution.evolution import Evolution
+from ..evolution.evolve import backward
+from ..evolution.initial import project
 from ..models.fields import is_number
 from ._basins import Flow, basin_loads
 from ._quadrature import Array, Quadrature, owned_nodes
@@ -123,7 +124,7 @@ def concentration(
     Raises:
         ValueError: not densities; unsuitable minima or radii; a point that does not attract; a tabulated drift.
     """
-    gen = evolution._gen
+    gen = evolution.generator
     if evolution.name != "density":
         raise ValueError("concentration: an evolution of densities was expected, from fp.evolve; see its dual below.")
     points = as_points(minima, gen.domain.dim, "concentration: minima")
@@ -176,7 +177,7 @@ def concentration_backward(
             "scheme 'galerkin' or 'dg'."
         )
     load, change = ball_load(gen, x, r)
-    indicator = _project(gen, load)
+    indicator = project(gen, load)
     function = gen.function(indicator)
     _destroy([load, change, indicator])
     return backward(gen, function, times, tol, options)
@@ -208,7 +209,7 @@ def _moments(
     evolution: Evolution, vectors: list[PETSc.Vec], points: Array, found: list[Contraction]
 ) -> tuple[Array, Array, Array]:
     """Second moments over the domain and over the balls of attraction, and the latter's masses, shape (n, k) each."""
-    gen = evolution._gen
+    gen = evolution.generator
     quadrature = Quadrature.of(gen.domain.mesh, gen.degree + 2)
     densities = [quadrature.values(s.raw) for s in evolution]
     columns = []
@@ -267,7 +268,7 @@ def _unresolved(gen: Generator, times: Array, points: Array, local: Array, insid
 
 
 def _loss_statistics(evolution: Evolution, loss: Any) -> tuple[Array | None, ...]:
-    gen = evolution._gen
+    gen = evolution.generator
     f = loss_expression(gen, loss, "concentration: loss")
     if f is None:
         return None, None, None, None

@@ -71,8 +71,8 @@ def critical_points(process_or_loss: Any, domain: Domain) -> list[CriticalPoint]
 def find_critical_points(loss: Loss, process: Any, domain: Domain) -> list[CriticalPoint]:
     """:func:`critical_points` of a loss that is already compiled (collective)."""
     starts, steepness = _candidates(loss, domain)
-    x = domain.comm.bcast(_polish(loss, starts, steepness), root=0)
-    x = np.array([p for p in x if _contains(domain, p)]).reshape(-1, loss.dim)
+    x = domain.comm.bcast(polish(loss, starts, steepness), root=0)
+    x = np.array([p for p in x if contains(domain, p)]).reshape(-1, loss.dim)
     if not len(x):
         return []
     found = _describe(loss, x, steepness, covariance_at(process, x, domain.comm))
@@ -123,7 +123,7 @@ def _linear_roots(x: np.ndarray, g: np.ndarray) -> np.ndarray:
     return np.einsum("ni,nij->nj", weights[close], x[close])
 
 
-def _polish(loss: Loss, x: np.ndarray, steepness: float) -> np.ndarray:
+def polish(loss: Loss, x: np.ndarray, steepness: float) -> np.ndarray:
     """Newton's method from many points; those that arrive, without repetition, shape (n, d)."""
     size = loss.extent
     finest, accepted = (4e-16, 1e-9) if loss.exact else (1e-11, 1e-7)
@@ -162,7 +162,8 @@ def _distinct(x: np.ndarray, tolerance: float) -> np.ndarray:
     return np.array(kept)
 
 
-def _contains(domain: Domain, point: np.ndarray) -> bool:
+def contains(domain: Domain, point: np.ndarray) -> bool:
+    """Whether a point lies in the mesh (collective)."""
     try:
         locate(domain.mesh, point[None])
     except ValueError:

@@ -10,7 +10,7 @@ import ufl
 from dolfinx import fem
 from scipy.stats import t as student
 
-from ..evolution.evolve import Evolution
+from ..evolution.evolution import Evolution
 from ..models.noise import samples_of
 from ..models.process import SGD, Langevin
 from .lojasiewicz import Exponent
@@ -108,9 +108,9 @@ def loss_decay(evolution: Evolution, exponent: Exponent, loss: Any = None) -> Lo
 
 def _expectations(evolution: Evolution, loss: Any) -> np.ndarray:
     """E f, −E b·∇f and E D:∇∇f at each time, shape (n, 3) (collective)."""
-    gen = evolution._gen
+    gen = evolution.generator
     gen.activate()
-    f, c, p = _loss(gen.process, gen.space, loss), gen._compiled.coefficients, fem.Function(gen.V)
+    f, c, p = _loss(gen.process, gen.space, loss), gen.coefficients, fem.Function(gen.V)
     gradient, d = ufl.grad(f), gen.domain.dim
     b = c.beta + ufl.div(c.D)
     noise = sum(c.D[i, j] * gradient[i].dx(j) for i in range(d) for j in range(d))

@@ -18,8 +18,8 @@ from .._errors import agree
 from .._log import logger
 from ..discretisation.generator import Generator
 from ..discretisation.solution import Solution
-from ..evolution.evolve import Evolution
-from ..evolution.initial import _project
+from ..evolution.evolution import Evolution
+from ..evolution.initial import project
 from ..models.fields import Space, is_number
 from ._quadrature import Array, Quadrature
 
@@ -85,7 +85,7 @@ class _Reference:
         mesh = gen.domain.mesh
         gen.activate()
         self.points = points = Quadrature.of(mesh, degree)
-        self.D = points.expression(gen._compiled.coefficients.D)
+        self.D = points.expression(gen.coefficients.D)
         space = Space(mesh, gen.degree, mesh.geometry.dim)
         self.P = None if P is None else points.expression(space.matrix(P, "entropy: P"))
         f = p_inf.raw if isinstance(p_inf, Solution) else p_inf
@@ -159,7 +159,7 @@ def entropy_decay(
     Raises:
         ValueError: something absorbs; not densities; unsuitable ``p_inf``, ``P`` or ``threshold``.
     """
-    gen = evolution._gen
+    gen = evolution.generator
     _check(evolution, threshold)
     reference = _Reference(gen, p_inf, P, quadrature or 2 * gen.degree + 8)
     rows = [reference.measure(s.raw, _time_derivative(gen, s.raw), threshold) for s in evolution]
@@ -222,9 +222,9 @@ def _single(gen: Generator, p: Any, p_inf: Any, P: Any, threshold: float | None)
 def _check(evolution: Evolution, threshold: Any) -> None:
     if not isinstance(evolution, Evolution) or evolution.name != "density" or not len(evolution):
         raise ValueError("entropy_decay: an evolution of densities was expected, from fp.evolve.")
-    if evolution._gen.absorbing:
+    if evolution.generator.absorbing:
         raise ValueError(
-            f"entropy_decay: mass leaves through {', '.join(evolution._gen.absorbing)}; relative entropy to an "
+            f"entropy_decay: mass leaves through {', '.join(evolution.generator.absorbing)}; relative entropy to an "
             "invariant density needs a generator without absorbing parts."
         )
     if threshold is not None and not (is_number(threshold) and threshold >= 0):
@@ -248,7 +248,7 @@ def _time_derivative(gen: Generator, f: fem.Function) -> fem.Function:
         unknown.array_w[:] = unknown.array_r / gen.nodal_weight()[: unknown.local_size]
     load = gen.G.createVecLeft()
     gen.G.mult(unknown, load)
-    derivative = _project(gen, load)
+    derivative = project(gen, load)
     answer = gen.density(derivative, "density_rate")
     for v in (unknown, load, derivative):
         v.destroy()

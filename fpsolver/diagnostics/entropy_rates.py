@@ -169,7 +169,7 @@ def bakry_emery(gen: Generator, potential: Any = None) -> BakryEmery:
             f"bakry_emery: the invariant density of {type(gen.process).__name__} is not known; give -ln of it by "
             "potential=."
         )
-    c = gen._compiled.coefficients
+    c = gen.coefficients
     if any(extract_coefficients(e) for e in (V, c.D, c.beta)):
         raise ValueError(
             "bakry_emery needs second derivatives: potential, drift and diffusion must be UFL, not tabulated."

@@ -17,7 +17,7 @@ from ..models.process import SGD, Langevin, Process
 from ._passes import Passes, owners
 from ._points import Loss
 from ._sampling import CellSamples, FacetSamples
-from .critical import CriticalPoint, _contains, _polish, find_critical_points
+from .critical import CriticalPoint, contains, find_critical_points, polish
 
 ENOUGH = 5.0
 """Barriers below this many temperatures are reported: the relative error is of the order of temperature / barrier."""
@@ -141,7 +141,7 @@ def _flow(loss: Loss, x: np.ndarray) -> np.ndarray:
     if np.linalg.norm(g) > 1e-7 * scale:
         run = solve_ivp(slope, (0, 1e6 * loss.extent / scale), x, method="LSODA", rtol=1e-6, events=arrived)
         x = run.y[:, -1]
-    polished = _polish(loss, x[None], scale)
+    polished = polish(loss, x[None], scale)
     return polished[0] if len(polished) else x
 
 
@@ -269,7 +269,7 @@ def _next_order(loss: Loss, m: CriticalPoint, z: CriticalPoint) -> float:
 def _across(domain: Domain, c: CriticalPoint, directions: np.ndarray, loss: Loss) -> bool:
     """Whether a small step from a critical point leaves the mesh (collective)."""
     step = 1e-6 * loss.extent
-    return not all(_contains(domain, np.array(c.point) + s * step * v) for v in directions for s in (1, -1))
+    return not all(contains(domain, np.array(c.point) + s * step * v) for v in directions for s in (1, -1))
 
 
 def _slant(domain: Domain, z: CriticalPoint, direction: np.ndarray) -> float:

@@ -18,7 +18,7 @@ from .._log import logger
 from ..discretisation.generator import Generator
 from ..discretisation.solution import Solution, as_points, bounds
 from ..models.fields import Space, is_number
-from ..models.process import SGD, Coefficients, Langevin, MomentumSGD, _loss
+from ..models.process import SGD, Coefficients, Langevin, MomentumSGD, mean_loss
 from ._quadrature import Pointwise, Quadrature, directions, ito_drift
 
 _LARGEST = 1e12
@@ -121,7 +121,7 @@ def _samples(gen: Generator, x_star: np.ndarray, R: float) -> tuple[np.ndarray, 
 def _mesh_samples(gen: Generator) -> tuple[np.ndarray, np.ndarray]:
     gen.activate()
     quadrature = Quadrature.with_vertices(gen.domain.mesh, max(4, gen.degree))
-    table = quadrature.expression(_drift_and_noise(gen._compiled.coefficients))
+    table = quadrature.expression(_drift_and_noise(gen.coefficients))
     return quadrature.x.reshape(-1, gen.domain.dim), table.reshape(-1, gen.domain.dim + 1)
 
 
@@ -134,7 +134,7 @@ def _pointwise(gen: Generator) -> Pointwise | None:
     """b and tr 2D at any points; None where they are tabulated (collective)."""
 
     def make() -> Pointwise | None:
-        c = gen._compiled.coefficients
+        c = gen.coefficients
         if extract_coefficients(c.D) or extract_coefficients(c.beta):
             return None
         build = lambda space: _drift_and_noise(gen.process.coefficients(space))  # noqa: E731
@@ -153,7 +153,7 @@ def _walls_push_inwards(gen: Generator, x_star: np.ndarray) -> bool:
     mesh = gen.domain.mesh
     gen.activate()
     point = fem.Constant(mesh, x_star)
-    D, n = gen._compiled.coefficients.D, ufl.FacetNormal(mesh)
+    D, n = gen.coefficients.D, ufl.FacetNormal(mesh)
     outwards = ufl.dot(ufl.dot(D, n), ufl.SpatialCoordinate(mesh) - point)
     ds = ufl.ds(domain=mesh, metadata={"quadrature_degree": 4})
     wrong = fem.assemble_scalar(fem.form(ufl.max_value(-outwards, 0.0) * ds))
@@ -235,13 +235,13 @@ def loss_expression(gen: Generator, loss: Any, what: str) -> Any:
     if loss is not None:
         return Space(gen.domain.mesh, gen.degree, gen.domain.dim).scalar(loss, what)
     if isinstance(gen.process, SGD | MomentumSGD):
-        return _loss(gen.process, space)
+        return mean_loss(gen.process, space)
     return space.scalar(gen.process.loss, what) if isinstance(gen.process, Langevin) else None
 
 
 def rates_of(gen: Generator, f: Any) -> tuple[Any, Any]:
     """b·∇f and D:∇∇f, the two parts of Lf, as UFL on the generator's mesh."""
-    c = gen._compiled.coefficients
+    c = gen.coefficients
     return ufl.dot(ito_drift(c), ufl.grad(f)), ufl.inner(c.D, ufl.grad(ufl.grad(f)))
 
 
@@ -293,7 +293,7 @@ def shadowing_time(gen: Generator, distance: float = 1.0) -> float:
     if not is_number(distance) or not distance > 0:
         raise ValueError(f"shadowing_time: distance is {distance!r}; a positive number was expected.")
     gen.activate()
-    c = gen._compiled.coefficients
+    c = gen.coefficients
     quadrature = Quadrature.of(gen.domain.mesh, max(4, gen.degree))
     jacobian = quadrature.expression(ufl.sym(ufl.grad(ito_drift(c))))
     largest, _ = quadrature.minimum(-np.linalg.eigvalsh(jacobian)[..., -1])

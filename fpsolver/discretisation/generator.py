@@ -16,17 +16,11 @@ from dolfinx import fem, la
 from .. import _compat, _petsc
 from .._log import logger
 from ..domains.domain import Domain
-from ..models.fields import Space, is_number
 from ..models.process import SDE, Coefficients, Process
-from ._wells import exit_barrier
+from ._choice import check_jumps, check_scheme, check_walls, choose_degree, choose_scheme, gibbs_potential
 from .assembly import assemble_like, assemble_matrix, compile_forms, lowest_exponents, nodal_values, union_tags
-from .boundary import Boundary, FicheraClasses, check_potential, format_report, survey_cells
-from .schemes import SCHEMES, WeakForm, is_continuous, quadrature_degree
-
-# beyond it galerkin and dg need finer meshes than weighted for the same error, and fail without a sign on coarse ones;
-# below it they are as good and cost half (benchmarks/schemes.py), and modes beyond the slowest are cleaner
-HIGH_BARRIER = 15.0
-DEFAULT_DEGREE = {1: 4, 2: 4, 3: 3}
+from .boundary import Boundary, FicheraClasses, check_potential, survey_cells
+from .schemes import WeakForm, quadrature_degree
 
 
 class Generator:
@@ -47,6 +41,7 @@ class Generator:
         M, G: ``PETSc.Mat``, mass and forward operator.
         V: dolfinx function space.
         survey: extremes of the coefficients.
+        compiled: forms, shared with what :meth:`replace` makes.
         space, weak, boundary: sources as UFL, the weak forms, and the boundary's Fichera classes.
         scheme, degree, absorbing, process, domain: as used.
 
@@ -68,56 +63,30 @@ class Generator:
         options: _petsc.Options | None = None,
     ):
         self.process, self.domain = process, domain
-        self.absorbing = _names(absorbing)
-        self.degree = _degree(degree, domain.dim)
+        self.absorbing = (absorbing,) if isinstance(absorbing, str) else tuple(dict.fromkeys(absorbing))
+        self.degree = choose_degree(degree, domain.dim)
         self.options, self.quadrature = dict(options or {}), quadrature
-        if scheme not in ("auto", *SCHEMES):
-            raise ValueError(f"scheme {scheme!r} is unknown; expected 'auto', " + ", ".join(map(repr, SCHEMES)) + ".")
+        check_scheme(scheme)
         tags = union_tags(domain, self.absorbing)
         space = process.space(domain.mesh, self.degree)
         coefficients = process.coefficients(space)
         self._inspect(coefficients)
-        self.scheme = self._choose(scheme, space)
-        self._check_boundary()
-        self._check_jumps(coefficients)
+        if scheme == "auto":
+            scheme, why = choose_scheme(process, domain, self.absorbing, space, self.survey, self.boundary)
+            logger.info("scheme %s, degree %d: %s", scheme, self.degree, why)
+        self.scheme = scheme
+        check_walls(scheme, self.boundary, domain, self.absorbing)
+        check_jumps(scheme, process, coefficients)
         q = quadrature or quadrature_degree(coefficients, self.degree)
-        weak = WeakForm(domain.mesh, coefficients, self.degree, self.scheme, tags, q)
-        self._compiled = compile_forms(space, coefficients, weak, self._potential(space))
+        weak = WeakForm(domain.mesh, coefficients, self.degree, scheme, tags, q)
+        potential = gibbs_potential(process, space) if scheme == "weighted" else None
+        self.compiled = compile_forms(space, coefficients, weak, potential)
         self._check_potential()
         self._assemble()
 
-    def _barrier(self, space: Space) -> float:
-        """How far one must climb to leave the domain, in units of U; zero where no Gibbs density is known."""
-        potential = self.process.potential(space) if self.absorbing else None
-        if potential is None:
-            return 0.0
-        V = fem.functionspace(self.domain.mesh, ("Lagrange", 1))
-        return exit_barrier(V, nodal_values(V, potential, space).x.array, self.absorbing_facets())
-
-    def _potential(self, space: Space) -> Any:
-        if self.scheme != "weighted":
-            return None
-        potential = self.process.potential(space)
-        if potential is None:
-            raise ValueError(
-                f"scheme 'weighted' needs a known invariant density e^{{-U}}; {type(self.process).__name__} has none. "
-                "Langevin has, SGD with Isotropic noise of constant level, and an SDE whose U is given (gibbs=); "
-                "otherwise use 'galerkin' or 'dg'."
-            )
-        return potential
-
     def _check_potential(self) -> None:
-        if self._compiled.potential is not None and isinstance(self.process, SDE):  # given, not derived
-            check_potential(self.domain.mesh, self._compiled.coefficients, self._compiled.potential, self.degree)
-
-    def _check_jumps(self, coefficients: Coefficients) -> None:
-        conventional = isinstance(self.process, SDE) and self.process.convention != "divergence"
-        if conventional and self.scheme != "weighted" and not is_continuous(coefficients.D):
-            raise ValueError(
-                f"SDE: in the {self.process.convention!r} convention ∇·D of a D that jumps between cells is no "  # type: ignore[attr-defined]
-                "function. Give a continuous D, or convention='divergence', or the potential of the invariant density "
-                "(gibbs=) with scheme='weighted'."
-            )
+        if self.compiled.potential is not None and isinstance(self.process, SDE):  # given, not derived
+            check_potential(self.domain.mesh, self.compiled.coefficients, self.compiled.potential, self.degree)
 
     def replace(self, **parameters: float) -> "Generator":
         """The generator of the same process with other numbers (``learning_rate=0.2``): nothing is recompiled.
@@ -128,8 +97,8 @@ class Generator:
         other.__dict__.update({k: v for k, v in self.__dict__.items() if k not in ("cache", "_M", "G", "integrals")})
         other.process = self.process.with_parameters(**parameters)
         other.activate()
-        other._inspect(self._compiled.coefficients)
-        other._check_boundary()
+        other._inspect(self.compiled.coefficients)
+        check_walls(other.scheme, other.boundary, other.domain, other.absorbing)
         other._check_potential()
         other._assemble(self)
         return other
@@ -141,20 +110,20 @@ class Generator:
     def _assemble(self, model: "Generator | None" = None) -> None:
         """Make M and G; ``model`` is a generator of the same forms, whose matrices' structure is reused."""
         self.cache: dict[str, Any] = {}
-        self.offset, self._floor = 0.0, np.zeros(len(self._compiled.floor.x.array))
-        self.V, self.space, self.weak = self._compiled.V, self._compiled.space, self._compiled.weak
+        self.offset, self._floor = 0.0, np.zeros(len(self.compiled.floor.x.array))
+        self.V, self.space, self.weak = self.compiled.V, self.compiled.space, self.compiled.weak
         self.activate()
-        if self._compiled.potential is not None:
+        if self.compiled.potential is not None:
             potential = self.nodal_potential()
             lowest = float(np.min(potential, initial=np.inf))
             self.offset = float(self.domain.comm.allreduce(lowest, op=MPI.MIN))
             self._floor = lowest_exponents(self.V, self.offset - potential)
             self.activate()
         with PETSc.Log.Stage("fpsolver assemble"):
-            forward = self._compiled.forward
+            forward = self.compiled.forward
             known = model is not None and model.G.handle  # sparsity patterns are a third of the time
             self.G = assemble_like(forward, model.G) if model and known else assemble_matrix(forward)
-            self.integrals = self._assemble_vector(self._compiled.integral)
+            self.integrals = self._assemble_vector(self.compiled.integral)
         self._M: PETSc.Mat | None = None
 
     @property
@@ -164,14 +133,14 @@ class Generator:
             self.activate()
             with PETSc.Log.Stage("fpsolver assemble"):
                 # with dg it is block diagonal, unlike G
-                mass = self._compiled.mass
+                mass = self.compiled.mass
                 self._M = assemble_matrix(mass) if self.scheme == "dg" else assemble_like(mass, self.G)
         return self._M
 
     def nodal_potential(self) -> np.ndarray:
         """U at this rank's nodes, in the weighted scheme."""
         self.activate()
-        return nodal_values(self.V, self._compiled.potential, self.space).x.array
+        return nodal_values(self.V, self.compiled.potential, self.space).x.array
 
     def nodal_weight(self) -> np.ndarray:
         """The scheme's weight e^{U_min − U} at this rank's nodes, as in :meth:`density`; one at the deepest minimum."""
@@ -188,58 +157,16 @@ class Generator:
 
     def activate(self) -> None:
         """Give the shared constants this generator's values; needed before anything is assembled or evaluated."""
-        self._compiled.offset.value = self.offset
-        self._compiled.floor.x.array[:] = self._floor
+        self.compiled.offset.value = self.offset
+        self.compiled.floor.x.array[:] = self._floor
         for name, value in self.process.parameters().items():
             if name in self.space.parameters:
                 self.space.parameters[name].value = value
 
-    def _choose(self, scheme: str, space: Space) -> str:
-        s = self.survey
-        if scheme != "auto":
-            return scheme
-        if (barrier := self._barrier(space)) > HIGH_BARRIER:
-            logger.info("scheme weighted, degree %d: a barrier of %.3g times the temperature", self.degree, barrier)
-            return "weighted"
-        chosen = "dg" if s.degenerate or s.peclet > 1 or self._degenerate_wall() else "galerkin"
-        why = "D degenerates" if s.degenerate else f"largest cell Péclet number {s.peclet:.2g}"
-        logger.info("scheme %s, degree %d: %s", chosen, self.degree, why)
-        return chosen
-
-    def _degenerate_wall(self) -> bool:
-        """Whether anything crosses, or should be absorbed at, a wall without diffusion."""
-        whole = self.boundary.classify(self.boundary.facets)
-        absorbing = [self.boundary.classify(self.domain.facets(name)) for name in self.absorbing]
-        floor = 1e-12 * whole.measure
-        return whole.outflow + whole.inflow > floor or any(c.measure - c.diffusive > floor for c in absorbing)
-
-    def _check_boundary(self) -> None:
-        if self.scheme != "dg" and self._degenerate_wall():
-            raise ValueError(
-                "scheme 'galerkin' cannot be used here: there are walls where the drift crosses without diffusion "
-                f"(n·Dn = 0), or degenerate absorbing parts.\n{format_report(self.boundary_report())}\n"
-                "Use scheme='dg', whose upwind terms impose data exactly where they belong."
-            )
-        for name in self.absorbing:
-            found = self.boundary.classify(self.domain.facets(name))
-            if found.takes_data <= 1e-12 * found.measure:
-                raise ValueError(
-                    f"the absorbing part {name!r} cannot be reached: everywhere on it n·Dn = 0 and the drift points "
-                    f"inwards or along it (inflow {found.inflow:.3g}, characteristic {found.characteristic:.3g} of "
-                    f"{found.measure:.3g}). Declare another part as absorbing, or add noise across it."
-                )
-        walls = self.boundary.classify(np.setdiff1d(self.boundary.facets, self.absorbing_facets()))
-        if walls.outflow > 1e-12 * walls.measure:
-            logger.warning(
-                "the drift leaves through a reflecting wall without diffusion (measure %.3g): legitimate only as a "
-                "truncation of a larger space with negligible mass there",
-                walls.outflow,
-            )
-
     @property
     def coefficients(self) -> Coefficients:
         """D and β, in every scheme."""
-        return self._compiled.coefficients
+        return self.compiled.coefficients
 
     def boundary_report(self) -> dict[str, FicheraClasses]:
         """Measure of each Fichera class on every named part (collective)."""
@@ -364,17 +291,3 @@ class Generator:
 
     def __exit__(self, *_: object) -> None:
         self.destroy()
-
-
-def _names(absorbing: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(absorbing, str):
-        return (absorbing,)
-    return tuple(dict.fromkeys(absorbing))
-
-
-def _degree(degree: int | None, dim: int) -> int:
-    if degree is None:
-        return DEFAULT_DEGREE[dim]
-    if not is_number(degree) or int(degree) != degree or degree < 1:
-        raise ValueError(f"degree is {degree!r}; an integer of at least 1 was expected.")
-    return int(degree)

@@ -46,6 +46,10 @@ class CapacitySolver:
         solver: the factorised matrix, stopped at the wells.
     """
 
+    between: Floats
+    leaving: Floats
+    across: Floats
+
     def __init__(self, gen: Generator, what: str, preset: Options, options: Options | None):
         self.gen = gen
         cells = None if gen.weak.cells is None else gen.weak.cells.find(1)

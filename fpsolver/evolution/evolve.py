@@ -1,6 +1,6 @@
 """Evolution in time: densities forward, expectations of payoffs backward, with one propagator per generator."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,99 +13,15 @@ from .._log import logger
 from .._petsc import Options
 from ..discretisation.generator import Generator
 from ..discretisation.positivity import Limiter, limiter
-from ..discretisation.solution import Solution
 from ..models.fields import is_number
-from ._expm import LEAST, Snapshot
+from ._expm import LEAST
 from ._integrate import Autonomous, State
 from ._scheduled import Scheduled
 from .checkpoint import Checkpoint, describe
+from .evolution import Evolution, check_times
 from .initial import Dirac, Gaussian, coefficients
 
 WIDE = 10.0  # ∫p²/w ∫w / (∫p)² = WIDE²: what is wider needs a smaller tol for the same error of the density
-
-
-class Evolution(Sequence[Solution]):
-    """A solution at several times; ``evolution[i]`` is the :class:`~fpsolver.Solution` at ``times[i]``.
-
-    Attributes:
-        times: shape (n,).
-        mass: integral over the domain at each time, shape (n,).
-        minimum: smallest nodal value of the discrete solution at each time, shape (n,): for a density a measure of
-            what the mesh does not resolve.  ``evolution[i].function`` is non-negative with the same mass,
-            ``evolution[i].raw`` is what was computed.
-        outflux: mass that has left through absorbing parts since time 0, shape (n,); an integral over time of the
-            flux itself, so ``mass + outflux`` tests the balance.  Zero for :func:`backward`.
-        outflux_by_part: the same for each absorbing part.
-        outflow: dictionary part -> mass per time that is leaving, shape (n,).
-        stats: unknowns, scheme, degree, solves, factorisations, steps, basis, time_error (estimated, relative, in the
-            L² norm).
-    """
-
-    def __init__(self, gen: Generator, name: str, parts: Sequence[str] = ()):
-        self.name, self._gen, self._parts = name, gen, tuple(parts)
-        self._solutions: list[Solution] = []
-        self._rows: list[tuple[float, float, float]] = []
-        self._integrals: list[np.ndarray] = []
-        self._values: list[np.ndarray] = []
-        self.stats: dict[str, Any] = {}
-        self._limiter: Limiter | None = None
-
-    def _append(self, snapshot: Snapshot) -> None:
-        to_function = self._gen.density if self.name == "density" else self._gen.function
-        function = to_function(snapshot.vector, self.name)
-        _, minimum = snapshot.vector.min()
-        self._rows.append((snapshot.time, float(snapshot.vector.dot(self._gen.integrals)), float(minimum)))
-        self._integrals.append(snapshot.integrals)
-        self._values.append(snapshot.values)
-        name = f"{self.name} at t = {snapshot.time:g}"
-        self._solutions.append(Solution(function, self.stats, name, limiter=self._limiter))
-        snapshot.vector.destroy()
-
-    @property
-    def times(self) -> np.ndarray:
-        """Times, shape (n,)."""
-        return self._column(0)
-
-    @property
-    def mass(self) -> np.ndarray:
-        """Integral over the domain, shape (n,)."""
-        return self._column(1)
-
-    @property
-    def minimum(self) -> np.ndarray:
-        """Smallest nodal value, shape (n,)."""
-        return self._column(2)
-
-    @property
-    def outflux(self) -> np.ndarray:
-        """Mass that has left, shape (n,)."""
-        return np.array([row[0] if len(row) else 0.0 for row in self._integrals])
-
-    @property
-    def outflux_by_part(self) -> dict[str, np.ndarray]:
-        """Mass that has left through each part, shape (n,) each."""
-        return {part: np.array([row[i + 1] for row in self._integrals]) for i, part in enumerate(self._parts)}
-
-    @property
-    def outflow(self) -> dict[str, np.ndarray]:
-        """Mass per time leaving through each part, shape (n,) each."""
-        return {part: np.array([row[i + 1] for row in self._values]) for i, part in enumerate(self._parts)}
-
-    def _column(self, i: int) -> np.ndarray:
-        return np.array([row[i] for row in self._rows])
-
-    def __len__(self) -> int:
-        return len(self._solutions)
-
-    def __getitem__(self, i: Any) -> Any:
-        return self._solutions[i]
-
-    def __iter__(self) -> Iterator[Solution]:
-        return iter(self._solutions)
-
-    def __repr__(self) -> str:
-        stats = ", ".join(f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in self.stats.items())
-        return f"<{self.name} at {len(self)} times: {stats}>"
 
 
 def evolve(
@@ -128,7 +44,7 @@ def evolve(
             Of a signed one nothing is made non-negative.
         times: increasing, non-negative, shape (n,) or one number.
         tol: error in time in the L² norm relative to that of p(t), or to 1e-10 times the largest norm so far, if
-            errors decay as p does; the time integrals of :attr:`Evolution.outflux` are controlled too, see
+            errors decay as p does; the time integrals of :attr:`~fpsolver.Evolution.outflux` are controlled too, see
             :meth:`fpsolver.evolution._expm.Propagator.run`.
         options: PETSc options without the prefix ``fp_evolve_``.
         schedule: numbers of the process that change on the way: name -> number, smooth function of t, or pairs
@@ -145,10 +61,10 @@ def evolve(
         NotConverged: ``tol`` could not be met, or what leaves is lost in rounding; ``exception.partial`` is the
             evolution up to there.
     """
-    times, tol = _check_times(times), _check_tol(tol)
+    times, tol = check_times(times), _check_tol(tol)
     p0 = coefficients(gen, initial, "initial density")
     evolution = Evolution(gen, "density", gen.absorbing)
-    evolution._limiter = _limiter_of_a_density(gen, initial, p0)
+    evolution.limiter = _limiter_of_a_density(gen, initial, p0)
     if gen.scheme == "weighted":
         tol = _weighted_tol(gen, p0, tol)
     return _run(evolution, p0, times, tol, options, schedule, checkpoint)
@@ -182,7 +98,7 @@ def backward(
         ValueError: unsuitable times, ``tol``, ``payoff`` or ``schedule``; a checkpoint of another evolution.
         NotConverged: ``tol`` could not be met; ``exception.partial`` is the evolution up to there.
     """
-    times, tol = _check_times(times), _check_tol(tol)
+    times, tol = check_times(times), _check_tol(tol)
     u0 = coefficients(gen, payoff, "payoff", payoff=True)
     return _run(Evolution(gen, "expectation"), u0, times, tol, options, schedule, checkpoint)
 
@@ -215,8 +131,8 @@ def resume(
     kind = kept["evolution"]
     evolution = Evolution(gen, kind, gen.absorbing if kind == "density" else ())
     if kind == "density" and not kept["signed"]:
-        evolution._limiter = limiter(gen)
-    wanted = _check_times(kept["times"] if times is None else times)
+        evolution.limiter = limiter(gen)
+    wanted = check_times(kept["times"] if times is None else times)
     return _run(evolution, None, wanted, kept["tol"], options, schedule, checkpoint)
 
 
@@ -230,25 +146,25 @@ def _run(
     checkpoint: str | Path | None,
 ) -> Evolution:
     """Evolve ``v0``, or what the checkpoint began with, and keep what comes; ``v0`` is consumed."""
-    gen, parts = evolution._gen, evolution._parts
+    gen, parts = evolution.generator, evolution.parts
     source = Autonomous(gen, parts, options) if schedule is None else Scheduled(gen, schedule, parts, options)
     state, store = None, None
     try:
         if checkpoint is not None:
-            store = Checkpoint(checkpoint, gen, evolution.name, signed=evolution._limiter is None)
+            store = Checkpoint(checkpoint, gen, evolution.name, signed=evolution.limiter is None)
             v0 = store.open(v0, times, tol, source.signature)
         assert v0 is not None
         state = State.at_start(v0, parts)
         for snapshot, spent in store.read(times) if store is not None else ():
             state.advance(snapshot.time, snapshot.vector.copy(), snapshot.integrals)
             state.spent = spent
-            evolution._append(snapshot)
+            evolution.append(snapshot)
         run = source.forward if evolution.name == "density" else source.dual
         with PETSc.Log.Stage("fpsolver evolve"):
             for snapshot in run(state, list(times[len(evolution) :]), tol):
                 if store is not None:
                     store.save(len(evolution), snapshot, state.spent + source.error)
-                evolution._append(snapshot)
+                evolution.append(snapshot)
     except NotConverged as error:
         error.partial = evolution  # type: ignore[attr-defined]
         raise
@@ -291,21 +207,6 @@ def _weighted_tol(gen: Generator, p0: PETSc.Vec, tol: float) -> float:
             "the density has settled."
         )
     return tol / max(ratio / WIDE, 1.0) if squared != 0 else tol
-
-
-def _check_times(times: Any) -> np.ndarray:
-    try:
-        array = np.atleast_1d(np.asarray(times, dtype=float))
-    except (TypeError, ValueError):
-        raise ValueError(f"times is {times!r}; numbers were expected.") from None
-    if array.ndim != 1 or not len(array):
-        raise ValueError(f"times has shape {array.shape}; at least one time, shape (n,), was expected.")
-    if not np.isfinite(array).all() or array.min() < 0:
-        bad = array[~(np.isfinite(array) & (array >= 0))][0]
-        raise ValueError(f"times contains {bad}; finite, non-negative numbers were expected.")
-    if (np.diff(array) < 0).any():
-        raise ValueError("times must be sorted in increasing order.")
-    return array
 
 
 def _check_tol(tol: Any) -> float:

@@ -104,7 +104,7 @@ def coefficients(gen: Generator, source: Any, what: str, payoff: bool = False) -
     agree(gen.domain.comm, None if finite else f"{what} is not finite on the domain.")
     if given:
         return vector
-    projected = _project(gen, vector)
+    projected = project(gen, vector)
     vector.destroy()
     return projected
 
@@ -124,7 +124,7 @@ def load(gen: Generator, source: Any, what: str, payoff: bool = False) -> PETSc.
     return gen.assemble_vector(expression * v * ufl.dx(domain=mesh, metadata={"quadrature_degree": degree}))
 
 
-def _project(gen: Generator, load: PETSc.Vec) -> PETSc.Vec:
+def project(gen: Generator, load: PETSc.Vec) -> PETSc.Vec:
     """M⁻¹ load; on affine cells Jacobi-preconditioned M has few distinct eigenvalues, so CG needs few iterations."""
     preset: dict[str, Any] = {"ksp_type": "cg", "pc_type": "jacobi", "ksp_rtol": 1e-13, "ksp_max_it": 2000}
     if gen.scheme == "weighted":  # weights span more decades than an iteration's norm can see

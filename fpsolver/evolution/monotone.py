@@ -32,7 +32,7 @@ from .._log import logger, progress
 from .._petsc import LinearSolver, Options, direct_preset
 from ..discretisation.generator import Generator
 from ._expm import Snapshot
-from .evolve import Evolution, _check_times
+from .evolution import Evolution, check_times
 from .initial import Dirac, Gaussian, load
 
 Array = npt.NDArray[Any]
@@ -68,7 +68,7 @@ def evolve_monotone(
         raise ValueError(f"evolve_monotone: {', '.join(gen.absorbing)} absorbs; reflecting walls only were expected.")
     if not isinstance(steps, int) or steps < 1:
         raise ValueError(f"evolve_monotone: steps is {steps!r}; an integer of at least 1 was expected.")
-    times = _check_times(times)
+    times = check_times(times)
     linear = Generator(gen.process, gen.domain, (), 1, "galerkin", options=gen.options)
     flow = _Flow(linear, options)
     p = load(linear, initial, "initial density")
@@ -84,7 +84,7 @@ def evolve_monotone(
             for _ in range(count):
                 flow.step(p, (time - t) / count)
             t = time
-            evolution._append(Snapshot(t, p.copy(), np.zeros(0), np.zeros(0)))
+            evolution.append(Snapshot(t, p.copy(), np.zeros(0), np.zeros(0)))
     stats = {**linear.stats(), "scheme": "edge averages", "steps": flow.steps, "factorisations": len(flow.solvers)}
     evolution.stats.update(stats, step=float(longest), rounding=float(flow.rounding))
     for item in (p, flow):

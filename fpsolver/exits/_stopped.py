@@ -92,7 +92,7 @@ class Stopped(Generator):
         absorbing = self.facets(self.absorbing)
         weak = replace(gen.weak, cells=tags, absorbing=absorbing, interior=[(1, quadruples.astype(np.int32).ravel())])
         mass, forward, integral = basic_forms(weak, gen.V)
-        self._compiled = replace(gen._compiled, weak=weak, mass=mass, forward=forward, integral=integral)
+        self.compiled = replace(gen.compiled, weak=weak, mass=mass, forward=forward, integral=integral)
         self._assemble(gen)
         self._idle = _idle(gen, outside)
         diagonal = self.G.getDiagonal()

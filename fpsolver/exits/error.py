@@ -103,7 +103,7 @@ class DualWeighted:
 
     def _of_degree(self, degree: int) -> Generator:
         def make() -> Generator:
-            known: dict[int, Generator] = self.gen._compiled.degrees
+            known: dict[int, Generator] = self.gen.compiled.degrees
             if degree in known:  # of the same process with other numbers; its matrices may be destroyed
                 return known[degree].replace(**self.gen.process.parameters())
             known[degree] = rebuilt(self.gen, degree)

@@ -199,7 +199,7 @@ class SGD(Process):
         return Coefficients(D, -space.grad(self._modified_loss(space)) - ufl.div(D))
 
     def _modified_loss(self, space: Space) -> Expr:
-        f = _loss(self, space)
+        f = mean_loss(self, space)
         if self.order == 1:
             return f
         g = space.grad(f)
@@ -261,7 +261,7 @@ class MomentumSGD(Process):
         B = space.parameter("batch_size", self.batch_size)
         gamma = (1 - space.parameter("momentum", self.momentum)) / root
         X = ufl.SpatialCoordinate(space.mesh)
-        gradient, Sigma = space.grad(_loss(self, space)), self.noise.covariance(space)
+        gradient, Sigma = space.grad(mean_loss(self, space)), self.noise.covariance(space)
         b = [X[m + i] for i in range(m)] + [-gamma * X[m + i] - gradient[i] for i in range(m)]
         D = [
             [root / (2 * B) * Sigma[i - m, j - m] if min(i, j) >= m else ufl.as_ufl(0) for j in range(2 * m)]
@@ -344,7 +344,8 @@ def _check_sgd(process: SGD | MomentumSGD) -> None:
         raise ValueError(f"{name}: loss=None needs a fp.PerSample noise, whose mean loss is then taken.")
 
 
-def _loss(process: SGD | MomentumSGD, space: Space) -> Expr:
+def mean_loss(process: SGD | MomentumSGD, space: Space) -> Expr:
+    """The loss of a process as UFL, by default the mean of its samples'."""
     if process.loss is None:
         samples = samples_of(process.noise)
         assert samples is not None

@@ -1,0 +1,114 @@
+"""Which scheme and degree a generator gets, and what its scheme must not be used for."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from dolfinx import fem
+
+from .._log import logger
+from ..domains.domain import Domain
+from ..models.fields import Space, is_number
+from ..models.process import SDE, Coefficients, Process
+from ._wells import exit_barrier
+from .assembly import nodal_values, union_tags
+from .boundary import Boundary, Survey, format_report
+from .schemes import SCHEMES, is_continuous
+
+# beyond it galerkin and dg need finer meshes than weighted for the same error, and fail without a sign on coarse ones;
+# below it they are as good and cost half (benchmarks/schemes.py), and modes beyond the slowest are cleaner
+HIGH_BARRIER = 15.0
+DEFAULT_DEGREE = {1: 4, 2: 4, 3: 3}
+
+
+def choose_degree(degree: int | None, dim: int) -> int:
+    """The degree, checked, or the default of the dimension."""
+    if degree is None:
+        return DEFAULT_DEGREE[dim]
+    if not is_number(degree) or int(degree) != degree or degree < 1:
+        raise ValueError(f"degree is {degree!r}; an integer of at least 1 was expected.")
+    return int(degree)
+
+
+def check_scheme(scheme: str) -> None:
+    """Refuse unknown names."""
+    if scheme not in ("auto", *SCHEMES):
+        raise ValueError(f"scheme {scheme!r} is unknown; expected 'auto', " + ", ".join(map(repr, SCHEMES)) + ".")
+
+
+def choose_scheme(
+    process: Process, domain: Domain, absorbing: Sequence[str], space: Space, survey: Survey, boundary: Boundary
+) -> tuple[str, str]:
+    """What ``scheme="auto"`` takes, and why (collective)."""
+    if (barrier := _barrier(process, domain, absorbing, space)) > HIGH_BARRIER:
+        return "weighted", f"a barrier of {barrier:.3g} times the temperature"
+    why = "D degenerates" if survey.degenerate else f"largest cell Péclet number {survey.peclet:.2g}"
+    upwind = survey.degenerate or survey.peclet > 1 or _degenerate_walls(boundary, domain, absorbing)
+    return "dg" if upwind else "galerkin", why
+
+
+def _barrier(process: Process, domain: Domain, absorbing: Sequence[str], space: Space) -> float:
+    """How far one must climb to leave the domain, in units of U; zero where no Gibbs density is known."""
+    potential = process.potential(space) if absorbing else None
+    if potential is None:
+        return 0.0
+    V = fem.functionspace(domain.mesh, ("Lagrange", 1))
+    return exit_barrier(V, nodal_values(V, potential, space).x.array, union_tags(domain, absorbing).indices)
+
+
+def gibbs_potential(process: Process, space: Space) -> Any:
+    """U of the known invariant density e^{−U}, which the weighted scheme needs."""
+    potential = process.potential(space)
+    if potential is None:
+        raise ValueError(
+            f"scheme 'weighted' needs a known invariant density e^{{-U}}; {type(process).__name__} has none. "
+            "Langevin has, SGD with Isotropic noise of constant level, and an SDE whose U is given (gibbs=); "
+            "otherwise use 'galerkin' or 'dg'."
+        )
+    return potential
+
+
+def _degenerate_walls(boundary: Boundary, domain: Domain, absorbing: Sequence[str]) -> bool:
+    """Whether anything crosses, or should be absorbed at, a wall without diffusion."""
+    whole = boundary.classify(boundary.facets)
+    parts = [boundary.classify(domain.facets(name)) for name in absorbing]
+    floor = 1e-12 * whole.measure
+    return whole.outflow + whole.inflow > floor or any(c.measure - c.diffusive > floor for c in parts)
+
+
+def check_walls(scheme: str, boundary: Boundary, domain: Domain, absorbing: Sequence[str]) -> None:
+    """Refuse absorbing parts that cannot be reached, and a scheme that cannot treat these walls (collective)."""
+    if scheme != "dg" and _degenerate_walls(boundary, domain, absorbing):
+        report = {name: boundary.classify(domain.facets(name)) for name in domain.parts}
+        raise ValueError(
+            f"scheme {scheme!r} cannot be used here: there are walls where the drift crosses without diffusion "
+            f"(n·Dn = 0), or degenerate absorbing parts.\n{format_report(report)}\n"
+            "Use scheme='dg', whose upwind terms impose data exactly where they belong."
+        )
+    for name in absorbing:
+        found = boundary.classify(domain.facets(name))
+        if found.takes_data <= 1e-12 * found.measure:
+            raise ValueError(
+                f"the absorbing part {name!r} cannot be reached: everywhere on it n·Dn = 0 and the drift points "
+                f"inwards or along it (inflow {found.inflow:.3g}, characteristic {found.characteristic:.3g} of "
+                f"{found.measure:.3g}). Declare another part as absorbing, or add noise across it."
+            )
+    walls = boundary.classify(np.setdiff1d(boundary.facets, union_tags(domain, absorbing).indices))
+    if walls.outflow > 1e-12 * walls.measure:
+        logger.warning(
+            "the drift leaves through a reflecting wall without diffusion (measure %.3g): legitimate only as a "
+            "truncation of a larger space with negligible mass there",
+            walls.outflow,
+        )
+
+
+def check_jumps(scheme: str, process: Process, coefficients: Coefficients) -> None:
+    """Refuse a D that jumps where the convention differentiates it."""
+    if not isinstance(process, SDE) or process.convention == "divergence" or scheme == "weighted":
+        return
+    if not is_continuous(coefficients.D):
+        raise ValueError(
+            f"SDE: in the {process.convention!r} convention ∇·D of a D that jumps between cells is no "
+            "function. Give a continuous D, or convention='divergence', or the potential of the invariant density "
+            "(gibbs=) with scheme='weighted'."
+        )

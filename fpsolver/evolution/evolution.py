@@ -1,0 +1,115 @@
+"""What an evolution gives: a solution at each of its times, and the mass that has left until then."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..discretisation.generator import Generator
+from ..discretisation.positivity import Limiter
+from ..discretisation.solution import Solution
+from ._expm import Snapshot
+
+
+class Evolution(Sequence[Solution]):
+    """A solution at several times; ``evolution[i]`` is the :class:`~fpsolver.Solution` at ``times[i]``.
+
+    Attributes:
+        name: what evolves, "density" or "expectation".
+        generator: with which it was made.
+        parts: absorbing parts whose outflux is kept.
+        times: shape (n,).
+        mass: integral over the domain at each time, shape (n,).
+        minimum: smallest nodal value of the discrete solution at each time, shape (n,): for a density a measure of
+            what the mesh does not resolve.  ``evolution[i].function`` is non-negative with the same mass,
+            ``evolution[i].raw`` is what was computed.
+        outflux: mass that has left through absorbing parts since time 0, shape (n,); an integral over time of the
+            flux itself, so ``mass + outflux`` tests the balance.  Zero for :func:`backward`.
+        outflux_by_part: the same for each absorbing part.
+        outflow: dictionary part -> mass per time that is leaving, shape (n,).
+        stats: unknowns, scheme, degree, solves, factorisations, steps, basis, time_error (estimated, relative, in the
+            L² norm).
+    """
+
+    def __init__(self, gen: Generator, name: str, parts: Sequence[str] = ()):
+        self.name, self.generator, self.parts = name, gen, tuple(parts)
+        self._solutions: list[Solution] = []
+        self._rows: list[tuple[float, float, float]] = []
+        self._integrals: list[np.ndarray] = []
+        self._values: list[np.ndarray] = []
+        self.stats: dict[str, Any] = {}
+        self.limiter: Limiter | None = None
+
+    def append(self, snapshot: Snapshot) -> None:
+        """Keep the solution at one more time; the snapshot's vector is consumed (collective)."""
+        to_function = self.generator.density if self.name == "density" else self.generator.function
+        function = to_function(snapshot.vector, self.name)
+        _, minimum = snapshot.vector.min()
+        self._rows.append((snapshot.time, float(snapshot.vector.dot(self.generator.integrals)), float(minimum)))
+        self._integrals.append(snapshot.integrals)
+        self._values.append(snapshot.values)
+        name = f"{self.name} at t = {snapshot.time:g}"
+        self._solutions.append(Solution(function, self.stats, name, limiter=self.limiter))
+        snapshot.vector.destroy()
+
+    @property
+    def times(self) -> np.ndarray:
+        """Times, shape (n,)."""
+        return self._column(0)
+
+    @property
+    def mass(self) -> np.ndarray:
+        """Integral over the domain, shape (n,)."""
+        return self._column(1)
+
+    @property
+    def minimum(self) -> np.ndarray:
+        """Smallest nodal value, shape (n,)."""
+        return self._column(2)
+
+    @property
+    def outflux(self) -> np.ndarray:
+        """Mass that has left, shape (n,)."""
+        return np.array([row[0] if len(row) else 0.0 for row in self._integrals])
+
+    @property
+    def outflux_by_part(self) -> dict[str, np.ndarray]:
+        """Mass that has left through each part, shape (n,) each."""
+        return {part: np.array([row[i + 1] for row in self._integrals]) for i, part in enumerate(self.parts)}
+
+    @property
+    def outflow(self) -> dict[str, np.ndarray]:
+        """Mass per time leaving through each part, shape (n,) each."""
+        return {part: np.array([row[i + 1] for row in self._values]) for i, part in enumerate(self.parts)}
+
+    def _column(self, i: int) -> np.ndarray:
+        return np.array([row[i] for row in self._rows])
+
+    def __len__(self) -> int:
+        return len(self._solutions)
+
+    def __getitem__(self, i: Any) -> Any:
+        return self._solutions[i]
+
+    def __iter__(self) -> Iterator[Solution]:
+        return iter(self._solutions)
+
+    def __repr__(self) -> str:
+        stats = ", ".join(f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in self.stats.items())
+        return f"<{self.name} at {len(self)} times: {stats}>"
+
+
+def check_times(times: Any) -> np.ndarray:
+    """Output times as an array of shape (n,): finite, non-negative and sorted."""
+    try:
+        array = np.atleast_1d(np.asarray(times, dtype=float))
+    except (TypeError, ValueError):
+        raise ValueError(f"times is {times!r}; numbers were expected.") from None
+    if array.ndim != 1 or not len(array):
+        raise ValueError(f"times has shape {array.shape}; at least one time, shape (n,), was expected.")
+    if not np.isfinite(array).all() or array.min() < 0:
+        bad = array[~(np.isfinite(array) & (array >= 0))][0]
+        raise ValueError(f"times contains {bad}; finite, non-negative numbers were expected.")
+    if (np.diff(array) < 0).any():
+        raise ValueError("times must be sorted in increasing order.")
+    return array
