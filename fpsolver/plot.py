@@ -6,22 +6,20 @@ cells are seen.  Pictures have no state: each is a matplotlib ``Figure`` of its 
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from mpi4py import MPI
 
 import numpy as np
-import numpy.typing as npt
 
+from . import _draw
 from ._errors import import_optional, on_root
-from ._sample import Sample, facet_curves, sample
+from ._sample import facet_curves, sample
 from .domains.domain import Domain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-T = TypeVar("T")
 
 
 def field(
@@ -62,16 +60,16 @@ def field(
     data = sample(f)
 
     def draw() -> Any:
-        a = _figure(1, 1, _aspect(data))[1][0] if ax is None else ax
-        low, high = limits or _limits([data], log)
+        a = _draw.figure(1, 1, _draw.aspect(data))[1][0] if ax is None else ax
+        low, high = limits or _draw.limits([data], log)
         name = label if label is not None else f.name
         if data.dim == 1:
-            _curve(a, data, log, low, high, color="C0")
+            _draw.curve(a, data, log, low, high, color="C0")
             a.set_xlabel(axes[0])
             a.set_ylabel(name)
         else:
-            artist = _colours(a, data, axes, log, low, high, cmap, contours)
-            a.figure.colorbar(artist, ax=a, label=name, extend=_extend([data], low, high))
+            artist = _draw.colours(a, data, axes, log, low, high, cmap, contours)
+            a.figure.colorbar(artist, ax=a, label=name, extend=_draw.extend([data], low, high))
         a.set_title(title)
         return a.figure
 
@@ -108,11 +106,12 @@ def lines(
         raise ValueError("plot.lines draws functions of one variable; use plot.field or plot.series")
 
     def draw() -> Any:
-        a = _figure(1, 1)[1][0] if ax is None else ax
-        low, high = _limits(data, log)
+        a = _draw.figure(1, 1)[1][0] if ax is None else ax
+        low, high = _draw.limits(data, log)
+        labelled = isinstance(functions, Mapping)
         for i, (name, d) in enumerate(zip(named, data, strict=True)):
-            _curve(a, d, log, low, high, color=f"C{i}", label=str(name) if isinstance(functions, Mapping) else None)
-        if isinstance(functions, Mapping):
+            _draw.curve(a, d, log, low, high, color=f"C{i}", label=str(name) if labelled else None)
+        if labelled:
             a.legend()
         a.set(xlabel=axes[0], ylabel=label, title=title)
         return a.figure
@@ -158,14 +157,14 @@ def series(
 
     def draw() -> Any:
         width = min(columns, len(data))
-        fig, panels = _figure(-(-len(data) // width), width, _aspect(data[0]), share=True)
-        low, high = _limits(data, log)
+        fig, panels = _draw.figure(-(-len(data) // width), width, _draw.aspect(data[0]), share=True)
+        low, high = _draw.limits(data, log)
         for a, d, title in zip(panels, data, titles, strict=False):
             if d.dim == 1:
-                _curve(a, d, log, low, high, color="C0")
+                _draw.curve(a, d, log, low, high, color="C0")
                 a.set_ylim(low, high * 1.05)
             else:
-                artist = _colours(a, d, axes, log, low, high, cmap, 0)
+                artist = _draw.colours(a, d, axes, log, low, high, cmap, 0)
             a.set_title(title)
         for a in panels[len(data) :]:
             a.set_visible(False)
@@ -176,7 +175,7 @@ def series(
             fig.supxlabel(axes[0])
             fig.supylabel(name)
         else:
-            fig.colorbar(artist, ax=list(panels), label=name, extend=_extend(data, low, high))
+            fig.colorbar(artist, ax=list(panels), label=name, extend=_draw.extend(data, low, high))
         return fig
 
     return _finish(data[0].comm, draw, path)
@@ -207,7 +206,7 @@ def mesh(
     def draw() -> Any:
         from matplotlib.collections import LineCollection
 
-        a = _figure(1, 1)[1][0] if ax is None else ax
+        a = _draw.figure(1, 1)[1][0] if ax is None else ax
         a.add_collection(LineCollection(np.concatenate([e for e, _ in edges]), colors="0.7", linewidths=0.4))
         for i, name in enumerate(parts):
             part = np.concatenate([p[name] for _, p in edges])
@@ -225,7 +224,8 @@ def save(fig: "Figure | None", path: str | Path, comm: MPI.Comm = MPI.COMM_WORLD
     on_root(comm, lambda: _write(fig, Path(path)))
 
 
-# -- Drawing, on rank 0 only
+def _many(functions: Any) -> Sequence[Any]:
+    return functions if isinstance(functions, Sequence) or hasattr(functions, "times") else [functions]
 
 
 def _finish(comm: MPI.Comm, draw: Callable[[], Any], path: str | Path | None) -> "Figure | None":
@@ -244,97 +244,3 @@ def _write(fig: "Figure | None", path: Path) -> None:
         raise ValueError(f"there is no figure to write to {path}")
     path.parent.mkdir(parents=True, exist_ok=True)
     fig.savefig(path, dpi=150)
-
-
-def _aspect(data: Sample) -> float:
-    """Height over width of a picture; of a field in the plane as it is, unless it is very thin."""
-    if data.dim != 2:
-        return 0.75
-    width, height = np.ptp(data.points, axis=0)
-    return height / width if 0.2 < height / width < 5 else 0.75
-
-
-def _figure(rows: int, columns: int, aspect: float = 0.75, share: bool = False) -> tuple["Figure", npt.NDArray[Any]]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    width = (5.2 if rows == columns == 1 else 2.4) / max(1.0, aspect)
-    fig = Figure(figsize=(2.2 + width * columns, 0.5 + (0.3 + width * aspect) * rows), layout="constrained")
-    FigureCanvasAgg(fig)
-    return fig, fig.subplots(rows, columns, squeeze=False, sharex=share, sharey=share).ravel()
-
-
-def _limits(data: Sequence[Sample], log: bool) -> tuple[float, float]:
-    """Common limits of several fields; a constant field gets some room."""
-    low, high = min(float(d.values.min()) for d in data), max(float(d.values.max()) for d in data)
-    if log:
-        if high <= 0:
-            raise ValueError(f"a logarithmic picture needs positive values, but the largest is {high:.3g}")
-        positive = min(float(d.values[d.values > 0].min(initial=np.inf)) for d in data)
-        low = max(positive, high * 1e-12)
-        return (low, high) if low < high else (low / 2, high * 2)
-    if high - low <= 1e-12 * max(abs(low), abs(high)):
-        return low - 0.5 * (abs(low) or 1.0), high + 0.5 * (abs(high) or 1.0)
-    return low, high
-
-
-def _extend(data: Sequence[Sample], low: float, high: float) -> str:
-    below = any(d.values.min() < low for d in data)
-    above = any(d.values.max() > high for d in data)
-    return {(0, 0): "neither", (1, 0): "min", (0, 1): "max", (1, 1): "both"}[(int(below), int(above))]
-
-
-def _curve(a: "Axes", data: Sample, log: bool, low: float, high: float, **style: Any) -> None:
-    """Cells from left to right, with a gap between them, so that jumps are not joined."""
-    x, y = data.points[:, 0][data.cells], data.values[data.cells]
-    turned = x[:, 0] > x[:, 1]
-    x[turned], y[turned] = x[turned, ::-1], y[turned, ::-1]
-    order = np.argsort(x[:, 0])
-    x, y = (np.insert(v[order], 2, np.nan, axis=1).ravel() for v in (x, y))
-    joined = _joined(x, y)
-    a.plot(x[joined], np.maximum(y, low)[joined] if log else y[joined], **style)
-    if log:
-        a.set_yscale("log")
-
-
-def _joined(x: npt.NDArray[Any], y: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    """Drop the gaps between cells over which the function is continuous: drawn apart, dashes and joints look broken."""
-    keep = np.ones(len(x), dtype=bool)
-    scale = np.nanmax(np.abs(y)) or 1.0
-    same = np.abs(y[3::3] - y[1:-2:3]) <= 1e-9 * scale
-    keep[2:-1:3] = ~same
-    return keep
-
-
-def _colours(
-    a: "Axes", data: Sample, axes: Sequence[str], log: bool, low: float, high: float, cmap: str, contours: int
-) -> Any:
-    from matplotlib import colors
-    from matplotlib.cm import ScalarMappable
-
-    norm = (colors.LogNorm if log else colors.Normalize)(low, high)
-    if data.dim == 3:
-        from ._slices import slices
-
-        a.imshow(slices(data, norm, cmap))
-        a.set_axis_off()
-        return ScalarMappable(norm, cmap)
-    from matplotlib.tri import Triangulation
-
-    t = Triangulation(data.points[:, 0], data.points[:, 1], data.cells)
-    values = np.maximum(data.values, low) if log else data.values
-    artist = a.tripcolor(t, values, shading="gouraud", norm=norm, cmap=cmap, rasterized=True)
-    if contours:
-        levels = (np.geomspace if log else np.linspace)(low, high, contours + 2)[1:-1]
-        a.tricontour(t, values, levels=levels, colors="k", linewidths=0.5)
-    a.set(xlabel=axes[0], ylabel=axes[1])
-    a.margins(0)
-    a.set_aspect("equal" if _aspect(data) == np.divide(*np.ptp(data.points, axis=0)[::-1]) else "auto")
-    return artist
-
-
-# -- Helpers on all ranks
-
-
-def _many(functions: Any) -> Sequence[Any]:
-    return functions if isinstance(functions, Sequence) or hasattr(functions, "times") else [functions]

@@ -20,11 +20,11 @@ LAYERS = (
     ("longtime", "stationary _kernel ergodic spectrum noisy"),
     ("exits", "_killed reach _guards error exit adapt _stopped regions exit_law"),
     ("montecarlo", "_estimates _ensemble _lambdify _walls _paths _dynamics simulate compare"),
-    ("", "_slices io plot"),
+    ("", "_slices _draw io plot"),
     (
         "diagnostics",
-        "invariant truncation _quadrature _regions _basins regime concentration entropy entropy_rates _points "
-        "_sampling _passes _operator _arrhenius _certificate critical kramers bounds _talweg lojasiewicz decay "
+        "invariant truncation _quadrature _regions _basins contraction regime concentration entropy entropy_rates "
+        "_points _sampling _passes _operator _arrhenius _certificate critical kramers bounds _talweg lojasiewicz decay "
         "_ellipses landscape star",
     ),
 )

@@ -2,6 +2,7 @@
 
 from .bounds import Bound, ExitBounds, exit_bounds
 from .concentration import Concentration, concentration, concentration_backward
+from .contraction import Collapse, Contraction, collapse, contraction
 from .critical import CriticalPoint, critical_points
 from .decay import LossDecay, loss_decay
 from .entropy import EntropyDecay, entropy_balance, entropy_decay, fisher_information, relative_entropy
@@ -10,7 +11,7 @@ from .invariant import Tightness, tightness
 from .kramers import EyringKramers, eyring_kramers
 from .landscape import LandscapeReport, landscape
 from .lojasiewicz import Exponent, lojasiewicz
-from .regime import Collapse, Contraction, collapse, contraction, regime_indicator, shadowing_time
+from .regime import regime_indicator, shadowing_time
 from .star import StarConvexity, star_convexity
 from .truncation import Truncation, truncation
 

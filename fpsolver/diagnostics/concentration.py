@@ -17,7 +17,7 @@ from .._errors import agree
 from .._log import logger
 from .._petsc import Options
 from ..discretisation.generator import Generator
-from ..discretisation.solution import as_points, bounds, locate
+from ..discretisation.solution import as_points, locate
 from ..evolution.evolution import Evolution
 from ..evolution.evolve import backward
 from ..evolution.initial import project
@@ -25,7 +25,8 @@ from ..models.fields import is_number
 from ._basins import Flow, basin_loads
 from ._quadrature import Array, Quadrature, owned_nodes
 from ._regions import ball_load
-from .regime import Collapse, Contraction, collapse, contraction, loss_expression, rates_of
+from .contraction import Collapse, Contraction, collapse, contraction, widest_contraction
+from .regime import loss_expression, rates_of
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,10 @@ def concentration(
     radii = _radii(radius)
     locate(gen.domain.mesh, points, "concentration: minima")
     vectors = [gen.vector(solution.raw) for solution in evolution]
-    found = [_contraction(gen, points, i, attraction) for i in range(len(points))]
+    found = [
+        widest_contraction(gen, points, i) if attraction is None else contraction(gen, x, attraction)
+        for i, x in enumerate(points)
+    ]
     balls = [[ball_load(gen, x, r) for r in radii] for x in points]
     mass = np.array([[[v.dot(fine) for fine, _ in row] for row in balls] for v in vectors])
     error = max(abs(v.dot(change)) for v in vectors for row in balls for _, change in row)
@@ -188,21 +192,6 @@ def _radii(radius: Any) -> Array:
     if not values or not all(is_number(r) and np.isfinite(r) and r > 0 for r in values):
         raise ValueError(f"radius is {radius!r}; a positive number, or several, was expected.")
     return np.array(values, dtype=float)
-
-
-def _contraction(gen: Generator, points: Array, i: int, attraction: float | None) -> Contraction:
-    if attraction is not None:
-        return contraction(gen, points[i], attraction)
-    others = np.linalg.norm(np.delete(points, i, axis=0) - points[i], axis=1)
-    lower, upper = bounds(gen.domain.mesh)
-    corner = float(np.linalg.norm(np.maximum(upper - points[i], points[i] - lower)))
-    R = 0.5 * float(others.min()) if len(others) else 1.000001 * corner
-    for _ in range(6):
-        found = contraction(gen, points[i], R)
-        if found.attracts:
-            break
-        R /= 2
-    return found
 
 
 def _moments(

@@ -27,6 +27,7 @@ class Evolution(Sequence[Solution]):
             flux itself, so ``mass + outflux`` tests the balance.  Zero for :func:`backward`.
         outflux_by_part: the same for each absorbing part.
         outflow: dictionary part -> mass per time that is leaving, shape (n,).
+        limiter: what makes the reported densities non-negative; None for signed measures and expectations.
         stats: unknowns, scheme, degree, solves, factorisations, steps, basis, time_error (estimated, relative, in the
             L² norm).
     """
