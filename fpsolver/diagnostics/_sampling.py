@@ -18,7 +18,7 @@ from ufl.core.expr import Expr
 
 from .. import _compat
 from .._sample import lattice, push_forward
-from ..discretisation.boundary import neighbours
+from ..discretisation.facets import neighbours
 
 LEVEL = 4  # lattice intervals per edge at least; even
 _POINTS, _FINEST = 40_000, 64

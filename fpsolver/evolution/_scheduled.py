@@ -62,7 +62,7 @@ class Scheduled:
             here = [t for t in pending if t <= piece.end or piece is legs[-1]]
             pending = pending[len(here) :]
             end = piece.end if pending else max([*here, state.t])
-            yield from self._leg(state, piece.at, piece.constant, here, end, share, False)
+            yield from self._leg(state, _Leg(piece.at, piece.constant, here, end, share, False))
 
     def dual(self, state: State, times: Sequence[float], tol: float) -> Iterator[Snapshot]:
         """Yield u for each time T: the pieces before T in reversed order, with transposed matrices."""
@@ -74,7 +74,8 @@ class Scheduled:
             try:
                 for piece in legs:
                     at = lambda s, piece=piece, T=T: piece.at(T - s)  # noqa: E731
-                    for _ in self._leg(start, at, piece.constant, [], T - piece.begin, tol / len(legs), True):
+                    leg = _Leg(at, piece.constant, [], T - piece.begin, tol / len(legs), True)
+                    for _ in self._leg(start, leg):
                         raise AssertionError("no output was asked for")
                 yield Snapshot(T, start.v.copy(), np.zeros(0), np.zeros(0))
             finally:
@@ -93,46 +94,29 @@ class Scheduled:
         """Pieces and samples of the schedule up to ``horizon``."""
         return {"schedule": [_sampled(p, horizon) for p in self.pieces if p.begin <= horizon]}
 
-    def _leg(
-        self,
-        state: State,
-        at: Callable[[float], dict[str, float]],
-        constant: bool,
-        outputs: list[float],
-        end: float,
-        tol: float,
-        transpose: bool,
-    ) -> Iterator[Snapshot]:
+    def _leg(self, state: State, leg: "_Leg") -> Iterator[Snapshot]:
         """Advance to ``end``, yielding the outputs on the way, which include the end where it is one."""
-        while outputs and outputs[0] <= state.t:
-            yield self._snapshot(outputs[0], _Point(state.t, state.v, state.integrals), at)
-            outputs = outputs[1:]
-        if end > state.t:
-            yield from (self._frozen_leg if constant else self._smooth_leg)(state, at, outputs, end, tol, transpose)
+        while leg.outputs and leg.outputs[0] <= state.t:
+            yield self._snapshot(leg.outputs[0], _Point(state.t, state.v, state.integrals), leg.at)
+            leg = leg._replace(outputs=leg.outputs[1:])
+        if leg.end > state.t:
+            yield from (self._frozen_leg if leg.constant else self._smooth_leg)(state, leg)
 
-    def _frozen_leg(
-        self,
-        state: State,
-        at: Callable[[float], dict[str, float]],
-        outputs: list[float],
-        end: float,
-        tol: float,
-        transpose: bool,
-    ) -> Iterator[Snapshot]:
+    def _frozen_leg(self, state: State, leg: "_Leg") -> Iterator[Snapshot]:
         """One exponential for all times."""
-        gen, core = self._frozen(at(state.t))
+        gen, core = self._frozen(leg.at(state.t))
         flux = functionals(gen, self.parts)
         begin, before, error = state.t, state.integrals, self._stats.error
-        stops = outputs if outputs[-1:] == [end] else [*outputs, end]
+        stops = leg.outputs if leg.outputs[-1:] == [leg.end] else [*leg.outputs, leg.end]
         core.stats = Stats()
-        run = core.run(state.v, [t - begin for t in stops], tol, transpose, flux, [self._scale] * len(flux))
+        run = core.run(state.v, [t - begin for t in stops], leg.tol, leg.transpose, flux, [self._scale] * len(flux))
         try:
             for t, snapshot in zip(stops, run, strict=True):
                 self._stats.error = error + core.stats.error
                 integrals = before + snapshot.integrals
-                if t == end:
-                    state.advance(end, snapshot.vector.copy(), integrals)
-                if t in outputs:
+                if t == leg.end:
+                    state.advance(leg.end, snapshot.vector.copy(), integrals)
+                if t in leg.outputs:
                     yield Snapshot(t, snapshot.vector, integrals, snapshot.values)
                 else:
                     snapshot.vector.destroy()
@@ -140,42 +124,35 @@ class Scheduled:
             self._account(core.stats)
             self._stats.steps += core.stats.steps
 
-    def _smooth_leg(
-        self,
-        state: State,
-        at: Callable[[float], dict[str, float]],
-        outputs: list[float],
-        end: float,
-        tol: float,
-        transpose: bool,
-    ) -> Iterator[Snapshot]:
+    def _smooth_leg(self, state: State, leg: "_Leg") -> Iterator[Snapshot]:
         """Steps of adaptive length, each compared with its two halves."""
+        at, end = leg.at, leg.end
         h, trials, before, speed = FIRST * (end - state.t), 0, self._stats.error, np.inf
         while state.t < end:
             # equal parts leave no crumb before the end
             h = (end - state.t) / float(np.ceil((end - state.t) / h - 0.01))
             # rough data, whose errors decay, make the first steps expensive: they may spend more than their time
             share = max(SHARE, h / (end - state.t))
-            allowed = share * max(tol - (self._stats.error - before), LEAST) / 2
+            allowed = share * max(leg.tol - (self._stats.error - before), LEAST) / 2
             inner = max(allowed / 10, LEAST)
             if _mismatch(at, state.t, h) * min(1.0, 2 * speed * h) > allowed:  # a jump that the nodes do not see
                 h /= 2
                 if state.t + 1e-3 * h <= state.t:
-                    raise self._failure(state.t, end, tol)
+                    raise self._failure(state.t, end, leg.tol)
                 continue
             begin = _Point(state.t, state.v, state.integrals)
-            whole = self._step(begin, at, h, inner, transpose)
-            middle = self._step(begin, at, h / 2, inner, transpose)
-            halves = self._step(middle, at, h / 2, inner, transpose)
+            whole = self._step(begin, h, inner, leg)
+            middle = self._step(begin, h / 2, inner, leg)
+            halves = self._step(middle, h / 2, inner, leg)
             error = self._distance(whole, halves) / 15
             whole.v.destroy()
             if error <= allowed:
                 trials = 0
                 self._stats.steps += 1
                 self._stats.error += error + 4 * inner
-                for t in (t for t in outputs if begin.t < t < min(begin.t + h, end)):
+                for t in (t for t in leg.outputs if begin.t < t < min(begin.t + h, end)):
                     near = begin if t <= middle.t else middle
-                    found = self._step(near, at, t - near.t, inner, transpose)
+                    found = self._step(near, t - near.t, inner, leg)
                     yield self._snapshot(t, found, at)
                     found.v.destroy()
                 speed = self._distance(begin, halves) / h
@@ -186,16 +163,14 @@ class Scheduled:
                 halves.v.destroy()
             middle.v.destroy()
             if trials > TRIALS:
-                raise self._failure(state.t, end, tol)
+                raise self._failure(state.t, end, leg.tol)
             h *= min(4.0, max(0.1, 0.9 * (allowed / max(error, 1e-4 * allowed)) ** 0.25))
-        if outputs[-1:] == [end]:
+        if leg.outputs[-1:] == [end]:
             yield self._snapshot(end, _Point(end, state.v, state.integrals), at)
 
-    def _step(
-        self, begin: "_Point", at: Callable[[float], dict[str, float]], h: float, tol: float, transpose: bool
-    ) -> "_Point":
+    def _step(self, begin: "_Point", h: float, tol: float, leg: "_Leg") -> "_Point":
         """One commutator-free step."""
-        gens = [self._frozen(at(begin.t + c * h))[0] for c in GAUSS]
+        gens = [self._frozen(leg.at(begin.t + c * h))[0] for c in GAUSS]
         flux = [functionals(g, self.parts) for g in gens]
         v, integrals = begin.v, begin.integrals
         for a, b in (WEIGHTS, WEIGHTS[::-1]):
@@ -207,7 +182,7 @@ class Scheduled:
                 vector.axpby(2 * b, 2 * a, second)
             core = Propagator(self.gen.M, G, dim=self.gen.domain.dim, options=self.options, leaks=self._leaks)
             try:
-                (snapshot,) = core.run(v, [h / 2], tol, transpose, mixed, [self._scale] * len(mixed))
+                (snapshot,) = core.run(v, [h / 2], tol, leg.transpose, mixed, [self._scale] * len(mixed))
             finally:
                 self._account(core.stats)
                 core.destroy()
@@ -272,6 +247,17 @@ class Scheduled:
         """Free matrices and factorisations (collective)."""
         for key in list(self._kept):
             self._drop(key)
+
+
+class _Leg(NamedTuple):
+    """A stretch of one piece up to ``end``: its outputs in order, the last maybe at its end, and its tolerance."""
+
+    at: Callable[[float], dict[str, float]]
+    constant: bool
+    outputs: list[float]
+    end: float
+    tol: float
+    transpose: bool
 
 
 class _Point(NamedTuple):

@@ -20,7 +20,7 @@ from dolfinx import mesh as dmesh
 from .._errors import agree
 from .._log import logger
 from ..discretisation.assembly import basic_forms, union_tags
-from ..discretisation.boundary import neighbours
+from ..discretisation.facets import neighbours
 from ..discretisation.generator import Generator
 from ..discretisation.solution import as_points
 from ..domains.domain import Marker

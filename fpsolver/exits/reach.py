@@ -15,7 +15,8 @@ from scipy import sparse
 from scipy.sparse import csgraph
 
 from .. import _compat
-from ..discretisation.boundary import CURVED, cell_volumes, neighbours, on_sides
+from ..discretisation.boundary import CURVED
+from ..discretisation.facets import cell_volumes, neighbours, on_sides
 from ..discretisation.generator import Generator
 
 
