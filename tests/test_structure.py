@@ -23,9 +23,9 @@ LAYERS = (
     ("", "_slices _draw io plot"),
     (
         "diagnostics",
-        "invariant truncation _quadrature _regions _basins contraction regime concentration entropy entropy_rates "
-        "_points _sampling _passes _operator _arrhenius _certificate critical kramers bounds _talweg lojasiewicz decay "
-        "_ellipses landscape star",
+        "invariant truncation _quadrature _pointwise _regions _basins contraction regime concentration entropy "
+        "entropy_rates _points _sampling _passes _operator _arrhenius _certificate critical kramers bounds _talweg "
+        "lojasiewicz decay _ellipses landscape star",
     ),
 )
 ORDER = [f"{folder}.{name}".lstrip(".") for folder, names in LAYERS for name in names.split()]
@@ -55,6 +55,24 @@ def test_imports_go_downwards(name):
     above = ORDER[: ORDER.index(name)]
     upwards = [m for m in imported(name) if m in ORDER and m not in above]
     assert not upwards
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_private_modules_serve_their_own_folder(name):
+    folder = name.rpartition(".")[0]
+    others = [m for m in imported(name) if m in ORDER and "._" in m and m.rpartition(".")[0] != folder]
+    assert not others
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_private_names_serve_their_own_module(name):
+    text = (PACKAGE / (name.replace(".", "/") + ".py")).read_text()
+    imports = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom) and node.level]
+    names = {alias.asname or alias.name for node in imports for alias in node.names}
+    private = [n for node in imports if node.module for n in (alias.name for alias in node.names) if n.startswith("_")]
+    used = re.findall(rf"(?<![\w.])(?:{'|'.join(names) or 'nothing'})\._[a-z]\w*", text)
+    assert not private
+    assert not used
 
 
 def test_the_readme_names_every_module():

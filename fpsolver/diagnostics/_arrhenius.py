@@ -11,7 +11,8 @@ from ..models.fields import Space
 from ..models.process import SGD, Langevin, MomentumSGD, Process
 from ._operator import Operator, Verdict
 from ._passes import Passes, owners
-from ._points import Probe, loss_of
+from ._points import loss_of
+from ._pointwise import Pointwise
 from ._sampling import largest, supremum
 
 
@@ -27,10 +28,8 @@ def _energy(process: Process, space: Space) -> Any:
 
 
 def _energy_at(op: Operator, x: np.ndarray) -> np.ndarray:
-    probe = Probe(op.dim, len(x), 1e-3 * op.extent)
-    cells = probe.move(x)
-    f = _energy(op.gen.process, op.gen.process.space(probe.mesh, 1))
-    return probe.compile([f], op.comm).eval(probe.mesh, cells).ravel()
+    process = op.gen.process
+    return Pointwise(op.dim, lambda mesh: _energy(process, process.space(mesh, 1)), op.comm)(x)
 
 
 def arrhenius(op: Operator, x: np.ndarray) -> Verdict:

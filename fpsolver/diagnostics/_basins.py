@@ -13,7 +13,8 @@ from ufl.algorithms import extract_coefficients
 from .._errors import agree
 from ..discretisation.generator import Generator
 from ..discretisation.solution import bounds
-from ._quadrature import Array, Pointwise, directions, ito_drift, pointwise_drift
+from ._pointwise import Pointwise, ito_drift
+from ._quadrature import Array, directions
 from ._regions import Classify, cut, loads
 
 # Dormand and Prince's pair of orders 5 and 4
@@ -67,8 +68,9 @@ class Flow:
                 "basins of attraction: a drift or diffusion that is tabulated (fp.batched, a Function) is not known "
                 "between the points of the mesh; write it with UFL, or pass basins=False."
             )
-        self.drift = pointwise_drift(gen.process, dim, comm)
-        jacobian = Pointwise(gen.process, dim, lambda s: ufl.grad(ito_drift(gen.process.coefficients(s))), comm)
+        drift = lambda mesh: ito_drift(gen.process.coefficients(gen.process.space(mesh, 1)))  # noqa: E731
+        self.drift = Pointwise(dim, drift, comm)
+        jacobian = Pointwise(dim, lambda mesh: ufl.grad(drift(mesh)), comm)
         lower, upper = bounds(gen.domain.mesh)
         self.extent = float(np.linalg.norm(upper - lower))
         self.box = (lower - self.extent, upper + self.extent)

@@ -1,52 +1,23 @@
 """A loss, its derivatives and the noise at arbitrary points, free of any mesh."""
 
+from functools import partial
 from typing import Any
 
 from mpi4py import MPI
 
-import basix.ufl
 import numpy as np
 import ufl
 from dolfinx import fem
 from dolfinx import mesh as dmesh
 from ufl.core.expr import Expr
 
-from .._compat import geometry_dofmap
 from ..discretisation.solution import bounds
 from ..domains.domain import Domain
 from ..models.fields import Batched, Space
 from ..models.noise import Noise, PerSample, Sum, samples_of
 from ..models.process import SGD, Langevin, MomentumSGD, Process
 from ..models.samples import Samples
-
-_CHUNK = 512
-_CELLS = {1: "interval", 2: "triangle", 3: "tetrahedron"}
-
-
-class Probe:
-    """Disjoint simplices, private to this rank, whose first corners are put where an expression is wanted.
-
-    DOLFINx compiles expressions for fixed points of the reference cell; here the cells move instead.
-    """
-
-    def __init__(self, dim: int, n: int, size: float):
-        corners = np.concatenate([np.zeros((1, dim)), np.eye(dim)])
-        x = (corners[None] + 2.0 * np.arange(n)[:, None, None]).reshape(-1, dim)
-        element = basix.ufl.element("Lagrange", _CELLS[dim], 1, shape=(dim,))
-        cells = np.arange(len(x), dtype=np.int64).reshape(n, dim + 1)
-        self.mesh = dmesh.create_mesh(MPI.COMM_SELF, cells=cells, x=x, e=ufl.Mesh(element))
-        self.dim, self.corner, self._shape = dim, np.zeros((1, dim)), size * corners
-        self._nodes = geometry_dofmap(self.mesh)
-
-    def move(self, points: np.ndarray) -> np.ndarray:
-        """Put one cell at each point (n, dim); returns the cells."""
-        moved = points[:, None, :] + self._shape
-        self.mesh.geometry.x[self._nodes[: len(points)], : self.dim] = moved
-        return np.arange(len(points), dtype=np.int32)
-
-    def compile(self, rows: list[Expr], comm: MPI.Comm) -> fem.Expression:
-        """Scalars to be evaluated in the first corner (collective on ``comm``)."""
-        return fem.Expression(ufl.as_vector(rows), self.corner, comm=comm)
+from ._pointwise import Pointwise, compiled, private_simplices
 
 
 def loss_of(source: Any) -> Any:
@@ -102,18 +73,8 @@ class Loss:
         if isinstance(source, Samples):
             self._samples = source
             return
-        self._probe = Probe(self.dim, _CHUNK, 1e-3 * self.extent)
-        space = Space(self._probe.mesh, 1, self.dim)
-        f = space.scalar(source, "loss")
-        if ufl.domain.extract_unique_domain(f) is None:
-            raise ValueError(f"the loss does not depend on x: it is {f}.")
-        g = [f.dx(i) for i in range(self.dim)]
-        self._first = self._probe.compile([f, *g], domain.comm)
-        hessian = [gi.dx(j) for gi in g for j in range(self.dim)]
-        self._second = self._probe.compile([f, *g, *hessian], domain.comm)
-        if self.dim == 1:
-            third = hessian[0].dx(0)
-            self._higher = self._probe.compile([third, third.dx(0)], domain.comm)
+        orders = (1, 2, 4) if self.dim == 1 else (1, 2)
+        self._tables = {k: Pointwise(self.dim, partial(_derivatives, source, k), domain.comm) for k in orders}
 
     def first(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """f (n,) and ∇f (n, d)."""
@@ -121,7 +82,7 @@ class Loss:
             return self._differences(points)[:2]
         if not self.symbolic:
             return self._samples.moments(points)[:2]
-        table = self._table(self._first, points)
+        table = self._tables[1](points)
         return table[:, 0], table[:, 1:]
 
     def second(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -131,21 +92,13 @@ class Loss:
         if not self.symbolic:
             return self._differenced_gradient(points)
         d = self.dim
-        table = self._table(self._second, points)
+        table = self._tables[2](points)
         return table[:, 0], table[:, 1 : d + 1], table[:, d + 1 :].reshape(-1, d, d)
 
     def higher(self, point: Any) -> tuple[float, float]:
         """f''' and f'''' at a point, in one dimension."""
-        row = self._table(self._higher, np.array(point, dtype=float).reshape(1, 1))[0]
-        return float(row[0]), float(row[1])
-
-    def _table(self, expression: fem.Expression, points: np.ndarray) -> np.ndarray:
-        pieces = []
-        for k in range(0, max(len(points), 1), _CHUNK):
-            chunk = points[k : k + _CHUNK]
-            cells = self._probe.move(chunk)
-            pieces.append(expression.eval(self._probe.mesh, cells).reshape(len(chunk), expression.value_size))
-        return np.concatenate(pieces)
+        row = self._tables[4](np.array(point, dtype=float).reshape(1, 1))[0]
+        return float(row[3]), float(row[4])
 
     def _differences(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         n, d, h = len(points), self.dim, self.step
@@ -178,6 +131,19 @@ class Loss:
         return f.reshape(n, -1)[:, 0], g[:, 0], 0.5 * (H + H.transpose(0, 2, 1))
 
 
+def _derivatives(source: Any, order: int, mesh: dmesh.Mesh) -> Expr:
+    """f and its derivatives up to an order, those of one order behind those of the order below."""
+    dim = mesh.geometry.dim
+    f = Space(mesh, 1, dim).scalar(source, "loss")
+    if ufl.domain.extract_unique_domain(f) is None:
+        raise ValueError(f"the loss does not depend on x: it is {f}.")
+    rows = last = [f]
+    for _ in range(order):
+        last = [g.dx(i) for g in last for i in range(dim)]
+        rows = rows + last
+    return ufl.as_vector(rows)
+
+
 class SampleLosses:
     """Per-sample losses and gradients at arrays of points; making one is collective, evaluating is not."""
 
@@ -195,21 +161,18 @@ class SampleLosses:
         if isinstance(found.samples, Samples):
             self.size = found.samples.size
             return
-        self._probe = Probe(dim, _CHUNK, 1e-3)
-        losses = found.losses(Space(self._probe.mesh, 1, dim))
-        self.size = len(losses)
-        self._rows = self._probe.compile([r for f in losses for r in (f, *(f.dx(i) for i in range(dim)))], comm)
+        self.size = len(found.samples)
+
+        def rows(mesh: dmesh.Mesh) -> Expr:
+            return ufl.as_tensor([[f, *(f.dx(i) for i in range(dim))] for f in found.losses(Space(mesh, 1, dim))])
+
+        self._table = Pointwise(dim, rows, comm)
 
     def at(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Losses (n, N) and gradients (n, N, d) at points (n, d)."""
         if isinstance(self._samples, Samples):
             return self._samples.losses_and_gradients(points)
-        pieces = [np.zeros((0, self.size, self.dim + 1))]
-        for k in range(0, len(points), _CHUNK):
-            chunk = points[k : k + _CHUNK]
-            cells = self._probe.move(chunk)
-            pieces.append(self._rows.eval(self._probe.mesh, cells).reshape(len(chunk), self.size, self.dim + 1))
-        table = np.concatenate(pieces)
+        table = self._table(points)
         return table[..., 0], table[..., 1:]
 
 
@@ -229,11 +192,11 @@ def covariance_at(process: Any, points: np.ndarray, comm: MPI.Comm) -> np.ndarra
             symbolic.append(part)
     if not symbolic:
         return total
-    probe = Probe(d, len(points), 1e-6 * (1 + float(np.abs(points).max())))
-    cells = probe.move(points)  # before the noise is made: batched sources are tabulated in the corners
-    Sigma = Sum(tuple(symbolic)).covariance(Space(probe.mesh, 1, d))
-    expression = probe.compile([Sigma[i, j] for i in range(d) for j in range(d)], comm)
-    return total + expression.eval(probe.mesh, cells).reshape(-1, d, d)
+    # small cells at the points, in whose corners batched sources are tabulated
+    small = 1e-6 * (1 + float(np.abs(points).max())) * np.concatenate([np.zeros((1, d)), np.eye(d)])
+    mesh = private_simplices(d, points[:, None] + small)
+    Sigma = Sum(tuple(symbolic)).covariance(Space(mesh, 1, d))
+    return total + compiled(mesh, Sigma, np.zeros((1, d)), comm)(np.arange(len(points), dtype=np.int32))[:, 0]
 
 
 def _has_function(noise: Any) -> bool:

@@ -1,30 +1,24 @@
-"""Values at quadrature points of all cells as arrays, and UFL expressions at any points of space.
+"""Values at quadrature points of all cells as arrays.
 
 Functionals such as ∫ p ln p are no polynomials of the coefficients and are wanted at many times: basis functions are
 tabulated once, and every density is then a matrix product.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from mpi4py import MPI
 
 import basix
-import basix.ufl
 import numpy as np
 import numpy.typing as npt
 import ufl
 from dolfinx import fem
 from dolfinx import mesh as dmesh
-from ufl.core.expr import Expr
 
 from .. import _compat
-from ..models.fields import Space
-from ..models.process import Process
 
 Array = npt.NDArray[Any]
-_CHUNK = 1024  # simplices whose corners are the points that a compiled expression sees at once
 
 
 def cell_type(mesh: dmesh.Mesh) -> basix.CellType:
@@ -128,59 +122,6 @@ class Quadrature:
         lowest, rank = self.mesh.comm.allreduce((mine, self.mesh.comm.rank), op=MPI.MINLOC)
         place = self.x.reshape(-1, self.x.shape[2])[at] if rank == self.mesh.comm.rank else None
         return float(lowest), self.mesh.comm.bcast(place, root=rank)
-
-
-class Pointwise:
-    """A UFL expression in the sources of a process, evaluated at any points of space, on each rank by itself.
-
-    The points are made the corners of a mesh of this rank alone, whose cells are only a place to keep them.
-
-    Args:
-        process: the process whose coordinates the expression sees; its sources must be UFL, not tabulated.
-        dim: dimension of its domain.
-        build: maps a ``Space`` to the expression.
-        comm: communicator on which the expression is compiled (collective).
-    """
-
-    def __init__(self, process: Process, dim: int, build: Callable[[Space], Expr], comm: MPI.Comm):
-        self.dim, corners = dim, dim + 1
-        shape = ("interval", "triangle", "tetrahedron")[dim - 1]
-        x = np.zeros((_CHUNK, corners, dim))
-        x[:, 1:] = np.eye(dim)
-        cells = np.arange(_CHUNK * corners, dtype=np.int64).reshape(_CHUNK, corners)
-        element = ufl.Mesh(basix.ufl.element("Lagrange", shape, 1, shape=(dim,)))
-        self._mesh = dmesh.create_mesh(MPI.COMM_SELF, cells=cells, x=x.reshape(-1, dim), e=element)
-        expression = build(process.space(self._mesh, 1))
-        self._shape = expression.ufl_shape
-        row = [expression[i] for i in np.ndindex(*self._shape)] if self._shape else [expression]
-        row.append(ufl.SpatialCoordinate(self._mesh)[0])
-        X = basix.geometry(getattr(basix.CellType, shape))
-        self._size = len(row)
-        self._expression = fem.Expression(ufl.as_vector(row), X, comm=comm)
-        self._places = _compat.geometry_dofmap(self._mesh).ravel()
-        self._cells = np.arange(_CHUNK, dtype=np.int32)
-
-    def __call__(self, points: Array) -> Array:
-        """Values at points, shape (n, d): shape (n, ...)."""
-        n, step = len(points), len(self._places)
-        values = np.empty((n, self._size - 1))
-        for begin in range(0, n, step):
-            part = points[begin : begin + step]
-            cells = self._cells[: -(-len(part) // (self.dim + 1))]
-            self._mesh.geometry.x[self._places[: len(part)], : self.dim] = part
-            table = self._expression.eval(self._mesh, cells).reshape(-1, self._size)
-            values[begin : begin + step] = table[: len(part), :-1]
-        return values.reshape(n, *self._shape)
-
-
-def pointwise_drift(process: Process, dim: int, comm: MPI.Comm) -> Pointwise:
-    """The Itô drift b = β + ∇·D at any points (collective)."""
-    return Pointwise(process, dim, lambda space: ito_drift(process.coefficients(space)), comm)
-
-
-def ito_drift(coefficients: Any) -> Expr:
-    """b = β + ∇·D."""
-    return coefficients.beta + ufl.div(coefficients.D)
 
 
 def directions(dim: int) -> Array:

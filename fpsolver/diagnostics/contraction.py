@@ -18,7 +18,8 @@ from ..discretisation.generator import Generator
 from ..discretisation.solution import as_points, bounds
 from ..models.fields import is_number
 from ..models.process import Coefficients
-from ._quadrature import Pointwise, Quadrature, directions, ito_drift
+from ._pointwise import Pointwise, ito_drift
+from ._quadrature import Quadrature, directions
 
 
 @dataclass(frozen=True)
@@ -152,8 +153,9 @@ def _pointwise(gen: Generator) -> Pointwise | None:
         c = gen.coefficients
         if extract_coefficients(c.D) or extract_coefficients(c.beta):
             return None
-        build = lambda space: _drift_and_noise(gen.process.coefficients(space))  # noqa: E731
-        return Pointwise(gen.process, gen.domain.dim, build, gen.domain.comm)
+        process = gen.process
+        build = lambda mesh: _drift_and_noise(process.coefficients(process.space(mesh, 1)))  # noqa: E731
+        return Pointwise(gen.domain.dim, build, gen.domain.comm)
 
     return gen.cached("pointwise b and tr 2D", make)
 

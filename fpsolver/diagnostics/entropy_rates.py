@@ -11,7 +11,8 @@ from ufl.algorithms import extract_coefficients
 from ..discretisation.generator import Generator
 from ..longtime.spectrum import spectrum
 from ..models.fields import Space, is_number
-from ._quadrature import Array, Quadrature, ito_drift
+from ._pointwise import ito_drift
+from ._quadrature import Array, Quadrature
 
 _EQUAL = 1e-9  # relative
 _CLOSE = 1e-4  # a triple eigenvalue is known to the cube root of rounding

@@ -11,7 +11,8 @@ from ..discretisation.generator import Generator
 from ..discretisation.solution import Solution
 from ..models.fields import Space, is_number
 from ..models.process import SGD, Langevin, MomentumSGD, mean_loss
-from ._quadrature import Quadrature, ito_drift
+from ._pointwise import ito_drift
+from ._quadrature import Quadrature
 
 _LARGEST = 1e12
 
