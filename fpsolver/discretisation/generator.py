@@ -19,6 +19,7 @@ from ..domains.domain import Domain
 from ..models.fields import Space, is_number
 from ..models.process import SDE, Coefficients, Process
 from ._assembly import assemble_like, assemble_matrix, compile_forms, lowest_exponents, nodal_values, union_tags
+from ._walls import lacking_diffusion
 from ._wells import exit_barrier
 from .boundary import Boundary, FicheraClasses, check_potential, format_report, survey_cells
 from .schemes import SCHEMES, WeakForm, is_continuous, quadrature_degree
@@ -47,6 +48,8 @@ class Generator:
         M, G: ``PETSc.Mat``, mass and forward operator.
         V: dolfinx function space.
         survey: extremes of the coefficients.
+        wall_diffusion: with ``dg``, the largest diffusion added inside cells at reflecting walls on which the drift
+            presses with less diffusion than resolves the layer there; zero where no wall is like that.
         space, weak, boundary: sources as UFL, the weak forms, and the boundary's Fichera classes.
         scheme, degree, absorbing, process, domain: as used.
 
@@ -143,7 +146,18 @@ class Generator:
         self.cache: dict[str, Any] = {}
         self.offset, self._floor = 0.0, np.zeros(len(self._compiled.floor.x.array))
         self.V, self.space, self.weak = self._compiled.V, self._compiled.space, self._compiled.weak
+        self._wall = np.zeros(len(self._compiled.wall.x.array))
         self.activate()
+        if self.scheme == "dg":
+            self._wall = lacking_diffusion(self.boundary, self.coefficients, self.absorbing_facets(), self.degree)
+            self.activate()
+        self.wall_diffusion = float(self.domain.comm.allreduce(float(self._wall.max(initial=0.0)), op=MPI.MAX))
+        if self.wall_diffusion > 0:
+            logger.warning(
+                "the drift presses on a reflecting wall with less diffusion than this mesh needs there; up to %.3g is "
+                "added inside the cells at it, or modes would grow. That is legitimate only as a truncation of a "
+                "larger space, with negligible mass there; otherwise refine at the wall.", self.wall_diffusion
+            )  # fmt: skip
         if self._compiled.potential is not None:
             potential = self.nodal_potential()
             lowest = float(np.min(potential, initial=np.inf))
@@ -190,6 +204,7 @@ class Generator:
         """Give the shared constants this generator's values; needed before anything is assembled or evaluated."""
         self._compiled.offset.value = self.offset
         self._compiled.floor.x.array[:] = self._floor
+        self._compiled.wall.x.array[:] = self._wall
         for name, value in self.process.parameters().items():
             if name in self.space.parameters:
                 self.space.parameters[name].value = value
@@ -228,13 +243,6 @@ class Generator:
                     f"inwards or along it (inflow {found.inflow:.3g}, characteristic {found.characteristic:.3g} of "
                     f"{found.measure:.3g}). Declare another part as absorbing, or add noise across it."
                 )
-        walls = self.boundary.classify(np.setdiff1d(self.boundary.facets, self.absorbing_facets()))
-        if walls.outflow > 1e-12 * walls.measure:
-            logger.warning(
-                "the drift leaves through a reflecting wall without diffusion (measure %.3g): legitimate only as a "
-                "truncation of a larger space with negligible mass there",
-                walls.outflow,
-            )
 
     @property
     def coefficients(self) -> Coefficients:
