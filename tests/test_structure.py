@@ -21,7 +21,7 @@ ORDER = (
     "montecarlo._lambdify montecarlo._walls montecarlo._paths montecarlo._dynamics montecarlo.simulate _sample "
     "discretisation.positivity longtime.stationary longtime._kernel longtime.ergodic exits.regions "
     "longtime.spectrum diagnostics.truncation longtime.noisy evolution.schedule evolution._integrate "
-    "evolution._scheduled evolution.checkpoint evolution.evolve evolution.monotone exits.exit_law "
+    "evolution._scheduled evolution._growth evolution.checkpoint evolution.evolve evolution.monotone exits.exit_law "
     "montecarlo.compare _slices io plot diagnostics._quadrature diagnostics._regions diagnostics._basins "
     "diagnostics.regime diagnostics.concentration diagnostics.entropy diagnostics.entropy_rates "
     "diagnostics._points diagnostics._sampling diagnostics._passes diagnostics._operator diagnostics._arrhenius "

@@ -10,6 +10,7 @@ from scipy import stats
 from tools import check
 
 import fpsolver as fp
+from fpsolver.discretisation import generator
 
 
 def _fastest_growth(gen, near):
@@ -97,3 +98,29 @@ def test_other_numbers_have_walls_of_their_own():
         difference = again.G.copy()
         difference.axpy(-1.0, gen.G)
         assert difference.norm() <= 1e-14 * gen.G.norm()
+
+
+@pytest.mark.parallel
+@pytest.mark.parametrize("verb", ["evolve", "backward"])
+def test_what_grows_is_refused(verb, monkeypatch):
+    """Without the diffusion at walls: by a factor 244 at t = 3, and 129 at t = 1, where nothing can grow."""
+    monkeypatch.setattr(generator, "lacking_diffusion", lambda b, *_: np.zeros(_local_cells(b.mesh)))
+    gen = _kinetic(10, 6)
+    source = fp.gaussian((1.0, 0.0), 1.0) if verb == "evolve" else lambda x: x[0] ** 2
+    with pytest.raises(fp.NotConverged, match=r"DIVERGED_GROWTH.* grew by a factor") as caught:
+        getattr(fp, verb)(gen, source, [0.1, 3.0])
+    assert caught.value.partial.times.tolist() == [0.1]
+
+
+def _local_cells(mesh):
+    cells = mesh.topology.index_map(mesh.topology.dim)
+    return cells.size_local + cells.num_ghosts
+
+
+@pytest.mark.parametrize("degree", [1, 4])
+def test_a_law_that_collapses_between_nodes_is_not_refused(degree):
+    """Without noise all mass goes to one point: the mesh makes a spike of it, with undershoots, and no more."""
+    domain = fp.Domain.rectangle((-2, -2), (2, 2), (6, 6))
+    gen = fp.Generator(fp.SDE(lambda x: (0.13 - x[0], 0.21 - x[1]), ((0, 0), (0, 0))), domain, degree=degree)
+    law = fp.evolve(gen, fp.gaussian((0.7, 0.5), 0.5), [1.0, 20.0], tol=1e-3)
+    check(law.mass, [1.0, 1.0], 1e-12)
