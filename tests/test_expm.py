@@ -329,6 +329,7 @@ BAD = [
     (dict(initial=fp.gaussian(9.0, 1.0)), "of the mass"),
     (dict(initial=fp.dirac(7.0)), "outside the mesh"),
     (dict(initial="somewhere"), "initial density is a str"),
+    (dict(initial=0.0), "initial density is zero everywhere"),
     (dict(initial=lambda x: 1 / (x[0] - x[0])), "initial density"),
 ]
 

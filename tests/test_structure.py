@@ -15,8 +15,14 @@ LAYERS = (
     ("", "_errors _log _compat _petsc landscapes _sample"),
     ("domains", "_arrays _gmsh meshfile _parts _meshes _refine _arguments domain"),
     ("models", "fields samples _tabulate noise process network slices"),
-    ("discretisation", "schemes facets boundary assembly _wells _choice generator metastable solution positivity"),
-    ("evolution", "initial _krylov _control _expm schedule _integrate _scheduled checkpoint evolution evolve monotone"),
+    (
+        "discretisation",
+        "schemes facets boundary _walls assembly _wells _choice generator metastable solution positivity",
+    ),
+    (
+        "evolution",
+        "initial _krylov _control _expm schedule _integrate _scheduled _growth checkpoint evolution evolve monotone",
+    ),
     ("longtime", "stationary _kernel ergodic spectrum noisy"),
     ("exits", "_killed reach _guards error exit adapt _stopped regions exit_law"),
     ("montecarlo", "_estimates _ensemble _lambdify _walls _paths _dynamics simulate compare"),

@@ -24,7 +24,8 @@ class Compiled:
     """Symbols, function space and compiled forms of a process on a domain.
 
     In the weighted scheme ``potential`` is U, ``offset`` its minimum, and ``floor`` the lowest exponent of the weight
-    in each cell, see :func:`lowest_exponents`; otherwise None, 0 and idle.  ``degrees`` holds generators of other
+    in each cell, see :func:`lowest_exponents`; otherwise None, 0 and idle.  ``wall`` is the diffusion added at walls,
+    zero in the other schemes.  ``degrees`` holds generators of other
     degrees, compiled once for all the generators that ``replace`` makes of these forms.
     """
 
@@ -38,18 +39,22 @@ class Compiled:
     potential: Any
     offset: fem.Constant
     floor: fem.Function
+    wall: fem.Function
     degrees: dict[int, Any] = field(default_factory=dict)
 
 
 def compile_forms(space: Space, coefficients: Coefficients, weak: WeakForm, potential: Any) -> Compiled:
     """Compile M and G, and choose the function space of the scheme (collective)."""
-    offset, floor = space.constant(0.0), fem.Function(fem.functionspace(weak.mesh, ("DG", 0)))
+    cells = fem.functionspace(weak.mesh, ("DG", 0))
+    offset, floor, wall = space.constant(0.0), fem.Function(cells), fem.Function(cells)
     if potential is not None:
         weight = ufl.exp(ufl.max_value(offset - potential, floor))
         weak = replace(weak, coefficients=weighted(coefficients, weight), weight=weight)
+    if weak.scheme == "dg":
+        weak = replace(weak, wall=wall)
     family = "DG" if weak.scheme == "dg" else "Lagrange"
     V = fem.functionspace(weak.mesh, (family, weak.degree))
-    return Compiled(space, coefficients, weak, V, *basic_forms(weak, V), potential, offset, floor)
+    return Compiled(space, coefficients, weak, V, *basic_forms(weak, V), potential, offset, floor, wall)
 
 
 def lowest_exponents(V: fem.FunctionSpace, exponent: np.ndarray) -> np.ndarray:

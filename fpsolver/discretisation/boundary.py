@@ -173,19 +173,27 @@ class Boundary:
         coefficients: D and β.
         survey: scales of the coefficients.
         degree: quadrature degree along the facets.
+
+    Attributes:
+        facets: this rank's boundary facets.
+        classes: Fichera class of each quadrature point, shape (facets, points).
+        pressure: largest h (β·n)⁺ on each facet, h the height of the cell above it.
+        normals: outward, shape (facets, d).
     """
 
     def __init__(self, mesh: dmesh.Mesh, coefficients: Coefficients, survey: Survey, degree: int):
         self.mesh, self.degree = mesh, degree
         self.facets = dmesh.exterior_facet_indices(mesh.topology)
         n = ufl.FacetNormal(mesh)
-        delta = ufl.dot(ufl.dot(coefficients.D, n), n)
-        values, self.measure, _ = _on_facets(mesh, [delta, ufl.dot(coefficients.beta, n)], self.facets, degree)
+        rows = [ufl.dot(ufl.dot(coefficients.D, n), n), ufl.dot(coefficients.beta, n), *n]
+        values, self.measure, height = _on_facets(mesh, rows, self.facets, degree)
         curved = _compat.coordinate_map(mesh).degree > 1
         tolerance = CURVED if curved else TOLERANCE
         diffusive = values[..., 0] > tolerance * max(survey.diffusion, 1e-300)
         level, drift = tolerance * max(survey.drift, 1e-300), values[..., 1]
         self.classes = np.select([diffusive, drift > level, drift < -level], [0, 1, 2], default=3)
+        self.pressure = (height * np.where(drift > level, drift, 0.0)).max(axis=1, initial=0.0)
+        self.normals = values[:, 0, 2:]
 
     def classify(self, facets: np.ndarray) -> FicheraClasses:
         """Measure of each Fichera class on a set of local facets, summed over all ranks (collective)."""

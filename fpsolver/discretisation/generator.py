@@ -18,6 +18,7 @@ from .._log import logger
 from ..domains.domain import Domain
 from ..models.process import SDE, Coefficients, Process
 from ._choice import check_jumps, check_scheme, check_walls, choose_degree, choose_scheme, gibbs_potential
+from ._walls import lacking_diffusion
 from .assembly import assemble_like, assemble_matrix, compile_forms, lowest_exponents, nodal_values, union_tags
 from .boundary import Boundary, FicheraClasses, check_potential, survey_cells
 from .schemes import WeakForm, quadrature_degree
@@ -42,6 +43,8 @@ class Generator:
         V: dolfinx function space.
         survey: extremes of the coefficients.
         compiled: forms, shared with what :meth:`replace` makes.
+        wall_diffusion: with ``dg``, the largest diffusion added inside cells at reflecting walls on which the drift
+            presses with less diffusion than resolves the layer there; zero where no wall is like that.
         space, weak, boundary: sources as UFL, the weak forms, and the boundary's Fichera classes.
         scheme, degree, absorbing, process, domain: as used.
 
@@ -112,7 +115,18 @@ class Generator:
         self.cache: dict[str, Any] = {}
         self.offset, self._floor = 0.0, np.zeros(len(self.compiled.floor.x.array))
         self.V, self.space, self.weak = self.compiled.V, self.compiled.space, self.compiled.weak
+        self._wall = np.zeros(len(self.compiled.wall.x.array))
         self.activate()
+        if self.scheme == "dg":
+            self._wall = lacking_diffusion(self.boundary, self.coefficients, self.absorbing_facets(), self.degree)
+            self.activate()
+        self.wall_diffusion = float(self.domain.comm.allreduce(float(self._wall.max(initial=0.0)), op=MPI.MAX))
+        if self.wall_diffusion > 0:
+            logger.warning(
+                "the drift presses on a reflecting wall with less diffusion than this mesh needs there; up to %.3g is "
+                "added inside the cells at it, or modes would grow. That is legitimate only as a truncation of a "
+                "larger space, with negligible mass there; otherwise refine at the wall.", self.wall_diffusion
+            )  # fmt: skip
         if self.compiled.potential is not None:
             potential = self.nodal_potential()
             lowest = float(np.min(potential, initial=np.inf))
@@ -159,6 +173,7 @@ class Generator:
         """Give the shared constants this generator's values; needed before anything is assembled or evaluated."""
         self.compiled.offset.value = self.offset
         self.compiled.floor.x.array[:] = self._floor
+        self.compiled.wall.x.array[:] = self._wall
         for name, value in self.process.parameters().items():
             if name in self.space.parameters:
                 self.space.parameters[name].value = value

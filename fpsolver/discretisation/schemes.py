@@ -61,6 +61,7 @@ class WeakForm:
         weight: w, one except for ``weighted``.
         cells: MeshTags; integrate only over the cells with value 1.
         interior: [(1, interior facets as pairs of cell and local facet)]; by default all of them.
+        wall: with ``dg``, isotropic diffusion added inside cells at walls, see :mod:`._walls`.
     """
 
     mesh: dolfinx.mesh.Mesh
@@ -72,6 +73,7 @@ class WeakForm:
     weight: Expr | float = 1.0
     cells: Any = None
     interior: Any = None
+    wall: Any = None
 
     @property
     def dx(self) -> ufl.Measure:
@@ -104,6 +106,8 @@ class WeakForm:
         form = self._volume(v, p) + self.exit(v, p, self.absorbing)
         if self.scheme == "dg":
             form += self._interior(v, p)
+            if self.wall is not None:  # gradients only: mass and constants are kept
+                form += self.wall * ufl.inner(ufl.grad(v), ufl.grad(p)) * self.dx
         return -form
 
     def _volume(self, u: Expr, v: Expr) -> ufl.Form:

@@ -15,6 +15,7 @@ from ..discretisation.generator import Generator
 from ..discretisation.positivity import Limiter, limiter
 from ..models.fields import is_number
 from ._expm import LEAST
+from ._growth import Growth
 from ._integrate import Autonomous, State
 from ._scheduled import Scheduled
 from .checkpoint import Checkpoint, describe
@@ -58,11 +59,11 @@ def evolve(
     Raises:
         ValueError: unsuitable times, ``tol``, ``initial`` or ``schedule``; a checkpoint of another evolution; with
             the ``weighted`` scheme, a density much wider than the invariant one.
-        NotConverged: ``tol`` could not be met, or what leaves is lost in rounding; ``exception.partial`` is the
-            evolution up to there.
+        NotConverged: ``tol`` could not be met, what leaves is lost in rounding, or the solution grows as no density
+            does; ``exception.partial`` is the evolution up to there.
     """
     times, tol = check_times(times), _check_tol(tol)
-    p0 = coefficients(gen, initial, "initial density")
+    p0 = _not_zero(coefficients(gen, initial, "initial density"), "initial density")
     evolution = Evolution(gen, "density", gen.absorbing)
     evolution.limiter = _limiter_of_a_density(gen, initial, p0)
     if gen.scheme == "weighted":
@@ -96,10 +97,11 @@ def backward(
 
     Raises:
         ValueError: unsuitable times, ``tol``, ``payoff`` or ``schedule``; a checkpoint of another evolution.
-        NotConverged: ``tol`` could not be met; ``exception.partial`` is the evolution up to there.
+        NotConverged: ``tol`` could not be met, or the solution grows as no expectation does; ``exception.partial`` is
+            the evolution up to there.
     """
     times, tol = check_times(times), _check_tol(tol)
-    u0 = coefficients(gen, payoff, "payoff", payoff=True)
+    u0 = _not_zero(coefficients(gen, payoff, "payoff", payoff=True), "payoff")
     return _run(Evolution(gen, "expectation"), u0, times, tol, options, schedule, checkpoint)
 
 
@@ -160,8 +162,10 @@ def _run(
             state.spent = spent
             evolution.append(snapshot)
         run = source.forward if evolution.name == "density" else source.dual
+        growth = Growth(gen, evolution.name == "density", state.start)
         with PETSc.Log.Stage("fpsolver evolve"):
             for snapshot in run(state, list(times[len(evolution) :]), tol):
+                growth.check(snapshot, source.work()["solves"])
                 if store is not None:
                     store.save(len(evolution), snapshot, state.spent + source.error)
                 evolution.append(snapshot)
@@ -207,6 +211,13 @@ def _weighted_tol(gen: Generator, p0: PETSc.Vec, tol: float) -> float:
             "the density has settled."
         )
     return tol / max(ratio / WIDE, 1.0) if squared != 0 else tol
+
+
+def _not_zero(vector: PETSc.Vec, what: str) -> PETSc.Vec:
+    if vector.norm(PETSc.NormType.NORM_INFINITY) == 0:
+        vector.destroy()
+        raise ValueError(f"{what} is zero everywhere on the domain, and so is all that becomes of it.")
+    return vector
 
 
 def _check_tol(tol: Any) -> float:

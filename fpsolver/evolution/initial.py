@@ -116,7 +116,8 @@ def load(gen: Generator, source: Any, what: str, payoff: bool = False) -> PETSc.
     if isinstance(source, Dirac):
         return _dirac_load(gen, source.point)
     mesh, k = gen.domain.mesh, gen.degree
-    expression = Space(mesh, k, mesh.geometry.dim).scalar(source, what)
+    space = Space(mesh, k, mesh.geometry.dim)
+    expression = space.scalar(source, what) + space.constant(0.0)  # UFL drops a form of 0, and its space with it
     # beyond 2k + 10 the quadrature of indicator functions and the like improves too slowly to be worth it
     degree = min(max(2 * k + 2, k + estimate_total_polynomial_degree(expression)), 2 * k + 10)
     v = ufl.TestFunction(gen.V)
