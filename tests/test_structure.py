@@ -20,7 +20,7 @@ ORDER = (
     "exits._stopped diagnostics.invariant montecarlo._estimates montecarlo._ensemble montecarlo._lambdify "
     "montecarlo._walls montecarlo._paths montecarlo._dynamics montecarlo.simulate _sample "
     "discretisation.positivity longtime.stationary longtime._kernel longtime.ergodic exits.regions "
-    "longtime.spectrum diagnostics.truncation longtime.noisy evolution.schedule evolution._integrate "
+    "longtime._modes longtime.spectrum diagnostics.truncation longtime.noisy evolution.schedule evolution._integrate "
     "evolution._scheduled evolution.checkpoint evolution.evolve evolution.monotone exits.exit_law "
     "montecarlo.compare _slices io plot diagnostics._quadrature diagnostics._regions diagnostics._basins "
     "diagnostics.regime diagnostics.concentration diagnostics.entropy diagnostics.entropy_rates "

@@ -3,7 +3,7 @@
 ``M ṗ = G p`` is the Fokker–Planck equation, ``M u̇ = Gᵀ u`` its dual; every verb uses these two.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
 from mpi4py import MPI
@@ -14,6 +14,7 @@ import ufl
 from dolfinx import fem, la
 
 from .. import _compat, _petsc
+from .._errors import agree
 from .._log import logger
 from ..domains.domain import Domain
 from ..models.fields import Space, is_number
@@ -92,7 +93,13 @@ class Generator:
         if potential is None:
             return 0.0
         V = fem.functionspace(self.domain.mesh, ("Lagrange", 1))
-        return exit_barrier(V, nodal_values(V, potential, space).x.array, self.absorbing_facets())
+        U = nodal_values(V, potential, space).x.array
+        self._check_not_nan(U)
+        return exit_barrier(V, U, self.absorbing_facets())
+
+    def _check_not_nan(self, U: np.ndarray) -> None:
+        problem = "the loss or potential is NaN at some nodes of the mesh: give it values on the whole domain."
+        agree(self.domain.comm, problem if np.isnan(U).any() else None)
 
     def _potential(self, space: Space) -> Any:
         if self.scheme != "weighted":
@@ -146,6 +153,7 @@ class Generator:
         self.activate()
         if self._compiled.potential is not None:
             potential = self.nodal_potential()
+            self._check_not_nan(potential)
             lowest = float(np.min(potential, initial=np.inf))
             self.offset = float(self.domain.comm.allreduce(lowest, op=MPI.MIN))
             self._floor = lowest_exponents(self.V, self.offset - potential)
@@ -197,6 +205,12 @@ class Generator:
     def _choose(self, scheme: str, space: Space) -> str:
         s = self.survey
         if scheme != "auto":
+            if scheme != "weighted" and (barrier := self._barrier(space)) > HIGH_BARRIER:
+                _petsc.warn_once(
+                    f"{scheme} at {barrier:.3g}",
+                    f"scheme {scheme} at a barrier of {barrier:.3g} temperatures: exit times are wrong by orders of "
+                    "magnitude on meshes that do not resolve it; see their .error, or take scheme='weighted'",
+                )
             return scheme
         if (barrier := self._barrier(space)) > HIGH_BARRIER:
             logger.info("scheme weighted, degree %d: a barrier of %.3g times the temperature", self.degree, barrier)
@@ -369,6 +383,8 @@ class Generator:
 def _names(absorbing: Sequence[str]) -> tuple[str, ...]:
     if isinstance(absorbing, str):
         return (absorbing,)
+    if not isinstance(absorbing, Iterable):
+        raise TypeError(f"absorbing is {absorbing!r}; names of boundary parts were expected, as in ['left'], or [].")
     return tuple(dict.fromkeys(absorbing))
 
 

@@ -22,6 +22,7 @@ import numpy as np
 from dolfinx import fem, la
 from dolfinx.fem.petsc import interpolation_matrix
 
+from .._log import logger
 from .._petsc import LinearSolver, Options
 from ..discretisation._killed import backward_operator, is_killed
 from ..discretisation.generator import Generator
@@ -43,6 +44,16 @@ Chain = list[fem.Function]
 def is_density(start: Any) -> bool:
     """Whether a start is an initial density rather than points."""
     return isinstance(start, Gaussian | Dirac | fem.Function) or callable(start)
+
+
+def load_density(gen: Generator, start: Any) -> PETSc.Vec:
+    """∫ start φ_i, whose sum must be one (collective)."""
+    source = load(gen, start, "start")
+    mass = float(source.sum())
+    if not abs(mass - 1) < 1e-3:
+        source.destroy()
+        raise ValueError(f"start: the density has mass {mass:.6g} in the domain where 1 was expected; normalise it.")
+    return source
 
 
 def rebuilt(gen: Generator, degree: int | None = None, domain: Domain | None = None) -> Generator:
@@ -135,9 +146,10 @@ class DualWeighted:
                 vector.axpy(1.0, other)
                 other.destroy()
             return vector
-        vector = load(gen, 1.0 if self.start is None else self.start, "start")
-        if self.start is None:
-            vector.scale(1.0 / vector.sum())
+        if self.start is not None:
+            return load_density(gen, self.start)
+        vector = load(gen, 1.0, "start")
+        vector.scale(1.0 / vector.sum())
         return vector
 
     def _bars(self, measure: Callable[[Generator, fem.Function], np.ndarray]) -> np.ndarray:
@@ -293,5 +305,11 @@ def with_error_bars(
     estimate = DualWeighted(gen, chain, again, None if by_capacity else operator, start)
     solution = Solution(answer.function, answer.stats, answer.name, estimate)
     if start is not None:
-        solution.error  # noqa: B018
+        _warn_if_lost(answer.name, solution.error, estimate.value())
     return solution
+
+
+def _warn_if_lost(name: str, error: np.ndarray | None, value: np.ndarray) -> None:
+    if error is not None and (lost := ~(error <= 0.5 * np.abs(value))).any():
+        k = int(np.argmax(lost))
+        logger.warning("%s: %.3g with an error bar of %.3g: the mesh does not resolve it", name, value[k], error[k])
