@@ -66,13 +66,14 @@ def _adopt_command_line(database: PETSc.Options) -> None:
             database.insertString(arg if follows.startswith("-fp_") else f"{arg} {follows}")
     for name in database.getAll():
         if name.startswith("fp_") and not name.startswith(PREFIXES):
-            _warn_once(name, f"option -{name} has no known prefix; known are {', '.join('-' + p for p in PREFIXES)}")
+            warn_once(name, f"option -{name} has no known prefix; known are {', '.join('-' + p for p in PREFIXES)}")
 
 
 _warned: set[str] = set()
 
 
-def _warn_once(name: str, message: str) -> None:
+def warn_once(name: str, message: str) -> None:
+    """Log a warning unless one of this name has been logged before."""
     if name not in _warned:
         _warned.add(name)
         logger.warning(message)
@@ -99,7 +100,7 @@ def inserted_options(prefix: str, given: Options | None, preset: Options) -> Ite
         for name in asked:
             if not _was_used(name):
                 near = difflib.get_close_matches(name[len(prefix) :], _COMMON_OPTIONS, n=1)
-                _warn_once(
+                warn_once(
                     name,
                     f"option -{name} was not used by any solver"
                     + (f"; did you mean -{prefix}{near[0]}?" if near else "; is it spelt as in PETSc's manual?"),

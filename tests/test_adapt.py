@@ -218,6 +218,8 @@ def test_bad_input_is_refused():
         fp.solve_to(ask, gen, start=1.5)
     with pytest.raises(ValueError, match="2 points; one was expected"):
         fp.solve_to(ask, gen, start=[0.0, 0.5])
+    with pytest.raises(ValueError, match="the density has mass 6 in the domain"):
+        fp.solve_to(ask, gen, start=lambda x: 3.0 + 0 * x[0])
     with pytest.raises(ValueError, match="has 13 unknowns already"):
         fp.solve_to(ask, gen, start=0.0, max_unknowns=5)
     with pytest.raises(ValueError, match=r"'stationary'; expected one of fp\.mean_exit_time"):

@@ -185,3 +185,62 @@ def test_jumping_diffusion_in_the_ito_convention():
         process = fp.SDE(0.0, D, convention)
         refused(lambda p=process: fp.Generator(p, domain, BOX[1]), ValueError, convention, "jumps", "'divergence'")
     assert fp.Generator(fp.SDE(0.0, D, "divergence"), domain, BOX[1]).scheme in ("galerkin", "dg")
+
+
+# ---------------------------------------------------------------- answers that mean nothing
+
+
+def _negative(process, domain, **options):
+    gen = fp.Generator(process, domain, ["left", "right"], **options)
+    refused(
+        lambda: fp.mean_exit_time(gen), fp.NotConverged, "DIVERGED_NEGATIVE", "cannot be negative", "resolves nothing"
+    )
+    return gen
+
+
+def test_exit_times_of_the_wrong_sign_on_meshes_that_miss_a_barrier():
+    """−330 for 1.3e10; refinement finds the barrier."""
+    process = fp.Langevin(lambda x: x[0] ** 2 / 2, 0.02)
+    gen = _negative(process, fp.Domain.interval(-1, 1, 8), scheme="dg", degree=4)
+    found = fp.solve_to(fp.mean_exit_time, gen, start=0.0, rtol=1e-3)
+    exact = 13034898127.9042  # 25 2F2(1, 1; 3/2, 2; 25)
+    assert abs(found.value - exact) < 2 * found.error + 1e-3 * exact
+
+
+def test_exit_times_that_are_infinite_near_a_point_without_noise():
+    """dX = −X dt + √0.1 X dW may never leave (−1, 1); no cell is closed, as every facet but x = 0 is crossed."""
+    noise = fp.Covariance(lambda x: ((x[0] ** 2,),))
+    _negative(fp.SGD(lambda x: x[0] ** 2 / 2, noise, 0.1), fp.Domain.interval(-1, 1, 8))
+
+
+def test_killing_rates_that_are_not_finite():
+    gen = fp.Generator(fp.SDE(0.0, 0.5), fp.Domain.interval(-1, 1, 4), ["left", "right"])
+    for rate in (np.nan, np.inf, lambda x: ufl.sqrt(x[0])):
+        refused(lambda rate=rate: fp.feynman_kac(gen, 1.0, killing=rate), ValueError, "killing rate is not finite")
+
+
+def test_a_loss_without_values_everywhere():
+    domain = fp.Domain.interval(-1, 1, 4)
+    refused(lambda: fp.Generator(fp.Langevin(lambda x: ufl.ln(x[0]), 0.1), domain, ["left"]), ValueError, "loss", "NaN")
+
+
+def test_arguments_of_the_wrong_kind():
+    domain = fp.Domain.interval(-1, 1, 4)
+    for absorbing in (None, 1):
+        refused(
+            lambda a=absorbing: fp.Generator(fp.SDE(0.0, 0.5), domain, a), TypeError, "absorbing is", "boundary parts"
+        )
+    closed = fp.Generator(fp.SDE(0.0, 0.5), domain)
+    refused(lambda: fp.first_passage(closed, ["left", "right"]), TypeError, "first_passage: regions", "dictionary")
+    leaves = fp.Generator(fp.SDE(0.0, 0.5), domain, ["left"])
+    refused(lambda: fp.exit_time_moments(leaves, None), ValueError, "order is None")
+
+
+def test_answers_print_well():
+    domain = fp.Domain.interval(-1, 1, 4)
+    leaves, closed = (fp.Generator(fp.SDE(0.0, 0.5), domain, parts) for parts in (["left", "right"], []))
+    assert str(fp.exit_distribution(leaves, 0.5)) == "<exit distribution: left=0.25, right=0.75; mean time 0.75>"
+    assert str(fp.transition_rate(closed, "left", "right")).startswith("<transition rate: rate=0.125, k_AB=0.25, ")
+    adapted = fp.solve_to(fp.mean_exit_time, leaves, start=0.5)
+    assert str(adapted).startswith("mean exit time: 0.75, error bar ")
+    assert str(adapted).count("unknowns") == len(adapted.history)

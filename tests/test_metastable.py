@@ -194,6 +194,40 @@ def test_starts_high_above_the_well_have_its_exit_time():
 
 
 @pytest.mark.parallel
+def test_meshes_that_resolve_no_exit_are_refused_and_refined():
+    """Cells over which the density falls by e^38 where paths leave give 1e72 for 2.3e86, with a small error bar."""
+    gen = weighted(lambda x: x[0] ** 2 / 2, 0.5, fp.Domain.interval(-14.2, 14.2, 20), ["left", "right"])
+    for verb in (fp.mean_exit_time, fp.quasi_stationary):
+        with pytest.raises(fp.NotConverged, match=r"DIVERGED_UNRESOLVED.*resolves no exit"):
+            verb(gen)
+    found, exact = fp.solve_to(fp.mean_exit_time, gen, start=0.0, rtol=1e-3), 2.33066359169116e86
+    assert abs(found.value - exact) < 2 * found.error < 2e-3 * exact
+    # in the plane it is the quadrature across the pass that fails: 23 % with an error bar of 4 %
+    domain = fp.Domain.rectangle((-2.0, -1.2), (1.0, 1.2), (16, 8))
+    with pytest.raises(fp.NotConverged, match="resolves no exit"):
+        fp.mean_exit_time(weighted(double_well_2d, 0.0025, domain, ["right"]))
+
+
+@pytest.mark.parallel
+def test_plain_rates_on_meshes_that_miss_a_barrier_are_refused():
+    """1e-12 and 1e-6 for 4e-23: positive, far above rounding, and wrong."""
+    process = fp.Langevin(double_well_2d, 0.00625)
+    for n in ((16, 8), (8, 4)):
+        gen = fp.Generator(process, fp.Domain.rectangle((-2.0, -1.2), (1.0, 1.2), n), ["right"], scheme="dg")
+        with pytest.raises(fp.NotConverged, match=r"DIVERGED_UNRESOLVED.*degree 5|ROUNDOFF"):
+            fp.quasi_stationary(gen)
+
+
+@pytest.mark.parallel
+def test_barriers_are_as_high_as_the_exit_on_coarse_meshes_too():
+    """The last vertex before the exit is at 14 temperatures, the exit at 25."""
+    process = fp.Langevin(lambda x: x[0] ** 2 / 2, 0.02)
+    for n in (2, 8):
+        gen = fp.Generator(process, fp.Domain.interval(-1, 1, n), ["left", "right"])
+        assert gen.scheme == "weighted"
+
+
+@pytest.mark.parallel
 def test_weights_of_densities_and_nodes_agree_where_cells_resolve_nothing():
     gen = weighted(lambda x: x[0] ** 2 / 2, 0.02, fp.Domain.interval(-4, 4, 30), ["right"])
     one = gen.G.createVecRight()
@@ -296,7 +330,7 @@ def metastable(dim, barrier):
     eps = 0.25 / barrier
     if dim == 1:
         return fp.Generator(fp.Langevin(double_well, eps), fp.Domain.interval(-2, 1, 60), ["right"]), -1.0
-    domain = fp.Domain.rectangle((-2.0, -1.2), (1.0, 1.2), (16, 8))
+    domain = fp.Domain.rectangle((-2.0, -1.2), (1.0, 1.2), (16, 8) if barrier < 60 else (24, 16))
     return fp.Generator(fp.Langevin(double_well_2d, eps), domain, ["right"]), (-1.0, 0.0)
 
 

@@ -94,6 +94,39 @@ def test_exit_from_the_quasi_stationary_law_is_exponential():
 
 
 @pytest.mark.parallel
+@pytest.mark.parametrize("scheme", ["galerkin", "dg"])
+def test_modes_of_multiple_eigenvalues_are_biorthogonal(scheme):
+    """The square has each mode with n != m twice; two modes of one side must not be paired with one of the other."""
+    domain, walls = fp.Domain.rectangle((-1, -1), (1, 1), (3, 3)), ["left", "right", "bottom", "top"]
+    gen = fp.Generator(fp.SDE(lambda x: (0, 0), 0.5), domain, walls, scheme=scheme)
+    for k in (2, 3, 4):
+        found = fp.spectrum(gen, k)
+        assert found.eigenvalues == pytest.approx(-np.array([2, 5, 5, 8][:k]) * np.pi**2 / 8, rel=1e-4)
+        products = np.zeros((k, k))
+        for j in range(k):
+            p, Mp = gen.vector(found.right[j][0]), gen.G.createVecLeft()
+            gen.M.mult(p, Mp)
+            products[:, j] = [gen.vector(q).dot(Mp) for q, _ in found.left]
+        assert products == pytest.approx(np.eye(k), abs=1e-8)
+
+
+@pytest.mark.parallel
+@pytest.mark.parametrize("degree", [1, 2])
+def test_genetic_drift_of_three_alleles(degree):
+    """The uniform law decays like e^{-3t} exactly, and without exits three laws are invariant."""
+    domain = fp.Domain.polygon([(0, 0), (1, 0), (0, 1)], h=0.35)
+    D = lambda x: ((x[0] * (1 - x[0]) / 2, -x[0] * x[1] / 2), (-x[0] * x[1] / 2, x[1] * (1 - x[1]) / 2))  # noqa: E731
+    process = fp.SDE(lambda x: (0, 0), D)
+    gen = fp.Generator(process, domain, domain.parts, degree=degree)
+    assert fp.spectrum(gen, 3).eigenvalues == pytest.approx([-3, -6, -6], abs=1e-10)
+    q = fp.quasi_stationary(gen)
+    assert q.rate == pytest.approx(3, abs=1e-10)
+    assert q.at([(0.2, 0.2), (0.7, 0.1)]) == pytest.approx(2, abs=1e-9)
+    kernel = fp.spectrum(fp.Generator(process, domain, degree=degree), 3).eigenvalues
+    assert abs(kernel).max() < 1e-10
+
+
+@pytest.mark.parallel
 def test_quasi_stationary_law_needs_an_exit():
     gen = fp.Generator(fp.SDE(lambda x: -x[0], 0.5), fp.Domain.interval(-1, 1, 4))
     with pytest.raises(ValueError, match="nothing absorbs"):

@@ -23,7 +23,7 @@ LAYERS = (
         "evolution",
         "initial _krylov _control _expm schedule _integrate _scheduled _growth checkpoint evolution evolve monotone",
     ),
-    ("longtime", "stationary _kernel ergodic spectrum noisy"),
+    ("longtime", "stationary _kernel ergodic _modes spectrum noisy"),
     ("exits", "_killed reach _guards error exit adapt _stopped regions exit_law"),
     ("montecarlo", "_estimates _ensemble _lambdify _walls _paths _dynamics simulate compare"),
     ("", "_slices _draw io plot"),

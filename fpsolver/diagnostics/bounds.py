@@ -7,6 +7,8 @@ E τ ≤ w by Itô's formula; with all three inequalities reversed E τ ≥ w.  
 from dataclasses import dataclass, field
 from typing import Any
 
+from mpi4py import MPI
+
 import numpy as np
 
 from .._log import logger
@@ -105,7 +107,7 @@ def exit_bounds(gen: Generator, start: Any, solution: Solution | None = None) ->
     upper = np.min(
         [np.full(len(x), np.inf), *(b.value for b in found if b.kind == "upper" and b.value is not None)], axis=0
     )
-    slack = 1e-9 * np.abs(computed)
+    slack = 1e-9 * np.abs(computed) + 1e-12 * _largest(solution)
     consistent = (lower <= computed + slack) & (computed <= upper + slack)
     if not consistent.all():
         k = int(np.argmin(consistent))
@@ -121,6 +123,11 @@ def exit_bounds(gen: Generator, start: Any, solution: Solution | None = None) ->
 
 
 # ---------------------------------------------------------------- quadratic test functions
+
+
+def _largest(solution: Solution) -> float:
+    values = np.abs(solution.function.x.array)
+    return float(solution.function.function_space.mesh.comm.allreduce(float(values.max(initial=0.0)), op=MPI.MAX))
 
 
 def _spread(op: Operator, c: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,11 +1,13 @@
 """Which scheme and degree a generator gets, and what its scheme must not be used for."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from dolfinx import fem
 
+from .. import _petsc
+from .._errors import agree
 from .._log import logger
 from ..domains.domain import Domain
 from ..models.fields import Space, is_number
@@ -19,6 +21,15 @@ from .schemes import SCHEMES, is_continuous
 # below it they are as good and cost half (benchmarks/schemes.py), and modes beyond the slowest are cleaner
 HIGH_BARRIER = 15.0
 DEFAULT_DEGREE = {1: 4, 2: 4, 3: 3}
+
+
+def check_names(absorbing: Sequence[str]) -> tuple[str, ...]:
+    """Names of absorbing parts, each once."""
+    if isinstance(absorbing, str):
+        return (absorbing,)
+    if not isinstance(absorbing, Iterable):
+        raise TypeError(f"absorbing is {absorbing!r}; names of boundary parts were expected, as in ['left'], or [].")
+    return tuple(dict.fromkeys(absorbing))
 
 
 def choose_degree(degree: int | None, dim: int) -> int:
@@ -53,7 +64,25 @@ def _barrier(process: Process, domain: Domain, absorbing: Sequence[str], space: 
     if potential is None:
         return 0.0
     V = fem.functionspace(domain.mesh, ("Lagrange", 1))
-    return exit_barrier(V, nodal_values(V, potential, space).x.array, union_tags(domain, absorbing).indices)
+    U = nodal_values(V, potential, space).x.array
+    check_not_nan(domain, U)
+    return exit_barrier(V, U, union_tags(domain, absorbing).indices)
+
+
+def warn_of_barrier(process: Process, domain: Domain, absorbing: Sequence[str], space: Space, scheme: str) -> None:
+    """Say once that ``weighted`` would be better (collective)."""
+    if (barrier := _barrier(process, domain, absorbing, space)) > HIGH_BARRIER:
+        _petsc.warn_once(
+            f"{scheme} at {barrier:.3g}",
+            f"scheme {scheme} at a barrier of {barrier:.3g} temperatures: exit times are wrong by orders of "
+            "magnitude on meshes that do not resolve it; see their .error, or take scheme='weighted'",
+        )
+
+
+def check_not_nan(domain: Domain, U: np.ndarray) -> None:
+    """Refuse a potential without values at some nodes (collective)."""
+    problem = "the loss or potential is NaN at some nodes of the mesh: give it values on the whole domain."
+    agree(domain.comm, problem if np.isnan(U).any() else None)
 
 
 def gibbs_potential(process: Process, space: Space) -> Any:

@@ -66,17 +66,24 @@ def _edges(
 
 
 def _climbs(ends: Integers, U: Floats, absorbs: npt.NDArray[np.bool_]) -> tuple[Integers, Floats, dict[int, float]]:
-    """Nodes, their potential (−∞ at node 0, the exit; ∞ where another absorbs) and how far minima must climb."""
+    """Nodes, their potential (−∞ at node 0, the exit; ∞ where another absorbs) and how far minima must climb.
+
+    Whoever leaves climbs to the node that absorbs: on coarse meshes much of the barrier lies in the last edge.
+    """
     numbers, index = np.unique(ends, return_inverse=True)
-    edges = index.reshape(-1, 2) + 1
+    edges: Integers = index.reshape(-1, 2) + 1
     height = np.full(len(numbers) + 1, np.inf)
     height[edges[~absorbs]] = U[~absorbs]
     if not np.isfinite(height).any():
         height[edges] = U  # every node absorbs: no matter
     height[0] = -np.inf
     edges[absorbs] = 0
-    edges = np.unique(np.sort(edges[edges[:, 0] != edges[:, 1]], axis=1), axis=0)
-    climbs = _persistence(edges, height, _basins(edges, height))
+    apart = edges[:, 0] != edges[:, 1]
+    edges, passes = np.sort(edges[apart], axis=1), U[apart].max(axis=1)
+    edges, index = np.unique(edges, axis=0, return_inverse=True)
+    lowest = np.full(len(edges), np.inf)
+    np.minimum.at(lowest, index.ravel(), passes)
+    climbs = _persistence(edges, height, lowest, _basins(edges[edges[:, 0] > 0], height))
     return np.concatenate([[-1], numbers]), height, climbs
 
 
@@ -94,11 +101,11 @@ def _basins(edges: Integers, height: Floats) -> Integers:
     return target
 
 
-def _persistence(edges: Integers, height: Floats, basin: Integers) -> dict[int, float]:
+def _persistence(edges: Integers, height: Floats, passes: Floats, basin: Integers) -> dict[int, float]:
     """How far each minimum must climb to where it is deeper, by merging basins from low passes to high."""
     pairs = np.sort(basin[edges], axis=1)
     between = pairs[:, 0] != pairs[:, 1]
-    pairs, passes = pairs[between], height[edges[between]].max(axis=1)
+    pairs, passes = pairs[between], passes[between]
     order = np.lexsort((passes, pairs[:, 1], pairs[:, 0]))
     pairs, passes = pairs[order], passes[order]
     first = np.ones(len(pairs), dtype=bool)

@@ -17,7 +17,17 @@ from .. import _compat, _petsc
 from .._log import logger
 from ..domains.domain import Domain
 from ..models.process import SDE, Coefficients, Process
-from ._choice import check_jumps, check_scheme, check_walls, choose_degree, choose_scheme, gibbs_potential
+from ._choice import (
+    check_jumps,
+    check_names,
+    check_not_nan,
+    check_scheme,
+    check_walls,
+    choose_degree,
+    choose_scheme,
+    gibbs_potential,
+    warn_of_barrier,
+)
 from ._walls import lacking_diffusion
 from .assembly import assemble_like, assemble_matrix, compile_forms, lowest_exponents, nodal_values, union_tags
 from .boundary import Boundary, FicheraClasses, check_potential, survey_cells
@@ -66,7 +76,7 @@ class Generator:
         options: _petsc.Options | None = None,
     ):
         self.process, self.domain = process, domain
-        self.absorbing = (absorbing,) if isinstance(absorbing, str) else tuple(dict.fromkeys(absorbing))
+        self.absorbing = check_names(absorbing)
         self.degree = choose_degree(degree, domain.dim)
         self.options, self.quadrature = dict(options or {}), quadrature
         check_scheme(scheme)
@@ -77,6 +87,8 @@ class Generator:
         if scheme == "auto":
             scheme, why = choose_scheme(process, domain, self.absorbing, space, self.survey, self.boundary)
             logger.info("scheme %s, degree %d: %s", scheme, self.degree, why)
+        elif scheme != "weighted":
+            warn_of_barrier(process, domain, self.absorbing, space, scheme)
         self.scheme = scheme
         check_walls(scheme, self.boundary, domain, self.absorbing)
         check_jumps(scheme, process, coefficients)
@@ -106,6 +118,13 @@ class Generator:
         other._assemble(self)
         return other
 
+    def rebuilt(self, degree: int | None = None, domain: Domain | None = None) -> "Generator":
+        """The same process and scheme with another degree or on another domain (collective)."""
+        new = self.degree if degree is None else degree
+        quadrature = self.quadrature and self.quadrature + 2 * (new - self.degree)
+        domain = domain or self.domain
+        return Generator(self.process, domain, self.absorbing, new, self.scheme, quadrature, self.options)
+
     def _inspect(self, coefficients: Coefficients) -> None:
         self.survey = survey_cells(self.domain.mesh, coefficients, self.degree)
         self.boundary = Boundary(self.domain.mesh, coefficients, self.survey, 2 * self.degree)
@@ -129,6 +148,7 @@ class Generator:
             )  # fmt: skip
         if self.compiled.potential is not None:
             potential = self.nodal_potential()
+            check_not_nan(self.domain, potential)
             lowest = float(np.min(potential, initial=np.inf))
             self.offset = float(self.domain.comm.allreduce(lowest, op=MPI.MIN))
             self._floor = lowest_exponents(self.V, self.offset - potential)

@@ -17,10 +17,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from mpi4py import MPI
 from petsc4py import PETSc
 
 import numpy as np
+import numpy.typing as npt
 import ufl
+from dolfinx import fem
 from dolfinx import mesh as dmesh
 
 from .._errors import NotConverged
@@ -29,9 +32,12 @@ from .._petsc import LinearSolver, Options
 from ._wells import Floats, eliminate, find_wells
 from .generator import Generator
 
+UNRESOLVED = "DIVERGED_UNRESOLVED"  # the reason of a mesh on which no exit is resolved
 _STEP = (0.1, 0.9)  # χ rises from 0 to 1 while h does between these: where h is neither 0 nor 1, at the saddles
 _DEPTH = 5.0  # in units of U: a well of this depth that is not split off costs two digits
 _ROUNDING = 1e-11  # what is left of h in wells that it does not reach; the capacity is then known from the other side
+_STEEP = 12.0  # variation of U over a cell beyond which polynomials resolve no current, and error bars no error
+_UNRESOLVED = 0.5  # share of a capacity that may come from such cells: they lie beside most passes, unlike in them
 _ITERATIONS, _CONVERGED = 200, 1e-10  # of inverse iteration; the mode's change, in its norm
 
 
@@ -43,6 +49,8 @@ class CapacitySolver:
         between: capacities between them, shape (wells, wells), in the units of the weight e^{U_min − U}.
         leaving: capacities between wells and absorbing parts, shape (wells, parts).
         across: capacities between absorbing parts that lead through no well, shape (parts, parts).
+        unresolved: largest share of a capacity that comes from cells in which the density varies by more than e^12.
+        steep: which local cells these are, of those in which the current flows.
         solver: the factorised matrix, stopped at the wells.
     """
 
@@ -68,6 +76,7 @@ class CapacitySolver:
         self.K.setOption(PETSc.Mat.Option.NEW_NONZERO_ALLOCATION_ERR, False)
         self.K.zeroRowsColumns(self._mine, diag=1.0)
         self.solver = LinearSolver(self.K, "fp_exit_", what, preset, options)
+        self.unresolved, self.steep = 0.0, np.zeros(gen.V.dofmap.list.shape[0], dtype=bool)
         self.h = [self._stopped(F) for F in sources]
         for h, e in zip(self.h, units, strict=False):
             h.axpy(1.0, e)
@@ -109,12 +118,14 @@ class CapacitySolver:
     def _measure(self) -> None:
         """All capacities: C_st from a(h_s, χ_t) or a(h_t, χ_s), whichever does not sink into rounding."""
         n = len(self.wells)
+        steep = np.ptp(self.gen.nodal_potential()[self.gen.V.dofmap.list], axis=1) > _STEEP
         clean = [h.copy() for h in self.h]
         for h in clean:
             h.array_w[np.abs(h.array_r) < _ROUNDING] = 0.0
         C = np.zeros((len(clean), len(clean)))
         for t in range(len(clean)):
             chi, current = self._current_into(t)
+            self._check_resolution(t, chi, steep)
             C[:, t] = [h.dot(current) for h in clean]
             C[n:, t] += [self.gen.exit_flux(part).dot(chi) for part in self.gen.absorbing]
             chi.destroy()
@@ -124,6 +135,25 @@ class CapacitySolver:
         C = np.maximum(np.maximum(C, C.T), 0.0)
         np.fill_diagonal(C, 0.0)
         self.between, self.leaving, self.across = C[:n, :n], C[:n, n:], C[n:, n:]
+
+    def _check_resolution(self, t: int, chi: PETSc.Vec, steep: npt.NDArray[np.bool_]) -> None:
+        """Note the share of a(h_t, χ) that comes from steep cells (collective)."""
+        comm, gen = self.gen.domain.comm, self.gen
+        if not comm.allreduce(bool(steep.any()), op=MPI.LOR):
+            return
+        gen.activate()
+        cellwise = fem.Function(fem.functionspace(gen.domain.mesh, ("DG", 0)))
+        v, h = ufl.TestFunction(cellwise.function_space), gen.function(self.h[t])
+        flow = ufl.dot(gen.weak.coefficients.D, ufl.grad(h))
+        energy = fem.form(ufl.dot(flow, ufl.grad(gen.function(chi))) * v * gen.weak.dx)
+        fem.assemble_vector(cellwise.x.array, energy)
+        owned = cellwise.function_space.dofmap.index_map.size_local
+        found = np.abs(cellwise.x.array[:owned])
+        part, total = (float(comm.allreduce(e)) for e in (found[steep[:owned]].sum(), found.sum()))
+        share = part / total if total > 0 else 1.0
+        if share > _UNRESOLVED:
+            self.steep[:owned] |= steep[:owned] & (found > 0)
+        self.unresolved = max(self.unresolved, share)
 
     def _current_into(self, t: int) -> tuple[PETSc.Vec, PETSc.Vec]:
         """χ = χ(h_t), and r with hᵀr = −a(h, χ) over the cells in which χ varies; constants carry no current.
@@ -177,11 +207,25 @@ class CapacitySolver:
 
 
 def capacity_solver(gen: Generator, what: str, options: Options | None = None) -> CapacitySolver:
-    """The generator's capacity solver, made once (collective)."""
+    """The generator's capacity solver, made once (collective).
+
+    Raises:
+        NotConverged: the mesh does not resolve where paths leave; ``partial`` tells the local cells that do not.
+    """
     merged: dict[str, Any] = {**gen.options, **(options or {})}
-    return gen.cached(
+    capacity = gen.cached(
         f"capacity {sorted(merged.items())}", lambda: CapacitySolver(gen, what, gen.exit_preset(), merged)
     )
+    if capacity.unresolved > _UNRESOLVED:
+        advice = (
+            f"The density varies by more than e^{_STEEP:.0f} over single cells where paths leave their wells, and "
+            f"{100 * capacity.unresolved:.1f} % of the current flows there: the mesh resolves no exit. Refine it (the "
+            "drift times the length of a cell should stay below 10 D there), or let fp.solve_to do so."
+        )
+        failure = NotConverged(what, UNRESOLVED, 0, capacity.unresolved, capacity.solver.prefix, advice)
+        failure.partial = capacity.steep
+        raise failure
+    return capacity
 
 
 def slowest_mode(gen: Generator, options: Options | None = None) -> tuple[float, PETSc.Vec, float]:

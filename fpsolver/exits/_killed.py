@@ -5,6 +5,7 @@ from typing import Any
 
 from petsc4py import PETSc
 
+import numpy as np
 import ufl
 
 from .._petsc import LinearSolver, Options
@@ -55,6 +56,9 @@ def backward_operator(gen: Generator, killing: Any, options: Options | None, nam
         S = gen.assemble_matrix(gen.weak.mass(gen.space.scalar(killing, "killing") * p, v))
         A.axpy(-1.0, S, PETSc.Mat.Structure.SUBSET_NONZERO_PATTERN)
         S.destroy()
+    if not np.isfinite(A.norm(PETSc.NormType.FROBENIUS)):
+        A.destroy()
+        raise ValueError(f"{name}: the killing rate is not finite (NaN or inf) somewhere on the domain.")
     solver = LinearSolver(A, "fp_exit_", name, gen.exit_preset(), merged)
     gen.cache["killed"] = _Killed(killing, merged, solver)
     return solver

@@ -7,13 +7,16 @@ from typing import Any
 from mpi4py import MPI
 
 import numpy as np
+import numpy.typing as npt
 
 from .._errors import NotConverged
 from .._log import logger
 from ..discretisation.generator import Generator
+from ..discretisation.metastable import UNRESOLVED
 from ..discretisation.solution import Solution, as_points
 from ..models.fields import is_number
-from .error import DualWeighted, is_density, rebuilt
+from ._guards import NEGATIVE
+from .error import DualWeighted, is_density
 from .exit import exit_probability, exit_time_moments, feynman_kac, mean_exit_time
 
 _VERBS = (mean_exit_time, exit_time_moments, exit_probability, feynman_kac)
@@ -61,6 +64,11 @@ class Adapted:
         """Its absolute error bar."""
         return self.history[-1].error
 
+    def __repr__(self) -> str:
+        rows = [f"{self.solution.name}: {self.value:.10g}, error bar {self.error:.1e}"]
+        rows += [f"{x.unknowns:>9} unknowns: {x.value:.10g}, error bar {x.error:.1e}" for x in self.history]
+        return "\n".join(rows)
+
 
 def solve_to(
     goal: Callable[..., Any],
@@ -75,7 +83,8 @@ def solve_to(
 
     Each mesh is refined where the dual-weighted residual (error.py) says that the error at the start comes from;
     boundary parts keep their names.  The mesh of ``gen`` is the first, and should know the shape of the domain; layers,
-    corners, ends of absorbing parts and grazing points are found.
+    corners, ends of absorbing parts and grazing points are found.  Where a mesh resolves nothing yet, the cells to
+    blame or, if they are not known, all of them are refined.
 
     Args:
         goal: ``fp.mean_exit_time``, ``fp.exit_time_moments`` (its highest moment), ``fp.exit_probability`` or
@@ -95,7 +104,20 @@ def solve_to(
     history: list[Level] = []
     here = gen
     while True:
-        answer = goal(here, start=start, **question)
+        try:
+            answer = goal(here, start=start, **question)
+        except NotConverged as failure:
+            if failure.reason not in (UNRESOLVED, NEGATIVE):
+                raise
+            logger.info("%s on %d unknowns", failure.reason, here.G.getSize()[0])
+            owned = here.domain.mesh.topology.index_map(here.domain.dim).size_local
+            coarse = np.ones(owned, dtype=bool) if failure.partial is None else failure.partial[:owned]
+            finer = _refined(here, np.flatnonzero(coarse))
+            if finer.G.getSize()[0] > max_unknowns:
+                finer.destroy()
+                raise
+            here = _replace(here, finer, gen)
+            continue
         solution: Solution = answer[-1] if isinstance(answer, list) else answer
         estimate = solution.estimate
         assert isinstance(estimate, DualWeighted)
@@ -108,15 +130,23 @@ def solve_to(
         if _stalled(history, floor):
             advice = f"Rounding, about {floor:.0e}, is what is left of the error; take a larger rtol."
             raise _failure(adapted, "DIVERGED_ROUNDOFF", rtol, advice)
-        finer = rebuilt(here, domain=here.domain.refine(_marked(here.domain.comm, estimate.indicators())))
+        finer = _refined(here, _marked(here.domain.comm, estimate.indicators()))
         size = finer.G.getSize()[0]
         if size > max_unknowns:
             finer.destroy()
             advice = f"The next mesh has {size} unknowns; raise max_unknowns (now {max_unknowns}), rtol or the degree."
             raise _failure(adapted, "DIVERGED_MAX_UNKNOWNS", rtol, advice)
-        if here is not gen:
-            here.destroy()
-        here = finer
+        here = _replace(here, finer, gen)
+
+
+def _refined(gen: Generator, cells: npt.ArrayLike) -> Generator:
+    return gen.rebuilt(domain=gen.domain.refine(cells))
+
+
+def _replace(old: Generator, new: Generator, keep: Generator) -> Generator:
+    if old is not keep:
+        old.destroy()
+    return new
 
 
 def _check(goal: Any, gen: Generator, start: Any, rtol: float, max_unknowns: int) -> None:

@@ -22,11 +22,11 @@ import numpy as np
 from dolfinx import fem, la
 from dolfinx.fem.petsc import interpolation_matrix
 
+from .._log import logger
 from .._petsc import LinearSolver, Options
 from ..discretisation.generator import Generator
 from ..discretisation.metastable import capacity_solver
 from ..discretisation.solution import Solution, as_points, evaluate, locate
-from ..domains.domain import Domain
 from ..evolution.initial import Dirac, Gaussian, dirac, load
 from ._killed import backward_operator, is_killed
 
@@ -45,11 +45,14 @@ def is_density(start: Any) -> bool:
     return isinstance(start, Gaussian | Dirac | fem.Function) or callable(start)
 
 
-def rebuilt(gen: Generator, degree: int | None = None, domain: Domain | None = None) -> Generator:
-    """The same process and scheme with another degree or on another domain (collective)."""
-    new = gen.degree if degree is None else degree
-    quadrature = gen.quadrature and gen.quadrature + 2 * (new - gen.degree)
-    return Generator(gen.process, domain or gen.domain, gen.absorbing, new, gen.scheme, quadrature, gen.options)
+def load_density(gen: Generator, start: Any) -> PETSc.Vec:
+    """∫ start φ_i, whose sum must be one (collective)."""
+    source = load(gen, start, "start")
+    mass = float(source.sum())
+    if not abs(mass - 1) < 1e-3:
+        source.destroy()
+        raise ValueError(f"start: the density has mass {mass:.6g} in the domain where 1 was expected; normalise it.")
+    return source
 
 
 def _remaining(k: int, step: np.ndarray, lowest: int, first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -106,7 +109,7 @@ class DualWeighted:
             known: dict[int, Generator] = self.gen.compiled.degrees
             if degree in known:  # of the same process with other numbers; its matrices may be destroyed
                 return known[degree].replace(**self.gen.process.parameters())
-            known[degree] = rebuilt(self.gen, degree)
+            known[degree] = self.gen.rebuilt(degree)
             return known[degree]
 
         return self.gen.cached(f"degree {degree}", make)
@@ -135,9 +138,10 @@ class DualWeighted:
                 vector.axpy(1.0, other)
                 other.destroy()
             return vector
-        vector = load(gen, 1.0 if self.start is None else self.start, "start")
-        if self.start is None:
-            vector.scale(1.0 / vector.sum())
+        if self.start is not None:
+            return load_density(gen, self.start)
+        vector = load(gen, 1.0, "start")
+        vector.scale(1.0 / vector.sum())
         return vector
 
     def _bars(self, measure: Callable[[Generator, fem.Function], np.ndarray]) -> np.ndarray:
@@ -293,5 +297,11 @@ def with_error_bars(
     estimate = DualWeighted(gen, chain, again, None if by_capacity else operator, start)
     solution = Solution(answer.function, answer.stats, answer.name, estimate)
     if start is not None:
-        solution.error  # noqa: B018
+        _warn_if_lost(answer.name, solution.error, estimate.value())
     return solution
+
+
+def _warn_if_lost(name: str, error: np.ndarray | None, value: np.ndarray) -> None:
+    if error is not None and (lost := ~(error <= 0.5 * np.abs(value))).any():
+        k = int(np.argmax(lost))
+        logger.warning("%s: %.3g with an error bar of %.3g: the mesh does not resolve it", name, value[k], error[k])

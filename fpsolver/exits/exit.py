@@ -16,7 +16,7 @@ from ..discretisation.generator import Generator
 from ..discretisation.metastable import capacity_solver
 from ..discretisation.solution import Solution
 from ..models.fields import is_number
-from ._guards import check_certain_exit, check_reach, check_roundoff, need_exit
+from ._guards import check_certain_exit, check_reach, check_roundoff, check_sign, need_exit
 from ._killed import backward_operator, is_killed
 from .error import with_error_bars
 
@@ -78,7 +78,9 @@ def _expectation(gen: Generator, exit: Any, running: Any, killing: Any, options:
     agree(gen.domain.comm, None if finite else f"{name}: exit data or running cost is not finite on the domain.")
     if gen.scheme == "weighted" and not killed:
         return _solve_by_capacity(gen, rhs, constants, options, name)
-    return _solve(gen, rhs, killing, options, name)
+    given = [running, killing, *_exit_data(gen, exit).values()]
+    positive = all(is_number(g) and g >= 0 for g in given)
+    return _solve(gen, rhs, killing, options, name, positive)
 
 
 def _exit_data(gen: Generator, exit: Any) -> dict[str, Any]:
@@ -105,8 +107,10 @@ def _running_cost(gen: Generator, running: Any) -> PETSc.Vec:
     return gen.assemble_vector(gen.space.scalar(running, "running cost") * v * weak.dx)
 
 
-def _solve(gen: Generator, rhs: PETSc.Vec, killing: Any, options: Options | None, name: str) -> Solution:
-    """Solve (−Gᵀ + S) u = rhs; ``rhs`` is consumed."""
+def _solve(
+    gen: Generator, rhs: PETSc.Vec, killing: Any, options: Options | None, name: str, positive: bool
+) -> Solution:
+    """Solve (−Gᵀ + S) u = rhs; ``rhs`` is consumed, ``positive`` tells whether u must be."""
     solver = backward_operator(gen, killing, options, name)
     u = gen.G.createVecRight()
     rhs.scale(-1.0)
@@ -118,6 +122,8 @@ def _solve(gen: Generator, rhs: PETSc.Vec, killing: Any, options: Options | None
     scale = rhs.norm(PETSc.NormType.INFINITY)
     stats["roundoff"] = float(np.finfo(float).eps * solver.norm * size / scale) if scale > 0 else 0.0
     check_roundoff(gen, name, stats, solver)
+    if positive:
+        check_sign(gen, name, u, solver)
     solution = Solution(gen.function(u), stats, name)
     u.destroy()
     rhs.destroy()
@@ -156,7 +162,7 @@ def exit_time_moments(gen: Generator, order: int, options: Options | None = None
 
     ``start`` as in :func:`feynman_kac`; the error bars contain what the lower moments contribute.
     """
-    if int(order) != order or order < 1:
+    if not is_number(order) or int(order) != order or order < 1:
         raise ValueError(f"order is {order!r}; an integer of at least 1 was expected.")
     moments = _moments(gen, int(order), options)
     chain = [m.function for m in moments]

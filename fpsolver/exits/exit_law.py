@@ -13,9 +13,9 @@ from ..discretisation.generator import Generator
 from ..discretisation.metastable import capacity_solver
 from ..discretisation.solution import as_points
 from ..evolution.evolve import backward, evolve
-from ..evolution.initial import dirac, load
+from ..evolution.initial import dirac
 from ._guards import check_reach, need_exit
-from .error import is_density
+from .error import is_density, load_density
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,10 @@ class ExitDistribution:
     occupation: fem.Function
     _forward: fem.Function
     _gen: Generator
+
+    def __repr__(self) -> str:
+        shares = ", ".join(f"{part}={share:.6g}" for part, share in self.probability.items())
+        return f"<exit distribution: {shares}; mean time {self.mean_time:.6g}>"
 
     def density(self, part: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Exit density along a part, at quadrature points of its facets, gathered on every rank (collective).
@@ -73,7 +77,7 @@ def exit_distribution(gen: Generator, start: Any, options: Options | None = None
             raise ValueError(f"start: {len(points)} points; one was expected, or a density.")
         start = dirac(points[0])
     check_reach(gen, "exit_distribution")
-    source = _load_density(gen, start)
+    source = load_density(gen, start)
     g, probability = _occupation(gen, source, options)
     answer = ExitDistribution(
         probability, float(gen.integrals.dot(g)), gen.density(g, "occupation"), gen.function(g), gen
@@ -87,16 +91,6 @@ def exit_distribution(gen: Generator, start: Any, options: Options | None = None
             "part of the domain, or leaves it too slowly for double precision. Add noise there."
         )
     return answer
-
-
-def _load_density(gen: Generator, start: Any) -> PETSc.Vec:
-    """∫ start φ_i, whose sum must be one."""
-    source = load(gen, start, "start")
-    mass = float(source.sum())
-    if not abs(mass - 1) < 1e-3:
-        source.destroy()
-        raise ValueError(f"start: the density has mass {mass:.6g} in the domain where 1 was expected; normalise it.")
-    return source
 
 
 def _occupation(gen: Generator, source: PETSc.Vec, options: Options | None) -> tuple[PETSc.Vec, dict[str, float]]:
@@ -123,7 +117,7 @@ def survival(gen: Generator, start: Any, times: Any, tol: float = 1e-6, options:
     """
     need_exit(gen, "survival")
     if is_density(start):
-        _load_density(gen, start).destroy()
+        load_density(gen, start).destroy()
         return evolve(gen, start, times, tol, options).mass
     points = as_points(start, gen.domain.dim, "start")
     values = np.array([u.at(points) for u in backward(gen, 1.0, times, tol, options)]).T

@@ -74,6 +74,8 @@ def first_passage(gen: Generator, regions: Mapping[str, Region], options: Option
             f"first_passage: {', '.join(gen.absorbing)} absorbs, so a region may never be reached; build the generator "
             "without absorbing parts, or ask for exit_probability."
         )
+    if not isinstance(regions, Mapping):
+        raise TypeError(f"first_passage: regions is {regions!r}; a dictionary name -> region was expected.")
     if len(regions) < 2:
         raise ValueError(f"first_passage: at least two regions were expected, got {list(regions)}.")
     found = resolve(gen, regions)
@@ -146,6 +148,10 @@ class TransitionRate:
     k_BA: float
     committor: Solution
     sizes: tuple[Size, Size]
+
+    def __repr__(self) -> str:
+        numbers = ("rate", "k_AB", "k_BA", "share_A", "capacity", "mass")
+        return f"<transition rate: {', '.join(f'{name}={getattr(self, name):.6g}' for name in numbers)}>"
 
 
 def transition_rate(gen: Generator, A: Region, B: Region, options: Options | None = None) -> TransitionRate:

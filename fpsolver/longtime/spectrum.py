@@ -12,11 +12,15 @@ from .._errors import NotConverged
 from .._log import logger
 from .._petsc import Options, direct_preset, inserted_options
 from ..discretisation.generator import Generator
-from ..discretisation.metastable import estimated_rate, slowest_mode
+from ..discretisation.metastable import UNRESOLVED, estimated_rate, slowest_mode
 from ..discretisation.positivity import Limiter, limiter
 from ..discretisation.solution import Solution
 from ..models.fields import integrate, is_number
+from ._modes import biorthogonal, functions
 
+_SPARE = 4  # modes
+_METASTABLE = 1e-4  # rate relative to the next one below which the next degree must confirm it
+_CHANGE = 0.5
 _DIGITS = 2e-17  # of the scaled pencil's norm: rounding error of slow rates, measured 1e-19 ... 2e-18 in double wells
 
 
@@ -82,13 +86,20 @@ def spectrum(gen: Generator, k: int = 6, options: Options | None = None) -> Spec
     n = gen.G.getSize()[0]
     if not is_number(k) or int(k) != k or not 1 <= k < n:
         raise ValueError(f"spectrum: k is {k!r}; an integer between 1 and {n - 1} (unknowns less one) was expected.")
-    values, right, residuals = _solve(gen, gen.G, int(k), options)
     Gt = gen.G.transpose(PETSc.Mat())
-    left_values, left, _ = _solve(gen, Gt, len(values), options)
+    for spare in (0, _SPARE):  # with some more where a multiple eigenvalue has lost modes of one side
+        values, right, residuals = _solve(gen, gen.G, int(k), min(int(k) + spare, n), options)
+        left_values, left, _ = _solve(gen, Gt, len(values), len(values), options)
+        paired = biorthogonal(gen, values, right, left_values, left, last=spare > 0)
+        if paired is not None:
+            break
     Gt.destroy()
-    match = [int(np.argmin(np.abs(left_values - v))) for v in values]
-    pairs = [_normalised(gen, right[i], left[j]) for i, j in enumerate(match)]
-    answer = Spectrum(values, [p for p, _ in pairs], [q for _, q in pairs], residuals)
+    assert paired is not None
+    count = _whole_pairs(values, int(k))
+    right, left = (modes[:count] for modes in paired)
+    answer = Spectrum(
+        values[:count], functions(gen, right, gen.density), functions(gen, left, gen.function), residuals[:count]
+    )
     logger.info("%s", answer)
     return answer
 
@@ -120,7 +131,7 @@ def quasi_stationary(gen: Generator, options: Options | None = None) -> QuasiSta
 
 def _slowest(gen: Generator, options: Options | None) -> tuple[float, fem.Function, fem.Function, float]:
     """Rate, density and mode whose product has integral one, residual."""
-    slow = spectrum(gen, 1, options)
+    slow = spectrum(gen, min(2, gen.G.getSize()[0] - 1), options)
     rate, density = -float(slow.eigenvalues[0].real), slow.right[0][0]
     mass = integrate(gen.domain.mesh, density, 2 * gen.degree)
     if abs(slow.eigenvalues[0].imag) > 1e-8 * abs(rate) or rate <= 0 or mass == 0:
@@ -128,7 +139,29 @@ def _slowest(gen: Generator, options: Options | None) -> tuple[float, fem.Functi
             f"quasi_stationary: the eigenvalue closest to zero is {slow.eigenvalues[0]:.6g}; a real negative one was "
             "expected. Refine the mesh, or use scheme='dg'."
         )
+    if rate < _METASTABLE * abs(slow.eigenvalues[-1]):
+        _check_resolution(gen, rate, options)
     return rate, density, slow.left[0][0], float(slow.residuals[0])
+
+
+def _check_resolution(gen: Generator, rate: float, options: Options | None) -> None:
+    """Refuse a metastable rate that the next degree does not confirm: meshes that miss a barrier give any (collective).
+
+    Raises:
+        NotConverged: it does not, or rounding is all that it sees.
+    """
+    finer = gen.rebuilt(gen.degree + 1)
+    other = -float(spectrum(finer, 1, options).eigenvalues[0].real)
+    finer.destroy()
+    change = abs(other - rate) / rate
+    if not change < _CHANGE:
+        advice = (
+            f"The rate is {rate:.3g}, but {other:.3g} with degree {gen.degree + 1}: the mesh does not resolve where "
+            "paths leave. Refine it, or take scheme='weighted' if the invariant density is known."
+        )
+        raise NotConverged("quasi_stationary", UNRESOLVED, 0, change, "fp_spectrum_", advice)
+    if change > 0.01:
+        logger.warning("quasi_stationary: the rate %.4g changes by %.1g %% with the next degree", rate, 100 * change)
 
 
 def _by_capacities(gen: Generator, options: Options | None) -> tuple[float, fem.Function, fem.Function, float]:
@@ -153,7 +186,10 @@ def _check_rounding(A: PETSc.Mat, M: PETSc.Mat, rate: float) -> None:
         )  # fmt: skip
 
 
-def _solve(gen: Generator, A: PETSc.Mat, k: int, options: Options | None) -> tuple[np.ndarray, list[Any], np.ndarray]:
+def _solve(
+    gen: Generator, A: PETSc.Mat, k: int, wanted: int, options: Options | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Eigenvalues, this rank's coefficients of the modes, residuals: ``wanted`` of them, and at least ``k``."""
     try:
         from slepc4py import SLEPc
     except ImportError as error:
@@ -175,7 +211,7 @@ def _solve(gen: Generator, A: PETSc.Mat, k: int, options: Options | None) -> tup
     # zero itself is an eigenvalue when nothing absorbs: a small positive target keeps the shifted matrix regular
     target = 0.0 if gen.absorbing else 1e-9 * scaled[0].norm(PETSc.NormType.INFINITY)
     eps.setTarget(target)
-    eps.setDimensions(k, max(2 * k + 10, 20))
+    eps.setDimensions(wanted, max(2 * wanted + 10, 20))
     eps.setTolerances(1e-11, 500)
     direct = {f"st_{key}": value for key, value in direct_preset(A.comm, gen.domain.dim).items()}
     preset = {"eps_type": "krylovschur", "st_type": "sinvert", **direct}
@@ -189,7 +225,7 @@ def _solve(gen: Generator, A: PETSc.Mat, k: int, options: Options | None) -> tup
         reason = _reason_name(SLEPc, eps.getConvergedReason())
         advice = f"{converged} of {k} modes converged; allow more work (-fp_spectrum_eps_max_it, -fp_spectrum_eps_ncv)."
         raise NotConverged("spectrum", reason, eps.getIterationNumber(), residual, "fp_spectrum_", advice)
-    answer = _collect(eps, k, S)
+    answer = _collect(eps, min(wanted, converged), S)
     if gen.absorbing:
         _check_rounding(scaled[0], scaled[1], float(abs(answer[0][0])))
     for item in (eps, S, *scaled):
@@ -197,48 +233,25 @@ def _solve(gen: Generator, A: PETSc.Mat, k: int, options: Options | None) -> tup
     return answer
 
 
-def _collect(eps: Any, k: int, S: PETSc.Vec) -> tuple[np.ndarray, list[Any], np.ndarray]:
+def _whole_pairs(values: np.ndarray, k: int) -> int:
+    """k, or one more where a complex pair would be split."""
+    split = k < len(values) and values[k - 1].imag != 0 and np.isclose(values[k], values[k - 1].conj())
+    return k + int(split)
+
+
+def _collect(eps: Any, k: int, S: PETSc.Vec) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     real, imag = S.duplicate(), S.duplicate()
-    values = np.array([eps.getEigenvalue(i) for i in range(eps.getConverged())])
-    order = list(np.argsort(np.abs(values), kind="stable"))
-    count = k
-    last = values[order[k - 1]]
-    if k < len(order) and last.imag != 0 and np.isclose(values[order[k]], last.conj()):
-        count += 1
-    vectors, residuals = [], []
-    for i in order[:count]:
+    values = np.array([eps.getEigenvalue(i) for i in range(eps.getConverged())], dtype=complex)
+    order = np.argsort(np.abs(values), kind="stable")
+    order = order[: _whole_pairs(values[order], k)]
+    modes = np.zeros((len(order), S.getLocalSize()), dtype=complex)
+    for mode, i in zip(modes, order, strict=True):
         eps.getEigenvector(int(i), real, imag)
-        real.pointwiseMult(S, real)
-        imag.pointwiseMult(S, imag)
-        vectors.append((real.copy(), imag.copy()))
-        residuals.append(eps.computeError(int(i)))
-    real.destroy()
-    imag.destroy()
-    return values[order[:count]].astype(complex), vectors, np.array(residuals)
-
-
-def _normalised(gen: Generator, right: Any, left: Any) -> tuple[Any, Any]:
-    """Functions with right modes of maximum one and ⟨left, right⟩ = 1 (no conjugation: qᵀM p)."""
-    (pr, pi), (qr, qi) = right, left
-    # a real mode's sign, a complex one's phase: make the integral of the density's mode positive where it is not zero
-    sign = -1.0 if gen.integrals.dot(pr) < 0 else 1.0
-    scale = sign / max(pr.norm(PETSc.NormType.INFINITY), pi.norm(PETSc.NormType.INFINITY))
-    for v in (pr, pi):
-        v.scale(scale)
-    Mp = [gen.G.createVecLeft() for _ in range(2)]
-    gen.M.mult(pr, Mp[0])
-    gen.M.mult(pi, Mp[1])
-    product = complex(qr.dot(Mp[0]) - qi.dot(Mp[1]), qr.dot(Mp[1]) + qi.dot(Mp[0]))
-    factor = 1.0 / product if product != 0 else 1.0
-    q = (qr.copy(), qi.copy())
-    q[0].scale(factor.real)
-    q[0].axpy(-factor.imag, qi)
-    q[1].scale(factor.real)
-    q[1].axpy(factor.imag, qr)
-    functions = (gen.density(pr), gen.density(pi), gen.function(q[0]), gen.function(q[1]))
-    for v in (pr, pi, qr, qi, *q, *Mp):
+        mode[:] = S.array_r * (real.array_r + 1j * imag.array_r)
+    residuals = np.array([eps.computeError(int(i)) for i in order])
+    for v in (real, imag):
         v.destroy()
-    return functions[:2], functions[2:]
+    return values[order], modes, residuals
 
 
 def _reason_name(SLEPc: Any, reason: int) -> str:
