@@ -1,7 +1,7 @@
 """Errors that every rank raises alike.
 
 A rank that raises alone leaves the others waiting in the next collective call.  Checks of rank-local data
-therefore end in :func:`agree`, which reduces the verdict first.
+therefore end in :func:`agree`, which reduces the verdict first, and serial work is done by :func:`on_root`.
 """
 
 from collections.abc import Callable

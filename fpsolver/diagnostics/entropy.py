@@ -152,7 +152,7 @@ def entropy_decay(
         p_inf: invariant density: what :func:`fpsolver.stationary` gave, a ``Function``, or any positive multiple
             of it as a callable of all coordinates giving UFL; it is normalised to mass one on the domain.
         P: matrix of the modified functional, shape (d, d), constant or a callable of all coordinates; for linear drift
-            see :func:`arnold_erb_matrix`.
+            see :func:`~fpsolver.diagnostics.arnold_erb_matrix`.
         threshold: value below which p is left out; see :class:`EntropyDecay`.
         quadrature: degree of the quadrature; by default 2k + 8.
 

@@ -79,7 +79,7 @@ def eyring_kramers(
         domain: where it lives.
         start: a point.
         absorbing: names of the absorbing parts.
-        minimum: instead of ``start``: the well, from :func:`critical_points`.
+        minimum: instead of ``start``: the well, from :func:`~fpsolver.diagnostics.critical_points`.
         saddle: with ``minimum``: the pass.
 
     Raises:

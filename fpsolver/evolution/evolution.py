@@ -24,7 +24,7 @@ class Evolution(Sequence[Solution]):
             what the mesh does not resolve.  ``evolution[i].function`` is non-negative with the same mass,
             ``evolution[i].raw`` is what was computed.
         outflux: mass that has left through absorbing parts since time 0, shape (n,); an integral over time of the
-            flux itself, so ``mass + outflux`` tests the balance.  Zero for :func:`backward`.
+            flux itself, so ``mass + outflux`` tests the balance.  Zero for :func:`~fpsolver.backward`.
         outflux_by_part: the same for each absorbing part.
         outflow: dictionary part -> mass per time that is leaving, shape (n,).
         limiter: what makes the reported densities non-negative; None for signed measures and expectations.

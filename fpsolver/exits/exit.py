@@ -41,7 +41,7 @@ def feynman_kac(
         killing: s, a scalar source.
         options: PETSc options without the prefix ``fp_exit_``.
         name: what the answer is called.
-        start: points of shape (n, d) or (d,), or an initial density as in :func:`exit_distribution`, for which
+        start: points of shape (n, d) or (d,), or an initial density as in :func:`fpsolver.exit_distribution`.  For it
             ``solution.error`` gives the error bars, at the price of solving with degrees k + 1 and k − 1 as well
             (about three times the time of the answer).  Without it that is done when the error is first asked for.
 
