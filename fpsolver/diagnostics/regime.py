@@ -16,7 +16,7 @@ from ufl.algorithms import extract_coefficients
 from .. import _compat
 from .._log import logger
 from ..discretisation.generator import Generator
-from ..discretisation.solution import Solution, as_points, bounds
+from ..discretisation.solution import Solution, as_points, bounds, locate
 from ..models.fields import Space, is_number
 from ..models.process import SGD, Coefficients, Langevin, MomentumSGD, _loss
 from ._quadrature import Pointwise, Quadrature, directions, ito_drift
@@ -200,6 +200,7 @@ def collapse(gen: Generator, point: Any, distance: float | None = None) -> Colla
     """
     d = gen.domain.dim
     x = as_points(point, d, "collapse: point")[0]
+    locate(gen.domain.mesh, x[None], "collapse: point")  # an error outside the mesh
     rho = 1e-4 * _extent(gen) if distance is None else float(distance)
     values = _pointwise(gen)
     if values is None:

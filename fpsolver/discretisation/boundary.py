@@ -87,7 +87,7 @@ def survey_cells(mesh: dmesh.Mesh, coefficients: Coefficients, degree: int) -> S
         *(coefficients.D[i, j] for i in range(d) for j in range(d)),
     ]
     owned = np.arange(mesh.topology.index_map(d).size_local, dtype=np.int32)
-    table = fem.Expression(ufl.as_vector(row), points).eval(mesh, owned).reshape(len(owned), -1, len(row))
+    table = fem.Expression(ufl.as_vector(row), points).eval(mesh, owned).reshape(len(owned), len(points), len(row))
     values = table[:, : len(inside)].reshape(-1, len(row))
     x, detJ, beta, D = (
         values[:, :d],
@@ -292,4 +292,4 @@ def cell_volumes(mesh: dmesh.Mesh) -> np.ndarray:
     points, weights = basix.make_quadrature(getattr(basix.CellType, mesh.topology.cell_name()), 4)
     owned = np.arange(mesh.topology.index_map(mesh.topology.dim).size_local, dtype=np.int32)
     J = fem.Expression(abs(ufl.JacobianDeterminant(mesh)), points).eval(mesh, owned)
-    return J.reshape(len(owned), -1) @ weights
+    return J.reshape(len(owned), len(points)) @ weights
