@@ -165,3 +165,24 @@ def test_square_root_process_density():
     exact = 2 * c * stats.ncx2.pdf(2 * c * x, 4, 2 * c * np.exp(-1))
     check(exact[:2], [0.579988855202416, 0.723151520543018], 1e-12)
     check(p.at(x), exact, 2e-8)
+
+
+@pytest.mark.parallel
+def test_option_price_with_stochastic_volatility():
+    """Heston's model: dS = S √v dW₁, dv = κ(θ − v) dt + σ √v dW₂, with v = 0 reached and left again (2κθ < σ²).
+
+    One backward solve in (ln S/K, v) gives E (S_T − K)⁺ from all starts; without data at v = 0 the solution is that of
+    the process reflected there.  The price is that of the characteristic function.
+    """
+    kappa, theta, sigma, rho, K = 1.5768, 0.0398, 0.5751, -0.5711, 100.0
+    domain = fp.Domain.rectangle((-2, 0), (2, 1), (48, 8))
+    moved(domain, lambda x: (2 * np.sinh(2 * x[0]) / np.sinh(4), x[1] ** 2))  # fine at the kink of the payoff and at 0
+    noise = lambda x: (  # noqa: E731
+        (x[1] / 2, rho * sigma * x[1] / 2),
+        (rho * sigma * x[1] / 2, sigma**2 * x[1] / 2),
+    )
+    gen = fp.Generator(fp.SDE(lambda x: (-x[1] / 2, kappa * (theta - x[1])), noise), domain)
+    assert gen.scheme == "dg"
+    assert gen.boundary_report()["bottom"].outflow == pytest.approx(4.0)
+    price = fp.backward(gen, lambda x: K * ufl.max_value(ufl.exp(x[0]) - 1, 0), 1.0, tol=1e-7)[0]
+    check(price.at([(0.0, 0.0175)]), [5.785155434376], 2e-5)

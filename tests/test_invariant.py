@@ -41,6 +41,27 @@ def test_both_sides_of_a_point_mass_are_one_law():
     check(laws.weights(fp.dirac(-1.5)), [1.0, 0.0], 5e-6)
 
 
+@pytest.mark.parametrize(("length", "cells", "degree"), [(1.5, 20, 6), (1.5, 20, 4), (1.4, 31, 1), (2.0, 80, 2)])
+def test_a_mesh_that_leaks_does_not_hide_a_law(length, cells, degree):
+    """±1 inside cells, or at a node where degree 2 leaks between them: rates of 1e-7 to 1e-4 that nothing resolves."""
+    well = lambda x: (x[0] ** 2 - 1) ** 2 / 4  # noqa: E731
+    domain = fp.Domain.interval(-length, length, cells)
+    laws = fp.ergodic_laws(fp.Generator(fp.SGD(well, fp.Covariance(well), 1.0), domain, degree=degree))
+    check(laws.centers, [[-1.0], [1.0]], 2e-3)
+    check(laws.weights(fp.dirac(-0.5)), [1 - 0.0489273071289063, 0.0489273071289063], 1e-4 if degree > 1 else 2e-3)
+
+
+def test_stationary_says_when_the_law_may_not_be_the_only_one(caplog):
+    """On a mesh that leaks: the law is a mixture that the mesh has chosen."""
+    well = lambda x: (x[0] ** 2 - 1) ** 2 / 4  # noqa: E731
+    gate = fp.PerSample([lambda x: x[0] ** 2 / 2, lambda x: (2 * x[0] - 1) ** 2 / 2])
+    with caplog.at_level("WARNING", logger="fpsolver"):
+        fp.stationary(fp.Generator(fp.SGD(None, gate, 0.1), fp.Domain.interval(-0.5, 1.2, 34)))
+        assert not caplog.text
+        fp.stationary(fp.Generator(fp.SGD(well, fp.Covariance(well), 1.0), fp.Domain.interval(-1.5, 1.5, 20)))
+    assert "fp.ergodic_laws(gen) tells" in caplog.text
+
+
 @pytest.mark.parallel
 @pytest.mark.parametrize("cells", [40, 41])
 def test_two_components(cells):

@@ -15,7 +15,7 @@ from ufl.algorithms import extract_coefficients
 
 from .._log import logger
 from ..discretisation.generator import Generator
-from ..discretisation.solution import as_points, bounds
+from ..discretisation.solution import as_points, bounds, locate
 from ..models.fields import is_number
 from ..models.process import Coefficients
 from ._pointwise import Pointwise, ito_drift
@@ -217,6 +217,7 @@ def collapse(gen: Generator, point: Any, distance: float | None = None) -> Colla
     """
     d = gen.domain.dim
     x = as_points(point, d, "collapse: point")[0]
+    locate(gen.domain.mesh, x[None], "collapse: point")  # an error outside the mesh
     rho = 1e-4 * _extent(gen) if distance is None else float(distance)
     values = _pointwise(gen)
     if values is None:

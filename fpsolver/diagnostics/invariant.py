@@ -67,7 +67,7 @@ def tightness(gen: Generator, lyapunov: Any = None) -> Tightness:
     points = np.concatenate([basix.make_quadrature(cell, 2 * gen.degree)[0], basix.geometry(cell)])
     owned = np.arange(mesh.topology.index_map(mesh.topology.dim).size_local, dtype=np.int32)
     row = ufl.as_vector([*ufl.SpatialCoordinate(mesh), V, LV])
-    table = fem.Expression(row, points).eval(mesh, owned).reshape(len(owned), len(points), -1)
+    table = fem.Expression(row, points).eval(mesh, owned).reshape(len(owned), len(points), len(row))
     values, changes = table[..., -2], table[..., -1]
     comm = mesh.comm
     lowest, finite = _smallest(comm, values), _smallest(comm, np.isfinite(table).astype(float))

@@ -66,4 +66,4 @@ def cell_volumes(mesh: dmesh.Mesh) -> np.ndarray:
     points, weights = basix.make_quadrature(getattr(basix.CellType, mesh.topology.cell_name()), 4)
     owned = np.arange(mesh.topology.index_map(mesh.topology.dim).size_local, dtype=np.int32)
     J = fem.Expression(abs(ufl.JacobianDeterminant(mesh)), points).eval(mesh, owned)
-    return J.reshape(len(owned), -1) @ weights
+    return J.reshape(len(owned), len(points)) @ weights

@@ -69,7 +69,8 @@ def refine(
 
 def _table(topology: dmesh.Topology, a: int, b: int) -> npt.NDArray[np.int32]:
     connectivity = topology.connectivity(a, b)
-    return connectivity.array.reshape(connectivity.num_nodes, -1)
+    width = len(connectivity.array) // max(connectivity.num_nodes, 1)
+    return connectivity.array.reshape(connectivity.num_nodes, width)
 
 
 def _vertices_of_cells(topology: dmesh.Topology) -> npt.NDArray[np.int32]:

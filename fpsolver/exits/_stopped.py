@@ -161,7 +161,8 @@ def _resolve(gen: Generator, name: str, region: Region) -> Resolved:
     except Exception as error:
         problem, asked = f"the marker of the region {name!r} {error}", 0.0
     agree(domain.comm, problem)
-    volume = weights.reshape(count.size_local, -1).sum(axis=1)[cells[: count.size_local]].sum()
+    each = weights.reshape(count.size_local, len(weights) // max(count.size_local, 1))
+    volume = each.sum(axis=1)[cells[: count.size_local]].sum()
     size = Size(*(domain.comm.allreduce(float(v), op=MPI.SUM) for v in (volume, asked)))
     if size.resolved == 0:
         raise ValueError(
@@ -206,7 +207,7 @@ def _cell_points(gen: Generator) -> tuple[npt.NDArray[np.float64], npt.NDArray[n
     points, weights = basix.make_quadrature(getattr(basix.CellType, mesh.topology.cell_name()), 8)
     row = ufl.as_vector([*ufl.SpatialCoordinate(mesh), abs(ufl.JacobianDeterminant(mesh))])
     owned = np.arange(mesh.topology.index_map(dim).size_local, dtype=np.int32)
-    table = fem.Expression(row, points).eval(mesh, owned).reshape(len(owned), -1, dim + 1)
+    table = fem.Expression(row, points).eval(mesh, owned).reshape(len(owned), len(points), dim + 1)
     return table[..., :dim].reshape(-1, dim), (table[..., dim] * weights).ravel()
 
 

@@ -106,7 +106,7 @@ class Kernel:
             self.rates = abs(self.modes(size, transpose=False))
             zero = self.rates <= max(_ROUNDING / self.gamma, tolerance or 0.0)
             if tolerance is None and size < n:
-                zero |= self.rates <= self._uncertainty(size)
+                zero |= self._unknown(size)
             count = int(np.argmin(zero)) if not zero.all() else size
             if count <= size // 2:
                 break
@@ -123,18 +123,20 @@ class Kernel:
             )
         return max(count, 1)
 
-    def _uncertainty(self, size: int) -> Array:
-        """Change of each rate with the degree."""
+    def _unknown(self, size: int) -> Array:
+        """Which rates change by a factor of two or more with the degree, lowered and raised by one."""
         gen = self.gen
-        degree = gen.degree - 1 if gen.degree > 1 else 2
-        with (
-            Generator(gen.process, gen.domain, (), degree, gen.scheme, options=gen.options) as other,
-            Kernel(other, self.options) as kernel,
-        ):
-            size = min(size, other.G.getSize()[0])
-            change = np.zeros(len(self.rates))
-            change[:size] = abs(self.rates[:size] - abs(kernel.modes(size, transpose=False)))
-        return change
+        low, high = self.rates.copy(), self.rates.copy()
+        # one neighbour would not do: where a mesh leaks, rates of two degrees in a row may agree by chance
+        for degree in (gen.degree - 1, gen.degree + 1) if gen.degree > 1 else (2, 3):
+            with (
+                Generator(gen.process, gen.domain, (), degree, gen.scheme, options=gen.options) as other,
+                Kernel(other, self.options) as kernel,
+            ):
+                found = abs(kernel.modes(min(size, other.G.getSize()[0]), transpose=False))
+            m = min(len(found), size)
+            low[:m], high[:m] = np.minimum(low[:m], found[:m]), np.maximum(high[:m], found[:m])
+        return high >= 2 * low
 
     def basis(self, count: int, transpose: bool) -> Array:
         """Real basis of the ``count`` slowest modes of G or Gᵀ."""

@@ -78,9 +78,9 @@ class ErgodicLaws:
 def ergodic_laws(gen: Generator, tolerance: float | None = None, options: Options | None = None) -> ErgodicLaws:
     """Every ergodic law of a process without absorption, and the probabilities of ending in each (collective).
 
-    A rate counts as zero if it is at most the amount by which it changes when the degree is lowered by one (raised,
-    for degree one), in other words if it is not known to differ from zero, and the next is ten times as large.  A
-    metastable process has small rates that are resolved: those are not counted.
+    A rate counts as zero if it changes by a factor of two or more when the degree is lowered or raised by one (for
+    degree one, raised by one or two), in other words if it is not known to differ from zero, and the next is ten times
+    as large.  A metastable process has small rates that are resolved: those are not counted.
 
     Args:
         gen: generator with nothing absorbing.

@@ -10,21 +10,26 @@ from .._log import logger
 from .._petsc import LinearSolver, Options, direct_preset
 from ..discretisation.generator import Generator
 from ..discretisation.positivity import limiter
-from ..discretisation.solution import Solution
+from ..discretisation.solution import Solution, bounds
 
 # inverse iteration with (M − γG)⁻¹M contracts a mode of rate λ by 1/(1 + γλ); γ = 1e13 / ‖M⁻¹G‖ leaves three digits
 # for the contraction of the slowest resolvable mode and keeps the shifted matrix factorisable in double precision
 _SHIFT = 1e13
 _MAX_ITERATIONS = 60
 _TOLERANCE = 1e-12
+# relaxation rate times the time in which the drift crosses the domain: below it, degenerate noise may have several laws
+_SLOW = 1e-3
 
 
 def stationary(gen: Generator, options: Options | None = None) -> Solution:
     """Density p of the invariant law: G p = 0, ∫p = 1 (collective).
 
     Inverse iteration on a mass-conserving shift of G, for a density and for a zero-mass perturbation at once: how
-    fast the perturbation contracts tells whether the law is unique to rounding.  ``stats`` carries the smallest value
-    before limiting (``minimum``), the residual, and the relaxation rate λ₁ where it was seen.
+    fast the perturbation contracts tells whether the law is unique to rounding.  It does not tell a slow process from
+    one with several laws whose supports the mesh does not separate, so that it leaks from one to the other: where D
+    is small and relaxation slow, a warning says so, and :func:`~fpsolver.ergodic_laws` decides.  ``stats``
+    carries the smallest value before limiting (``minimum``), the residual, and the relaxation rate λ₁ where it was
+    seen.
 
     Args:
         gen: generator with nothing absorbing.
@@ -50,6 +55,7 @@ def stationary(gen: Generator, options: Options | None = None) -> Solution:
     finally:
         solver.destroy()
         A.destroy()
+    _warn_if_slow(gen, rate)
     function = gen.density(p)
     stats = {**gen.stats(), "iterations": iterations, "residual": _residual(gen, p), "relaxation_rate": rate}
     stats["minimum"] = float(gen.domain.comm.allreduce(function.x.array.min(initial=np.inf), op=MPI.MIN))
@@ -95,6 +101,18 @@ def _iterate(gen: Generator, solver: LinearSolver, gamma: float) -> tuple[PETSc.
             "or a barrier is too high for double precision. fp.ergodic_laws(gen) gives all invariant laws."
         )
     return p, (1.0 / contraction - 1.0) / gamma, iteration
+
+
+def _warn_if_slow(gen: Generator, rate: float) -> None:
+    low, high = bounds(gen.domain.mesh)
+    crossing = float((high - low).max()) / max(gen.survey.drift, 1e-300)
+    # where D vanishes between the points at which it was looked at, only the Péclet number tells
+    if gen.survey.peclet > 1 and gen.process.potential(gen.space) is None and rate * crossing < _SLOW:
+        logger.warning(
+            "stationary: the slowest mode relaxes with rate %.2g, in %.2g times the time in which the drift crosses "
+            "the domain. D vanishes or is small: perhaps only the mesh joins regions that the process never leaves, "
+            "and decides how much mass each has. fp.ergodic_laws(gen) tells.", rate, 1 / max(rate * crossing, 1e-300)
+        )  # fmt: skip
 
 
 def _tilt(gen: Generator) -> fem.Function:

@@ -193,8 +193,9 @@ def fill(function: fem.Function, values: np.ndarray) -> None:
     """Set ``function`` from its values at the interpolation points of all local cells, shape (cells * points, ...)."""
     V = function.function_space
     dofs = V.dofmap.list.ravel()
-    flat = values.reshape(len(dofs), -1)
-    function.x.array.reshape(-1, flat.shape[1])[dofs] = flat
+    size = values.size // max(len(dofs), 1)
+    if size:
+        function.x.array.reshape(-1, size)[dofs] = values.reshape(len(dofs), size)
     function.x.scatter_forward()
 
 
