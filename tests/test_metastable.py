@@ -367,6 +367,16 @@ def test_evolution_over_an_exit_time(dim):
 
 
 @pytest.mark.parallel
+def test_survival_takes_its_slow_mode_from_capacities():
+    """One long step on a coarse mesh once gave 0.456 for 1/e."""
+    for n, rtol in ((13, 2e-3), (40, 3e-6)):
+        gen = fp.Generator(fp.Langevin(double_well, 0.0125), fp.Domain.interval(-2.5, 1, n), ["right"])
+        for t in (0.01, 1.0, 3.0):
+            found = fp.survival(gen, -1.0, t * ACROSS[0.0125])
+            assert found == pytest.approx(np.exp(-t), rel=rtol)
+
+
+@pytest.mark.parallel
 @pytest.mark.parametrize("dim", [1, 2])
 def test_loss_below_rounding_is_refused(dim):
     """At a barrier of 40 the well keeps its mass as long as one can tell; what can not be told is not printed."""
