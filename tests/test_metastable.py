@@ -200,8 +200,8 @@ def test_meshes_that_resolve_no_exit_are_refused_and_refined():
     for verb in (fp.mean_exit_time, fp.quasi_stationary):
         with pytest.raises(fp.NotConverged, match=r"DIVERGED_UNRESOLVED.*resolves no exit"):
             verb(gen)
-    found, exact = fp.solve_to(fp.mean_exit_time, gen, start=0.0, rtol=1e-3), 2.33066359169116e86
-    assert abs(found.value - exact) < 2 * found.error < 2e-3 * exact
+    found, exact = fp.solve_to(fp.mean_exit_time, gen, start=0.0, rtol=1e-2), 2.33066359169116e86
+    assert abs(found.value - exact) < 2 * found.error < 2e-2 * exact
     # in the plane it is the quadrature across the pass that fails: 23 % with an error bar of 4 %
     domain = fp.Domain.rectangle((-2.0, -1.2), (1.0, 1.2), (16, 8))
     with pytest.raises(fp.NotConverged, match="resolves no exit"):
@@ -364,6 +364,16 @@ def test_evolution_over_an_exit_time(dim):
     assert flow.outflux[1:] == pytest.approx(1 - exact[1:], rel=5e-4)
     assert fp.survival(gen, start, times) == pytest.approx(exact, rel=5e-4)
     assert fp.spectrum(gen, 2).timescales[0] == pytest.approx(tau, rel=1e-3)
+
+
+@pytest.mark.parallel
+def test_survival_takes_its_slow_mode_from_capacities():
+    """One long step on a coarse mesh once gave 0.456 for 1/e."""
+    for n, rtol in ((13, 2e-3), (40, 3e-6)):
+        gen = fp.Generator(fp.Langevin(double_well, 0.0125), fp.Domain.interval(-2.5, 1, n), ["right"])
+        for t in (0.01, 1.0, 3.0):
+            found = fp.survival(gen, -1.0, t * ACROSS[0.0125])
+            assert found == pytest.approx(np.exp(-t), rel=rtol)
 
 
 @pytest.mark.parallel

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "fpsolver"
 # imports go downwards only: a folder or a module may import those above it
 LAYERS = (
     ("", "_errors _log _compat _petsc landscapes _sample"),
-    ("domains", "_arrays _gmsh meshfile _parts _meshes _refine _arguments domain"),
+    ("domains", "_arrays _balance _gmsh meshfile _parts _meshes _refine _arguments domain"),
     ("models", "fields samples _tabulate noise process network slices"),
     (
         "discretisation",

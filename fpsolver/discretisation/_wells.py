@@ -79,11 +79,10 @@ def _climbs(ends: Integers, U: Floats, absorbs: npt.NDArray[np.bool_]) -> tuple[
     height[0] = -np.inf
     edges[absorbs] = 0
     apart = edges[:, 0] != edges[:, 1]
-    edges, passes = np.sort(edges[apart], axis=1), U[apart].max(axis=1)
-    edges, index = np.unique(edges, axis=0, return_inverse=True)
-    lowest = np.full(len(edges), np.inf)
-    np.minimum.at(lowest, index.ravel(), passes)
-    climbs = _persistence(edges, height, lowest, _basins(edges[edges[:, 0] > 0], height))
+    links, index = np.unique(np.sort(edges[apart], axis=1), axis=0, return_inverse=True)
+    passes = np.full(len(links), np.inf)
+    np.minimum.at(passes, index.ravel(), U[apart].max(axis=1))
+    climbs = _persistence(links, height, passes, _basins(links[links[:, 0] > 0], height))
     return np.concatenate([[-1], numbers]), height, climbs
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from .. import _compat
 from .._errors import import_optional
 from ._arrays import SHAPES, Array, RawMesh, tidy
+from ._balance import balance
 
 HOW_TO_NAME = (
     "Name the boundary before writing the file, in a gmsh script by 'Physical Curve(\"left\") = {4};' (in 3D 'Physical "
@@ -118,7 +119,11 @@ def round_geometry(
             gmsh.model.addPhysicalGroup(dim - 1, entities, name=name)
         gmsh.model.mesh.generate(dim)
         gmsh.model.mesh.setOrder(order)
-        return current_model(gmsh, f"Domain.{kind}")
+        raw = current_model(gmsh, f"Domain.{kind}")
+    if order == 2:
+        for r in radii:
+            balance(raw, np.asarray(center, float), float(r))
+    return raw
 
 
 def polygon_geometry(vertices: Array, h: float, parts: dict[str, list[int]]) -> RawMesh:
