@@ -46,7 +46,9 @@ def tabulate_samples(space: Space, samples: Samples) -> tuple[Expr, Expr]:
 
 def _tabulate(space: Space, samples: Samples) -> Table:
     probes = _probe_cells(space)
-    exact = _moments(space, samples, _centres(space, probes))
+    places = _centres(space, probes)
+    _compare_ranks(space, samples, places)
+    exact = _moments(space, samples, places)
     for degree in range(min(space.degree + 1, _HIGHEST), _HIGHEST + 1):
         table = _interpolate(space, samples, degree)
         error = _error(space, table, probes, exact)
@@ -56,8 +58,21 @@ def _tabulate(space: Space, samples: Samples) -> Table:
     raise ValueError(
         f"PerSample: loss and covariance of the {samples.size} samples cannot be tabulated on this mesh to tol = "
         f"{samples.tol:g}: the error is {error:.2g} of the largest value at degree {degree}. Refine the mesh, make the "
-        "domain smaller, or accept a larger tol."
+        "domain smaller, or accept a larger tol; losses or gradients that jump cannot be tabulated at all."
     )
+
+
+def _compare_ranks(space: Space, samples: Samples, x: np.ndarray) -> None:
+    """Each rank has losses of its own, and they must be the same."""
+    comm = space.mesh.comm
+    place = next(p for p in comm.allgather(x[:1]) if len(p))
+    f, _, _ = _evaluate(space, samples, place)
+    found = comm.allgather((samples.size, float(f[0])))
+    if any(n != found[0][0] or abs(v - found[0][1]) > 1e-6 * abs(found[0][1]) for n, v in found):
+        raise ValueError(
+            f"PerSample: the losses differ between ranks: their numbers and means at {tuple(map(float, place[0]))} are "
+            f"{found}. Seed whatever is random, or send it from one rank to the others (comm.bcast)."
+        )
 
 
 def _interpolate(space: Space, samples: Samples, degree: int) -> Table:
@@ -76,15 +91,29 @@ def _interpolate(space: Space, samples: Samples, degree: int) -> Table:
 
 
 def _moments(space: Space, samples: Samples, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """f and Σ at this rank's points; failures are raised on every rank (collective)."""
-    problem, f, covariance = None, np.zeros(len(x)), np.zeros((len(x), space.dim, space.dim))
+    """f and Σ at this rank's points, where they must be finite and belong to each other (collective)."""
+    f, gradient, covariance = _evaluate(space, samples, x)
+    problem = None
     try:
-        f, gradient, covariance = samples.moments(x)
         problem = _not_finite(x, f, covariance) or _not_differentiable(samples, x, f, gradient)
     except Exception as error:
-        problem = f"failed on points of shape {x.shape}: {type(error).__name__}: {error}"
+        problem = f"failed beside points of shape {x.shape}: {type(error).__name__}: {error}"
     agree(space.mesh.comm, problem and f"PerSample: the loss {problem}")
+    if not space.mesh.comm.allreduce(bool(gradient.any() or covariance.any()), op=MPI.LOR):
+        raise ValueError("PerSample: the losses do not depend on x: their gradients are zero everywhere.")
     return f, covariance
+
+
+def _evaluate(space: Space, samples: Samples, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """f, ∇f and Σ at this rank's points; failures are raised on every rank (collective)."""
+    problem, moments = None, (np.zeros(len(x)), np.zeros(x.shape), np.zeros((*x.shape, space.dim)))
+    try:
+        moments = samples.moments(x)
+    except Exception as error:
+        what = f"points of shape {x.shape} and samples of {samples.data}"
+        problem = f"failed on {what}: {type(error).__name__}: {error}"
+    agree(space.mesh.comm, problem and f"PerSample: the loss {problem}")
+    return moments
 
 
 def _not_finite(x: np.ndarray, *values: np.ndarray) -> str | None:
@@ -102,7 +131,7 @@ def _not_differentiable(samples: Samples, x: np.ndarray, f: np.ndarray, gradient
     some = np.linspace(0, len(x) - 1, min(8, len(x))).astype(int)
     if not len(some):
         return None
-    step = 1e-5 * max(1.0, float(np.ptp(x)))
+    step = 1e-6 * max(1.0, float(np.ptp(x)))
     differences = np.empty((len(some), x.shape[1]))
     for axis, e in enumerate(step * np.eye(x.shape[1])):
         ends = [samples.losses_and_gradients(x[some] + s * e)[0].mean(axis=1) for s in (1.0, -1.0)]
