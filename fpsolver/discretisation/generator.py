@@ -42,6 +42,7 @@ class Generator:
             dg where D degenerates or the cell Péclet number exceeds one; galerkin elsewhere.
         quadrature: degree of the quadrature of every integral; by default chosen from the data.
         options: PETSc options for all solves with this generator, without prefix.
+        tables: tabulated samples to use as they are, those of another generator on this mesh (``gen.space.tables``).
 
     Attributes:
         M, G: ``PETSc.Mat``, mass and forward operator.
@@ -66,6 +67,7 @@ class Generator:
         scheme: str = "auto",
         quadrature: int | None = None,
         options: _petsc.Options | None = None,
+        tables: dict[Any, Any] | None = None,
     ):
         self.process, self.domain = process, domain
         self.absorbing = _names(absorbing)
@@ -75,6 +77,7 @@ class Generator:
             raise ValueError(f"scheme {scheme!r} is unknown; expected 'auto', " + ", ".join(map(repr, SCHEMES)) + ".")
         tags = union_tags(domain, self.absorbing)
         space = process.space(domain.mesh, self.degree)
+        space.tables.update(tables or {})
         coefficients = process.coefficients(space)
         self._inspect(coefficients)
         self.scheme = self._choose(scheme, space)

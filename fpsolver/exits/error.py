@@ -46,10 +46,14 @@ def is_density(start: Any) -> bool:
 
 
 def rebuilt(gen: Generator, degree: int | None = None, domain: Domain | None = None) -> Generator:
-    """The same process and scheme with another degree or on another domain (collective)."""
+    """The same process and scheme with another degree or on another domain (collective).
+
+    On the same domain tabulated samples are those of ``gen``: answers of several degrees are about one problem.
+    """
     new = gen.degree if degree is None else degree
     quadrature = gen.quadrature and gen.quadrature + 2 * (new - gen.degree)
-    return Generator(gen.process, domain or gen.domain, gen.absorbing, new, gen.scheme, quadrature, gen.options)
+    tables = gen.space.tables if domain is None else None
+    return Generator(gen.process, domain or gen.domain, gen.absorbing, new, gen.scheme, quadrature, gen.options, tables)
 
 
 def _remaining(k: int, step: np.ndarray, lowest: int, first: np.ndarray, second: np.ndarray) -> np.ndarray:

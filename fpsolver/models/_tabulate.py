@@ -1,6 +1,8 @@
 """Mean loss and covariance of many samples as continuous piecewise polynomials, with their error measured.
 
-What is interpolated is the symmetric root S of Σ, so that Σ = S S is positive semi-definite at every degree.
+What is interpolated is a factor σ of Σ = σσᵀ, so that Σ is positive semi-definite at every degree: of few samples the
+rectangular one, their centred gradients, which is smooth and keeps the rank; of many the symmetric root, which is not
+smooth where an eigenvalue of Σ touches zero.
 """
 
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from .fields import Space
 from .samples import Samples
 
 _HIGHEST = 8
+_FEW = 8  # samples of which the rectangular factor is tabulated
 _PROBES = 64  # cells per rank at which a table is compared with the function itself
 
 
@@ -26,7 +29,7 @@ class Table:
     """The interpolants, their degree, and their largest error relative to the largest value."""
 
     loss: fem.Function
-    root: fem.Function
+    factor: fem.Function
     degree: int
     error: float
 
@@ -41,7 +44,7 @@ def tabulate_samples(space: Space, samples: Samples) -> tuple[Expr, Expr]:
     if samples not in space.tables:
         space.tables[samples] = _tabulate(space, samples)
     table = space.tables[samples]
-    return table.loss, ufl.dot(table.root, table.root)
+    return table.loss, _covariance(table)
 
 
 def _tabulate(space: Space, samples: Samples) -> Table:
@@ -54,7 +57,7 @@ def _tabulate(space: Space, samples: Samples) -> Table:
         error = _error(space, table, probes, exact)
         logger.info("loss and covariance of %d samples tabulated at degree %d: error %.1e", samples.size, degree, error)
         if error <= samples.tol:
-            return Table(table.loss, table.root, degree, error)
+            return Table(table.loss, table.factor, degree, error)
     raise ValueError(
         f"PerSample: loss and covariance of the {samples.size} samples cannot be tabulated on this mesh to tol = "
         f"{samples.tol:g}: the error is {error:.2g} of the largest value at degree {degree}. Refine the mesh, make the "
@@ -75,19 +78,35 @@ def _compare_ranks(space: Space, samples: Samples, x: np.ndarray) -> None:
         )
 
 
+def _covariance(table: Table) -> Expr:
+    return ufl.dot(table.factor, ufl.transpose(table.factor))
+
+
 def _interpolate(space: Space, samples: Samples, degree: int) -> Table:
     V = fem.functionspace(space.mesh, ("Lagrange", degree))
-    W = fem.functionspace(space.mesh, ("Lagrange", degree, (space.dim, space.dim)))
-    loss, root = fem.Function(V), fem.Function(W)
     owned = V.dofmap.index_map.size_local
-    f, covariance = _moments(space, samples, V.tabulate_dof_coordinates()[:owned, : space.dim])
-    values, vectors = np.linalg.eigh(covariance)
-    S = (vectors * np.sqrt(np.maximum(values, 0.0))[:, None, :]) @ vectors.transpose(0, 2, 1)
-    loss.x.array[:owned] = f
-    root.x.array[: owned * space.dim**2] = S.ravel()  # both spaces number their nodes alike: one element, blocked
-    for function in (loss, root):
+    x = V.tabulate_dof_coordinates()[:owned, : space.dim]
+    values, covariance = _moments(space, samples, x)
+    factors = _factors(samples, x) if samples.size <= _FEW else _roots(covariance)
+    shape = factors.shape[1:]
+    loss = fem.Function(V)
+    factor = fem.Function(fem.functionspace(space.mesh, ("Lagrange", degree, shape)))
+    loss.x.array[:owned] = values
+    factor.x.array[: factors.size] = factors.ravel()  # both spaces number their nodes alike: one element, blocked
+    for function in (loss, factor):
         function.x.scatter_forward()
-    return Table(loss, root, degree, np.inf)
+    return Table(loss, factor, degree, np.inf)
+
+
+def _factors(samples: Samples, x: np.ndarray) -> np.ndarray:
+    """σ = [g_1 − ḡ, ..., g_N − ḡ] / √N, shape (n, d, N)."""
+    _, g = samples.losses_and_gradients(x)
+    return (g - g.mean(axis=1, keepdims=True)).transpose(0, 2, 1) / np.sqrt(samples.size)
+
+
+def _roots(covariance: np.ndarray) -> np.ndarray:
+    values, vectors = np.linalg.eigh(covariance)
+    return (vectors * np.sqrt(np.maximum(values, 0.0))[:, None, :]) @ vectors.transpose(0, 2, 1)
 
 
 def _moments(space: Space, samples: Samples, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -163,9 +182,8 @@ def _probe(space: Space) -> np.ndarray:
 
 
 def _error(space: Space, table: Table, cells: np.ndarray, exact: tuple[np.ndarray, np.ndarray]) -> float:
-    covariance = ufl.dot(table.root, table.root)
     worst = 0.0
-    for expression, values in ((table.loss, exact[0]), (covariance, exact[1])):
+    for expression, values in ((table.loss, exact[0]), (_covariance(table), exact[1])):
         found = fem.Expression(expression, _probe(space)).eval(space.mesh, cells).reshape(values.shape)
         largest = space.mesh.comm.allreduce(float(np.abs(values).max(initial=0.0)), op=MPI.MAX)
         difference = space.mesh.comm.allreduce(float(np.abs(found - values).max(initial=0.0)), op=MPI.MAX)
