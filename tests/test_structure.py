@@ -13,8 +13,9 @@ PACKAGE = Path(__file__).parent.parent / "fpsolver"
 # imports go downwards only: a module may import those above it
 ORDER = (
     "_errors _log _compat _petsc domains._meshfile domains._meshes domains._refine domains.domain models.fields "
-    "landscapes models.samples models._tabulate models.noise models.process discretisation.schemes "
-    "discretisation.boundary discretisation._assembly discretisation._wells discretisation.generator "
+    "landscapes models.samples models._tabulate models.noise models.process models.noisy "
+    "discretisation.schemes discretisation.boundary discretisation._assembly discretisation._wells "
+    "discretisation.generator "
     "discretisation._killed discretisation.solution exits.reach evolution.initial evolution._krylov "
     "evolution._control evolution._expm exits.metastable exits._guards exits.error exits.exit exits.adapt "
     "exits._stopped diagnostics.invariant montecarlo._estimates montecarlo._ensemble montecarlo._lambdify "
@@ -27,7 +28,7 @@ ORDER = (
     "diagnostics._points diagnostics._sampling diagnostics._passes diagnostics._operator diagnostics._arrhenius "
     "diagnostics._certificate diagnostics.critical diagnostics.kramers diagnostics.bounds diagnostics._talweg "
     "diagnostics.lojasiewicz diagnostics.decay diagnostics._ellipses diagnostics.landscape diagnostics.star "
-    "models.network models.slices "
+    "models._examine models.network models.slices "
 ).split()
 
 

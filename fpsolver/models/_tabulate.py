@@ -21,7 +21,7 @@ from .samples import Samples
 
 _HIGHEST = 8
 _FEW = 8  # samples of which the rectangular factor is tabulated
-_PROBES = 64  # cells per rank at which a table is compared with the function itself
+_PROBES = 32  # cells per rank in which a table is compared with the function itself
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def tabulate_samples(space: Space, samples: Samples) -> tuple[Expr, Expr]:
 
 def _tabulate(space: Space, samples: Samples) -> Table:
     probes = _probe_cells(space)
-    places = _centres(space, probes)
+    places = _places(space, probes)
     _compare_ranks(space, samples, places)
     exact = _moments(space, samples, places)
     for degree in range(min(space.degree + 1, _HIGHEST), _HIGHEST + 1):
@@ -171,14 +171,17 @@ def _probe_cells(space: Space) -> np.ndarray:
     return np.unique(np.linspace(0, owned - 1, min(_PROBES, owned)).astype(np.int32))
 
 
-def _centres(space: Space, cells: np.ndarray) -> np.ndarray:
-    """One point in the interior of each cell, which is no node up to degree 8."""
-    x = fem.Expression(ufl.SpatialCoordinate(space.mesh), _probe(space))
-    return x.eval(space.mesh, cells).reshape(-1, space.mesh.geometry.dim)[:, : space.dim]
+def _places(space: Space, cells: np.ndarray) -> np.ndarray:
+    """Some points in the interior of each cell, shape (cells * points, dim)."""
+    x = fem.Expression(ufl.SpatialCoordinate(space.mesh), _probe(space)).eval(space.mesh, cells)
+    return x.reshape(-1, space.mesh.geometry.dim)[:, : space.dim]
 
 
 def _probe(space: Space) -> np.ndarray:
-    return np.array([[0.3819, 0.2764, 0.1459][: space.mesh.topology.dim]])
+    """Points of the reference cell in its middle and towards its corners, none of them a node up to degree 8."""
+    d = space.mesh.topology.dim
+    middle, corners = np.array([0.3819, 0.2764, 0.1459][:d]), np.vstack([np.zeros(d), np.eye(d)])
+    return np.vstack([middle, corners + 0.15 * (middle - corners)])
 
 
 def _error(space: Space, table: Table, cells: np.ndarray, exact: tuple[np.ndarray, np.ndarray]) -> float:

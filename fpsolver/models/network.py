@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ._examine import unsuitable
 from .fields import is_number
 from .noise import PerSample
 from .samples import Samples, check_losses, described, jax_samples, numpy_data, torch_data, torch_samples
@@ -272,7 +273,7 @@ def _one_per_sample(values: Any, n: int) -> Any:
 def _checked(network: Network, what: str, arrays: list[Any], first_two: Callable[[Vector], Vector]) -> Network:
     """The network, if it can be evaluated and differentiated, and its losses are functions of weights and samples."""
     try:
-        problem = _problem(network, first_two)
+        problem = unsuitable(network.weights, network.losses, network.jvp, first_two)
     except Exception as error:
         raise ValueError(
             f"{what}: model and loss fail on {network.size} samples of {described(arrays)}: "
@@ -281,42 +282,3 @@ def _checked(network: Network, what: str, arrays: list[Any], first_two: Callable
     if problem:
         raise ValueError(f"{what}: the losses {problem}")
     return network
-
-
-def _problem(network: Network, first_two: Callable[[Vector], Vector]) -> str | None:
-    w = network.weights
-    f = network.losses(w)
-    if not np.isfinite(f).all():
-        bad = np.flatnonzero(~np.isfinite(f))
-        return f"of {len(bad)} of the {len(f)} samples are not finite, that of sample {bad[0]} is {f[bad[0]]}."
-    close = {"rtol": 1e-6, "atol": 1e-9 * float(np.abs(f).max())}
-    if not np.allclose(f, network.losses(w), **close):
-        return "are random: they differ from call to call (drop-out that evaluation mode does not switch off?)."
-    if not np.allclose(f[:2], first_two(w), **close):
-        return "of samples depend on the others of their batch (batch normalisation without running statistics?)."
-    return _not_differentiable(network, f)
-
-
-def _not_differentiable(network: Network, f: Vector) -> str | None:
-    """Compare derivatives in a random direction with differences, over all samples: few of them are near kinks."""
-    w = network.weights
-    v = np.random.default_rng(0).standard_normal(len(w))
-    v *= max(1.0, float(np.linalg.norm(w))) / np.linalg.norm(v)
-    slopes = network.jvp(w, v)
-    if not slopes.any() and not network.jvp(w + v, v).any():
-        return (
-            "do not change with the weights, as far as automatic differentiation sees: is the model differentiable "
-            "(no rounding, argmax, detach)?"
-        )
-    h = 1e-7  # so small that single precision shows
-    ahead, behind = network.losses(w + h * v), network.losses(w - h * v)
-    differences = (ahead - behind) / (2 * h)
-    scale = sum(float(np.linalg.norm(a)) for a in (differences, (ahead - f) / h, (behind - f) / h))
-    if np.linalg.norm(slopes - differences) <= 1e-2 * scale + 1e-7 * float(np.linalg.norm(f)):
-        return None
-    worst = int(np.argmax(np.abs(slopes - differences)))
-    return (
-        f"do not belong to their derivatives: in a random direction that of sample {worst} is {slopes[worst]:.6g}, by "
-        f"differences {differences[worst]:.6g}. Is the model differentiable (no rounding, argmax, detach), and in "
-        "double precision?"
-    )
