@@ -24,7 +24,8 @@ from .longtime.stationary import stationary
 from .models.fields import batched
 from .models.network import Network
 from .models.noise import Covariance, Isotropic, LabelNoise, PerSample
-from .models.process import SDE, SGD, Langevin, MomentumSGD, Noisy
+from .models.noisy import Noisy
+from .models.process import SDE, SGD, Langevin, MomentumSGD
 from .models.slices import Slice
 from .montecarlo._ensemble import Ensemble
 from .montecarlo.compare import Comparison, compare

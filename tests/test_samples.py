@@ -7,6 +7,8 @@ import pytest
 import ufl
 
 import fpsolver as fp
+from fpsolver.models._tabulate import tabulate_samples
+from fpsolver.models.fields import Space
 
 random = np.random.default_rng(0)
 A, Y = random.normal(size=(4, 2)), random.normal(size=4)
@@ -24,11 +26,11 @@ def neurons(kind, data=(A, Y), **options):
     return fp.PerSample.from_jax(lambda w, a, y: (np_.tanh(a @ w) - y) ** 2 / 2 + 0.05 * w @ w, data, **options)
 
 
-def by_hand(x):
+def by_hand(x, a=A, y=Y):
     """Losses (n, N) and gradients (n, N, d) of the neurons."""
-    t = np.tanh(x @ A.T)
-    f = (t - Y) ** 2 / 2 + 0.05 * np.sum(x**2, axis=1, keepdims=True)
-    return f, ((t - Y) * (1 - t**2))[..., None] * A + 0.1 * x[:, None]
+    t = np.tanh(x @ a.T)
+    f = (t - y) ** 2 / 2 + 0.05 * np.sum(x**2, axis=1, keepdims=True)
+    return f, ((t - y) * (1 - t**2))[..., None] * a + 0.1 * x[:, None]
 
 
 @pytest.mark.parametrize("kind", ["torch", "jax"])
@@ -99,17 +101,44 @@ def test_jax_compiles_for_few_numbers_of_points():
 
 
 @pytest.mark.parallel
-def test_the_error_of_tabulation_is_measured_and_lowered_to_the_tolerance():
-    noise, domain = neurons("torch", tol=5e-4), fp.Domain.rectangle((-2, -2), (2, 2), (6, 6))
-    gen = fp.Generator(fp.SGD(None, noise, 0.3), domain, degree=2)
+@pytest.mark.parametrize("N", [4, 40])  # few: the rectangular factor; many: the symmetric root
+def test_the_error_of_tabulation_is_measured_and_lowered_to_the_tolerance(N):
+    """Against loss and Σ evaluated at random points."""
+    rng = np.random.default_rng(7)
+    a, y = rng.normal(size=(N, 2)), rng.normal(size=N)
+    domain, x = fp.Domain.rectangle((-1.5, -1.5), (1.5, 1.5), (6, 6)), rng.uniform(-1.4, 1.4, (300, 2))
+    f, g = by_hand(x, a, y)
+    centred = g - g.mean(axis=1, keepdims=True)
+    exact = f.mean(axis=1), np.einsum("nka,nkb->nab", centred, centred) / N
+    degrees = []
+    for tol in (3e-2, 1e-3, 3e-5):
+        space = Space(domain.mesh, 1, 2)
+        tabulate_samples(space, neurons("torch", data=(a, y), tol=tol).samples)
+        (table,) = space.tables.values()
+        rows, columns = table.factor.function_space.value_shape
+        assert (rows, columns) == (2, N if N == 4 else 2)
+        parts = [fp.Solution(table.factor.sub(k).collapse(), {}, "σ").at(x) for k in range(rows * columns)]
+        factor = np.stack(parts, axis=-1).reshape(-1, rows, columns)
+        found = fp.Solution(table.loss, {}, "loss").at(x), factor @ factor.transpose(0, 2, 1)
+        error = max(np.abs(u - v).max() / np.abs(v).max() for u, v in zip(found, exact, strict=True))
+        assert table.error <= tol and table.error / 3 < error < 3 * table.error
+        degrees.append(table.degree)
+    assert degrees[0] < degrees[1] < degrees[2]
+
+
+@pytest.mark.parallel
+def test_error_bars_are_those_of_the_symbolic_losses_and_evaluate_no_sample(monkeypatch):
+    domain, sides = fp.Domain.rectangle((-1, -1), (1, 1), (4, 4)), ["left", "right", "bottom", "top"]
+    bars = []
+    for noise in (fp.PerSample(UFL), neurons("torch", tol=1e-4)):
+        gen = fp.Generator(fp.SGD(None, noise, 1.0), domain, sides, degree=2)
+        with monkeypatch.context() as patch:
+            patch.setattr("fpsolver.models.samples.Samples.losses_and_gradients", None)
+            tau = fp.mean_exit_time(gen, start=[(0.0, 0.0), (-0.5, 0.5)])
+        bars.append(tau.error)
     (table,) = gen.space.tables.values()
-    assert table.degree > 3 and table.error <= 5e-4
-    assert gen.stats()["tabulation_error"] == table.error
-    x = random.uniform(-1.9, 1.9, (50, 2)) if domain.comm.rank == 0 else None
-    x = domain.comm.bcast(x, root=0)
-    f = by_hand(x)[0].mean(axis=1)
-    found = fp.Solution(table.loss, {}, "loss").at(x)
-    assert np.abs(found - f).max() < 10 * 5e-4 * np.abs(f).max()
+    assert tau.stats["tabulation_error"] == table.error <= 1e-4
+    assert np.allclose(bars[1], bars[0], rtol=2e-3)
 
 
 @pytest.mark.parallel
@@ -120,7 +149,7 @@ def test_a_tolerance_that_cannot_be_met_is_refused():
 
 
 def test_covariance_of_two_samples_stays_semidefinite():
-    """Rank one for two samples; the interpolant may lose the rank, never the sign."""
+    """Rank one for two samples, also between the nodes."""
     noise = neurons("torch", data=(A[:2], Y[:2]))
     gen = fp.Generator(fp.SGD(None, noise, 0.3), fp.Domain.rectangle((-2, -2), (2, 2), (8, 8)))
     (table,) = gen.space.tables.values()
@@ -129,10 +158,56 @@ def test_covariance_of_two_samples_stays_semidefinite():
 
     index, cells = locate(gen.domain.mesh, x)
     points = np.column_stack([x[index], np.zeros(len(index))])
-    S = table.root.eval(points, cells).reshape(-1, 2, 2)
-    eigenvalues = np.linalg.eigvalsh(S @ S)
-    assert eigenvalues.min() > -1e-15
-    assert eigenvalues[:, 0].max() < 1e-3 * eigenvalues[:, 1].max()
+    factor = table.factor.eval(points, cells).reshape(-1, 2, 2)
+    eigenvalues = np.linalg.eigvalsh(factor @ factor.transpose(0, 2, 1))
+    assert np.abs(eigenvalues[:, 0]).max() < 1e-14 * eigenvalues[:, 1].max()
+
+
+def test_covariance_of_many_samples_stays_semidefinite():
+    """Forty samples on a line: Σ has rank one, which the interpolated root may lose, but not the sign."""
+    line = np.outer(np.linspace(-1, 2, 40), (1.0, 0.5))
+    gen = fp.Generator(
+        fp.SGD(None, neurons("torch", data=(line, np.sin(line[:, 0]))), 0.3),
+        fp.Domain.rectangle((-1, -1), (1, 1), (4, 4)),
+        degree=2,
+    )
+    (table,) = gen.space.tables.values()
+    x = random.uniform(-1, 1, (200, 2))
+    found = [fp.Solution(table.factor.sub(k).collapse(), {}, "σ").at(x) for k in range(4)]
+    S = np.stack(found, axis=-1).reshape(-1, 2, 2)
+    eigenvalues = np.linalg.eigvalsh(S @ S.transpose(0, 2, 1))
+    assert eigenvalues.min() > -1e-15 and eigenvalues[:, 0].max() < 1e-12 * eigenvalues[:, 1].max()
+
+
+@pytest.mark.parametrize("kind", ["torch", "jax"])
+@pytest.mark.parametrize("numbers", [1, 7, 40])
+def test_one_point_with_some_of_its_samples_at_a_time(kind, numbers, monkeypatch):
+    """Where one point with all its samples is too much for the memory that is meant to be used."""
+    monkeypatch.setattr("fpsolver.models.samples._NUMBERS", numbers)
+    x, index = random.normal(size=(5, 2)), random.integers(0, 4, (5, 3))
+    samples, (f, g) = neurons(kind).samples, by_hand(x)
+    found = samples.losses_and_gradients(x)
+    assert np.allclose(found[0], f, rtol=1e-13) and np.allclose(found[1], g, rtol=1e-12, atol=1e-14)
+    found = samples.losses_and_gradients(x, index)
+    assert np.allclose(found[0], np.take_along_axis(f, index, 1), rtol=1e-13)
+
+
+@pytest.mark.parametrize("kind", ["torch", "jax"])
+def test_evaluations_are_as_large_as_the_model_allows(kind):
+    """500 hidden units and 6 samples: 3000 numbers for a point, so that 2²¹ allow 512 points at a time."""
+    U, (a, y) = random.normal(size=(500, 2)), (random.normal(size=(6, 2)), random.normal(size=6))
+    if kind == "torch":
+        torch = pytest.importorskip("torch")
+        V = torch.as_tensor(U)
+        noise = fp.PerSample.from_torch(lambda w, a, y: (torch.tanh(V @ (a * w)).mean() - y) ** 2, (a, y))
+    else:
+        jnp = pytest.importorskip("jax.numpy")
+        noise = fp.PerSample.from_jax(lambda w, a, y: (jnp.tanh(U @ (a * w)).mean() - y) ** 2, (a, y))
+    x = np.zeros((1500, 2))
+    pieces = list(noise.samples._pieces(x, None, 6))
+    assert {columns for _, columns in pieces} == {slice(0, 6)}
+    at_a_time = pieces[0][0].stop
+    assert 2**20 // 6000 < at_a_time <= 512
 
 
 @pytest.mark.parallel
@@ -146,6 +221,12 @@ def test_covariance_of_two_samples_stays_semidefinite():
         (lambda w, a, y: (w.detach() @ w - y) ** 2, "does not belong to its gradient.*detach"),
         (lambda w, a, y: ((10 * w).round() @ a - y) ** 2, "gradient is zero everywhere"),
         (lambda w, a, y: w.item(), "failed on points of shape.*RuntimeError"),
+        (lambda w, a, y: w.float() @ a.float(), "float32; float64 was expected"),
+        (lambda w, a, y: 1.0 * (w @ a > y), "float32; float64 was expected.*argmax"),
+        (lambda w, a, y: None, "the loss of one sample is a NoneType"),
+        (lambda w, a, y: y, "do not depend on x"),
+        (lambda w: w @ w, r"samples of float64 \(2,\), float64 \(\): TypeError"),
+        (lambda w, a, y: (w @ a > 0) * y + w @ w, "cannot be tabulated.*jump"),
     ],
 )
 def test_unsuitable_losses(loss, match):
@@ -163,6 +244,9 @@ def test_unsuitable_losses(loss, match):
         (lambda w, a, y: (w[0] + 1.2) ** 0.5 * (w @ a), r"not finite at \(-(2\.0|1\.[2-9])"),
         (lambda w, a, y: ((10 * w).round() @ a - y) ** 2, "gradient is zero everywhere"),
         (lambda w, a, y: float(w[0]) * a, "failed on points of shape.*ConcretizationTypeError"),
+        (lambda w, a, y: (w @ a).astype("float32"), "float32; float64 was expected"),
+        (lambda w, a, y: (w.astype("float32") @ a - y) ** 2, "does not belong to its gradient.*double precision"),
+        (lambda w, a, y: 1.0, "the loss of one sample is a float"),
     ],
 )
 def test_unsuitable_losses_in_jax(loss, match):
@@ -189,8 +273,97 @@ def test_unsuitable_data():
         fp.PerSample.from_torch(f, A[:1])
     with pytest.raises(ValueError, match="chunk is 0"):
         fp.PerSample.from_torch(f, A, chunk=0)
+    with pytest.raises(ValueError, match="chunk is 'a'"):
+        fp.PerSample.from_torch(f, A, chunk="a")
     with pytest.raises(ValueError, match="tol is 2"):
         fp.PerSample.from_torch(f, A, tol=2)
+    with pytest.raises(ValueError, match="tol is 'a'"):
+        fp.PerSample.from_torch(f, A, tol="a")
+    with pytest.raises(TypeError, match="the loss is a int"):
+        fp.PerSample.from_torch(3, A)
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (None, "NoneType"),
+        ({"a": A}, "dict"),
+        (3.0, "float"),
+        ([1.0, 2.0], "float"),
+        ((A, np.array(3.0)), r"ndarray of shape \(\)"),
+        ((A, np.array(["a"] * 4)), "<U1"),
+        ((A, A + 1j), "complex128"),
+    ],
+)
+def test_data_that_is_no_array_of_numbers(data, what):
+    for make, module in ((fp.PerSample.from_torch, "torch"), (fp.PerSample.from_jax, "jax")):
+        pytest.importorskip(module)
+        with pytest.raises(TypeError, match=f"data has a .*{what}.*a tuple of arrays of real numbers was expected"):
+            make(lambda w, a: w @ a, data)
+
+
+@pytest.mark.parametrize("kind", ["torch", "jax"])
+def test_data_in_single_precision_are_converted(kind):
+    x, data = random.normal(size=(3, 2)), (A.astype(np.float32), Y.astype(np.float32))
+    f, _ = neurons(kind, data=data).samples.losses_and_gradients(x)
+    assert np.allclose(f, by_hand(x, *(d.astype(float) for d in data))[0], rtol=1e-13)
+
+
+@pytest.mark.parallel
+def test_samples_must_be_the_same_on_every_rank():
+    domain = fp.Domain.rectangle((-2, -2), (2, 2), (4, 4))
+    if domain.comm.size == 1:
+        pytest.skip("needs several ranks")
+    with pytest.raises(ValueError, match=r"the losses differ between ranks.*comm\.bcast"):
+        fp.Generator(fp.SGD(None, neurons("torch", data=(A, Y + domain.comm.rank)), 0.3), domain)
+    with pytest.raises(ValueError, match="number of samples differs between ranks"):
+        grads = fp.batched(lambda x: np.stack([x, *[-x] * (1 + domain.comm.rank)], axis=1))
+        fp.Generator(fp.SGD(lambda x: x[0] ** 2, fp.PerSample(grads), 0.3), domain)
+    with pytest.raises(ValueError, match="KeyError: 'mine'"):
+        fp.Generator(fp.SGD(None, fails_on_the_last_rank(domain.comm), 0.3), domain)
+
+
+def fails_on_the_last_rank(comm):
+    def loss(w, a, y):
+        if comm.rank == comm.size - 1:
+            raise KeyError("mine")
+        return (a @ w - y) ** 2
+
+    pytest.importorskip("torch")
+    return fp.PerSample.from_torch(loss, (A, Y))
+
+
+def tabulated(loss, noise=None, **options):
+    noise = fp.Isotropic(1.0) if noise is None else noise
+    return fp.Generator(fp.SGD(loss, noise, 0.3, **options), fp.Domain.rectangle((-1, -1), (1, 1), (2, 2)), degree=2)
+
+
+@pytest.mark.parallel
+def test_unsuitable_functions_of_arrays():
+    square, three = fp.batched(lambda x: x[:, 0] ** 2), fp.PerSample(fp.batched(lambda x: np.stack([x, -x, 2 * x], 1)))
+    with pytest.raises(TypeError, match=r"batched: a function of an .* was expected, not a int"):
+        fp.batched(3)
+    with pytest.raises(ValueError, match="returned ndarray of complex128; real numbers"):
+        tabulated(fp.batched(lambda x: (x[:, 0] + 1j) ** 2))
+    with pytest.raises(ValueError, match="returned NoneType"):
+        tabulated(fp.batched(lambda x: None))
+    with pytest.raises(ValueError, match=r"is not symmetric: entries differ by up to 0\.5"):
+        tabulated(square, fp.Covariance(fp.batched(lambda x: np.tile([[1.0, 0.5], [0.0, 1.0]], (len(x), 1, 1)))))
+    for noise in (three, fp.PerSample(three.samples, replacement=False)):
+        with pytest.raises(ValueError, match="batch_size is 5, but grads returned only 3 samples"):
+            tabulated(square, noise, batch_size=5)
+
+
+def test_functions_of_pytorch_and_jax_on_arrays(caplog):
+    """A tensor that records its history is as good as any other; single precision is warned about."""
+    torch, jnp = pytest.importorskip("torch"), pytest.importorskip("jax.numpy")
+    exact = tabulated(fp.batched(lambda x: np.sin(x).sum(axis=1)))
+    recorded = tabulated(fp.batched(lambda x: torch.sin(torch.tensor(x, requires_grad=True)).sum(dim=1)))
+    assert (exact.G - recorded.G).norm() < 1e-14 * exact.G.norm()
+    assert "float32" not in caplog.text
+    single = tabulated(fp.batched(lambda x: jnp.sin(x).sum(axis=1)))
+    assert "SGD: loss returned float32" in caplog.text
+    assert 0 < (exact.G - single.G).norm() < 1e-4 * exact.G.norm()
 
 
 @pytest.mark.parametrize(("make", "module"), [("from_torch", "torch"), ("from_jax", "jax")])

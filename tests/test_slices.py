@@ -176,7 +176,7 @@ def test_exit_time_in_a_slice_is_that_of_paths_and_of_the_algorithm():
 def test_bad_slices():
     network = torch_network()
     w = network.weights
-    with pytest.raises(ValueError, match="directions are not independent"):
+    with pytest.raises(ValueError, match=r"direction\(s\) are not independent"):
         fp.Slice.through([w, w + 1.0, w + 2.0])
     with pytest.raises(ValueError, match="two, three or four"):
         fp.Slice.through([w])
@@ -194,12 +194,151 @@ def test_bad_slices():
         network.sgd(1e4, 50)
 
 
-def test_a_loss_must_not_be_reduced():
+def test_slices_that_do_not_fit():
+    network = torch_network()
+    w, V = network.weights, np.eye(26)
+    with pytest.raises(ValueError, match=r"origin has shape \(26,\), directions \(26, 4\); expected"):
+        fp.Slice(w, V[:, :4], "")
+    with pytest.raises(ValueError, match=r"the directions are not orthonormal \(VᵀV differs from I by 3\)"):
+        fp.Slice(w, 2 * V[:, :1], "")
+    with pytest.raises(ValueError, match="not orthonormal"):
+        fp.Slice(w, V[:, [0, 0]], "")
+    with pytest.raises(ValueError, match="not finite"):
+        fp.Slice(w, V[:, :2] * np.nan, "")
+    with pytest.raises(ValueError, match=r"points of shapes \(26,\), \(5,\); .* expected"):
+        fp.Slice.through([w, w[:5]])
+    with pytest.raises(ValueError, match="trajectory is not finite"):
+        fp.Slice.principal(np.full((3, 5), np.nan))
+    s = fp.Slice(w, V[:, :2], "")
+    with pytest.raises(ValueError, match=r"points of shape \(1, 3\); expected \(n, 2\)"):
+        s.left_out(network, [(0.0, 0.0, 0.0)])
+    with pytest.raises(ValueError, match=r"functions of 2 coordinate\(s\), the points have 1"):
+        fp.Generator(fp.SGD(None, s.noise(network), 0.1), fp.Domain.interval(-1, 1, 4))
+    with pytest.raises(ValueError, match=r"origin: the weights have shape \(5,\); \(26,\) finite numbers"):
+        fp.Slice(w[:5], V[:5, :2], "").noise(network)
+    for make in (fp.Slice.noisiest, fp.Slice.curvature, fp.Slice.random):
+        with pytest.raises(ValueError, match=f"{make.__name__}: the weights have shape"):
+            make(network, 1, origin=w[:5])
+        with pytest.raises(ValueError, match=f"{make.__name__}: the weights are not finite"):
+            make(network, 1, origin=w * np.nan)
+
+
+def linear(inputs, **options):
     torch = pytest.importorskip("torch")
-    model = torch.nn.Linear(3, 1)
-    network = fp.Network.from_torch(model, lambda out, y: ((out[:, 0] - y) ** 2).mean(), (X, Y))
-    with pytest.raises(ValueError, match=r"the loss of 40 samples has shape \(\); expected \(40,\)"):
-        network.losses(network.weights)
+    torch.manual_seed(0)
+    return fp.Network.from_torch(torch.nn.Linear(3, 1, bias=False), lambda out: out[:, 0] ** 2 / 2, inputs, **options)
+
+
+def test_directions_that_matter_are_as_many_as_the_rank():
+    """Inputs along one line: every gradient is a multiple of it."""
+    line = np.outer(np.linspace(1, 2, 9), (1.0, 2.0, -2.0))
+    network = linear(line)
+    (v,) = fp.Slice.noisiest(network, 1).directions.T
+    assert np.abs(v) == pytest.approx(np.array([1, 2, 2]) / 3)
+    for make, matrix in ((fp.Slice.noisiest, "covariance"), (fp.Slice.curvature, "Hessian")):
+        with pytest.raises(ValueError, match=rf"the {matrix} has rank 1 at this point; 2 direction\(s\)"):
+            make(network, 2)
+    with pytest.raises(ValueError, match="the covariance has rank 0"):
+        fp.Slice.noisiest(network, 1, origin=np.zeros(3))
+    all_of_it = fp.Slice.noisiest(linear(X), 3)
+    assert all_of_it.dim == 3 and all_of_it.left_out(linear(X), np.zeros(3)).noise[0] < 1e-12
+
+
+def test_points_on_a_line_are_numbers():
+    s = fp.Slice(np.zeros(2), np.array([[0.6], [0.8]]), "")
+    assert np.allclose(s.weights([0.0, 1.0, 5.0]), [(0, 0), (0.6, 0.8), (3, 4)])
+    assert s.weights(5.0).shape == (1, 2)
+
+
+def test_training_that_cannot_be():
+    network = torch_network()
+    for name, value in (("steps", 1.5), ("steps", -1), ("every", 0)):
+        with pytest.raises(ValueError, match=f"{name} is {value}; an integer of at least"):
+            network.sgd(0.1, **{"steps": 3, name: value})
+    with pytest.raises(ValueError, match="learning_rate is nan"):
+        network.sgd(np.nan, 1)
+    with pytest.raises(ValueError, match=r"batch_size is 1\.5"):
+        network.sgd(0.1, 1, batch_size=1.5)
+    with pytest.raises(ValueError, match=r"sgd: the weights have shape \(3,\)"):
+        network.sgd(0.1, 1, start=np.zeros(3))
+    with np.errstate(all="ignore"), pytest.raises(ValueError, match="not finite after 60 steps"):  # between the outputs
+        linear(X).sgd(1e9, 60, every=100)
+
+
+def models():
+    """Models and losses that cannot be used, and what is said."""
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    nn, F = torch.nn, torch.nn.functional
+
+    class Hidden(nn.Module):
+        def __init__(self, f):
+            super().__init__()
+            self.layer, self.f = nn.Linear(3, 1), f
+
+        def forward(self, x):
+            return self.f(self.layer(x))
+
+    square = lambda out, y: (out[:, 0] - y) ** 2  # noqa: E731
+    yield Hidden(lambda z: F.dropout(z, 0.5)), square, X, ValueError, "the losses are random.*drop-out"
+    normalised = nn.BatchNorm1d(1, track_running_stats=False)
+    yield Hidden(normalised.train()), square, X, ValueError, "depend on the others of their batch"
+    yield Hidden(torch.detach), square, X, ValueError, "do not change with the weights.*detach"
+    yield Hidden(lambda z: z * z.detach()), square, X, ValueError, "do not belong to their derivatives"
+    yield Hidden(lambda z: z.float()), square, X, ValueError, "do not belong to their derivatives.*double precision"
+    yield Hidden(torch.log), square, X, ValueError, r"losses of \d+ of the 40 samples are not finite"
+    yield Hidden(torch.tanh), lambda out, y: F.mse_loss(out[:, 0], y), X, ValueError, r"shape \(\); expected \(40,\)"
+    yield Hidden(torch.tanh), lambda out, y: (out - y) ** 2, X, ValueError, r"shape \(40, 40\); expected \(40,\)"
+    yield Hidden(torch.tanh), lambda out, y: 1.0 * (out[:, 0] > y), X, ValueError, "float32; float64 was expected"
+    yield Hidden(torch.tanh), square, X[:, :2], ValueError, r"fail on 40 samples of float64 \(2,\), float64 \(\): Runt"
+    yield nn.Flatten(), square, X, TypeError, "has no weights: none of its 0 parameter arrays"
+    yield Hidden(torch.tanh).requires_grad_(False), square, X, TypeError, "none of its 2 parameter arrays requires"
+    yield None, square, X, TypeError, r"the model is a NoneType; a torch\.nn\.Module was expected"
+
+
+def test_unsuitable_models():
+    for model, loss, inputs, error, match in models():
+        with pytest.raises(error, match=match):
+            fp.Network.from_torch(model, loss, (inputs, Y))
+
+
+def test_unsuitable_models_in_jax():
+    jnp = pytest.importorskip("jax.numpy")
+    square, apply = lambda out, y: (out - y) ** 2, lambda p, x: jnp.tanh(x @ p["w"])
+    with pytest.raises(TypeError, match="has no weights"):
+        fp.Network.from_jax(apply, {}, square, (X, Y))
+    params = {"w": np.array([0.5, -0.2, 0.1])}
+    for f, loss, match in (
+        (apply, lambda out, y: ((out - y) ** 2).mean(), r"has shape \(\); expected \(40,\)"),
+        (lambda p, x: 1.0 * (x @ p["w"] > 0), square, "do not change with the weights"),
+        (lambda p, x: apply(p, x).astype("float32"), square, "do not belong to their derivatives"),
+        (lambda p, x: jnp.log(x @ p["w"]), square, "are not finite"),
+        (lambda p, x: apply(p, x - x.mean(axis=0)), square, "depend on the others of their batch"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            fp.Network.from_jax(f, params, loss, (X, Y))
+
+
+def test_training_mode_frozen_weights_and_labels_of_any_integer_type():
+    """A copy of the model is taken in evaluation mode; weights that need no gradient stay as they are."""
+    torch = pytest.importorskip("torch")
+    nn = torch.nn
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Dropout(0.5), nn.Linear(4, 2))
+    model[0].requires_grad_(False)
+    entropy = lambda out, y: nn.functional.cross_entropy(out, y, reduction="none")  # noqa: E731
+    networks = [fp.Network.from_torch(model, entropy, (X, (Y > 0).astype(t))) for t in (np.uint8, np.int64)]
+    assert model.training and networks[0].weights.shape == (4 + 4 + 8 + 2,)
+    w = networks[0].weights
+    z = X @ model[0].weight.detach().double().numpy().T + model[0].bias.detach().double().numpy()
+    z = np.maximum(z / np.sqrt(1 + 1e-5), 0)  # running mean 0 and variance 1
+    out = z @ w[8:16].reshape(2, 4).T + w[16:]
+    exact = np.log(np.exp(out).sum(axis=1)) - out[np.arange(40), (Y > 0).astype(int)]
+    for network in networks:
+        assert np.allclose(network.losses(w), exact, rtol=1e-9)
+    noise = fp.Slice.noisiest(networks[0], 1).noise(networks[0], tol=1e-2)  # kinks
+    gen = fp.Generator(fp.SGD(None, noise, 0.1), fp.Domain.interval(-0.1, 0.1, 16), degree=2)
+    assert gen.stats()["tabulation_error"] < 1e-2
 
 
 @pytest.mark.parametrize(("make", "module"), [("from_torch", "torch"), ("from_jax", "jax")])

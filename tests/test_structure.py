@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "fpsolver"
 LAYERS = (
     ("", "_errors _log _compat _petsc landscapes _sample"),
     ("domains", "_arrays _balance _gmsh meshfile _parts _meshes _refine _arguments domain"),
-    ("models", "fields samples _tabulate noise process network slices"),
+    ("models", "fields samples _tabulate noise process noisy _examine network slices"),
     (
         "discretisation",
         "schemes facets boundary _walls assembly _wells _choice generator metastable solution positivity",

@@ -1,10 +1,13 @@
 """Reflecting walls on which the drift presses harder than the mesh resolves, and what keeps dg stable there."""
 
+from mpi4py import MPI
+
 import basix
 import numpy as np
 import ufl
 from dolfinx import fem
 
+from .._log import logger
 from ..models.process import Coefficients
 from .boundary import Boundary, neighbours
 
@@ -41,3 +44,16 @@ def lacking_diffusion(boundary: Boundary, coefficients: Coefficients, absorbing:
         present = np.einsum("cij,ci,cj->c", D.reshape(-1, d, d), n, n)
         np.maximum.at(wanted, cells, 0.5 * boundary.pressure[pressed] - degree * present)
     return wanted
+
+
+def largest(comm: MPI.Comm, added: np.ndarray) -> float:
+    """The largest diffusion that is added in any cell, with a warning unless it is zero (collective)."""
+    value = float(comm.allreduce(float(added.max(initial=0.0)), op=MPI.MAX))
+    if value > 0:
+        logger.warning(
+            "the drift presses on a reflecting wall with less diffusion than this mesh needs there; up to %.3g is "
+            "added inside the cells at it, or modes would grow. That is legitimate only as a truncation of a larger "
+            "space, with negligible mass there; otherwise refine at the wall.",
+            value,
+        )
+    return value

@@ -28,7 +28,7 @@ from ._choice import (
     gibbs_potential,
     warn_of_barrier,
 )
-from ._walls import lacking_diffusion
+from ._walls import lacking_diffusion, largest
 from .assembly import assemble_like, assemble_matrix, compile_forms, lowest_exponents, nodal_values, union_tags
 from .boundary import Boundary, FicheraClasses, check_potential, survey_cells
 from .schemes import WeakForm, quadrature_degree
@@ -47,6 +47,7 @@ class Generator:
             dg where D degenerates or the cell Péclet number exceeds one; galerkin elsewhere.
         quadrature: degree of the quadrature of every integral; by default chosen from the data.
         options: PETSc options for all solves with this generator, without prefix.
+        tables: tabulated samples to use as they are, those of another generator on this mesh (``gen.space.tables``).
 
     Attributes:
         M, G: ``PETSc.Mat``, mass and forward operator.
@@ -74,6 +75,7 @@ class Generator:
         scheme: str = "auto",
         quadrature: int | None = None,
         options: _petsc.Options | None = None,
+        tables: dict[Any, Any] | None = None,
     ):
         self.process, self.domain = process, domain
         self.absorbing = check_names(absorbing)
@@ -82,6 +84,7 @@ class Generator:
         check_scheme(scheme)
         tags = union_tags(domain, self.absorbing)
         space = process.space(domain.mesh, self.degree)
+        space.tables.update(tables or {})
         coefficients = process.coefficients(space)
         self._inspect(coefficients)
         if scheme == "auto":
@@ -119,11 +122,14 @@ class Generator:
         return other
 
     def rebuilt(self, degree: int | None = None, domain: Domain | None = None) -> "Generator":
-        """The same process and scheme with another degree or on another domain (collective)."""
+        """The same process and scheme with another degree or on another domain (collective).
+
+        On the same domain tabulated samples are those of this one: answers of several degrees are about one problem.
+        """
         new = self.degree if degree is None else degree
         quadrature = self.quadrature and self.quadrature + 2 * (new - self.degree)
-        domain = domain or self.domain
-        return Generator(self.process, domain, self.absorbing, new, self.scheme, quadrature, self.options)
+        tables, domain = (self.space.tables, self.domain) if domain is None else (None, domain)
+        return Generator(self.process, domain, self.absorbing, new, self.scheme, quadrature, self.options, tables)
 
     def _inspect(self, coefficients: Coefficients) -> None:
         self.survey = survey_cells(self.domain.mesh, coefficients, self.degree)
@@ -139,13 +145,7 @@ class Generator:
         if self.scheme == "dg":
             self._wall = lacking_diffusion(self.boundary, self.coefficients, self.absorbing_facets(), self.degree)
             self.activate()
-        self.wall_diffusion = float(self.domain.comm.allreduce(float(self._wall.max(initial=0.0)), op=MPI.MAX))
-        if self.wall_diffusion > 0:
-            logger.warning(
-                "the drift presses on a reflecting wall with less diffusion than this mesh needs there; up to %.3g is "
-                "added inside the cells at it, or modes would grow. That is legitimate only as a truncation of a "
-                "larger space, with negligible mass there; otherwise refine at the wall.", self.wall_diffusion
-            )  # fmt: skip
+        self.wall_diffusion = largest(self.domain.comm, self._wall)
         if self.compiled.potential is not None:
             potential = self.nodal_potential()
             check_not_nan(self.domain, potential)

@@ -1,6 +1,8 @@
 """Mean loss and covariance of many samples as continuous piecewise polynomials, with their error measured.
 
-What is interpolated is the symmetric root S of Σ, so that Σ = S S is positive semi-definite at every degree.
+What is interpolated is a factor σ of Σ = σσᵀ, so that Σ is positive semi-definite at every degree: of few samples the
+rectangular one, their centred gradients, which is smooth and keeps the rank; of many the symmetric root, which is not
+smooth where an eigenvalue of Σ touches zero.
 """
 
 from dataclasses import dataclass
@@ -18,7 +20,8 @@ from .fields import Space
 from .samples import Samples
 
 _HIGHEST = 8
-_PROBES = 64  # cells per rank at which a table is compared with the function itself
+_FEW = 8  # samples of which the rectangular factor is tabulated
+_PROBES = 32  # cells per rank in which a table is compared with the function itself
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Table:
     """The interpolants, their degree, and their largest error relative to the largest value."""
 
     loss: fem.Function
-    root: fem.Function
+    factor: fem.Function
     degree: int
     error: float
 
@@ -41,50 +44,95 @@ def tabulate_samples(space: Space, samples: Samples) -> tuple[Expr, Expr]:
     if samples not in space.tables:
         space.tables[samples] = _tabulate(space, samples)
     table = space.tables[samples]
-    return table.loss, ufl.dot(table.root, table.root)
+    return table.loss, _covariance(table)
 
 
 def _tabulate(space: Space, samples: Samples) -> Table:
     probes = _probe_cells(space)
-    exact = _moments(space, samples, _centres(space, probes))
+    places = _places(space, probes)
+    _compare_ranks(space, samples, places)
+    exact = _moments(space, samples, places)
     for degree in range(min(space.degree + 1, _HIGHEST), _HIGHEST + 1):
         table = _interpolate(space, samples, degree)
         error = _error(space, table, probes, exact)
         logger.info("loss and covariance of %d samples tabulated at degree %d: error %.1e", samples.size, degree, error)
         if error <= samples.tol:
-            return Table(table.loss, table.root, degree, error)
+            return Table(table.loss, table.factor, degree, error)
     raise ValueError(
         f"PerSample: loss and covariance of the {samples.size} samples cannot be tabulated on this mesh to tol = "
         f"{samples.tol:g}: the error is {error:.2g} of the largest value at degree {degree}. Refine the mesh, make the "
-        "domain smaller, or accept a larger tol."
+        "domain smaller, or accept a larger tol; losses or gradients that jump cannot be tabulated at all."
     )
+
+
+def _compare_ranks(space: Space, samples: Samples, x: np.ndarray) -> None:
+    """Each rank has losses of its own, and they must be the same."""
+    comm = space.mesh.comm
+    place = next(p for p in comm.allgather(x[:1]) if len(p))
+    f, _, _ = _evaluate(space, samples, place)
+    found = comm.allgather((samples.size, float(f[0])))
+    if any(n != found[0][0] or abs(v - found[0][1]) > 1e-6 * abs(found[0][1]) for n, v in found):
+        raise ValueError(
+            f"PerSample: the losses differ between ranks: their numbers and means at {tuple(map(float, place[0]))} are "
+            f"{found}. Seed whatever is random, or send it from one rank to the others (comm.bcast)."
+        )
+
+
+def _covariance(table: Table) -> Expr:
+    return ufl.dot(table.factor, ufl.transpose(table.factor))
 
 
 def _interpolate(space: Space, samples: Samples, degree: int) -> Table:
     V = fem.functionspace(space.mesh, ("Lagrange", degree))
-    W = fem.functionspace(space.mesh, ("Lagrange", degree, (space.dim, space.dim)))
-    loss, root = fem.Function(V), fem.Function(W)
     owned = V.dofmap.index_map.size_local
-    f, covariance = _moments(space, samples, V.tabulate_dof_coordinates()[:owned, : space.dim])
-    values, vectors = np.linalg.eigh(covariance)
-    S = (vectors * np.sqrt(np.maximum(values, 0.0))[:, None, :]) @ vectors.transpose(0, 2, 1)
-    loss.x.array[:owned] = f
-    root.x.array[: owned * space.dim**2] = S.ravel()  # both spaces number their nodes alike: one element, blocked
-    for function in (loss, root):
+    x = V.tabulate_dof_coordinates()[:owned, : space.dim]
+    values, covariance = _moments(space, samples, x)
+    factors = _factors(samples, x) if samples.size <= _FEW else _roots(covariance)
+    shape = factors.shape[1:]
+    loss = fem.Function(V)
+    factor = fem.Function(fem.functionspace(space.mesh, ("Lagrange", degree, shape)))
+    loss.x.array[:owned] = values
+    factor.x.array[: factors.size] = factors.ravel()  # both spaces number their nodes alike: one element, blocked
+    for function in (loss, factor):
         function.x.scatter_forward()
-    return Table(loss, root, degree, np.inf)
+    return Table(loss, factor, degree, np.inf)
+
+
+def _factors(samples: Samples, x: np.ndarray) -> np.ndarray:
+    """σ = [g_1 − ḡ, ..., g_N − ḡ] / √N, shape (n, d, N)."""
+    _, g = samples.losses_and_gradients(x)
+    return (g - g.mean(axis=1, keepdims=True)).transpose(0, 2, 1) / np.sqrt(samples.size)
+
+
+def _roots(covariance: np.ndarray) -> np.ndarray:
+    values, vectors = np.linalg.eigh(covariance)
+    return (vectors * np.sqrt(np.maximum(values, 0.0))[:, None, :]) @ vectors.transpose(0, 2, 1)
 
 
 def _moments(space: Space, samples: Samples, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """f and Σ at this rank's points; failures are raised on every rank (collective)."""
-    problem, f, covariance = None, np.zeros(len(x)), np.zeros((len(x), space.dim, space.dim))
+    """f and Σ at this rank's points, where they must be finite and belong to each other (collective)."""
+    f, gradient, covariance = _evaluate(space, samples, x)
+    problem = None
     try:
-        f, gradient, covariance = samples.moments(x)
         problem = _not_finite(x, f, covariance) or _not_differentiable(samples, x, f, gradient)
     except Exception as error:
-        problem = f"failed on points of shape {x.shape}: {type(error).__name__}: {error}"
+        problem = f"failed beside points of shape {x.shape}: {type(error).__name__}: {error}"
     agree(space.mesh.comm, problem and f"PerSample: the loss {problem}")
+    if not space.mesh.comm.allreduce(bool(gradient.any() or covariance.any()), op=MPI.LOR):
+        raise ValueError("PerSample: the losses do not depend on x: their gradients are zero everywhere.")
     return f, covariance
+
+
+def _evaluate(space: Space, samples: Samples, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """f, ∇f and Σ at this rank's points; failures are raised on every rank (collective)."""
+    problem, moments = None, (np.zeros(len(x)), np.zeros(x.shape), np.zeros((*x.shape, space.dim)))
+    try:
+        moments = samples.moments(x)
+    except Exception as error:
+        what = f"points of shape {x.shape} and samples of {samples.data}"
+        problem = f"failed on {what}: {type(error).__name__}: {error}"
+    agree(space.mesh.comm, problem and f"PerSample: the loss {problem}")
+    return moments
 
 
 def _not_finite(x: np.ndarray, *values: np.ndarray) -> str | None:
@@ -102,7 +150,7 @@ def _not_differentiable(samples: Samples, x: np.ndarray, f: np.ndarray, gradient
     some = np.linspace(0, len(x) - 1, min(8, len(x))).astype(int)
     if not len(some):
         return None
-    step = 1e-5 * max(1.0, float(np.ptp(x)))
+    step = 1e-6 * max(1.0, float(np.ptp(x)))
     differences = np.empty((len(some), x.shape[1]))
     for axis, e in enumerate(step * np.eye(x.shape[1])):
         ends = [samples.losses_and_gradients(x[some] + s * e)[0].mean(axis=1) for s in (1.0, -1.0)]
@@ -123,20 +171,22 @@ def _probe_cells(space: Space) -> np.ndarray:
     return np.unique(np.linspace(0, owned - 1, min(_PROBES, owned)).astype(np.int32))
 
 
-def _centres(space: Space, cells: np.ndarray) -> np.ndarray:
-    """One point in the interior of each cell, which is no node up to degree 8."""
-    x = fem.Expression(ufl.SpatialCoordinate(space.mesh), _probe(space))
-    return x.eval(space.mesh, cells).reshape(-1, space.mesh.geometry.dim)[:, : space.dim]
+def _places(space: Space, cells: np.ndarray) -> np.ndarray:
+    """Some points in the interior of each cell, shape (cells * points, dim)."""
+    x = fem.Expression(ufl.SpatialCoordinate(space.mesh), _probe(space)).eval(space.mesh, cells)
+    return x.reshape(-1, space.mesh.geometry.dim)[:, : space.dim]
 
 
 def _probe(space: Space) -> np.ndarray:
-    return np.array([[0.3819, 0.2764, 0.1459][: space.mesh.topology.dim]])
+    """Points of the reference cell in its middle and towards its corners, none of them a node up to degree 8."""
+    d = space.mesh.topology.dim
+    middle, corners = np.array([0.3819, 0.2764, 0.1459][:d]), np.vstack([np.zeros(d), np.eye(d)])
+    return np.vstack([middle, corners + 0.15 * (middle - corners)])
 
 
 def _error(space: Space, table: Table, cells: np.ndarray, exact: tuple[np.ndarray, np.ndarray]) -> float:
-    covariance = ufl.dot(table.root, table.root)
     worst = 0.0
-    for expression, values in ((table.loss, exact[0]), (covariance, exact[1])):
+    for expression, values in ((table.loss, exact[0]), (_covariance(table), exact[1])):
         found = fem.Expression(expression, _probe(space)).eval(space.mesh, cells).reshape(values.shape)
         largest = space.mesh.comm.allreduce(float(np.abs(values).max(initial=0.0)), op=MPI.MAX)
         difference = space.mesh.comm.allreduce(float(np.abs(found - values).max(initial=0.0)), op=MPI.MAX)

@@ -19,6 +19,7 @@ from ufl.core.expr import Expr
 
 from .._compat import interpolation_points
 from .._errors import agree
+from .._log import logger
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,14 @@ def batched(function: Callable[[np.ndarray], Any]) -> Batched:
     The values are tabulated on the mesh: losses, drifts and per-sample gradients as continuous piecewise polynomials,
     covariances as continuous piecewise linear tensors, which stay positive semi-definite between the nodes (a convex
     combination of semi-definite matrices is semi-definite; higher degrees do not keep that).
+
+    ``function`` is called with a numpy array in double precision, and may return a numpy, PyTorch or JAX array.
+
+    Raises:
+        TypeError: it is no function.
     """
+    if not callable(function):
+        raise TypeError(f"batched: a function of an (n, d) array was expected, not a {type(function).__name__}.")
     return Batched(function)
 
 
@@ -155,6 +163,7 @@ def tabulate(space: Space, source: Batched, what: str, shape: tuple[int, ...]) -
     function = fem.Function(V)
     values = evaluate(space, source, what, V, shape)
     if len(shape) == 2:
+        agree(space.mesh.comm, _asymmetric(values, what))
         values = 0.5 * (values + values.transpose(0, 2, 1))
     fill(function, values)
     return function
@@ -175,9 +184,9 @@ def evaluate(
     problem = None
     values = np.zeros(0)
     try:
-        values = np.asarray(source.function(np.ascontiguousarray(x)), dtype=dolfinx.default_scalar_type)
+        values = _real(source.function(np.ascontiguousarray(x)), what)
     except Exception as error:
-        problem = f"{what} failed on an array of points of shape {x.shape}: {type(error).__name__}: {error}"
+        problem = f"{what} failed on a numpy array of points of shape {x.shape}: {type(error).__name__}: {error}"
     if problem is None and shape is not None and values.shape != (len(x), *shape):
         problem = f"{what} returned shape {values.shape} for points of shape {x.shape}; expected {(len(x), *shape)}."
     if problem is None and values.shape[:1] != (len(x),):
@@ -187,6 +196,29 @@ def evaluate(
         problem = f"{what} is not finite at {tuple(float(c) for c in bad)}."
     agree(mesh.comm, problem)
     return values
+
+
+def _real(values: Any, what: str) -> np.ndarray:
+    """An array of numpy, PyTorch or JAX in double precision."""
+    if hasattr(values, "detach"):
+        values = values.detach().cpu()
+    found = np.asarray(values)
+    if found.dtype.kind not in "biuf":
+        raise TypeError(f"returned {type(values).__name__} of {found.dtype}; real numbers were expected")
+    if found.dtype.kind == "f" and found.dtype.itemsize < 8:
+        logger.warning(
+            "%s returned %s, so that its derivatives have few digits; compute in float64 (PyTorch: .double(), JAX: "
+            "jax.config.update('jax_enable_x64', True))",
+            what,
+            found.dtype,
+        )
+    return found.astype(dolfinx.default_scalar_type)
+
+
+def _asymmetric(values: np.ndarray, what: str) -> str | None:
+    off = float(np.abs(values - values.transpose(0, 2, 1)).max(initial=0.0))
+    largest = float(np.abs(values).max(initial=0.0))
+    return f"{what} is not symmetric: entries differ by up to {off:.3g}." if off > 1e-8 * largest else None
 
 
 def fill(function: fem.Function, values: np.ndarray) -> None:

@@ -7,12 +7,15 @@ that Σv = Jᵀ(c − mean c)/N with c = Jv costs two, and networks of 1e5 weigh
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 
+from ._examine import unsuitable
+from .fields import is_number
 from .noise import PerSample
-from .samples import Samples, check_data, jax_samples, torch_samples
+from .samples import Samples, check_losses, described, jax_samples, numpy_data, torch_data, torch_samples
 
 Vector = np.ndarray
 
@@ -55,13 +58,16 @@ class Network:
         """A ``torch.nn.Module``.
 
         Args:
-            model: called with a batch of inputs, in evaluation mode (no drop-out, fixed batch normalisation).
+            model: called with a batch of inputs, in evaluation mode (no drop-out, fixed batch normalisation) and in
+                double precision; a copy is taken. Its weights are the parameters that require gradients.
             loss: loss(outputs, *targets) -> losses of the samples, shape (B,): ``reduction="none"``.
             data: (inputs, *targets), arrays or tensors whose first axis counts the samples.
 
         Raises:
             ImportError: PyTorch is missing.
-            ValueError: a loss of the wrong shape.
+            TypeError: the model is no module, or has no weights.
+            ValueError: losses of the wrong shape or type, that are not finite at the model's own weights, are random,
+                depend on the other samples of the batch, or do not belong to their derivatives.
         """
         return _from_torch(model, loss, data)
 
@@ -69,6 +75,20 @@ class Network:
     def from_jax(cls, apply: Callable[..., Any], params: Any, loss: Callable[..., Any], data: Any) -> "Network":
         """A JAX function apply(params, inputs) -> outputs with a tree of weights; see :meth:`from_torch`."""
         return _from_jax(apply, params, loss, data)
+
+    def point(self, weights: Any, what: str) -> Vector:
+        """Weights as an array (P,) of finite numbers; by default those that the network was given with.
+
+        Raises:
+            ValueError: another shape, or values that are not finite.
+        """
+        w = np.asarray(self.weights if weights is None else weights, dtype=float)
+        if w.shape != self.weights.shape or not np.isfinite(w).all():
+            found = f"have shape {w.shape}" if w.shape != self.weights.shape else "are not finite"
+            raise ValueError(
+                f"{what}: the weights {found}; {self.weights.shape} finite numbers were expected, as of the network."
+            )
+        return w
 
     def gradient(self, weights: Vector) -> Vector:
         """∇f, shape (P,)."""
@@ -91,6 +111,7 @@ class Network:
         self, origin: Vector, directions: np.ndarray, chunk: int | None = None, tol: float = 1e-3
     ) -> PerSample:
         """The samples as functions of x in origin + directions x, for :class:`~fpsolver.SGD`; see :class:`Slice`."""
+        origin = self.point(origin, "a slice's origin")
         return PerSample(self._restricted(origin, directions, chunk, tol))
 
     def sgd(
@@ -105,22 +126,27 @@ class Network:
         """Train: weights after every ``every`` steps of mini-batch SGD (with replacement), shape (1 + steps/every, P).
 
         Raises:
-            ValueError: a learning rate that is not positive, a batch larger than the data, or training that diverges.
+            ValueError: a learning rate that is not positive, a batch larger than the data, numbers of steps that are
+                no integers, weights of another network, or training that diverges.
         """
-        if not learning_rate > 0:
+        if not is_number(learning_rate) or not 0 < learning_rate < np.inf:
             raise ValueError(f"sgd: learning_rate is {learning_rate!r}; a positive number was expected.")
-        if not 1 <= batch_size <= self.size:
+        if not isinstance(batch_size, Integral) or not 1 <= batch_size <= self.size:
             raise ValueError(f"sgd: batch_size is {batch_size!r}; there are {self.size} samples.")
-        random, w = np.random.default_rng(seed), np.array(self.weights if start is None else start, dtype=float)
+        for name, value, least in (("steps", steps, 0), ("every", every, 1)):
+            if not isinstance(value, Integral) or value < least:
+                raise ValueError(f"sgd: {name} is {value!r}; an integer of at least {least} was expected.")
+        random, w = np.random.default_rng(seed), self.point(start, "sgd").copy()
         path = [w.copy()]
         for step in range(1, steps + 1):
             w -= learning_rate * self.batch_gradient(w, random.integers(0, self.size, batch_size))
-            if step % every == 0:
-                path.append(w.copy())
+            if step % every == 0 or step == steps:
                 if not np.isfinite(w).all():
                     raise ValueError(
                         f"sgd diverges: weights are not finite after {step} steps; lower the learning rate."
                     )
+            if step % every == 0:
+                path.append(w.copy())
         return np.array(path)
 
 
@@ -132,27 +158,35 @@ def _from_torch(model: Any, loss: Callable[..., Any], data: Any) -> Network:
         raise ImportError(
             "Network.from_torch needs PyTorch: install python3-torch (apt) or torch (pip, conda)."
         ) from error
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"Network.from_torch: the model is a {type(model).__name__}; a torch.nn.Module was expected.")
     model = copy.deepcopy(model).double().eval()
-    named = {name: p.detach() for name, p in model.named_parameters()}
+    named = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    if not named:
+        frozen = sum(1 for _ in model.parameters())
+        raise TypeError(
+            f"Network.from_torch: the model has no weights: none of its {frozen} parameter arrays requires a gradient."
+        )
     sizes = [p.numel() for p in named.values()]
-    arrays = [_double(torch.as_tensor(a)) for a in check_data(data, "Network.from_torch")]
+    arrays = torch_data(data, "Network.from_torch")
 
     def losses(w: Any, *batch: Any) -> Any:
+        _check_weights(w, sum(sizes))
         pieces = torch.split(w, sizes)
         params = {name: piece.reshape(p.shape) for (name, p), piece in zip(named.items(), pieces, strict=True)}
         return _one_per_sample(loss(functional_call(model, params, (batch[0],)), *batch[1:]), len(batch[0]))
 
     everything = lambda w: losses(w, *arrays)  # noqa: E731
-    to, back = torch.as_tensor, lambda t: t.detach().numpy()
+    to, back = lambda a: torch.as_tensor(_array(a)), lambda t: t.detach().numpy()
     mean_gradient = grad(lambda w, *batch: losses(w, *batch).mean())
     one_gradient = grad(lambda w, *sample: losses(w, *(a[None] for a in sample))[0])
     gradients = vmap(one_gradient, (None, *[0] * len(arrays)))
 
     def restricted(origin: Vector, V: np.ndarray, chunk: int | None, tol: float) -> Samples:
         o, D = to(origin), to(V)
-        return torch_samples(lambda x, *batch: losses(o + D @ x, *batch), arrays, chunk, tol, batched=True)
+        return torch_samples(lambda x, *batch: losses(o + D @ x, *batch), arrays, chunk, tol, V.shape[1], batched=True)
 
-    return Network(
+    network = Network(
         weights=torch.cat([p.reshape(-1) for p in named.values()]).numpy().copy(),
         shapes=tuple(tuple(p.shape) for p in named.values()),
         size=len(arrays[0]),
@@ -165,6 +199,7 @@ def _from_torch(model: Any, loss: Callable[..., Any], data: Any) -> Network:
         filter_axis=0,
         _restricted=restricted,
     )
+    return _checked(network, "Network.from_torch", arrays, lambda w: back(losses(to(w), *(a[:2] for a in arrays))))
 
 
 def _from_jax(apply: Callable[..., Any], params: Any, loss: Callable[..., Any], data: Any) -> Network:
@@ -173,11 +208,14 @@ def _from_jax(apply: Callable[..., Any], params: Any, loss: Callable[..., Any], 
         from jax.flatten_util import ravel_pytree
     except ImportError as error:
         raise ImportError("Network.from_jax needs JAX: install jax (pip, conda).") from error
-    arrays = [_double(np.asarray(a)) for a in check_data(data, "Network.from_jax")]
+    arrays = numpy_data(data, "Network.from_jax")
     with jax.enable_x64(True):
         weights, unravel = ravel_pytree(jax.tree.map(lambda p: np.asarray(p, dtype=float), params))
+    if not len(weights):
+        raise TypeError("Network.from_jax: the model has no weights: params is an empty tree.")
 
     def losses(w: Any, *batch: Any) -> Any:
+        _check_weights(w, len(weights))
         return _one_per_sample(loss(apply(unravel(w), batch[0]), *batch[1:]), len(batch[0]))
 
     def double(function: Callable[..., Any]) -> Callable[..., Vector]:
@@ -185,7 +223,7 @@ def _from_jax(apply: Callable[..., Any], params: Any, loss: Callable[..., Any], 
 
         def call(*arguments: Any) -> Vector:
             with jax.enable_x64(True):
-                return np.array(compiled(*arguments))
+                return np.array(compiled(*map(_array, arguments)))
 
         return call
 
@@ -196,9 +234,11 @@ def _from_jax(apply: Callable[..., Any], params: Any, loss: Callable[..., Any], 
     gradients = double(jax.vmap(one_gradient, (None, *[0] * len(arrays))))
 
     def restricted(origin: Vector, V: np.ndarray, chunk: int | None, tol: float) -> Samples:
-        return jax_samples(lambda x, *batch: losses(origin + V @ x, *batch), arrays, chunk, tol, batched=True)
+        return jax_samples(
+            lambda x, *batch: losses(origin + V @ x, *batch), arrays, chunk, tol, V.shape[1], batched=True
+        )
 
-    return Network(
+    network = Network(
         weights=np.array(weights),
         shapes=tuple(tuple(np.shape(p)) for p in jax.tree.leaves(params)),
         size=len(arrays[0]),
@@ -211,19 +251,34 @@ def _from_jax(apply: Callable[..., Any], params: Any, loss: Callable[..., Any], 
         filter_axis=-1,
         _restricted=restricted,
     )
+    return _checked(network, "Network.from_jax", arrays, double(lambda w: losses(w, *(a[:2] for a in arrays))))
 
 
-def _double(a: Any) -> Any:
-    """Floating point data in double precision; labels stay integers."""
-    if isinstance(a, np.ndarray):
-        return a.astype(float) if a.dtype.kind == "f" else a
-    return a.double() if a.is_floating_point() else a
+def _array(a: Any) -> np.ndarray:
+    """Indices as they are, everything else in double precision."""
+    a = np.asarray(a)
+    return a if a.dtype.kind in "iu" else np.ascontiguousarray(a, dtype=float)
+
+
+def _check_weights(w: Any, size: int) -> None:
+    if tuple(w.shape) != (size,):
+        raise ValueError(f"Network: the weights have shape {tuple(w.shape)}; expected ({size},).")
 
 
 def _one_per_sample(values: Any, n: int) -> Any:
-    if tuple(values.shape) != (n,):
+    expected = f"expected ({n},), one for each sample (reduction='none')"
+    return check_losses(values, (n,), "Network", f"{n} samples", expected)
+
+
+def _checked(network: Network, what: str, arrays: list[Any], first_two: Callable[[Vector], Vector]) -> Network:
+    """The network, if it can be evaluated and differentiated, and its losses are functions of weights and samples."""
+    try:
+        problem = unsuitable(network.weights, network.losses, network.jvp, first_two)
+    except Exception as error:
         raise ValueError(
-            f"Network: the loss of {n} samples has shape {tuple(values.shape)}; expected ({n},), one for each sample "
-            "(reduction='none')."
-        )
-    return values
+            f"{what}: model and loss fail on {network.size} samples of {described(arrays)}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    if problem:
+        raise ValueError(f"{what}: the losses {problem}")
+    return network

@@ -190,10 +190,20 @@ class PerSample(Noise):
             shape = f"(points, {', '.join(map(str, g.shape[1:]))})" if g.ndim > 1 else "(points,)"
             problem = f"returned shape {shape}; expected (points, N, {space.dim}) with N of at least 2."
         agree(space.mesh.comm, problem and f"PerSample(fp.batched(grads)): grads {problem}")
+        self._check_size(space, g.shape[1])
         g = g - g.mean(axis=1, keepdims=True)
         function = fem.Function(V)
         fill(function, g.transpose(0, 2, 1) @ g / g.shape[1])
         return self._share(space, g.shape[1]) * function if not self.replacement else function
+
+    def _check_size(self, space: Space, N: int) -> None:
+        """N is known only when the gradients are, and each rank finds its own (collective)."""
+        sizes = space.mesh.comm.allgather(N)
+        if len(set(sizes)) > 1:
+            raise ValueError(f"PerSample(fp.batched(grads)): the number of samples differs between ranks: {sizes}.")
+        batch = space.parameters.get("batch_size")
+        if batch is not None and float(batch.value) > N:
+            raise ValueError(f"batch_size is {float(batch.value):g}, but grads returned only {N} samples.")
 
 
 @dataclass(frozen=True)

@@ -270,63 +270,6 @@ class MomentumSGD(Process):
         return Coefficients(ufl.as_matrix(D), ufl.as_vector(b))
 
 
-@dataclass(frozen=True)
-class Noisy(Process):
-    """A process with additional isotropic noise √(2δ) dB: D + δI, in all coordinates.
-
-    The drift stays.  δ is a parameter, so that a sequence of δ takes one symbolic assembly: ``gen.replace(delta=...)``.
-
-    Attributes:
-        process: any process but a noisy one.
-        delta: δ, not negative; 0 is the process itself.
-    """
-
-    process: Process
-    delta: float
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.process, Process) or isinstance(self.process, Noisy):
-            raise TypeError(f"Noisy: a process was expected that is not noisy yet, not {type(self.process).__name__}.")
-        if not is_number(self.delta) or not np.isfinite(self.delta) or self.delta < 0:
-            raise ValueError(f"Noisy: delta is {self.delta!r}; a finite number of at least 0 was expected.")
-
-    @property
-    def scaling(self) -> tuple[str, ...]:  # type: ignore[override]
-        """As for the process."""
-        return self.process.scaling
-
-    @property
-    def time_per_step(self) -> float:
-        """Time of one step of the algorithm, where the process stands for one."""
-        return float(self.process.time_per_step)  # type: ignore[attr-defined]
-
-    def space(self, mesh: Any, degree: int) -> Space:
-        """As for the process."""
-        return self.process.space(mesh, degree)
-
-    def coefficients(self, space: Space) -> Coefficients:
-        """D + δI and the same β, as ∇·(δI) = 0."""
-        c = self.process.coefficients(space)
-        return Coefficients(c.D + space.parameter("delta", self.delta) * ufl.Identity(c.D.ufl_shape[0]), c.beta)
-
-    def potential(self, space: Space) -> Expr | None:
-        """U D/(D + δ) where the process has a potential U, and hence isotropic noise of constant level D."""
-        U = self.process.potential(space)
-        if U is None:
-            return None
-        D = self.process.coefficients(space).D[0, 0]
-        return U * D / (D + space.parameter("delta", self.delta))
-
-    def parameters(self) -> dict[str, float]:
-        """Those of the process and ``"delta"``."""
-        return {**self.process.parameters(), "delta": float(self.delta)}
-
-    def with_parameters(self, **changes: float) -> Self:
-        """The same process with other numbers."""
-        delta = changes.pop("delta", self.delta)
-        return replace(self, process=self.process.with_parameters(**changes), delta=delta)
-
-
 def _check_sgd(process: SGD | MomentumSGD) -> None:
     name = type(process).__name__
     _positive("learning_rate", process.learning_rate, name)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +26,20 @@ class Slice:
     directions: np.ndarray
     what: str
 
+    def __post_init__(self) -> None:
+        origin, V = np.shape(self.origin), np.shape(self.directions)
+        if len(origin) != 1 or len(V) != 2 or V[0] != origin[0] or V[1] not in (1, 2, 3):
+            raise ValueError(
+                f"Slice: origin has shape {origin}, directions {V}; expected (P,) and (P, d) with d = 1, 2 or 3."
+            )
+        if not np.isfinite(self.origin).all() or not np.isfinite(self.directions).all():
+            raise ValueError("Slice: origin or directions are not finite.")
+        if (off := float(np.abs(self.directions.T @ self.directions - np.eye(V[1])).max())) > 1e-8:
+            raise ValueError(
+                f"Slice: the directions are not orthonormal (VᵀV differs from I by {off:.1g}). Slice.through(origin, "
+                "origin + a, origin + b) makes them so, if they are independent."
+            )
+
     @property
     def dim(self) -> int:
         """d."""
@@ -32,7 +47,14 @@ class Slice:
 
     def weights(self, x: np.ndarray) -> np.ndarray:
         """w at points x (n, d), shape (n, P)."""
-        return self.origin + np.atleast_2d(x) @ self.directions.T
+        return self.origin + self._points(x) @ self.directions.T
+
+    def _points(self, x: Any) -> np.ndarray:
+        points = np.asarray(x, dtype=float)
+        points = points.reshape(-1, 1) if points.ndim < 2 and self.dim == 1 else np.atleast_2d(points)
+        if points.ndim != 2 or points.shape[1] != self.dim:
+            raise ValueError(f"Slice: points of shape {np.shape(x)}; expected (n, {self.dim}).")
+        return points
 
     def coordinates(self, weights: np.ndarray) -> np.ndarray:
         """x of the orthogonal projections of weights (n, P), shape (n, d)."""
@@ -54,16 +76,16 @@ class Slice:
             drift.append(_outside(float(g @ g), float(np.sum((g @ self.directions) ** 2))))
             inside = sum(float(v @ network.noise(w, v)) for v in self.directions.T)
             noise.append(_outside(network.noise_trace(w), inside))
-        return LeftOut(np.atleast_2d(points), np.array(noise), np.array(drift))
+        return LeftOut(self._points(points), np.array(noise), np.array(drift))
 
     @classmethod
-    def random(cls, network: Network, dim: int = 2, seed: int = 0, origin: np.ndarray | None = None) -> "Slice":
+    def random(cls, network: Network, dim: int = 2, seed: int = 0, origin: Any = None) -> "Slice":
         """Gaussian directions, each filter scaled to the norm of the weights' own filter.
 
         A filter is what leads to one output (first axis in PyTorch, last in JAX); vectors of biases stay out.
         Li, Xu, Taylor, Studer, Goldstein, Visualizing the loss landscape of neural nets, NeurIPS 2018, section 4.
         """
-        base = np.asarray(network.weights if origin is None else origin, dtype=float)
+        base = network.point(origin, "Slice.random")
         random = np.random.default_rng(seed)
         columns = []
         for _ in range(_dimension(dim, "random")):
@@ -81,6 +103,8 @@ class Slice:
         path = np.asarray(trajectory, dtype=float)
         if path.ndim != 2 or len(path) < 2:
             raise ValueError(f"Slice.principal: the trajectory has shape {path.shape}; expected (T, P) with T >= 2.")
+        if not np.isfinite(path).all():
+            raise ValueError("Slice.principal: the trajectory is not finite.")
         _, size, right = np.linalg.svd(path - path[-1], full_matrices=False)
         rank = int(np.count_nonzero(size > 1e-10 * max(size[0], 1e-300)))
         if rank < _dimension(dim, "principal"):
@@ -94,21 +118,24 @@ class Slice:
         given = [np.asarray(p, dtype=float) for p in points]
         if not 2 <= len(given) <= 4:
             raise ValueError(f"Slice.through: {len(given)} point(s); two, three or four were expected.")
+        if {p.shape for p in given} != {(given[0].size,)} or not all(np.isfinite(p).all() for p in given):
+            shapes = ", ".join(str(p.shape) for p in given)
+            raise ValueError(f"Slice.through: points of shapes {shapes}; finite numbers were expected, all (P,).")
         columns = [p - given[0] for p in given[1:]]
         return cls(given[0], _orthonormal(columns, "through"), f"through {len(given)} points")
 
     @classmethod
-    def curvature(cls, network: Network, dim: int = 2, origin: np.ndarray | None = None) -> "Slice":
+    def curvature(cls, network: Network, dim: int = 2, origin: Any = None) -> "Slice":
         """The eigenvectors of the largest (in modulus) eigenvalues of the mean loss' Hessian at a point."""
-        w = np.asarray(network.weights if origin is None else origin, dtype=float)
-        values, V = _leading(lambda v: network.hvp(w, v), len(w), _dimension(dim, "curvature"))
+        w = network.point(origin, "Slice.curvature")
+        values, V = _leading(lambda v: network.hvp(w, v), len(w), dim, "curvature", "Hessian")
         return cls(w, V, f"Hessian eigenvalues {', '.join(f'{v:.4g}' for v in values)}")
 
     @classmethod
-    def noisiest(cls, network: Network, dim: int = 2, origin: np.ndarray | None = None) -> "Slice":
+    def noisiest(cls, network: Network, dim: int = 2, origin: Any = None) -> "Slice":
         """The eigenvectors of the largest eigenvalues of the gradient noise' covariance at a point."""
-        w = np.asarray(network.weights if origin is None else origin, dtype=float)
-        values, V = _leading(lambda v: network.noise(w, v), len(w), _dimension(dim, "noisiest"))
+        w = network.point(origin, "Slice.noisiest")
+        values, V = _leading(lambda v: network.noise(w, v), len(w), dim, "noisiest", "covariance")
         return cls(w, V, f"noise eigenvalues {', '.join(f'{v:.4g}' for v in values)}")
 
 
@@ -150,7 +177,7 @@ def _filter_normalised(random: np.random.Generator, weights: np.ndarray, axis: i
 def _dimension(dim: int, what: str) -> int:
     if dim not in (1, 2, 3):
         raise ValueError(f"Slice.{what}: dim is {dim!r}; 1, 2 or 3 was expected.")
-    return dim
+    return int(dim)
 
 
 def _orthonormal(columns: list[np.ndarray], what: str) -> np.ndarray:
@@ -158,18 +185,34 @@ def _orthonormal(columns: list[np.ndarray], what: str) -> np.ndarray:
     _, size, _ = np.linalg.svd(V / np.maximum(np.linalg.norm(V, axis=0), 1e-300), full_matrices=False)
     if not np.isfinite(V).all() or size[-1] < 1e-8:
         raise ValueError(
-            f"Slice.{what}: the {V.shape[1]} directions are not independent (smallest singular value {size[-1]:.1g} of "
-            "unit vectors); a slice needs as many as it has dimensions."
+            f"Slice.{what}: the {V.shape[1]} direction(s) are not independent (smallest singular value {size[-1]:.1g} "
+            "of unit vectors); a slice needs as many as it has dimensions."
         )
     Q, R = np.linalg.qr(V)
     return Q * np.sign(np.diag(R))  # the first direction keeps its sense
 
 
-def _leading(apply: Callable[[np.ndarray], np.ndarray], size: int, dim: int) -> tuple[np.ndarray, np.ndarray]:
+def _leading(
+    apply: Callable[[np.ndarray], np.ndarray], size: int, dim: int, what: str, matrix: str
+) -> tuple[np.ndarray, np.ndarray]:
     """Eigenpairs of largest modulus, in descending order, of a symmetric operator."""
     from scipy.sparse.linalg import LinearOperator, eigsh
 
-    operator = LinearOperator((size, size), matvec=lambda v: apply(np.ascontiguousarray(v).ravel()), dtype=float)
-    values, vectors = eigsh(operator, k=dim, which="LM", tol=1e-6, v0=np.random.default_rng(0).standard_normal(size))
-    order = np.argsort(-np.abs(values))
-    return values[order], np.linalg.qr(vectors[:, order])[0]
+    k = _dimension(dim, what)
+    start = np.random.default_rng(0).standard_normal(size)
+    image = apply(start)
+    if not np.isfinite(image).all():
+        raise ValueError(f"Slice.{what}: the {matrix} is not finite at this point.")
+    if size <= 16:  # too few for Lanczos
+        values, vectors = np.linalg.eigh(np.column_stack([apply(e) for e in np.eye(size)]))
+    elif image.any():
+        operator = LinearOperator((size, size), matvec=lambda v: apply(np.ascontiguousarray(v).ravel()), dtype=float)
+        values, vectors = eigsh(operator, k=k, which="LM", tol=1e-6, v0=start)
+    else:
+        values, vectors = np.zeros(0), np.zeros((size, 0))
+    order = np.argsort(-np.abs(values))[:k]
+    values, vectors = values[order], vectors[:, order]
+    rank = np.count_nonzero(np.abs(values) > 1e-10 * np.abs(values).max(initial=0.0))
+    if rank < k:
+        raise ValueError(f"Slice.{what}: the {matrix} has rank {rank} at this point; {k} direction(s) were asked for.")
+    return values, np.linalg.qr(vectors)[0]
