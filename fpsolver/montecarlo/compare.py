@@ -18,7 +18,8 @@ from ..exits.exit import mean_exit_time
 from ..models.process import SGD, MomentumSGD
 from ._ensemble import Ensemble
 from ._estimates import LEVEL, Estimate, normal
-from ._lambdify import PointSpace, lambdify
+from ._family import lambdify
+from ._lambdify import PointSpace
 from .simulate import simulate
 
 if TYPE_CHECKING:
