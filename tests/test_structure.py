@@ -19,7 +19,7 @@ ORDER = (
     "evolution._control evolution._expm exits.metastable exits._guards exits.error exits.exit exits.adapt "
     "exits._stopped diagnostics.invariant montecarlo._estimates montecarlo._ensemble montecarlo._lambdify "
     "montecarlo._native montecarlo._family montecarlo._walls montecarlo._paths montecarlo._dynamics "
-    "montecarlo.simulate _sample "
+    "montecarlo.watched montecarlo.simulate _sample "
     "discretisation.positivity longtime.stationary longtime._kernel longtime.ergodic exits.regions "
     "longtime.spectrum diagnostics.truncation longtime.noisy evolution.schedule evolution._integrate "
     "evolution._scheduled evolution.checkpoint evolution.evolve evolution.monotone exits.exit_law "
