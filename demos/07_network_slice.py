@@ -13,11 +13,12 @@ What the plane leaves out is stated: the shares of the noise, tr(Σ − VᵀΣV)
 
 Question: how many steps does SGD stay in a box around the minimum within the plane?  The PDE answers for the
 diffusion, with an error bar; ``fp.simulate`` follows paths of the diffusion and the algorithm itself, with the very
-same samples and batches.  One difference, of order √η, is known beforehand.  The algorithm is seen only after whole
-steps, so that it may leave and return within one; for a random walk with steps of standard deviation s normal to a
-wall this acts like a wall farther out by −ζ(1/2)/√(2π) s = 0.5826 s (Siegmund 1979; Broadie, Glasserman and Kou
-1997).  The PDE is therefore also solved on the box with its sides moved by 0.5826 η √(n·Σn/B).  What remains is of
-first order: for linear drift and Gaussian noise on a line this value would be too long by 1.1 % at the η below.
+same samples and batches.  One difference, of order √η, is known beforehand: the algorithm is seen only after whole
+steps, which acts like walls farther out by 0.5826 standard deviations of a step.  The PDE is therefore also solved on
+the box with its sides moved by that much (``fp.watched_after_steps``).  What remains is of first order: for linear
+drift and Gaussian noise on a line this value would be too long by 1.1 % at the η below.  Where no wall is near nothing
+needs to be moved: the growth of the squared distance from the minimum, in a box three times as wide, is compared as
+it is.
 
 Run it (about a minute) with
 
@@ -83,23 +84,37 @@ left_out = on_root(lambda: plane.left_out(network, [minimum, minimum + spread, m
 
 noise = plane.noise(network)
 process = fp.SGD(None, noise, learning_rate=eta, batch_size=BATCH)
-one_step = eta * np.sqrt(np.diag(covariance) / BATCH)  # standard deviations
 
 
-def steps_in_box(half):
-    domain = fp.Domain.rectangle(minimum - half, minimum + half, (8, 8))
+def steps_in(domain):
     gen = fp.Generator(process, domain, absorbing=SIDES, degree=4)
     tau = fp.mean_exit_time(gen, start=minimum)
     return gen, tau, float(tau.at(minimum)[0]) / eta, float(tau.error[0]) / eta
 
 
 half = 1.6 * spread
-gen, tau, pde, pde_error = steps_in_box(half)
-_, _, seen, seen_error = steps_in_box(half + 0.5826 * one_step)
-options = {"absorbing": SIDES, "paths": 2048}
-diffusion = fp.simulate(process, gen.domain, minimum, step=2 * eta, seed=1, **options)
-algorithm = fp.simulate(process, gen.domain, minimum, method="sgd", seed=2, **options)
+square = fp.Domain.rectangle(minimum - half, minimum + half, (8, 8))
+gen, tau, pde, pde_error = steps_in(square)
+_, _, seen, seen_error = steps_in(fp.watched_after_steps(process, square, SIDES))
+diffusion = fp.simulate(process, square, minimum, absorbing=SIDES, paths=2048, step=2 * eta, seed=1)
+algorithm = fp.simulate(process, square, minimum, absorbing=SIDES, paths=2048, method="sgd", seed=2)
 sde, sgd = (paths.mean_exit_time().scaled(1 / eta) for paths in (diffusion, algorithm))
+
+# # Without walls: the squared distance from the minimum in standard deviations of the long run
+#
+# Nobody comes to the sides of this box.
+
+
+def squared_distance(x):
+    return sum(((x[i] - float(minimum[i])) / float(spread[i])) ** 2 for i in range(2))
+
+
+counts = np.array([10, 30, 100])
+wide_box = fp.Domain.rectangle(minimum - 3 * half, minimum + 3 * half, (8, 8))
+with fp.Generator(process, wide_box, degree=4) as around:
+    spreading = [float(u.at(minimum)[0]) for u in fp.backward(around, squared_distance, eta * counts)]
+moving = fp.simulate(process, wide_box, minimum, method="sgd", paths=2048, times=eta * counts, seed=3)
+spread_by_sgd = {level: moving.expectation(squared_distance, level) for level in (0.95, 0.999)}
 
 # # SGD that is not confined
 #
@@ -178,6 +193,11 @@ if COMM.rank == 0:
     for name, (value, error) in zip(names, found, strict=True):
         print(f"{name:24} {value:9.4f} ± {error:.2g}")
     print(f"tabulation error of loss and Σ: {gen.stats()['tabulation_error']:.1e}\n")
+    print("mean squared distance from the minimum after some steps, without exits")
+    print(" steps        PDE   SGD in the plane")
+    for k, by_pde, by_sgd in zip(counts, spreading, spread_by_sgd[0.95], strict=True):
+        print(f"{k:6} {by_pde:10.4f} {by_sgd!s:>18}")
+    print()
     print(f"SGD in all weights leaves the plane (medians of {runs} runs)")
     print(" steps   distance from it   move within it   ratio")
     for k in (at_exit, -1):
@@ -187,5 +207,7 @@ if COMM.rank == 0:
 assert pde_error < 1e-3 * pde and gen.stats()["tabulation_error"] < 1e-3
 for paths, value in ((diffusion, pde), (algorithm, seen)):  # an interval of 95 % misses in one of twenty runs
     assert paths.mean_exit_time(level=0.999).scaled(1 / eta).covers(value), "PDE and paths agree"
+for value, paths in zip(spreading, spread_by_sgd[0.999], strict=True):
+    assert paths.covers(value), "PDE and the algorithm agree where no wall is near"
 assert sgd.low > pde, "without that the algorithm stays longer than its diffusion"
 assert (outside[:, -1] > 0.5 * inside[:, -1]).mean() > 0.5, "SGD in all weights leaves the plane"

@@ -30,6 +30,7 @@ from .models.slices import Slice
 from .montecarlo._ensemble import Ensemble
 from .montecarlo.compare import Comparison, compare
 from .montecarlo.simulate import simulate
+from .montecarlo.watched import watched_after_steps
 
 __version__ = "0.1.0"
 
@@ -86,4 +87,5 @@ __all__ = [
     "survival",
     "transition_rate",
     "wasserstein",
+    "watched_after_steps",
 ]

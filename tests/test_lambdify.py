@@ -12,7 +12,8 @@ from dolfinx import mesh as dmesh
 import fpsolver as fp
 from fpsolver.models.fields import Space
 from fpsolver.montecarlo._dynamics import semidefinite_root, triangular_root
-from fpsolver.montecarlo._lambdify import Family, PointSpace, finite_difference, generate, lambdify
+from fpsolver.montecarlo._family import Family, lambdify
+from fpsolver.montecarlo._lambdify import PointSpace, finite_difference, generate
 
 EXPRESSIONS = {
     "polynomial": lambda x: 3 * x[0] ** 4 - x[0] * x[1] ** 3 + x[1] ** 2 / 7 - 2,
@@ -46,6 +47,7 @@ def test_values_and_derivatives_are_those_of_dolfinx(name):
     expected = np.concatenate([np.asarray(v).reshape(x.shape[1], -1) for v in values], axis=1).T
     assert found.shape == expected.shape
     np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(lambdify(all_of(here), here, "c")(x), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_numbers_only_differ_between_members_of_a_family():
@@ -68,6 +70,52 @@ def test_numbers_only_differ_between_members_of_a_family():
     chosen = family.chosen(x, sample)
     assert chosen.shape == (3, 4, 50)
     np.testing.assert_allclose(chosen[1], first[sample, np.arange(50)], atol=1e-13)
+    compiled = Family([[f := space.scalar(loss, "f"), space.grad(f)] for loss in losses], space, "c")
+    np.testing.assert_allclose(compiled.batch(x, sample), chosen.mean(axis=1), atol=1e-13)
+    np.testing.assert_allclose(compiled.average(x), everyone.mean(axis=1), atol=1e-13)
+
+
+def test_compiled_moments_are_those_of_numpy():
+    """Means, covariances and second moments, for few samples and degenerate ones; 77 points fill no whole groups."""
+    x = np.random.default_rng(1).normal(size=(3, 77))
+    for N in (1, 2, 50):
+        numbers = np.random.default_rng(N).normal(size=(N, 3))
+        space = PointSpace(3)
+        losses = [
+            ufl.exp(-float(a) * space.x[0]) * float(b) * space.x[1] + float(c) * space.x[0] for a, b, c in numbers
+        ]
+        rows = [[space.grad(f)] for f in losses]  # the third derivative is zero
+        plain, compiled = Family(rows, space), Family(rows, space, "c")
+        for centred in (True, False):
+            (mean, S), (found, L) = plain.scatter(x, centred), compiled.scatter(x, centred)
+            np.testing.assert_allclose(found, mean, atol=1e-13)
+            exact = np.einsum("ikn,jkn->ijn", S, S)
+            np.testing.assert_allclose(np.einsum("ikn,jkn->ijn", L, L), exact, atol=1e-12 * (1 + exact.max()))
+            assert L.shape == (3, 3, 77) and not L[0, 1:].any() and not L[2].any()
+
+
+def test_a_compiled_result_does_not_depend_on_the_other_points():
+    space = PointSpace(2)
+    family = Family([[ufl.sin(float(a) * space.x[0]) ** 1.5 * space.x[1]] for a in (0.5, 0.7, 2)], space, "c")
+    x, sample = np.random.default_rng(1).random((2, 100)), np.random.default_rng(2).integers(3, size=(2, 100))
+    whole, mean, root = family.batch(x, sample), *family.scatter(x)
+    for some in (slice(0, 1), slice(31, 33), slice(7, 100)):
+        np.testing.assert_array_equal(family.batch(x[:, some], sample[:, some]), whole[:, some])
+        np.testing.assert_array_equal(family.scatter(x[:, some])[0], mean[:, some])
+        np.testing.assert_array_equal(family.scatter(x[:, some])[1], root[:, :, some])
+
+
+def test_what_cannot_be_compiled_is_refused(monkeypatch):
+    space = PointSpace(2)
+    f = space.scalar(fp.batched(lambda x: np.sin(x[:, 0])), "f")
+    with pytest.raises(ValueError, match=r"cannot compile functions of fp\.batched"):
+        Family([[f]], space, "c")
+    different = [[space.x[0] ** (k + 5) + ufl.exp(space.x[1]) ** k] for k in range(1100)]
+    with pytest.raises(ValueError, match="takes formulas of 3000 lines"):
+        Family(different, space, "c")
+    monkeypatch.setenv("CC", "no-such-compiler")
+    with pytest.raises(RuntimeError, match="no C compiler 'no-such-compiler'"):
+        Family([[space.x[0] ** 7]], space, "c")
 
 
 def test_batched_sources_and_their_gradients():
@@ -85,7 +133,7 @@ def test_batched_sources_and_their_gradients():
 def test_common_subexpressions_are_computed_once():
     space = PointSpace(1)
     f = space.scalar(lambda x: ufl.exp(x[0]) ** 2 + ufl.exp(x[0]), "f")
-    assert generate([f, space.grad(f)], space).source.count("xp.exp") == 1
+    assert generate([f, space.grad(f)], space).source.count("np.exp") == 1
 
 
 def test_what_has_no_value_at_a_point_is_named():

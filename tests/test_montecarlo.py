@@ -10,6 +10,7 @@ from mpi4py import MPI
 import numpy as np
 import pytest
 import reference
+import ufl
 from scipy import integrate, stats
 from tools import BOX, simplex, whole, within
 
@@ -99,11 +100,11 @@ def test_exits_from_a_tetrahedron_and_through_marked_parts():
 
 
 def test_exit_times_converge_with_order_one_in_the_step():
-    """dX = −X dt + dW from 0 to ±1: errors 0.12, 0.07, 0.04 for steps 0.1, 0.05, 0.025."""
+    """dX = −X dt + dW from 0 to ±1: errors 0.12, 0.07, 0.04 for steps 0.1, 0.05, 0.025, each ± 0.004."""
     exact = reference.exit_time_1d(0.0, -1, 1, lambda x: -x, lambda x: 0.5)
     process, domain = fp.SDE(lambda x: -x[0], 0.5), fp.Domain.interval(-1, 1, 4)
     steps = (0.1, 0.05, 0.025)
-    runs = [fp.simulate(process, domain, 0.0, absorbing=BOX[1], step=h, paths=30_000, seed=3) for h in steps]
+    runs = [fp.simulate(process, domain, 0.0, absorbing=BOX[1], step=h, paths=200_000, seed=3) for h in steps]
     errors = [exact - r.mean_exit_time().value for r in runs]
     assert all(e > 0.02 for e in errors)
     assert 0.7 < np.log(errors[0] / errors[2]) / np.log(4) < 1.2
@@ -331,17 +332,36 @@ def test_bad_processes():
         whole(fp.SGD(None, fp.PerSample(TWO) + fp.LabelNoise([lambda x: x[0]], 1.0), 0.1), (1.0, 1.0), 1.0, "sgd", 10)
 
 
-def test_jax_gives_the_same_paths_or_says_what_to_install():
-    process = fp.SGD(None, fp.PerSample(FIVE) + fp.Isotropic(0.1), 0.1, 2)
-    try:
-        import jax  # noqa: F401
-    except ImportError:
-        with pytest.raises(ModuleNotFoundError, match="pip install jax"):
-            whole(process, (0.5, 0.1), 1.0, backend="jax")
-        return
+@pytest.mark.parallel
+def test_compiled_code_gives_the_same_paths():
+    """Samples with labels, a given covariance, momentum, order two, and a diffusion whose matrix is not constant."""
     domain = fp.Domain.rectangle((-1, -1), (1, 1), (2, 2))
+    labels = fp.LabelNoise([lambda x, a=a: a * x[0] + x[1] for a in SLOPES.tolist()], 0.3)
+    quartic = lambda x: x[0] ** 4 / 4 + x[1] ** 2  # noqa: E731
+    two = fp.PerSample([lambda x: x[0], lambda x: -x[0]])
+    cases = [
+        (fp.SGD(None, fp.PerSample(FIVE) + labels + fp.Isotropic(0.1), 0.1, 2), ("sde", "sgd")),
+        (fp.SGD(None, fp.PerSample(FIVE, replacement=False), 0.1, 2, order=2), ("sde", "sgd")),
+        (fp.SGD(quartic, fp.PerSample(FIVE), 0.1), ("sgd",)),
+        (fp.MomentumSGD(lambda x: x[0] ** 4, two, 0.1, 0.5), ("sde", "sgd")),
+        (fp.SDE(lambda x: (-x[0], ufl.sin(x[1])), lambda x: ((1 + x[0] ** 2, 0.1), (0.1, 0.3))), ("sde",)),
+    ]  # fmt: skip
+    for process, methods in cases:
+        for method in methods:
+            options = {"absorbing": "left", "paths": 500, "times": [0.2], "horizon": 3.0, "method": method}
+            if method == "sde":
+                options["step"] = 0.05
+            runs = [fp.simulate(process, domain, (0.5, 0.1), backend=b, **options) for b in ("numpy", "c")]
+            np.testing.assert_allclose(runs[0].positions, runs[1].positions, atol=1e-10)
+            np.testing.assert_allclose(runs[0].exit_times, runs[1].exit_times, atol=1e-10)
+            assert runs[0].stats["backend"] == "numpy" and runs[1].stats["backend"] == "c"
+
+
+def test_what_a_backend_cannot_do_is_refused():
+    process = fp.SGD(lambda x: x[0], fp.PerSample(fp.batched(lambda x: np.zeros((len(x), 3, 1)))), 0.1)
     for method in ("sde", "sgd"):
-        options = {"absorbing": "left", "paths": 500, "times": [0.2], "horizon": 3.0, "method": method}
-        runs = [fp.simulate(process, domain, (0.5, 0.1), backend=b, **options) for b in ("numpy", "jax")]
-        np.testing.assert_allclose(runs[0].positions, runs[1].positions, atol=1e-10)
-        np.testing.assert_allclose(runs[0].exit_times, runs[1].exit_times, atol=1e-10)
+        with pytest.raises(ValueError, match="backend='c' compiles formulas"):
+            whole(process, 0.5, 1.0, method, backend="c", paths=10)
+    assert whole(process, 0.5, 1.0, paths=10).stats["backend"] == "numpy"
+    with pytest.raises(ValueError, match="backend is 'jax'; expected"):
+        whole(process, 0.5, 1.0, backend="jax")

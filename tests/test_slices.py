@@ -143,7 +143,7 @@ def test_process_in_a_slice_is_that_of_the_projected_gradients(network):
 
 @pytest.mark.parallel
 def test_exit_time_in_a_slice_is_that_of_paths_and_of_the_algorithm():
-    """From a network to its exit time; SGD is seen after whole steps only, as if the ends were 0.5826 steps farther."""
+    """From a network to its exit time; SGD is watched after whole steps only, as if the ends were farther."""
     network = torch_network()
     comm = fp.Domain.interval(0, 1, 4).comm
     origin = comm.bcast(network.sgd(0.1, 300, batch_size=8, seed=1)[-1], root=0)
@@ -155,21 +155,20 @@ def test_exit_time_in_a_slice_is_that_of_paths_and_of_the_algorithm():
         center -= float(v @ network.gradient(w) / h)
     eta, batch = 0.02 / h, 16
     process = fp.SGD(None, s.noise(network), eta, batch_size=batch)
-    half, one_step = 1.5 * np.sqrt(eta * variance / batch / (2 * h)), eta * np.sqrt(variance / batch)
+    half, parts = 1.5 * np.sqrt(eta * variance / batch / (2 * h)), ["left", "right"]
 
-    def steps(half):
-        domain = fp.Domain.interval(center - half, center + half, 8)
-        gen = fp.Generator(process, domain, ["left", "right"])
+    def steps(domain):
+        gen = fp.Generator(process, domain, parts)
         tau = fp.mean_exit_time(gen, start=(center,))
         assert gen.stats()["tabulation_error"] < 1e-3 and tau.error < 1e-3 * tau.at((center,))[0]
-        return domain, float(tau.at((center,))[0]) / eta
+        return float(tau.at((center,))[0]) / eta
 
-    domain, pde = steps(half)
-    options = {"absorbing": ["left", "right"], "paths": 1000}
+    domain = fp.Domain.interval(center - half, center + half, 8)
+    pde, options = steps(domain), {"absorbing": parts, "paths": 1000}
     sde = fp.simulate(process, domain, (center,), step=eta, seed=1, **options).mean_exit_time()
     sgd = fp.simulate(process, domain, (center,), method="sgd", seed=2, **options).mean_exit_time()
     assert sde.scaled(1 / eta).covers(pde)
-    assert sgd.scaled(1 / eta).covers(steps(half + 0.5826 * one_step)[1])
+    assert sgd.scaled(1 / eta).covers(steps(fp.watched_after_steps(process, domain, parts)))
     assert sgd.low / eta > pde
 
 

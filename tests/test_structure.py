@@ -25,7 +25,7 @@ LAYERS = (
     ),
     ("longtime", "stationary _kernel ergodic _modes spectrum noisy"),
     ("exits", "_killed reach _guards error exit adapt _stopped regions exit_law"),
-    ("montecarlo", "_estimates _ensemble _lambdify _walls _paths _dynamics simulate compare"),
+    ("montecarlo", "_estimates _ensemble _lambdify _native _family _walls _paths _dynamics watched simulate compare"),
     ("", "_slices _draw io plot"),
     (
         "diagnostics",

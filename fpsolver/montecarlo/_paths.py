@@ -233,7 +233,7 @@ def diffuse(swarm: Swarm, coefficients: Any, walls: Walls | None, t: float, dt: 
     if walls is None:
         return
     reach = BRIDGE_REACH * np.sqrt((spread * spread).sum(axis=(0, 1)))
-    near = _near(swarm, walls, change, reach)
+    near = _near(swarm, walls, x, reach)
     if near.size:
         spread = np.broadcast_to(spread, (*spread.shape[:2], x.shape[1]))[:, :, near]
         uniform = swarm.draws.uniform(3 * walls.surfaces, near)
@@ -248,22 +248,25 @@ def descend(swarm: Swarm, step: Callable[..., Array], walls: Walls | None, t: fl
     swarm.move(y)
     if walls is None:
         return
-    near = _near(swarm, walls, y - x, 0.0)
+    near = _near(swarm, walls, x, 0.0)
     if near.size:
         met = meet(walls, x[:, near], y[:, near], None, None)
         _finish(swarm, near, met, np.full(int(met.out.sum()), t))
 
 
-def _near(swarm: Swarm, walls: Walls, change: Array, reach: Any) -> Array:
+def _near(swarm: Swarm, walls: Walls, before: Array, reach: Any) -> Array:
+    """Paths that may have come within ``reach`` of a wall at either end of the step."""
+    if walls.quick:
+        old, swarm.slack = swarm.slack, walls.depth(swarm.x)
+        return np.flatnonzero(np.minimum(old, swarm.slack) <= reach)
     if not walls.lipschitz:
         return np.arange(swarm.x.shape[1])
+    change = swarm.x - before
     swarm.slack -= np.sqrt((change * change).sum(axis=0))
     return np.flatnonzero(swarm.slack <= reach)
 
 
 def _finish(swarm: Swarm, near: Array, met: Meeting, time: Array) -> None:
-    if not swarm.x.flags.writeable:  # memory of JAX
-        swarm.x = swarm.x.copy()
     swarm.x[:, near], swarm.slack[near] = met.y, met.slack
     swarm.leave(near[met.out], time, met.part[met.out], met.point[:, met.out])
 

@@ -24,10 +24,16 @@ class Walls(ABC):
     Attributes:
         surfaces: their number.
         lipschitz: whether :meth:`distance` changes by no more than the way gone, as distances do.
+        quick: whether it costs no more than a step.
     """
 
     surfaces = 1
     lipschitz = True
+    quick = False
+
+    def depth(self, x: Array) -> Array:
+        """Distance to the nearest surface, shape (n,)."""
+        return self.distance(x).min(axis=0)
 
     @abstractmethod
     def distance(self, x: Array) -> Array:
@@ -58,6 +64,8 @@ class _Labels:
 class Box(Walls):
     """An interval, a rectangle or a box; surfaces are lower and upper sides of each coordinate in turn."""
 
+    quick = True
+
     def __init__(self, low: Array, high: Array, corners: Array, labels: Array):
         self.low, self.high = low[:, None], high[:, None]
         centers, dim = corners.mean(axis=1), len(low)
@@ -71,6 +79,10 @@ class Box(Walls):
     def distance(self, x: Array) -> Array:
         """Distances to the planes of the sides."""
         return np.stack((x - self.low, self.high - x), axis=1).reshape(-1, x.shape[1])
+
+    def depth(self, x: Array) -> Array:
+        """Distance to the nearest side."""
+        return np.minimum(x - self.low, self.high - x).min(axis=0)
 
     def normal(self, surface: int, x: Array) -> Array:
         """Plus or minus a unit vector."""

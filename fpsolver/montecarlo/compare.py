@@ -18,14 +18,18 @@ from ..exits.exit import mean_exit_time
 from ..models.process import SGD, MomentumSGD
 from ._ensemble import Ensemble
 from ._estimates import LEVEL, Estimate, normal
-from ._lambdify import PointSpace, lambdify
+from ._family import lambdify
+from ._lambdify import PointSpace
 from .simulate import simulate
+from .watched import watched_after_steps
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 EXIT_TIME = "exit_time"
 STEPS = "mean exit time in steps"
+TOL = 1e-6
+"""Of expectations in time, relative."""
 
 
 @dataclass(frozen=True)
@@ -34,14 +38,18 @@ class Row:
 
     Attributes:
         learning_rate: η.
-        pde: value of the PDE; pde_error: its error bar, None for expectations at a time, which have none.
+        pde: value of the PDE; pde_error: its error bar, for expectations at a time the difference from one degree more
+            and a hundredth of the tolerance in time.
+        watched: the PDE's exit time from walls farther out, as :func:`~fpsolver.watched_after_steps` has it, if asked.
         sde, sgd: the same quantity from paths of the diffusion and of the algorithm; exit times in steps.
-        discrepancy: SGD minus PDE, for exit times relative to the PDE; its interval contains the PDE's error bar.
+        discrepancy: SGD minus PDE (the watched one, if asked), for exit times relative to the PDE; its interval
+            contains the PDE's error bar.
     """
 
     learning_rate: float
     pde: float
-    pde_error: float | None
+    pde_error: float
+    watched: float | None
     sde: Estimate
     sgd: Estimate
     discrepancy: Estimate
@@ -69,12 +77,14 @@ class Comparison:
 
     def __str__(self) -> str:
         title = f"{self.quantity}; intervals of {self.rows[0].sgd.level:.0%}"
-        head = f"{'η':>9} {'PDE':>20} {'SDE paths':>22} {'SGD paths':>22} {'discrepancy':>22}"
-        lines = [title, head]
+        seen = self.rows[0].watched is not None
+        head = f"{'η':>9} {'PDE':>20} {'SDE paths':>22} {'PDE, watched':>14}{'SGD paths':>22} {'discrepancy':>22}"
+        lines = [title, head if seen else head.replace(f"{'PDE, watched':>14}", "")]
         for r in self.rows:
-            error = "" if r.pde_error is None else f" ± {r.pde_error:.1g}"
             mark = "" if r.significant else "  (within noise)"
-            cells = f"{f'{r.pde:.7g}{error}':>20} {r.sde!s:>22} {r.sgd!s:>22} {r.discrepancy!s:>22}"
+            watched = "" if r.watched is None else f"{r.watched:>14.7g}"
+            value = f"{r.pde:.7g} ± {r.pde_error:.1g}"
+            cells = f"{value:>20} {r.sde!s:>22} {watched}{r.sgd!s:>22} {r.discrepancy!s:>22}"
             lines.append(f"{r.learning_rate:9.4g} {cells}{mark}")
         fitted = (
             "not fitted: fewer than two discrepancies are told from zero" if self.order is None else str(self.order)
@@ -104,9 +114,10 @@ class Comparison:
         eta = np.array([r.learning_rate for r in self.rows])
         left, right = axes
         unsure = [r.pde_error for r in self.rows]
-        known = [e for e in unsure if e is not None]
-        label = f"PDE, ± {max(known):.1g} or less" if known else "PDE"
-        left.errorbar(eta, [r.pde for r in self.rows], [e or 0.0 for e in unsure], fmt="k.-", capsize=6, label=label)
+        label = f"PDE, ± {max(unsure):.1g} or less"
+        left.errorbar(eta, [r.pde for r in self.rows], unsure, fmt="k.-", capsize=6, label=label)
+        if self.rows[0].watched is not None:
+            left.plot(eta, [r.watched for r in self.rows], "k.:", label="PDE, watched after steps")
         for name, mark in (("sde", "C0o"), ("sgd", "C3s")):
             found = [getattr(r, name) for r in self.rows]
             bars = np.array([(f.value - f.low, f.high - f.value) for f in found]).T
@@ -136,6 +147,7 @@ def compare(
     absorbing: Sequence[str] | str = (),
     paths: int = 10_000,
     substeps: int = 8,
+    watched: bool = False,
     seed: int = 0,
     degree: int | None = None,
     scheme: str = "auto",
@@ -156,6 +168,8 @@ def compare(
         absorbing: absorbing parts of the boundary.
         paths: of each ensemble.
         substeps: time steps of the SDE paths per step of the algorithm.
+        watched: whether the algorithm's exit times are held against the PDE's from
+            :func:`~fpsolver.watched_after_steps`, which takes out the effect of order √η of exits seen late.
         seed: of the SDE paths; seed + 1 is that of the algorithm.
         degree: of the generators.
         scheme: of the generators.
@@ -175,59 +189,69 @@ def compare(
         raise ValueError("compare: give time=, when the expectation is taken.")
     if isinstance(quantity, str) and not absorbing:
         raise ValueError("compare: nothing absorbs, so there is no exit time. Give absorbing= parts.")
-    rows, model = [], None
+    if watched and not isinstance(quantity, str):
+        raise ValueError("compare: watched=True is for exit times.")
+    rows, models = [], list[Generator]()
+    name = STEPS if isinstance(quantity, str) else f"E g(X) at time {time:g}"
     for eta in rates:
         one = family(eta) if family is not None else process.with_parameters(learning_rate=eta)  # type: ignore[union-attr]
         if time is not None and abs(time / one.time_per_step - round(time / one.time_per_step)) > 1e-6:
             raise ValueError(f"compare: time {time:g} is no whole number of steps of {one.time_per_step:g}.")
-        if family is None and model is not None:
-            gen = model.replace(learning_rate=eta)
+        if family is None and models:
+            gens = [m.replace(learning_rate=eta) for m in models]
         else:
-            gen = Generator(one, domain, absorbing, degree, scheme)
-        rows.append(_row(gen, one, eta, start, quantity, time, absorbing, paths, substeps, seed))
-        if family is not None or model is not None:
+            gens = [Generator(one, domain, absorbing, degree, scheme)]
+            if time is not None:
+                gens.append(Generator(one, domain, absorbing, gens[0].degree + 1, gens[0].scheme))
+            models = models or gens
+        far = (
+            Generator(one, watched_after_steps(one, domain, absorbing), absorbing, degree, scheme) if watched else None
+        )
+        rows.append(_row(gens, far, one, eta, start, quantity, time, absorbing, paths, substeps, seed))
+        for gen in [*(gens if gens is not models else ()), *([far] if far else ())]:
             gen.destroy()
-        else:
-            model = gen
-    if model is not None:
-        model.destroy()
-    name = STEPS if isinstance(quantity, str) else f"E g(X) at time {time:g}"
+    for gen in models:
+        gen.destroy()
     return Comparison(tuple(rows), name, fit_order(rates, [r.discrepancy for r in rows]))
 
 
 def _row(
-    gen: Generator, process: Any, eta: float, start: Any, quantity: Any, time: float | None, absorbing: Any, paths: int,
-    substeps: int, seed: int,
+    gens: Sequence[Generator], far: Generator | None, process: Any, eta: float, start: Any, quantity: Any,
+    time: float | None, absorbing: Any, paths: int, substeps: int, seed: int,
 ) -> Row:  # fmt: skip
-    unit = process.time_per_step
+    unit, gen, seen = process.time_per_step, gens[0], None
     common = {"absorbing": absorbing, "paths": paths, "times": None if time is None else [time]}
     if time is not None:
         common["horizon"] = time
     sde = simulate(process, gen.domain, start, step=unit / substeps, seed=seed, **common)
     sgd = simulate(process, gen.domain, start, method="sgd", seed=seed + 1, **common)
     point = np.asarray(getattr(start, "point", start), dtype=float).reshape(1, -1)
-    error: float | None = None
     if isinstance(quantity, str):
         solution, scale = mean_exit_time(gen, start=point), 1 / unit
         assert solution.error is not None  # an exit time has one
-        error = scale * float(solution.error[0])
+        value, error = scale * float(solution.at(point)[0]), scale * float(solution.error[0])
+        if far is not None:
+            seen = scale * float(mean_exit_time(far).at(point)[0])
 
         def estimate(paths: Ensemble) -> Estimate:
             return paths.mean_exit_time().scaled(scale)
     else:
-        solution, scale = backward(gen, quantity, [time])[0], 1.0
+        value, better = (
+            float(backward(g, quantity, [time], tol)[0].at(point)[0])
+            for g, tol in zip(gens, (TOL, TOL / 100), strict=True)
+        )
+        error = abs(value - better)
         space = PointSpace(gen.domain.dim)
         g = lambdify([space.scalar(quantity, "compare: quantity")], space)
 
         def estimate(paths: Ensemble) -> Estimate:
             return paths.expectation(lambda x: g(x)[0])[0]
 
-    value, found, other = scale * float(solution.at(point)[0]), estimate(sgd), estimate(sde)
-    size = abs(value) if isinstance(quantity, str) else 1.0
-    off, far = found.value - value, error or 0.0
-    low, high = (found.low - value - far) / size, (found.high - value + far) / size
-    gap = Estimate(off / size, low, high, found.level, found.count)
-    return Row(eta, value, error, other, found, gap)
+    found, other, base = estimate(sgd), estimate(sde), value if seen is None else seen
+    size = abs(base) if isinstance(quantity, str) else 1.0
+    low, high = (found.low - base - error) / size, (found.high - base + error) / size
+    gap = Estimate((found.value - base) / size, low, high, found.level, found.count)
+    return Row(eta, value, error, seen, other, found, gap)
 
 
 def fit_order(rates: Sequence[float], discrepancies: Sequence[Estimate], level: float = LEVEL) -> Estimate | None:

@@ -8,14 +8,16 @@ from mpi4py import MPI
 
 import numpy as np
 
-from .._errors import agree, import_optional
+from .._errors import agree
 from ..domains.domain import Domain
 from ..evolution.initial import Dirac, Gaussian
 from ..models.fields import is_number
 from ..models.process import SGD, MomentumSGD, Process
-from ._dynamics import Diffusion, Gradient, chunked, compiled
+from ._dynamics import Diffusion, Gradient, chunked
 from ._ensemble import Ensemble
+from ._family import Backend
 from ._lambdify import PointSpace
+from ._native import NotCompilable
 from ._paths import BLOCK, Draws, Swarm, descend, diffuse, time_steps
 from ._walls import LevelSet, Walls, walls_of
 
@@ -36,7 +38,7 @@ def simulate(
     method: Literal["sde", "sgd"] = "sde",
     step: float | None = None,
     seed: int = 0,
-    backend: Literal["auto", "numpy", "jax"] = "auto",
+    backend: Literal["auto", "numpy", "c"] = "auto",
     minimum: Any = None,
     comm: MPI.Comm | None = None,
 ) -> Ensemble:
@@ -63,13 +65,14 @@ def simulate(
         method: "sde" or "sgd".
         step: longest time step of the SDE; by default a quarter of the algorithm's.
         seed: a non-negative integer.
-        backend: "numpy", or "jax" to compile the coefficients; "auto" is "numpy".  The random numbers are the same.
+        backend: "c" compiles formulas with DOLFINx' C compiler, "numpy" takes numpy, "auto" compiles where it can
+            (not functions of ``fp.batched``; JAX compiles those of ``from_jax`` itself).  Random numbers are the same.
         minimum: x*, to which steps of "sgd" are compared by :meth:`Ensemble.star_convexity`; needs losses of samples.
         comm: communicator, of the domain if there is one.
 
     Raises:
         ValueError: what is given does not fit, a start outside, gradients or positions that are not finite.
-        ModuleNotFoundError: JAX is asked for and missing.
+        RuntimeError: no C compiler, or it refuses.
     """
     absorbing = (absorbing,) if isinstance(absorbing, str) else tuple(dict.fromkeys(absorbing))
     comm = domain.comm if isinstance(domain, Domain) else comm or MPI.COMM_WORLD
@@ -90,7 +93,7 @@ def simulate(
     problem: str | None = None
     kind: type[Exception] = ValueError
     try:
-        mover = _Algorithm(process, d, backend, minimum) if method == "sgd" else _Sde(process, d, backend)
+        mover = _mover(process, d, method, backend, minimum)
         for i in range(0, len(blocks), POOL):
             swarm = _begin(blocks[i : i + POOL], start, d, seed, walls, len(record), paths)
             for t, dt, index in time_steps([float(t) for t in record], end, length):
@@ -104,15 +107,15 @@ def simulate(
             swarms.append(swarm)
     except (ValueError, TypeError, FloatingPointError) as e:
         problem = f"simulate: {e}"
-    except ModuleNotFoundError as e:
-        problem, kind = str(e), ModuleNotFoundError
+    except RuntimeError as e:
+        problem, kind = f"simulate: {e}", RuntimeError
     agree(comm, problem, kind)
     gathered = [_joined(comm, [getattr(s, name) for s in swarms], blocks, paths) for name in _GATHERED]
     exits, parts, points, records, kept, asked = gathered
     names = np.array([*absorbing, ""])
     steps = comm.allreduce(sum(s.steps for s in swarms))
     stats = {"paths": paths, "path_steps": steps, "seconds": clock.perf_counter() - begin, "step": length}
-    stats |= {"backend": "jax" if backend == "jax" else "numpy", "seed": seed, "blocks": -(-paths // BLOCK)}
+    stats |= {"backend": mover.backend, "seed": seed, "blocks": -(-paths // BLOCK)}
     convexity = np.stack((kept, asked)) if minimum is not None else None
     where = (exits, names[parts.astype(int)], points.T, record, records.transpose(0, 2, 1))
     return Ensemble(method, *where, end, absorbing, unit, stats, convexity)
@@ -121,13 +124,25 @@ def simulate(
 _GATHERED = ("time", "part", "point", "records", "kept", "asked")
 
 
+def _mover(process: Any, d: int, method: str, backend: str, minimum: Any) -> "_Sde | _Algorithm":
+    def make(backend: Backend) -> "_Sde | _Algorithm":
+        return _Algorithm(process, d, backend, minimum) if method == "sgd" else _Sde(process, d, backend)
+
+    try:
+        return make("numpy" if backend == "numpy" else "c")
+    except NotCompilable:
+        if backend == "c":
+            raise
+        return make("numpy")
+
+
 class _Sde:
     """Moves paths of the diffusion."""
 
-    def __init__(self, process: Process, d: int, backend: str):
-        xp = _backend(backend)
-        diffusion = Diffusion(process, d, xp)
-        self.coefficients = chunked(diffusion, diffusion.temporaries) if xp is np else compiled(diffusion)
+    def __init__(self, process: Process, d: int, backend: Backend):
+        self.backend = backend
+        diffusion = Diffusion(process, d, backend)
+        self.coefficients = chunked(diffusion, diffusion.temporaries)
 
     def advance(self, swarm: Swarm, walls: Walls | None, t: float, dt: float) -> None:
         diffuse(swarm, self.coefficients, walls, t, dt)
@@ -136,13 +151,13 @@ class _Sde:
 class _Algorithm:
     """Moves paths of SGD."""
 
-    def __init__(self, process: Any, d: int, backend: str, minimum: Any):
-        xp = _backend(backend)
+    def __init__(self, process: Any, d: int, backend: Backend, minimum: Any):
+        self.backend = backend
         self.space = PointSpace(d, d // 2 if isinstance(process, MomentumSGD) else d)
-        self.gradient, self.batch = Gradient(process, self.space, xp), int(process.batch_size)
-        everyone = self.gradient.family is not None and process.loss is not None
-        work = self.space.dim * (self.gradient.samples if everyone else self.batch)
-        self.step = chunked(self.gradient.step, work) if xp is np else compiled(self.gradient.step)
+        self.gradient, self.batch = Gradient(process, self.space, backend), int(process.batch_size)
+        family = self.gradient.family
+        everyone = family is not None and family.native is None and process.loss is not None
+        self.step = chunked(self.gradient.step, self.space.dim * (self.gradient.samples if everyone else self.batch))
         self.reference = None
         if minimum is not None:
             if process.loss is not None or self.gradient.family is None or not hasattr(self.gradient.family, "kind"):
@@ -150,14 +165,15 @@ class _Algorithm:
             point = np.asarray(minimum, dtype=float).reshape(-1, 1)
             if len(point) != self.space.dim:
                 raise ValueError(f"minimum has {len(point)} coordinates; {self.space.dim} were expected.")
-            values = Gradient(process, self.space, np, values=True)
+            values = Gradient(process, self.space, values=True)
             N = np.arange(values.samples)[None]
+            assert values.family is not None
             at = values.family.chosen(np.broadcast_to(point, (len(point), values.samples)), N)[0, 0]
             self.reference = (values, point, at)
 
     def advance(self, swarm: Swarm, walls: Walls | None, t: float, dt: float) -> None:
         g, draws, n = self.gradient, swarm.draws, swarm.x.shape[1]
-        sample = draws.samples(g.samples, self.batch, g.replacement) if g.uses_samples else None
+        sample: Any = draws.samples(g.samples, self.batch, g.replacement) if g.uses_samples else None
         label = draws.normal(self.batch).reshape(self.batch, n) if g.uses_labels else None
         noise = draws.normal(self.space.dim) if g.uses_normals else None
         if self.reference is not None:
@@ -168,14 +184,6 @@ class _Algorithm:
             swarm.asked[swarm.ids] += 1
             swarm.kept[swarm.ids] += (slope * (x - point)).sum(axis=0) >= gap - 1e-12 * np.abs(f)
         descend(swarm, self.step, walls, t + dt, (sample, label, noise))
-
-
-def _backend(name: str) -> Any:
-    if name != "jax":
-        return np
-    jax = import_optional("jax", "simulate(..., backend='jax')")
-    jax.config.update("jax_enable_x64", True)
-    return jax.numpy
 
 
 def _check(
@@ -190,8 +198,8 @@ def _check(
         raise ValueError(f"simulate: seed is {seed!r}; a non-negative integer was expected.")
     if method not in ("sde", "sgd"):
         raise ValueError(f"simulate: method is {method!r}; expected 'sde' or 'sgd'.")
-    if backend not in ("auto", "numpy", "jax"):
-        raise ValueError(f"simulate: backend is {backend!r}; expected 'auto', 'numpy' or 'jax'.")
+    if backend not in ("auto", "numpy", "c"):
+        raise ValueError(f"simulate: backend is {backend!r}; expected 'auto', 'numpy' or 'c'.")
     for name, value in (("step", step), ("horizon", horizon)):
         if value is not None and (not is_number(value) or not value > 0):
             raise ValueError(f"simulate: {name} is {value!r}; a positive number was expected.")

@@ -1,0 +1,166 @@
+"""The same quantities of many samples at many points: their means over batches and over all, and how they scatter."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import ufl
+from ufl.core.expr import Expr
+
+from ..models.fields import Batched, is_number
+from ..models.samples import Samples
+from ._lambdify import PointSpace, generate
+from ._native import LONGEST, Native, NotCompilable
+
+Array = np.ndarray[Any, Any]
+Backend = Literal["numpy", "c"]
+
+
+class Quantities(ABC):
+    """Some components of N samples; points have shape (d, n).
+
+    Attributes:
+        size: N.
+        native: compiled code for the means, where there is some.
+    """
+
+    size: int
+    native: Native | None = None
+
+    @abstractmethod
+    def everyone(self, x: Array) -> Array:
+        """Of all samples: shape (components, N, n), samples in an order of their own."""
+
+    @abstractmethod
+    def chosen(self, x: Array, sample: Array) -> Array:
+        """Of the samples of number ``sample`` (B, n): shape (components, B, n)."""
+
+    def average(self, x: Array) -> Array:
+        """Mean over all samples, shape (components, n)."""
+        return self.native.moments(x, root=False)[0] if self.native else self.everyone(x).mean(axis=1)
+
+    def batch(self, x: Array, sample: Array) -> Array:
+        """Mean over the samples of number ``sample`` (B, n), shape (components, n)."""
+        return self.native.batch(x, sample) if self.native else self.chosen(x, sample).mean(axis=1)
+
+    def scatter(self, x: Array, centred: bool = True) -> tuple[Array, Array]:
+        """Mean over all samples and a factor (components, K, n) of their covariance, or of their second moments."""
+        if self.native:
+            return self.native.moments(x, centred)
+        g = self.everyone(x)
+        mean = g.mean(axis=1)
+        return mean, (g - mean[:, None] if centred else g) / np.sqrt(self.size)
+
+
+class Family(Quantities):
+    """Formulas: one function for all samples whose expressions differ in numbers only.
+
+    Args:
+        samples: the expressions of each sample, equally many components each.
+        space: whose coordinates they are written in.
+        backend: "c" to compile the means.
+
+    Raises:
+        NotCompilable: for "c", if some formula contains ``fp.batched`` functions or all together are too long.
+    """
+
+    def __init__(self, samples: Sequence[Sequence[Expr]], space: PointSpace, backend: Backend = "numpy"):
+        self.size = len(samples)
+        codes = [generate(expressions, space) for expressions in samples]
+        kinds: dict[Any, list[int]] = {}
+        for i, code in enumerate(codes):
+            # functions of the user cannot be told apart: every sample with some is a kind of its own
+            kinds.setdefault((code.source, i if code.callbacks else None), []).append(i)
+        self.members = [np.array(m) for m in kinds.values()]
+        self.functions = [codes[m[0]].compile() for m in self.members]
+        self.numbers = [np.array([codes[i].numbers for i in m]).T for m in self.members]
+        self.kind = np.zeros(self.size, dtype=int)
+        self.place = np.zeros(self.size, dtype=int)
+        for k, m in enumerate(self.members):
+            self.kind[m], self.place[m] = k, np.arange(len(m))
+        if backend == "c":
+            first = [codes[m[0]] for m in self.members]
+            if any(code.callbacks for code in first):
+                raise NotCompilable("backend='c' cannot compile functions of fp.batched; take 'numpy'.")
+            if (lines := sum(code.source.count("\n") for code in first)) > LONGEST:
+                raise NotCompilable(f"backend='c' takes formulas of {LONGEST} lines, not {lines}; take 'numpy'.")
+            numbers = np.zeros((max(len(c.numbers) for c in first), self.size))
+            for m, values in zip(self.members, self.numbers, strict=True):
+                numbers[: len(values), m] = values
+            shape = (ufl.SpatialCoordinate(space.mesh).ufl_shape[0], sum(int(np.prod(e.ufl_shape)) for e in samples[0]))
+            self.native = Native(first, self.kind, numbers, shape)
+
+    def everyone(self, x: Array) -> Array:
+        """Of all samples."""
+        parts = []
+        for function, members, numbers in zip(self.functions, self.members, self.numbers, strict=True):
+            c = [row[0] if (row == row[0]).all() else row[:, None] for row in numbers]
+            parts.append(stack(function(x, c), (len(members), x.shape[-1])))
+        return np.concatenate(parts, axis=1)
+
+    def chosen(self, x: Array, sample: Array) -> Array:
+        """Of some."""
+        place, result = self.place[sample], None
+        for k, (function, numbers) in enumerate(zip(self.functions, self.numbers, strict=True)):
+            c = [row[0] if (row == row[0]).all() else row[place % len(row)] for row in numbers]
+            found = stack(function(x[:, None], c), sample.shape)
+            result = found if result is None else np.where(self.kind[sample] == k, found, result)
+        assert result is not None
+        return result
+
+
+class Tabulated(Quantities):
+    """Per-sample gradients of ``fp.batched(grads)``."""
+
+    def __init__(self, source: Batched, dim: int):
+        self.function, self.dim = source.function, dim
+        self.size = self.everyone(np.zeros((dim, 1))).shape[1]
+
+    def everyone(self, x: Array) -> Array:
+        """Of all samples."""
+        points = np.ascontiguousarray(x[: self.dim].T)
+        g = np.asarray(self.function(points), dtype=float)
+        if g.ndim != 3 or g.shape[0] != len(points) or g.shape[2] != self.dim:
+            raise ValueError(f"PerSample(fp.batched(grads)): grads returned shape {g.shape} for {points.shape} points.")
+        return g.transpose(2, 1, 0)
+
+    def chosen(self, x: Array, sample: Array) -> Array:
+        """Of some, from those of all."""
+        return np.take_along_axis(self.everyone(x), sample[None], axis=1)
+
+
+class Differentiated(Quantities):
+    """Losses, if ``values``, and gradients of PyTorch's and JAX's samples."""
+
+    def __init__(self, samples: Samples, dim: int, values: bool):
+        self.samples, self.size, self.dim, self.values = samples, samples.size, dim, values
+
+    def everyone(self, x: Array) -> Array:
+        """Of all samples."""
+        return self._arranged(*self.samples.losses_and_gradients(x[: self.dim].T))
+
+    def chosen(self, x: Array, sample: Array) -> Array:
+        """Of some."""
+        return self._arranged(*self.samples.losses_and_gradients(x[: self.dim].T, np.ascontiguousarray(sample.T)))
+
+    def _arranged(self, f: Array, g: Array) -> Array:
+        gradients = g.transpose(2, 1, 0)
+        return np.concatenate((f.T[None], gradients)) if self.values else gradients
+
+
+def lambdify(expressions: Any, space: PointSpace, backend: Backend = "numpy") -> Callable[[Array], Array]:
+    """A function that maps points (d, n) to the components of the expressions, shape (components, n).
+
+    Args:
+        expressions: one UFL expression or several, of any shape.
+        space: whose coordinates they are written in.
+        backend: as of :class:`Family`.
+    """
+    one = isinstance(expressions, Expr) or is_number(expressions)
+    return Family([[ufl.as_ufl(e) for e in ([expressions] if one else expressions)]], space, backend).average
+
+
+def stack(values: Sequence[Any], shape: tuple[int, ...]) -> Array:
+    """Arrays and floats as one array (len(values), *shape)."""
+    return np.stack([np.broadcast_to(np.asarray(v, dtype=float), shape) for v in values])

@@ -1,0 +1,228 @@
+"""Generated code of many samples, compiled by the C compiler that DOLFINx compiles forms with.
+
+Points are taken in groups of a fixed size, whose loops the compiler turns into vector instructions, sines and
+exponentials included where the C library has such versions (glibc).  The last group is filled up, so that a point's
+result does not depend on its neighbours or on their number.
+"""
+
+import ctypes
+import hashlib
+import os
+import re
+import shlex
+import subprocess
+import sysconfig
+import tempfile
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import dolfinx.jit
+import numpy as np
+
+from ._lambdify import Code
+
+Array = np.ndarray[Any, Any]
+LONGEST = 3000
+"""Lines of generated code, beyond which compiling takes too long."""
+
+_HEAD = """
+#include <math.h>
+#include <stdlib.h>
+#if defined(__GLIBC_PREREQ) && defined(__x86_64__)
+#if __GLIBC_PREREQ(2, 35)
+#define VECTOR __attribute__((simd("notinbranch"), const)) double
+VECTOR sin(double); VECTOR cos(double); VECTOR tan(double); VECTOR sinh(double); VECTOR cosh(double);
+VECTOR tanh(double); VECTOR asin(double); VECTOR acos(double); VECTOR atan(double); VECTOR exp(double);
+VECTOR log(double); VECTOR pow(double, double); VECTOR atan2(double, double);
+#endif
+#endif
+#define arcsin asin
+#define arccos acos
+#define arctan atan
+#define arctan2 atan2
+#define abs fabs
+#define where(a, b, c) ((a) ? (b) : (c))
+#define maximum(a, b) ((a) > (b) || (a) != (a) ? (a) : (b))
+#define minimum(a, b) ((a) < (b) || (a) != (a) ? (a) : (b))
+#define logical_and(a, b) ((a) && (b))
+#define logical_or(a, b) ((a) || (b))
+#define logical_not(a) (!(a))
+#define W 32
+#define EACH for (int j = 0; j < W; j++)
+typedef double lanes[W];
+typedef long long integer;
+"""
+
+_BODY = """
+static void load(const double *x, integer n, integer i, lanes *restrict X)
+{
+    for (int r = 0; r < D; r++) EACH X[r][j] = x[r * n + (i + j < n ? i + j : n - 1)];
+}
+
+/* the mean over a batch: x (D, n), sample (B, n), numbers (K, N), mean (M, n) */
+void batch(integer n, integer N, integer B, const int *kinds, const int *uniform, const double *numbers,
+           const double *x, const integer *sample, double *mean)
+{
+    lanes X[D], C[K], g[M], sum[M];
+    integer s[W];
+    for (integer i = 0; i < n; i += W) {
+        load(x, n, i, X);
+        for (int r = 0; r < M; r++) EACH sum[r][j] = 0.0;
+        for (integer b = 0; b < B; b++) {
+            EACH s[j] = sample[b * n + (i + j < n ? i + j : n - 1)];
+            for (int k = 0; k < K; k++) {
+                if (uniform[k]) EACH C[k][j] = numbers[k * N];
+                else EACH C[k][j] = numbers[k * N + s[j]];
+            }
+            for (int kind = 0; kind < KINDS; kind++) {
+                evaluate(kind, X, C, g);
+                for (int r = 0; r < M; r++)
+                    EACH sum[r][j] += KINDS == 1 || kinds[s[j]] == kind ? g[r][j] : 0.0;
+            }
+        }
+        for (int r = 0; r < M; r++)
+            for (int j = 0; j < W && i + j < n; j++) mean[r * n + i + j] = sum[r][j] / B;
+    }
+}
+
+/* the mean over all samples and, where root is wanted, a triangular factor (M, M, n) of their second moments, by Gram
+   and Schmidt on the rows as in triangular_root() */
+int moments(integer n, integer N, int centred, const int *kinds, const double *numbers, const double *x, double *mean,
+            double *root)
+{
+    lanes X[D], C[K], L[M][M], sum[M], *g = malloc(N * M * sizeof(lanes));
+    if (!g) return 1;
+    for (integer i = 0; i < n; i += W) {
+        integer m = n - i < W ? n - i : W;
+        load(x, n, i, X);
+        for (int r = 0; r < M; r++) EACH sum[r][j] = 0.0;
+        for (integer s = 0; s < N; s++) {
+            for (int k = 0; k < K; k++) EACH C[k][j] = numbers[k * N + s];
+            evaluate(kinds[s], X, C, g + s * M);
+            for (int r = 0; r < M; r++) EACH sum[r][j] += g[s * M + r][j];
+        }
+        for (int r = 0; r < M; r++) {
+            EACH sum[r][j] /= N;
+            for (int j = 0; j < m; j++) mean[r * n + i + j] = sum[r][j];
+        }
+        if (!root) continue;
+        for (int r = 0; r < M; r++) {
+            if (centred) for (integer s = 0; s < N; s++) EACH g[s * M + r][j] -= sum[r][j];
+            for (int q = 0; q <= r; q++) {
+                EACH L[r][q][j] = 0.0;
+                for (integer s = 0; s < N; s++) EACH L[r][q][j] += g[s * M + q][j] * g[s * M + r][j];
+                if (q < r) for (integer s = 0; s < N; s++) EACH g[s * M + r][j] -= L[r][q][j] * g[s * M + q][j];
+            }
+            EACH L[r][r][j] = sqrt(L[r][r][j]);
+            for (integer s = 0; s < N; s++) EACH g[s * M + r][j] /= L[r][r][j] > 0.0 ? L[r][r][j] : 1.0;
+            for (int q = 0; q < M; q++)
+                for (int j = 0; j < m; j++)
+                    root[(r * M + q) * n + i + j] = q <= r ? L[r][q][j] / sqrt((double)N) : 0.0;
+        }
+    }
+    free(g);
+    return 0;
+}
+"""
+
+
+class NotCompilable(ValueError):
+    """Something that there is no C code for, which numpy can do."""
+
+
+class Native:
+    """Means over samples in compiled code.
+
+    Args:
+        kinds: one code for each kind of samples, without callbacks.
+        kind: which kind each sample is, shape (N,).
+        numbers: the numbers of each sample, shape (K, N).
+        shape: numbers of coordinates and of components.
+    """
+
+    def __init__(self, kinds: Sequence[Code], kind: Array, numbers: Array, shape: tuple[int, int]):
+        self.library = _library("\n".join([_HEAD, *_definitions(kinds, len(numbers), *shape), _BODY]))
+        self.kind, self.numbers, self.size = kind.astype(np.intc), np.ascontiguousarray(numbers), numbers.shape[1]
+        self.uniform = (numbers == numbers[:, :1]).all(axis=1).astype(np.intc)
+        self.dim, self.components = shape
+
+    def batch(self, x: Array, sample: Array) -> Array:
+        """Mean (M, n) over the samples ``sample`` (B, n) at points (d, n)."""
+        n, mean = x.shape[1], np.empty((self.components, x.shape[1]))
+        x, sample = np.ascontiguousarray(x[: self.dim]), np.ascontiguousarray(sample, dtype=np.longlong)
+        self.library.batch(
+            _integer(n), _integer(self.size), _integer(len(sample)), _at(self.kind), _at(self.uniform),
+            _at(self.numbers), _at(x), _at(sample), _at(mean),
+        )  # fmt: skip
+        return mean
+
+    def moments(self, x: Array, centred: bool = True, root: bool = True) -> tuple[Array, Array]:
+        """Mean (M, n) over all samples, and L (M, M, n) with L Lᵀ their covariance or second moments."""
+        n, M = x.shape[1], self.components
+        mean, L = np.empty((M, n)), np.empty((M, M, n if root else 0))
+        x = np.ascontiguousarray(x[: self.dim])
+        failed = self.library.moments(
+            _integer(n), _integer(self.size), ctypes.c_int(centred), _at(self.kind), _at(self.numbers), _at(x),
+            _at(mean), _at(L) if root else None,
+        )  # fmt: skip
+        if failed:
+            raise MemoryError(f"no memory for the gradients of {self.size} samples.")
+        return mean, L
+
+
+_integer = ctypes.c_longlong
+
+
+def _at(a: Array) -> ctypes.c_void_p:
+    return ctypes.c_void_p(a.ctypes.data)
+
+
+def _definitions(kinds: Sequence[Code], K: int, D: int, M: int) -> list[str]:
+    text = [f"#define D {D}\n#define M {M}\n#define K {max(K, 1)}\n#define KINDS {len(kinds)}"]
+    for k, code in enumerate(kinds):
+        *lines, last = code.source.splitlines()[1:]
+        body = [f"const double {_translated(line)};" for line in lines]
+        results = _translated(last).removeprefix("return (").removesuffix(",)").split(", ")
+        body += [f"out[{r}][j] = {value};" for r, value in enumerate(results)]
+        head = f"static void kind_{k}(const lanes *restrict x, const lanes *restrict c, lanes *restrict out)"
+        text.append(head + "\n{\n    EACH {\n" + "".join(f"        {line}\n" for line in body) + "    }\n}")
+    cases = " ".join(f"case {k}: kind_{k}(x, c, out); break;" for k in range(len(kinds)))
+    head = "static void evaluate(int kind, const lanes *x, const lanes *c, lanes *out)"
+    return [*text, f"{head}\n{{\n    switch (kind) {{ {cases} }}\n}}"]
+
+
+def _translated(line: str) -> str:
+    """A line of generated Python in C."""
+    line = re.sub(r"\b([xc])\[(\d+)\]", r"\1[\2][j]", line.strip().replace("np.", ""))
+    return re.sub(r"(\S+) \*\* (\S+)", r"pow(\1, \2)", line)
+
+
+@lru_cache(maxsize=64)
+def _library(source: str) -> ctypes.CDLL:
+    """The compiled code, from DOLFINx' cache if it is there; every process does this for itself.
+
+    Raises:
+        RuntimeError: the compiler is missing or refuses.
+    """
+    options = dolfinx.jit.get_options()
+    compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
+    flags = [*options["cffi_extra_compile_args"], "-O3", "-fno-math-errno", "-fno-trapping-math", "-std=gnu11"]
+    command = [*compiler, *flags, "-shared", "-fPIC"]
+    name = hashlib.sha256("\0".join([source, *command]).encode()).hexdigest()[:32]
+    folder = Path(options["cache_dir"])
+    target = folder / f"fpsolver_{name}.so"
+    if not target.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as place:
+            file, made = Path(place) / "code.c", Path(place) / "code.so"
+            file.write_text(source)
+            try:
+                run = subprocess.run([*command, str(file), "-o", str(made), "-lm"], capture_output=True, text=True)
+            except OSError as error:
+                raise RuntimeError(f"no C compiler {compiler[0]!r} ({error}); backend='numpy' needs none.") from error
+            if run.returncode:
+                raise RuntimeError(f"{compiler[0]} refused generated code: {run.stderr.strip()[:500]}")
+            os.replace(made, target)  # at once, whoever else is compiling it
+    return ctypes.CDLL(str(target))
