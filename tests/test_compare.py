@@ -162,11 +162,10 @@ def test_walls_are_moved_where_they_absorb_by_the_noise_across_them():
     np.testing.assert_allclose(x[corner], 3 + 0.58260 * 0.1 * 2, rtol=1e-5)
     assert x.min(initial=0) > -1e-12 and y.min(initial=1) > 1 - 1e-12 and moved.parts == domain.parts
     ring = fp.Domain.annulus((0.0, 1.0), 0.5, 2.0, 0.5)
-    ring = fp.watched_after_steps(fp.SDE(lambda x: (0.0, 0.0), 0.5), ring, "inner", step=0.01)
-    radius = np.linalg.norm(ring.mesh.geometry.x[:, :2] - (0, 1), axis=1)
-    comm = ring.comm
-    assert comm.allreduce(radius.min(), op=MPI.MIN) == pytest.approx(0.5 - 0.058260, rel=1e-5)
-    assert comm.allreduce(radius.max(), op=MPI.MAX) == pytest.approx(2.0)
+    moved = fp.watched_after_steps(fp.SDE(lambda x: (0.0, 0.0), 0.5), ring, "inner", step=0.01)
+    before, after = (np.linalg.norm(d.mesh.geometry.x[:, :2] - (0, 1), axis=1) for d in (ring, moved))
+    assert ring.comm.allreduce(after.min(), op=MPI.MIN) == pytest.approx(0.5 - 0.058260, rel=1e-3)
+    assert ring.comm.allreduce(after.max(), op=MPI.MAX) == ring.comm.allreduce(before.max(), op=MPI.MAX)
 
 
 @pytest.mark.parallel

@@ -16,6 +16,7 @@ from dolfinx import fem, la
 from .. import _compat, _petsc
 from .._log import logger
 from ..domains.domain import Domain
+from ..models.fields import Space
 from ..models.process import SDE, Coefficients, Process
 from ._choice import (
     check_jumps,
@@ -65,6 +66,7 @@ class Generator:
     """
 
     G: PETSc.Mat
+    space: Space
 
     def __init__(
         self,
