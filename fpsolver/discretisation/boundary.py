@@ -87,7 +87,7 @@ def survey_cells(mesh: dmesh.Mesh, coefficients: Coefficients, degree: int) -> S
         *(coefficients.D[i, j] for i in range(d) for j in range(d)),
     ]
     owned = np.arange(mesh.topology.index_map(d).size_local, dtype=np.int32)
-    table = fem.Expression(ufl.as_vector(row), points).eval(mesh, owned).reshape(len(owned), -1, len(row))
+    table = fem.Expression(ufl.as_vector(row), points).eval(mesh, owned).reshape(len(owned), len(points), len(row))
     values = table[:, : len(inside)].reshape(-1, len(row))
     x, detJ, beta, D = (
         values[:, :d],

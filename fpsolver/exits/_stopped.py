@@ -206,7 +206,7 @@ def _cell_points(gen: Generator) -> tuple[npt.NDArray[np.float64], npt.NDArray[n
     points, weights = basix.make_quadrature(getattr(basix.CellType, mesh.topology.cell_name()), 8)
     row = ufl.as_vector([*ufl.SpatialCoordinate(mesh), abs(ufl.JacobianDeterminant(mesh))])
     owned = np.arange(mesh.topology.index_map(dim).size_local, dtype=np.int32)
-    table = fem.Expression(row, points).eval(mesh, owned).reshape(len(owned), -1, dim + 1)
+    table = fem.Expression(row, points).eval(mesh, owned).reshape(len(owned), len(points), dim + 1)
     return table[..., :dim].reshape(-1, dim), (table[..., dim] * weights).ravel()
 
 
