@@ -26,8 +26,8 @@ ORDER = (
     "diagnostics.regime diagnostics.concentration diagnostics.entropy diagnostics.entropy_rates "
     "diagnostics._points diagnostics._sampling diagnostics._passes diagnostics._operator diagnostics._arrhenius "
     "diagnostics._certificate diagnostics.critical diagnostics.kramers diagnostics.bounds diagnostics._talweg "
-    "diagnostics.lojasiewicz diagnostics.decay diagnostics._ellipses diagnostics.landscape diagnostics.star "
-    "models.network models.slices "
+    "diagnostics.lojasiewicz diagnostics.decay diagnostics.star diagnostics._interpolating diagnostics._ellipses "
+    "diagnostics.landscape models.network models.slices "
 ).split()
 
 
