@@ -198,7 +198,7 @@ def _add_stars(
     notes: list[str],
 ) -> None:
     x = ensemble.positions.transpose(1, 0, 2)
-    stay = np.isfinite(x).all(axis=(1, 2))
+    stay = np.asarray(np.isfinite(x).all(axis=(1, 2)))
     if not stay.any():
         raise ValueError(
             "landscape: no path of the ensemble stays on the domain until its last recorded time. Record earlier times."
