@@ -1,5 +1,7 @@
 """Landscape reports and star-convexity against values by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import ufl
@@ -7,7 +9,7 @@ from scipy.optimize import brentq
 from test_errors import refused
 
 import fpsolver as fp
-from fpsolver.diagnostics import critical_points, landscape, star_convexity
+from fpsolver.diagnostics import collapse, critical_points, landscape, star_convexity
 from fpsolver.landscapes import double_well, three_hole
 
 ROWS = np.array([[1.0, 0.5], [0.3, 1.2], [-0.7, 0.4]])
@@ -76,7 +78,7 @@ def test_flatness_and_alignment_by_hand():
         assert (p.trace, p.determinant, p.largest) == pytest.approx((5, 4, 4), rel=1e-13)
         assert p.alignment == pytest.approx(alignment, rel=1e-12)
         assert p.angle == pytest.approx(angle, abs=1e-5)
-        assert p.interpolation is None and p.exponent is None
+        assert p.collapse is None and p.exponent is None
     (p,) = landscape(fp.SGD(loss, fp.Isotropic(2.0), 0.1), domain, exponents=False).points
     assert p.alignment == pytest.approx(5 / np.sqrt(17 * 2), rel=1e-12) and np.isnan(p.angle)
     (p,) = landscape(fp.Langevin(loss, 0.1), domain, exponents=False).points
@@ -93,22 +95,51 @@ def test_interpolation_points_are_found_and_their_collapse_is_judged(kind):
     noise, domain = least_squares(kind), square()
     for eta, batch in ((0.5, 1), (2.0, 1), (2.0, 3)):
         (p,) = landscape(fp.SGD(None, noise, eta, batch), domain, exponents=False).minima
-        found = p.interpolation
-        assert found.s2 == pytest.approx(s2, rel=1e-8)
-        assert found.curvature == pytest.approx(smallest, rel=1e-8)
+        found = p.collapse
+        assert found.stationary and found.point == pytest.approx(TARGET, abs=1e-12)
+        assert found.relative_noise == pytest.approx(eta / batch * s2, rel=1e-8)
+        assert found.pull == pytest.approx(smallest, rel=1e-8)
         assert found.rate == pytest.approx(2 * smallest - eta * s2 / batch, abs=1e-7)
         assert found.collapses == (eta * s2 / batch < 2 * smallest) == (eta / batch < 1)
     (p,) = landscape(fp.SGD(None, least_squares(kind, 0.3), 0.5), domain, exponents=False).minima
-    assert p.interpolation is None
+    assert p.collapse is None
+
+
+def test_the_collapse_of_the_report_is_that_of_the_long_time_diagnostic():
+    process, domain = fp.SGD(None, least_squares(), 0.5), square()
+    report = landscape(process, domain, exponents=False)
+    (p,) = report.points
+    found = collapse(fp.Generator(process, domain), TARGET)
+    # the diagnostic takes 64 directions, and the smallest eigenvalue has one of its own
+    assert p.collapse.rate == pytest.approx(found.rate, abs=2e-3) and p.collapse.rate <= found.rate + 1e-9
+    assert (p.collapse.collapses, p.collapse.stationary) == (found.collapses, found.stationary) == (True, True)
+    assert "Sigma = 0 at the minimum (0.4, -0.3)" in str(report) and "the law collapses to it" in str(report)
+
+
+@pytest.mark.parallel
+def test_noise_vanishes_at_a_dead_neuron():
+    """f_i = (w₀w₁x_i − y_i)²/2 near 0: ∇f_i = −x_i y_i (w₁, w₀), a saddle that is invariant and repels."""
+    x, y = np.array([1.0, 2.0, 0.5]), np.array([1.0, 0.3, 1.4])
+    losses = [lambda w, a=a, b=b: (a * w[0] * w[1] - b) ** 2 / 2 for a, b in zip(x, y, strict=True)]
+    domain = fp.Domain.rectangle((-0.5, -0.5), (0.5, 0.5), (4, 4))
+    report = landscape(fp.SGD(None, fp.PerSample(losses), 0.2, 2), domain)
+    (p,) = report.points
+    pull, noise = -np.mean(x * y), 0.1 * np.var(x * y)
+    assert p.critical.kind == "saddle" and p.collapse.stationary and not p.collapse.collapses
+    assert (p.collapse.pull, p.collapse.relative_noise) == pytest.approx((pull, noise), rel=1e-7)
+    assert p.collapse.rate == pytest.approx(2 * pull - noise, rel=1e-7)
+    assert "Sigma = 0 at the saddle (0, 0)" in str(report) and "no collapse in mean square" in str(report)
 
 
 def test_noise_that_vanishes_faster_or_slower_than_quadratically():
     loss, domain = lambda x: x[0] ** 2, fp.Domain.interval(-1, 1.1, 7)
     for power, s2, collapses in ((1, np.inf, False), (2, 1.0, True), (4, 0.0, True)):
         process = fp.SGD(loss, fp.Covariance(lambda x, p=power: ((abs(x[0]) ** p,),)), 1.0)
-        (p,) = landscape(process, domain, exponents=False).points
-        assert p.interpolation.s2 == pytest.approx(s2, abs=1e-9)
-        assert p.interpolation.collapses is collapses
+        report = landscape(process, domain, exponents=False)
+        found = report.points[0].collapse
+        assert found.relative_noise == pytest.approx(s2, abs=1e-9)
+        assert found.collapses is collapses and found.stationary is collapses
+        assert ("more slowly than the square" in str(report)) is not collapses
 
 
 @pytest.mark.parallel
@@ -116,11 +147,41 @@ def test_the_rate_of_the_report_is_that_of_the_equation():
     """f = x²/2, Σ = x²: E X² decays at the rate 2 − η, at which the report says that the law collapses."""
     process = fp.SGD(lambda x: x[0] ** 2 / 2, fp.Covariance(lambda x: ((x[0] ** 2,),)), 0.2)
     domain = fp.Domain.interval(-5, 5, 101)
-    (p,) = landscape(process, domain).minima
     flow = fp.evolve(fp.Generator(process, domain), fp.gaussian(1.0, 0.1), np.linspace(0.2, 1, 5), tol=1e-8)
-    measured = fp.diagnostics.loss_decay(flow, p.exponent).measured
-    assert p.interpolation.rate == pytest.approx(1.8, rel=1e-8)
-    assert measured == pytest.approx(p.interpolation.rate, rel=1e-4)
+    report = landscape(process, domain, evolution=flow)
+    (p,) = report.minima
+    assert p.collapse.rate == pytest.approx(1.8, rel=1e-8)
+    assert p.decay.predicted == pytest.approx(2, rel=1e-3)
+    assert p.decay.measured == pytest.approx(p.collapse.rate, rel=1e-4)
+    assert "rate 2 or more without noise; measured by the PDE 1.8 [1.8, 1.8]" in str(report)
+
+
+@pytest.mark.parallel
+def test_the_report_predicts_algebraic_decay_and_measures_it():
+    """f = x⁴ and Σ = x⁴: θ = 3/4 predicts t⁻², which the process has with the noise too."""
+    process = fp.SGD(lambda x: x[0] ** 4, fp.Covariance(lambda x: ((x[0] ** 4,),)), 0.2)
+    domain, times = fp.Domain.interval(-2, 2, 160), np.geomspace(1, 50, 12)
+    flow = fp.evolve(fp.Generator(process, domain), fp.dirac(1.0), times, tol=1e-8)
+    report = landscape(process, domain, evolution=flow)
+    (p,) = report.minima
+    assert p.critical.kind == "degenerate" and p.decay.law == "algebraic"
+    assert (p.decay.predicted, p.decay.measured) == pytest.approx((2, 2), abs=5e-3)
+    assert "1/t^2 [" in str(report) and "measured by the PDE" in str(report)
+
+
+def test_evolutions_find_their_minima():
+    """One in each well of a double well; without noise rates are those of the Hessian, c² = 2 f'' there."""
+    process = fp.SGD(double_well, fp.Isotropic(1.0), 1e-3)
+    domain = fp.Domain.interval(-1.6, 1.6, 200)
+    gen, times = fp.Generator(process, domain), np.linspace(0.1, 1.0, 8)
+    flows = [fp.evolve(gen, fp.gaussian(x, 0.02), times) for x in (1.2, -1.2)]
+    report = landscape(process, domain, evolution=flows)
+    left, right = report.minima
+    assert (left.critical.point[0], right.critical.point[0]) == pytest.approx((-1, 1))
+    for p in (left, right):
+        assert p.decay.predicted == pytest.approx(2 * p.critical.eigenvalues[0], rel=1e-2)
+        assert p.decay.measured == pytest.approx(p.decay.predicted, rel=0.15)
+    refused(lambda: landscape(process, domain, evolution=[flows[0]] * 2), ValueError, "two evolutions end near")
 
 
 @pytest.mark.parallel
@@ -136,7 +197,7 @@ def test_report_of_three_holes(tmp_dir):
         x, y = p.critical.point
         assert np.allclose(p.critical.covariance, [[1 + x * x, x * y / 2], [x * y / 2, 0.3 + y * y]], atol=1e-12)
     text = str(report)
-    assert len(text.splitlines()) == 8 and "tr Sigma" in text and "(0, 1.5371)" in text
+    assert len(text.splitlines()) == 11 and "tr Sigma" in text and "(0, 1.5371)" in text
     figure = report.plot(tmp_dir / "landscape.png")
     assert (tmp_dir / "landscape.png").stat().st_size > 20_000
     if domain.comm.rank == 0:
@@ -178,6 +239,102 @@ def test_bad_landscapes(tmp_dir):
     box = fp.Domain.box((-1, -1, -1), (1, 1, 1), (2, 2, 2))
     report = landscape(lambda x: x[0] ** 2 + x[1] ** 2 + x[2] ** 2, box, exponents=False)
     refused(lambda: report.plot(tmp_dir / "no.png"), ValueError, "one and two dimensions")
+
+
+# -- Paths in the report
+
+
+def two_wells():
+    """Two equal samples (x² − 1)²/4; star-convex about 1 where (x + 1)(3x − 1) ≥ 0."""
+    return fp.SGD(None, fp.PerSample([lambda x: (x[0] ** 2 - 1) ** 2 / 4] * 2), 0.1)
+
+
+@pytest.mark.parallel
+def test_star_convexity_about_the_minimum_where_a_path_ends():
+    """Positions at time 0 on an even grid: of (0, 2) the part above 1/3 is star-convex about 1, and mirrored."""
+    domain, x = fp.Domain.interval(-2.5, 2.5, 20), np.linspace(-1, 2, 3000)
+    ensemble = fp.simulate(two_wells(), domain, x, paths=len(x), times=[0.0], method="sgd")
+    report = landscape(two_wells(), domain, ensemble=ensemble)
+    left, right = (p.star for p in report.minima)
+    assert (left.paths, right.paths, left.samples) == (1000, 2000, 2)
+    assert left.share == pytest.approx(2 / 3, abs=2e-3) and right.share == pytest.approx(5 / 6, abs=2e-3)
+    # the defect is −(x − 1)² (x + 1)(3x − 1)/4, largest at 0 among (0, 2)
+    assert right.worst == pytest.approx(0.25, abs=1e-3) == left.worst
+    assert report.steps is None and report.points[2].star is None
+    assert "paths that end near (1): star-convex: 83." in str(report)
+
+
+@pytest.mark.parallel
+def test_paths_are_followed_and_steps_counted():
+    """Of moving paths the report holds what star_convexity says of those that end on each side."""
+    noise = fp.PerSample([lambda x, s=s: (x[0] ** 2 - 1) ** 2 / 4 + s * x[0] for s in (-0.5, 0.5)])
+    process, domain = fp.SGD(None, noise, 0.3), fp.Domain.interval(-2.5, 2.5, 20)
+    paths = {"paths": 300, "times": np.arange(0, 9.1, 0.3), "method": "sgd", "minimum": 1.0}
+    ensemble = fp.simulate(process, domain, 0.0, **paths)
+    report = landscape(process, domain, exponents=False, ensemble=ensemble)
+    x = ensemble.positions[:, :, 0].T
+    assert (np.sign(x[:, 5]) != np.sign(x[:, -1])).any(), "some paths change sides"
+    for p in report.minima:
+        centre = p.critical.point[0]
+        direct = star_convexity(process, centre, x[x[:, -1] * centre > 0][:, :, None], domain.comm)
+        assert (p.star.share, p.star.interval, p.star.paths) == (direct.share, direct.interval, direct.paths)
+        assert (p.star.per_step == direct.per_step).all() and p.star.steps == 31
+    assert report.steps == ensemble.star_convexity() and "steps with their own batches" in str(report)
+    only = fp.simulate(process, domain, 0.0, **(paths | {"times": None, "horizon": 3.0}), absorbing="right")
+    report = landscape(process, domain, exponents=False, ensemble=only)
+    assert report.steps is not None and all(p.star is None for p in report.points)
+
+
+@pytest.mark.parallel
+def test_paths_of_the_diffusion_that_leave_are_told():
+    process, domain = fp.SGD(None, cauchy(), 0.5), fp.Domain.interval(-1, 1, 12)
+    ensemble = fp.simulate(
+        process, domain, 0.9, absorbing="right", paths=200, times=[0.0, 0.5, 1.0], horizon=1.0, seed=1
+    )
+    left = int(np.isfinite(ensemble.exit_times).sum())
+    report = landscape(process, domain, exponents=False, ensemble=ensemble)
+    assert 0 < left < 200 and report.minima[0].star.paths == 200 - left
+    assert f"{left} of 200 paths left before" in str(report)
+
+
+@pytest.mark.parallel
+def test_the_picture_has_paths_star_convexity_and_decay(tmp_dir):
+    process, domain = fp.SGD(None, least_squares(), 0.3), square(8)
+    ensemble = fp.simulate(process, domain, (-0.5, 0.5), paths=50, times=np.arange(0, 3, 0.3), method="sgd")
+    flow = fp.evolve(fp.Generator(process, domain), fp.gaussian((0.2, -0.1), 0.15), [0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
+    report = landscape(process, domain, ensemble=ensemble, evolution=flow)
+    figure = report.plot(tmp_dir / "all.png")
+    if domain.comm.rank == 0:
+        titles = [a.get_title() for a in figure.axes]
+        assert "star-convexity along the paths" in titles and "decay of the expected loss" in titles
+        assert [a.get_xlabel() for a in figure.axes[1:3]] == ["time (one step = learning rate)"] * 2
+        labels = [t.get_text() for t in figure.axes[0].get_legend().get_texts()]
+        assert labels == ["some paths", "curvature", "minimum"]
+    assert (tmp_dir / "all.png").stat().st_size > 40_000
+
+
+@pytest.mark.parallel
+def test_bad_paths_and_evolutions():
+    process, domain = two_wells(), fp.Domain.interval(-2, 2, 12)
+    gone = fp.simulate(process, domain, 1.9, absorbing="right", paths=3, times=[0.0], horizon=0.1, method="sgd")
+    plane = fp.simulate(fp.SGD(None, least_squares(), 0.1), None, (0.0, 0.0), paths=3, times=[0.0])
+    bare = fp.simulate(process, domain, 0.5, absorbing="right", paths=3, horizon=1.0)
+    refused(lambda: landscape(process, domain, ensemble=[1.0]), TypeError, "ensemble is a list", "fp.simulate")
+    refused(lambda: landscape(process, domain, ensemble=plane), ValueError, "2 coordinates", "has 1")
+    refused(lambda: landscape(process, domain, ensemble=bare), ValueError, "times=", "minimum=")
+    other = fp.SGD(double_well, fp.Isotropic(1.0), 0.1)
+    refused(lambda: landscape(other, domain, ensemble=gone), TypeError, "has no per-sample losses", "fp.PerSample")
+    all_left = replace(gone, positions=np.full((1, 3, 1), np.nan))
+    refused(lambda: landscape(process, domain, ensemble=all_left), ValueError, "no path of the ensemble stays")
+    refused(lambda: landscape(process, domain, evolution=3.0), TypeError, "evolution is a float", "fp.evolve")
+    refused(lambda: landscape(process, domain, evolution=[gone]), TypeError, "evolution is a Ensemble", "fp.evolve")
+    gen = fp.Generator(other, domain)
+    flow = fp.evolve(gen, fp.gaussian(1.0, 0.1), [0.1])
+    refused(lambda: landscape(other, domain, False, evolution=flow), ValueError, "exponents=True")
+    refused(lambda: landscape(lambda x: x[0] ** 2 + x[1] ** 2, square(), evolution=flow), ValueError, "1 dimension")
+    edge = fp.Domain.interval(-3, -1, 10)
+    refused(lambda: landscape(other, edge, evolution=flow), ValueError, "where no exponent is known")
+    refused(lambda: landscape(lambda x: -(x[0] ** 2), domain, evolution=flow), ValueError, "no exponent is known")
 
 
 # -- Star-convexity

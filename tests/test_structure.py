@@ -31,7 +31,7 @@ LAYERS = (
         "diagnostics",
         "invariant truncation _quadrature _pointwise _regions _basins contraction regime concentration entropy "
         "entropy_rates _points _sampling _passes _operator _arrhenius _certificate critical kramers bounds _talweg "
-        "lojasiewicz decay _ellipses landscape star",
+        "lojasiewicz decay _ellipses landscape star _interpolating",
     ),
 )
 ORDER = [f"{folder}.{name}".lstrip(".") for folder, names in LAYERS for name in names.split()]

@@ -1,4 +1,4 @@
-"""The picture of a landscape report: the loss, its critical points, and ellipses of curvature and noise."""
+"""The picture of a landscape report: the loss, its critical points, ellipses of curvature and noise, paths, decay."""
 
 from pathlib import Path
 from typing import Any
@@ -7,14 +7,27 @@ import numpy as np
 from dolfinx import fem
 
 from .. import plot
+from ..domains._meshfile import import_optional, on_root
 from ..domains.domain import Domain
+from ..montecarlo._ensemble import Ensemble
 from ._points import Loss
 from .critical import CriticalPoint
+from .decay import LossDecay
+from .star import StarConvexity
 
 _MARKS = {"minimum": ("o", "white"), "saddle": ("X", "tab:orange"), "maximum": ("^", "tab:red")}
+_PATHS = 8
 
 
-def draw(loss: Loss, domain: Domain, points: list[CriticalPoint], path: str | Path) -> Any:
+def draw(
+    loss: Loss,
+    domain: Domain,
+    points: list[CriticalPoint],
+    ensemble: Ensemble | None,
+    stars: dict[str, StarConvexity],
+    decays: dict[str, LossDecay],
+    path: str | Path,
+) -> Any:
     """Draw on rank 0 and write to ``path`` (collective)."""
     if domain.dim > 2:
         raise ValueError("a landscape is drawn in one and two dimensions; in three, plot slices of the loss.")
@@ -28,21 +41,75 @@ def draw(loss: Loss, domain: Domain, points: list[CriticalPoint], path: str | Pa
         limits = (low, float(np.quantile(everywhere, 0.7)))
     else:
         limits = (low, min(high + 1.5 * (high - low), float(everywhere.max())))
+    count = 1 + bool(stars) + bool(decays)
+    panels = on_root(domain.comm, lambda: _panels(count)) or [None] * count
     options: dict[str, Any] = {"contours": 25} if domain.dim == 2 else {}
-    figure = plot.field(f, limits=limits, cmap="Blues_r", label="loss", **options)
+    figure = plot.field(f, panels[0], limits=limits, cmap="Blues_r", label="loss", **options)
     if figure is not None:
-        axes = figure.axes[0]
+        axes = panels[0]
         if domain.dim == 1:
             axes.set_ylim(low - 0.05 * (limits[1] - low), limits[1])
         else:
+            if ensemble is not None:
+                _paths(axes, ensemble)
             _ellipses(axes, points, 0.08 * loss.extent)
         for kind in dict.fromkeys(c.kind for c in points):
             marker, colour = _MARKS.get(kind, ("s", "gray"))
             where = np.array([(*c.point, c.value)[:2] for c in points if c.kind == kind])
-            axes.plot(*where.T, marker, color=colour, markeredgecolor="black", markersize=7, label=kind)
+            axes.plot(*where.T, marker, color=colour, markeredgecolor="black", markersize=7, label=kind, zorder=5)
         axes.legend(loc="upper right", fontsize="small")
+        if stars and ensemble is not None:
+            _stars(panels[1], stars, ensemble.times)
+        if decays:
+            _decays(panels[-1], decays)
     plot.save(figure, path, domain.comm)
     return figure
+
+
+def _panels(count: int) -> list[Any]:
+    import_optional("matplotlib", "LandscapeReport.plot")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.4 + 4.6 * (count - 1), 4.8), layout="constrained")
+    return list(figure.subplots(1, count, squeeze=False, width_ratios=[1.5] + [1.0] * (count - 1))[0])
+
+
+def _paths(axes: Any, ensemble: Ensemble) -> None:
+    window = axes.axis()
+    for k, one in enumerate(ensemble.positions.transpose(1, 0, 2)[:_PATHS]):
+        axes.plot(*one.T, color="gold", linewidth=1.1, alpha=0.9, label=None if k else "some paths")
+    axes.axis(window)
+
+
+def _stars(axes: Any, stars: dict[str, StarConvexity], times: np.ndarray) -> None:
+    for k, (name, star) in enumerate(stars.items()):
+        bars = np.abs(star.per_step_interval.T - star.per_step)
+        label = f"{star.paths} paths to {name}"
+        axes.errorbar(times, star.per_step, bars, fmt="o-", color=f"C{k}", markersize=3, capsize=2, label=label)
+    axes.set(xlabel="time (one step = learning rate)", ylabel="share of star-convex pairs", ylim=(None, 1.02))
+    axes.set_title("star-convexity along the paths", fontsize="medium")
+    axes.legend(loc="best", fontsize="small")
+
+
+def _decays(axes: Any, decays: dict[str, LossDecay]) -> None:
+    """E f − f*, and the predicted law through the first time at which the drift rules."""
+    for k, (name, decay) in enumerate(decays.items()):
+        axes.plot(decay.times, decay.excess, "o-", color=f"C{k}", markersize=3, label=f"PDE, at {name}")
+        if not decay.regime.any():
+            continue
+        first = int(np.argmax(decay.regime))
+        t, start = decay.times[decay.regime] - decay.times[first], decay.excess[first]
+        if decay.law == "exponential":
+            law, label = start * np.exp(-decay.predicted * t), f"rate {decay.predicted:.3g}, the bound without noise"
+        else:
+            p, slope = decay.predicted, (decay.drift - decay.noise)[first]
+            law, label = start * (1 + slope / start * t / p) ** -p, f"1/t^{p:.3g}, predicted"
+        axes.plot(decay.times[decay.regime], law, "--", color=f"C{k}", label=label)
+    algebraic = any(d.law == "algebraic" for d in decays.values())
+    axes.set(xlabel="time (one step = learning rate)", ylabel="E f - f*", yscale="log")
+    axes.set_xscale("log" if algebraic and min(d.times[0] for d in decays.values()) > 0 else "linear")
+    axes.set_title("decay of the expected loss", fontsize="medium")
+    axes.legend(loc="best", fontsize="small")
 
 
 def _ellipses(axes: Any, points: list[CriticalPoint], size: float) -> None:

@@ -93,17 +93,31 @@ def loss_decay(evolution: Evolution, exponent: Exponent, loss: Any = None) -> Lo
             f"{exponent.value:.6g} of the exponent: mass is elsewhere, or the mesh is too coarse for it."
         )
     regime = (noise < 0.5 * drift) & (drift > 0)
-    low, high = exponent.interval
+    if exponent.exponential:
+        measured = _rate((drift - noise)[regime] / excess[regime])
+    else:
+        measured = _power(np.log(excess[regime]), np.log((drift - noise)[regime]))
+    return LossDecay(evolution.times, excess, drift, noise, regime, *predicted_decay(exponent), *measured)
+
+
+def predicted_decay(exponent: Exponent) -> tuple[str, float, tuple[float, float]]:
+    """Law, rate or power, and its interval: the first three of :class:`LossDecay` that need no evolution."""
     if exponent.exponential:
         rate = exponent.constant**2
-        measured = _rate((drift - noise)[regime] / excess[regime])
-        return LossDecay(
-            evolution.times, excess, drift, noise, regime, "exponential", rate, (rate, float("inf")), *measured
-        )
+        return "exponential", rate, (rate, float("inf"))
+    low, high = exponent.interval
     power = lambda theta: 1 / (2 * theta - 1)  # noqa: E731
-    measured = _power(np.log(excess[regime]), np.log((drift - noise)[regime]))
-    predicted = (power(exponent.theta), (power(high), power(low)))
-    return LossDecay(evolution.times, excess, drift, noise, regime, "algebraic", *predicted, *measured)
+    return "algebraic", power(exponent.theta), (power(high), power(low))
+
+
+def last_mean(evolution: Evolution) -> np.ndarray:
+    """E X at the last time, shape (d,) (collective)."""
+    gen = evolution._gen
+    dx = ufl.dx(domain=gen.domain.mesh, metadata={"quadrature_degree": gen.degree + 1})
+    x, p = ufl.SpatialCoordinate(gen.domain.mesh), evolution[len(evolution) - 1].raw
+    forms = [fem.form(c * p * dx) for c in (1.0, *(x[i] for i in range(gen.domain.dim)))]
+    mass, *moments = (gen.domain.comm.allreduce(fem.assemble_scalar(form), op=MPI.SUM) for form in forms)
+    return np.array(moments).real / np.real(mass)
 
 
 def _expectations(evolution: Evolution, loss: Any) -> np.ndarray:

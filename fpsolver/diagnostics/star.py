@@ -78,10 +78,11 @@ def star_convexity(process: Any, x_star: Any, points: Any, comm: MPI.Comm = MPI.
         )
     if not np.isfinite(array).all():
         raise ValueError("star_convexity: the points are not finite; did the trajectories diverge?")
-    return _survey(SampleLosses(process, d, comm), centre, array, comm)
+    return survey(SampleLosses(process, d, comm), centre, array, comm)
 
 
-def _survey(losses: SampleLosses, centre: np.ndarray, array: np.ndarray, comm: MPI.Comm) -> StarConvexity:
+def survey(losses: SampleLosses, centre: np.ndarray, array: np.ndarray, comm: MPI.Comm) -> StarConvexity:
+    """:func:`star_convexity` of losses that are already compiled, along paths (paths, steps, d) (collective)."""
     paths, steps, d = array.shape
     mine = np.array_split(np.arange(paths), comm.size)[comm.rank]
     table, samples, worst, problem = np.zeros((len(mine), steps)), np.zeros(losses.size), -np.inf, None
