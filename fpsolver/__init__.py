@@ -27,8 +27,8 @@ from .models.noise import Covariance, Isotropic, LabelNoise, PerSample
 from .models.noisy import Noisy
 from .models.process import SDE, SGD, Langevin, MomentumSGD
 from .models.slices import Slice
-from .montecarlo._ensemble import Ensemble
 from .montecarlo.compare import Comparison, compare
+from .montecarlo.ensemble import Ensemble
 from .montecarlo.simulate import simulate
 from .montecarlo.watched import watched_after_steps
 

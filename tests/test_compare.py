@@ -11,8 +11,8 @@ from scipy import stats
 from scipy.interpolate import CubicSpline
 
 import fpsolver as fp
-from fpsolver.montecarlo._estimates import Estimate
 from fpsolver.montecarlo.compare import fit_order
+from fpsolver.montecarlo.estimates import Estimate
 
 
 def exactly(value):

@@ -25,13 +25,13 @@ LAYERS = (
     ),
     ("longtime", "stationary _kernel ergodic _modes spectrum noisy"),
     ("exits", "_killed reach _guards error exit adapt _stopped regions exit_law"),
-    ("montecarlo", "_estimates _ensemble _lambdify _native _family _walls _paths _dynamics watched simulate compare"),
+    ("montecarlo", "estimates ensemble _lambdify _native _family _walls _paths _dynamics watched simulate compare"),
     ("", "_slices _draw io plot"),
     (
         "diagnostics",
         "invariant truncation _quadrature _pointwise _regions _basins contraction regime concentration entropy "
         "entropy_rates _points _sampling _passes _operator _arrhenius _certificate critical kramers bounds _talweg "
-        "lojasiewicz decay _ellipses landscape star _interpolating",
+        "lojasiewicz decay star _interpolating _ellipses landscape",
     ),
 )
 ORDER = [f"{folder}.{name}".lstrip(".") for folder, names in LAYERS for name in names.split()]

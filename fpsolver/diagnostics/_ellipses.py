@@ -7,9 +7,9 @@ import numpy as np
 from dolfinx import fem
 
 from .. import plot
-from ..domains._meshfile import import_optional, on_root
+from .._errors import import_optional, on_root
 from ..domains.domain import Domain
-from ..montecarlo._ensemble import Ensemble
+from ..montecarlo.ensemble import Ensemble
 from ._points import Loss
 from .critical import CriticalPoint
 from .decay import LossDecay

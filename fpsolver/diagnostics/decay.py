@@ -112,7 +112,7 @@ def predicted_decay(exponent: Exponent) -> tuple[str, float, tuple[float, float]
 
 def last_mean(evolution: Evolution) -> np.ndarray:
     """E X at the last time, shape (d,) (collective)."""
-    gen = evolution._gen
+    gen = evolution.generator
     dx = ufl.dx(domain=gen.domain.mesh, metadata={"quadrature_degree": gen.degree + 1})
     x, p = ufl.SpatialCoordinate(gen.domain.mesh), evolution[len(evolution) - 1].raw
     forms = [fem.form(c * p * dx) for c in (1.0, *(x[i] for i in range(gen.domain.dim)))]

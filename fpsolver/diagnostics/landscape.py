@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 
 from ..domains.domain import Domain
-from ..evolution.evolve import Evolution
-from ..montecarlo._ensemble import Ensemble
-from ..montecarlo._estimates import Estimate
+from ..evolution.evolution import Evolution
+from ..montecarlo.ensemble import Ensemble
+from ..montecarlo.estimates import Estimate
 from ._ellipses import draw
 from ._interpolating import collapse_at
 from ._points import Loss, SampleLosses
+from .contraction import Collapse
 from .critical import CriticalPoint, find_critical_points
 from .decay import LossDecay, last_mean, loss_decay, predicted_decay
 from .lojasiewicz import Exponent, exponent_at, largest_ball
-from .regime import Collapse
 from .star import StarConvexity, survey
 
 
@@ -180,9 +180,9 @@ def _checked(
     for one in evolutions:
         if not isinstance(one, Evolution):
             raise TypeError(f"landscape: evolution is a {type(one).__name__}; one of fp.evolve was expected.")
-        if one._gen.domain.dim != domain.dim:
+        if one.generator.domain.dim != domain.dim:
             raise ValueError(
-                f"landscape: the evolution lives in {one._gen.domain.dim} dimension(s), the domain in {domain.dim}."
+                f"landscape: the evolution lives in {one.generator.domain.dim} dimension(s), the domain in {domain.dim}."
             )
     if evolutions and not exponents:
         raise ValueError("landscape: the decay of E f is predicted by exponents; evolution= needs exponents=True.")

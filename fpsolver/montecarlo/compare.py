@@ -16,10 +16,10 @@ from ..domains.domain import Domain
 from ..evolution.evolve import backward
 from ..exits.exit import mean_exit_time
 from ..models.process import SGD, MomentumSGD
-from ._ensemble import Ensemble
-from ._estimates import LEVEL, Estimate, normal
 from ._family import lambdify
 from ._lambdify import PointSpace
+from .ensemble import Ensemble
+from .estimates import LEVEL, Estimate, normal
 from .simulate import simulate
 from .watched import watched_after_steps
 

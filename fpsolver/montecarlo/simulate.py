@@ -14,12 +14,12 @@ from ..evolution.initial import Dirac, Gaussian
 from ..models.fields import is_number
 from ..models.process import SGD, MomentumSGD, Process
 from ._dynamics import Diffusion, Gradient, chunked
-from ._ensemble import Ensemble
 from ._family import Backend
 from ._lambdify import PointSpace
 from ._native import NotCompilable
 from ._paths import BLOCK, Draws, Swarm, descend, diffuse, time_steps
 from ._walls import LevelSet, Walls, walls_of
+from .ensemble import Ensemble
 
 Array = np.ndarray[Any, Any]
 POOL = 64

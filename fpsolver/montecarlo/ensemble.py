@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ._estimates import LEVEL, Estimate, mean_of, normal, share_of, tail_mean
+from .estimates import LEVEL, Estimate, mean_of, normal, share_of, tail_mean
 
 Array = np.ndarray[Any, Any]
 
