@@ -182,7 +182,7 @@ def _checked(
             raise TypeError(f"landscape: evolution is a {type(one).__name__}; one of fp.evolve was expected.")
         if one.generator.domain.dim != domain.dim:
             raise ValueError(
-                f"landscape: the evolution lives in {one.generator.domain.dim} dimension(s), the domain in {domain.dim}."
+                f"landscape: the evolution has {one.generator.domain.dim} dimension(s), the domain {domain.dim}."
             )
     if evolutions and not exponents:
         raise ValueError("landscape: the decay of E f is predicted by exponents; evolution= needs exponents=True.")
