@@ -319,6 +319,17 @@ def test_bad_input_is_refused_on_every_rank():
             ask()
 
 
+@pytest.mark.parallel
+@pytest.mark.parametrize("method", ["sde", "sgd"])
+def test_paths_that_come_to_rest_end_a_simulation_without_horizon(method):
+    """Both samples are fitted at 0: SGD multiplies by 1 − η or 1 − 2η, and few paths of the diffusion leave."""
+    process = fp.SGD(None, fp.PerSample([lambda x: x[0] ** 2 / 2, lambda x: x[0] ** 2]), 0.4)
+    with pytest.raises(ValueError, match=r"did not move in the last 1000 steps.*horizon="):
+        fp.simulate(process, fp.Domain.interval(-1, 1, 4), 0.5, absorbing=BOX[1], method=method, paths=20)
+    e = fp.simulate(process, fp.Domain.interval(-1, 1, 4), 0.5, absorbing=BOX[1], method=method, paths=20, horizon=9.0)
+    assert len(e) == 20
+
+
 def test_bad_processes():
     with pytest.raises(ValueError, match="batch_size is 3, but there are only 2 samples"):
         fp.SGD(None, fp.PerSample(TWO), 0.1, 3)

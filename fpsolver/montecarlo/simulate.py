@@ -71,7 +71,8 @@ def simulate(
         comm: communicator, of the domain if there is one.
 
     Raises:
-        ValueError: what is given does not fit, a start outside, gradients or positions that are not finite.
+        ValueError: what is given does not fit, a start outside, gradients or positions that are not finite,
+            paths that come to rest inside while nothing ends the simulation.
         RuntimeError: no C compiler, or it refuses.
     """
     absorbing = (absorbing,) if isinstance(absorbing, str) else tuple(dict.fromkeys(absorbing))
@@ -104,6 +105,12 @@ def simulate(
                     swarm.records[index][:, swarm.ids] = swarm.x
                 if not swarm.ids.size:
                     break
+                if end == np.inf and swarm.rest >= _AT_REST:
+                    raise ValueError(
+                        f"{len(swarm.ids)} paths that have not left did not move in the last {swarm.rest} steps, one "
+                        f"of them at {tuple(float(c) for c in swarm.x[:, 0])}: drift and noise vanish there, and "
+                        "they would stay for ever. Give horizon=."
+                    )
             swarms.append(swarm)
     except (ValueError, TypeError, FloatingPointError) as e:
         problem = f"simulate: {e}"
@@ -121,6 +128,7 @@ def simulate(
     return Ensemble(method, *where, end, absorbing, unit, stats, convexity)
 
 
+_AT_REST = 1000  # steps
 _GATHERED = ("time", "part", "point", "records", "kept", "asked")
 
 
