@@ -177,7 +177,8 @@ class Boundary:
     Attributes:
         facets: this rank's boundary facets.
         classes: Fichera class of each quadrature point, shape (facets, points).
-        pressure: largest h (β·n)⁺ on each facet, h the height of the cell above it.
+        pressure: largest h min(b·n, β·n)⁺ on each facet, h the height of the cell above it, b the drift before the
+            divergence of D is taken off: where only that points outwards, as with square-root noise, nothing presses.
         normals: outward, shape (facets, d).
     """
 
@@ -185,15 +186,17 @@ class Boundary:
         self.mesh, self.degree = mesh, degree
         self.facets = dmesh.exterior_facet_indices(mesh.topology)
         n = ufl.FacetNormal(mesh)
-        rows = [ufl.dot(ufl.dot(coefficients.D, n), n), ufl.dot(coefficients.beta, n), *n]
+        D, across = coefficients.D, ufl.dot(coefficients.beta, n)
+        rows = [ufl.dot(ufl.dot(D, n), n), across, across + ufl.dot(ufl.div(D), n), *n]
         values, self.measure, height = _on_facets(mesh, rows, self.facets, degree)
         curved = _compat.coordinate_map(mesh).degree > 1
         tolerance = CURVED if curved else TOLERANCE
         diffusive = values[..., 0] > tolerance * max(survey.diffusion, 1e-300)
         level, drift = tolerance * max(survey.drift, 1e-300), values[..., 1]
         self.classes = np.select([diffusive, drift > level, drift < -level], [0, 1, 2], default=3)
-        self.pressure = (height * np.where(drift > level, drift, 0.0)).max(axis=1, initial=0.0)
-        self.normals = values[:, 0, 2:]
+        pressing = np.minimum(drift, values[..., 2])
+        self.pressure = (height * np.where(pressing > level, pressing, 0.0)).max(axis=1, initial=0.0)
+        self.normals = values[:, 0, 3:]
 
     def classify(self, facets: np.ndarray) -> FicheraClasses:
         """Measure of each Fichera class on a set of local facets, summed over all ranks (collective)."""
