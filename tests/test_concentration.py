@@ -58,6 +58,7 @@ def test_mass_in_balls_of_a_normal_law():
     exact = np.stack([ncx2.cdf(r**2 / v, 2, m2 / v) for r in (0.4, 0.8)], axis=1)
     assert np.abs(found.ball_mass[:, 0] - exact).max() < 2e-5
     assert found.ball_error < 1e-4
+    assert f"t = 1          mass {exact[2, 0]:.4f}, {exact[2, 1]:.4f}" in str(found)
     # the whole domain lies in the ball in which λ = 1 and S = 0.4 are measured, and L|x|² = −2|x|² + 0.4 exactly
     c = found.contraction[0]
     assert c.whole

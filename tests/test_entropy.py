@@ -42,6 +42,7 @@ def test_entropy_in_the_weighted_scheme():
     found = dg.entropy_decay(flow, lambda x: ufl.exp(-(x[0] ** 2) / 2))
     check(found.entropy, [0.207404433198961, 0.0704320106005604], 1e-6)
     check(found.entropy_rate, [-0.473012853809277, -0.146801686846737], 1e-5)
+    assert "0.5  2.0740e-01  4.7301e-01" in str(found)
 
 
 def ellipse(C, radius, h):
@@ -85,7 +86,7 @@ def test_kinetic_entropy_has_a_plateau_while_the_modified_functional_decays():
     erb = dg.arnold_erb_matrix(KINETIC, D)
     check(erb.P, [[1, 0.5], [0.5, 1]], 1e-12)
     assert abs(erb.rate - 1) < 1e-12
-    assert not erb.defective
+    assert not erb.defective and "S_P(t) <= e^(-1 t) S_P(0)" in str(erb)
     gen = fp.Generator(linear(KINETIC, D), ellipse(KINETIC, 8.5, 0.12), degree=4)
     flow = fp.evolve(gen, fp.gaussian((1, 0), 1), t, tol=1e-8)
     found = dg.entropy_decay(flow, lambda x: ufl.exp(-squares(x, 2) / 2), P=2 * erb.P)

@@ -162,6 +162,7 @@ def test_lyapunov_bound_of_noise_that_grows():
     assert found.bound == pytest.approx(eta / (2 - eta), rel=1e-4)
     assert found.inwards == pytest.approx(eta - (2 - eta) * 3.6**2, rel=1e-9)  # at the layer's inner edge
     assert found.wall == pytest.approx(2 * 4 * eta / 2 * 17, rel=1e-9)
+    assert str(found).startswith("tight: ") and "E V <= 0.6667" in str(found)
 
 
 @pytest.mark.parallel
@@ -200,6 +201,7 @@ def test_algebraic_tails(half):
     cell = integrate.quad(lambda x: (1 + x * x) ** -2.25, half * (1 - 2 / 80), half)[0] / small
     assert found.walls["left"].mass == pytest.approx(cell, rel=1e-5)
     assert found.walls["left"].flux < 1e-7
+    assert f"left: mass in its cells {cell:.2e}" in str(found)
     assert (gen.domain.mesh.geometry.x == before).all()
 
 

@@ -75,6 +75,18 @@ class Concentration:
     drift_rate: np.ndarray | None
     diffusion_rate: np.ndarray | None
 
+    def __str__(self) -> str:
+        lines = []
+        for k, minimum in enumerate(self.minima):
+            lines += [f"within {', '.join(f'{r:g}' for r in self.radii)} of {tuple(map(float, minimum))}:"]
+            for i, t in enumerate(self.times):
+                masses = ", ".join(f"{m:.4f}" for m in self.ball_mass[i, k])
+                moments = f"m2 {self.local_moment[i, k]:.3e} (bound {self.moment_bound[i, k]:.3e})"
+                lines.append(f"  t = {t:<10.4g} mass {masses}   {moments}")
+            if self.collapse[k] is not None:
+                lines.append(f"  {self.collapse[k]}")
+        return "\n".join(lines)
+
     def time_to(self, mass: float, minimum: int = 0, radius: int = 0) -> float:
         """First time at which a ball holds ``mass``, interpolated between the times; NaN if it never does."""
         return _first(self.times, self.ball_mass[:, minimum, radius] - mass)

@@ -55,6 +55,14 @@ class EntropyDecay:
     threshold: np.ndarray
     neglected: np.ndarray
 
+    def __str__(self) -> str:
+        head = f"{'t':>10} {'H':>11} {'I':>11} {'dH/dt + I':>11} {'L1':>11} {'chi^2':>11}"
+        columns = [self.times, self.entropy, self.fisher, self.balance, self.l1, self.chi_squared]
+        if self.modified is not None:
+            head, columns = head + f" {'S_P':>11}", [*columns, self.modified]
+        rows = zip(*columns, strict=True)
+        return "\n".join([head, *(f"{t:10.4g} " + " ".join(f"{v:11.4e}" for v in row) for t, *row in rows)])
+
     @property
     def balance(self) -> np.ndarray:
         """Residual of dH/dt + I = 0, shape (n,); zero but for the discretisation in space."""

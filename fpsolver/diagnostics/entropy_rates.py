@@ -39,6 +39,11 @@ class ArnoldErb:
     covariance: np.ndarray
     constant: float
 
+    def __str__(self) -> str:
+        P = np.array2string(self.P, precision=4, separator=", ").replace("\n", "")
+        why = " (a defective eigenvalue)" if self.defective else ""
+        return f"S_P(t) <= e^(-{self.rate:.6g} t) S_P(0){why}, H <= {self.constant:.4g} S_P, P = {P}"
+
     def entropy_bound(self, t: Any, modified: float) -> np.ndarray:
         """H(t) ≤ c e^{−rate·t} S_P(0), though D may be degenerate; ``modified`` is S_P(0)."""
         return self.constant * modified * np.exp(-self.rate * np.asarray(t, dtype=float))

@@ -42,6 +42,12 @@ class Tightness:
     bound: float
     wall: float
 
+    def __str__(self) -> str:
+        verdict = "tight" if self.tight else "tightness not shown"
+        drawn = f"L V <= {self.inwards:.4g} at the walls, n.D grad V >= {self.wall:.4g} on them"
+        mean = f"L V <= {self.constant:.4g} - {self.rate:.4g} V, so that E V <= {self.bound:.4g} in the long run"
+        return f"{verdict}: {drawn}; {mean}"
+
 
 def tightness(gen: Generator, lyapunov: Any = None) -> Tightness:
     """Check a Lyapunov function in the mesh's boundary layer and bound its mean (collective).

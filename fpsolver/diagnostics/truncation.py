@@ -54,6 +54,17 @@ class Truncation:
     mean: np.ndarray
     second_moment: float
 
+    def __str__(self) -> str:
+        mean = ", ".join(f"{m:.2e}" for m in np.atleast_1d(self.mean))
+        larger = (
+            f"on a larger domain: L1 change {self.change:.2e}, outside {self.outside:.2e}, mean moves by ({mean}), "
+        )
+        walls = [
+            f"  {name}: mass in its cells {wall.mass:.2e}, density up to {wall.density:.2e}, flux {wall.flux:.2e}"
+            for name, wall in self.walls.items()
+        ]
+        return "\n".join([f"{larger}second moment by {self.second_moment:.2e}", *walls])
+
 
 def truncation(gen: Generator, p: Solution | None = None, enlarge: float = 1.25) -> Truncation:
     """How much the walls of the domain matter to its invariant law (collective).
