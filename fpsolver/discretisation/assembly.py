@@ -105,4 +105,5 @@ def nodal_values(V: fem.FunctionSpace, potential: Any, space: Space) -> fem.Func
     nodal = fem.Function(V)
     potential = potential + space.constant(0.0)  # a constant loss has no mesh of its own
     nodal.interpolate(fem.Expression(potential, interpolation_points(V.element)))
+    nodal.x.scatter_forward()  # where cells disagree, as about the weight, the owner's value counts
     return nodal
