@@ -1,6 +1,6 @@
 """One test body, run serially and, where it is marked ``parallel``, also on two and three ranks (see test_mpi.py).
 
-On three ranks one case of each parametrised test is run.
+On two ranks three cases of each parametrised test are run, on three ranks one.
 """
 
 import gc
@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ import pytest
 
 WORLD = MPI.COMM_WORLD
 OUTCOMES = WORLD.Dup()  # its messages cannot be mistaken for those of a test
+CASES = {2: 3}
+"""How many cases of a parametrised test are run on that many ranks; one on more."""
 PATIENCE = 60.0
 """Seconds that a rank whose test failed waits for the others, which may be stuck waiting for it."""
 
@@ -42,14 +45,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.stem != "test_mpi")  # the longest first, where tests are spread over cores
     if WORLD.size == 1:
         return
-    begun = set()
+    begun: Counter[str] = Counter()
     for item in items:
         function = item.nodeid.split("[")[0]
+        begun[function] += 1
         if item.get_closest_marker("parallel") is None:
             item.add_marker(pytest.mark.skip(reason="a serial test"))
-        elif WORLD.size > 2 and function in begun:
-            item.add_marker(pytest.mark.skip(reason="one case of each test is run on three ranks, all are on two"))
-        begun.add(function)
+        elif begun[function] > CASES.get(WORLD.size, 1):
+            item.add_marker(pytest.mark.skip(reason="all cases of a test are run on one rank, the first on several"))
 
 
 def _outcome() -> Generator[None, Any, Any]:
