@@ -1,4 +1,4 @@
-"""Every test marked ``parallel`` on two and on three ranks, so that plain ``pytest`` covers them."""
+"""Tests marked ``parallel`` on two and on three ranks (how many cases: conftest.py), so that ``pytest`` covers them."""
 
 import re
 from pathlib import Path

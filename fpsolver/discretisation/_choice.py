@@ -1,6 +1,6 @@
 """Which scheme and degree a generator gets, and what its scheme must not be used for."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,15 +21,6 @@ from .schemes import SCHEMES, is_continuous
 # below it they are as good and cost half (benchmarks/schemes.py), and modes beyond the slowest are cleaner
 HIGH_BARRIER = 15.0
 DEFAULT_DEGREE = {1: 4, 2: 4, 3: 3}
-
-
-def check_names(absorbing: Sequence[str]) -> tuple[str, ...]:
-    """Names of absorbing parts, each once."""
-    if isinstance(absorbing, str):
-        return (absorbing,)
-    if not isinstance(absorbing, Iterable):
-        raise TypeError(f"absorbing is {absorbing!r}; names of boundary parts were expected, as in ['left'], or [].")
-    return tuple(dict.fromkeys(absorbing))
 
 
 def choose_degree(degree: int | None, dim: int) -> int:

@@ -13,13 +13,13 @@ from .boundary import Boundary, neighbours
 
 
 def lacking_diffusion(boundary: Boundary, coefficients: Coefficients, absorbing: np.ndarray, degree: int) -> np.ndarray:
-    """Diffusion κ = (h (β·n)⁺ / 2 − k n·D̄n)⁺ that cells at reflecting walls lack, shape (local cells,) (collective).
+    """Diffusion κ = (h q / 2 − k n·D̄n)⁺ that cells at reflecting walls lack, shape (local cells,) (collective).
 
-    Nothing flows through such a wall, so the drift feeds modes inside the cells at it.  Where polynomials of degree k
-    do not resolve the layer that forms, those modes grow without bound: with rate 8 for kinetic noise in 10 × 10 cells
-    of degree 6.  As p(wall) − p̄ is bounded by √h ‖∇p‖, diffusion of the size h β·n / 2 inside these cells makes them
-    decay and changes neither mass nor constants.  D̄ is the mean over the cell: diffusion that only vanishes at the
-    wall, linearly as that of square-root processes, suffices.
+    Nothing flows through such a wall, so the drift q = min(b·n, β·n)⁺ feeds modes inside the cells at it.  Where
+    polynomials of degree k do not resolve the layer that forms, those modes grow without bound: with rate 8 for kinetic
+    noise in 10 × 10 cells of degree 6.  As p(wall) − p̄ is bounded by √h ‖∇p‖, diffusion of the size h q / 2 inside
+    these cells makes them decay and changes neither mass nor constants.  D̄ is the mean over the cell: diffusion that
+    only vanishes at the wall, linearly as that of square-root processes, suffices.
 
     Args:
         boundary: the Fichera classes.

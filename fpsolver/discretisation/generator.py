@@ -15,12 +15,11 @@ from dolfinx import fem, la
 
 from .. import _compat, _petsc
 from .._log import logger
-from ..domains.domain import Domain
+from ..domains.domain import Domain, part_names
 from ..models.fields import Space
 from ..models.process import SDE, Coefficients, Process
 from ._choice import (
     check_jumps,
-    check_names,
     check_not_nan,
     check_scheme,
     check_walls,
@@ -80,7 +79,7 @@ class Generator:
         tables: dict[Any, Any] | None = None,
     ):
         self.process, self.domain = process, domain
-        self.absorbing = check_names(absorbing)
+        self.absorbing = part_names(absorbing)
         self.degree = choose_degree(degree, domain.dim)
         self.options, self.quadrature = dict(options or {}), quadrature
         check_scheme(scheme)

@@ -1,6 +1,6 @@
 """Domains: meshes of intervals, triangles or tetrahedra whose boundary parts have names."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from mpi4py import MPI
@@ -292,3 +292,12 @@ class Domain:
         cells = self.mesh.topology.index_map(self.dim).size_global
         shape = {1: "intervals", 2: "triangles", 3: "tetrahedra"}[self.dim]
         return f"Domain({self.dim}D, {cells} {shape}, parts: {', '.join(self.parts)})"
+
+
+def part_names(absorbing: Sequence[str]) -> tuple[str, ...]:
+    """Names of absorbing parts, each once."""
+    if isinstance(absorbing, str):
+        return (absorbing,)
+    if not isinstance(absorbing, Iterable):
+        raise TypeError(f"absorbing is {absorbing!r}; names of boundary parts were expected, as in ['left'], or [].")
+    return tuple(dict.fromkeys(absorbing))

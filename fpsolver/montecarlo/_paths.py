@@ -68,7 +68,6 @@ class Swarm:
         slack: how far each is from the boundary at least, shape (n,).
         time, part, point: of the exit, shapes (all,), (all,), (d, all); not a number and -1 before it.
         records: positions at recorded times, shape (times, d, all), not a number after the exit.
-        rest: number of last steps in which no path moved.
         kept, asked: steps that were star-convex, and steps looked at, for each path.
     """
 
@@ -81,7 +80,6 @@ class Swarm:
     part: Array = field(init=False)
     point: Array = field(init=False)
     steps: int = 0
-    rest: int = 0
 
     def __post_init__(self) -> None:
         d, n = self.x.shape
@@ -98,7 +96,6 @@ class Swarm:
                 f"a path is not finite after a step from {tuple(float(c) for c in self.x[:, bad])}: the gradients are "
                 "not finite there, or the step is too long for the growth of the drift."
             )
-        self.rest = self.rest + 1 if np.array_equal(self.x, y) else 0
         self.x = y
 
     def leave(self, who: Array, time: Array, part: Array, point: Array) -> None:

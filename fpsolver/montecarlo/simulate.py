@@ -9,7 +9,7 @@ from mpi4py import MPI
 import numpy as np
 
 from .._errors import agree
-from ..domains.domain import Domain
+from ..domains.domain import Domain, part_names
 from ..evolution.initial import Dirac, Gaussian
 from ..models.fields import is_number
 from ..models.process import SGD, MomentumSGD, Process
@@ -75,7 +75,7 @@ def simulate(
             paths that come to rest inside while nothing ends the simulation.
         RuntimeError: no C compiler, or it refuses.
     """
-    absorbing = (absorbing,) if isinstance(absorbing, str) else tuple(dict.fromkeys(absorbing))
+    absorbing = part_names(absorbing)
     comm = domain.comm if isinstance(domain, Domain) else comm or MPI.COMM_WORLD
     record, until = _check(paths, times, horizon, method, step, seed, backend, process)
     d = _dimension(domain, start, paths)
@@ -97,7 +97,9 @@ def simulate(
         mover = _mover(process, d, method, backend, minimum)
         for i in range(0, len(blocks), POOL):
             swarm = _begin(blocks[i : i + POOL], start, d, seed, walls, len(record), paths)
+            at_rest = 0
             for t, dt, index in time_steps([float(t) for t in record], end, length):
+                before = swarm.x
                 if dt > 0:
                     with np.errstate(all="ignore"):  # what is not finite is found by the swarm
                         mover.advance(swarm, walls, t, dt)
@@ -105,9 +107,10 @@ def simulate(
                     swarm.records[index][:, swarm.ids] = swarm.x
                 if not swarm.ids.size:
                     break
-                if end == np.inf and swarm.rest >= _AT_REST:
+                at_rest = at_rest + 1 if end == np.inf and np.array_equal(before, swarm.x) else 0
+                if at_rest >= _AT_REST:
                     raise ValueError(
-                        f"{len(swarm.ids)} paths that have not left did not move in the last {swarm.rest} steps, one "
+                        f"{len(swarm.ids)} paths that have not left did not move in the last {at_rest} steps, one "
                         f"of them at {tuple(float(c) for c in swarm.x[:, 0])}: drift and noise vanish there, and "
                         "they would stay for ever. Give horizon=."
                     )

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from .._errors import agree
-from ..domains.domain import Domain
+from ..domains.domain import Domain, part_names
 from ..models.process import MomentumSGD, Process
 from ._dynamics import Diffusion
 from ._walls import Facets, walls_of
@@ -42,7 +42,7 @@ def watched_after_steps(
     step = getattr(process, "time_per_step", None) if step is None else step
     if step is None or not 0 < step < np.inf:
         raise ValueError(f"watched_after_steps: step is {step!r}; a positive time was expected.")
-    names = [absorbing] if isinstance(absorbing, str) else list(absorbing)
+    names = part_names(absorbing)
     for name in names:
         domain.facets(name)  # refuses unknown names
     walls = walls_of(domain, names)
