@@ -1,19 +1,19 @@
 """What answers tell: bounds, asymptotics and conditions of theorems, evaluated on the mesh."""
 
-from .bounds import Bound, ExitBounds, exit_bounds
-from .concentration import Concentration, concentration, concentration_backward
-from .contraction import Collapse, Contraction, collapse, contraction
-from .critical import CriticalPoint, critical_points
-from .decay import LossDecay, loss_decay
-from .entropy import EntropyDecay, entropy_balance, entropy_decay, fisher_information, relative_entropy
-from .entropy_rates import ArnoldErb, BakryEmery, arnold_erb_matrix, bakry_emery, spectral_gap
-from .invariant import Tightness, tightness
-from .kramers import EyringKramers, eyring_kramers
-from .landscape import LandscapeReport, landscape
-from .lojasiewicz import Exponent, lojasiewicz
-from .regime import regime_indicator, shadowing_time
-from .star import StarConvexity, star_convexity
-from .truncation import Truncation, truncation
+from .concentration.concentration import Concentration, concentration, concentration_backward
+from .concentration.contraction import Collapse, Contraction, collapse, contraction
+from .concentration.decay import LossDecay, loss_decay
+from .concentration.regime import regime_indicator, shadowing_time
+from .entropy.entropy import EntropyDecay, entropy_balance, entropy_decay, fisher_information, relative_entropy
+from .entropy.invariant import Tightness, tightness
+from .entropy.rates import ArnoldErb, BakryEmery, arnold_erb_matrix, bakry_emery, spectral_gap
+from .entropy.truncation import Truncation, truncation
+from .exits.bounds import Bound, ExitBounds, exit_bounds
+from .exits.kramers import EyringKramers, eyring_kramers
+from .landscape.critical import CriticalPoint, critical_points
+from .landscape.lojasiewicz import Exponent, lojasiewicz
+from .landscape.star import StarConvexity, star_convexity
+from .report.landscape import LandscapeReport, landscape
 
 __all__ = [
     "ArnoldErb",

@@ -10,10 +10,10 @@ import ufl
 from dolfinx import fem
 from scipy.stats import t as student
 
-from ..evolution.evolution import Evolution
-from ..models.noise import samples_of
-from ..models.process import SGD, Langevin
-from .lojasiewicz import Exponent
+from ...evolution.evolution import Evolution
+from ...models.noise import samples_of
+from ...models.process import SGD, Langevin
+from ..landscape.lojasiewicz import Exponent
 
 _FEWEST = 5
 

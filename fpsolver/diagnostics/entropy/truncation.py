@@ -12,12 +12,12 @@ import numpy as np
 import ufl
 from dolfinx import fem
 
-from .. import _sample
-from ..discretisation.generator import Generator
-from ..discretisation.solution import Solution, bounds, evaluate
-from ..longtime.stationary import stationary
-from ..models.fields import integrate
-from ..models.noise import Sum
+from ... import _sample
+from ...discretisation.generator import Generator
+from ...discretisation.solution import Solution, bounds, evaluate
+from ...longtime.stationary import stationary
+from ...models.fields import integrate
+from ...models.noise import Sum
 from .invariant import boundary_cells
 
 

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 import numpy as np
 import ufl
 
-from .._compat import coordinate_map
-from ..discretisation.boundary import CURVED, TOLERANCE
-from ..discretisation.generator import Generator
-from ..discretisation.solution import bounds
-from ..models.process import Coefficients
-from ._sampling import CellSamples, FacetSamples, supremum
+from ..._compat import coordinate_map
+from ...discretisation.boundary import CURVED, TOLERANCE
+from ...discretisation.generator import Generator
+from ...discretisation.solution import bounds
+from ...models.process import Coefficients
+from ..sampling import CellSamples, FacetSamples, supremum
 
 _OUTWARDS = "the drift leaves through a reflecting wall without diffusion"
 

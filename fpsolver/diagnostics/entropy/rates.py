@@ -8,11 +8,11 @@ import scipy.linalg
 import ufl
 from ufl.algorithms import extract_coefficients
 
-from ..discretisation.generator import Generator
-from ..longtime.spectrum import spectrum
-from ..models.fields import Space, is_number
-from ._pointwise import ito_drift
-from ._quadrature import Array, Quadrature
+from ...discretisation.generator import Generator
+from ...longtime.spectrum import spectrum
+from ...models.fields import Space, is_number
+from ..pointwise import ito_drift
+from ..quadrature import Array, Quadrature
 
 _EQUAL = 1e-9  # relative
 _CLOSE = 1e-4  # a triple eigenvalue is known to the cube root of rounding

@@ -13,13 +13,13 @@ import ufl
 from dolfinx import fem
 from ufl.algorithms import extract_coefficients
 
-from .._log import logger
-from ..discretisation.generator import Generator
-from ..discretisation.solution import as_points, bounds, locate
-from ..models.fields import is_number
-from ..models.process import Coefficients
-from ._pointwise import Pointwise, ito_drift
-from ._quadrature import Quadrature, directions
+from ..._log import logger
+from ...discretisation.generator import Generator
+from ...discretisation.solution import as_points, bounds, locate
+from ...models.fields import is_number
+from ...models.process import Coefficients
+from ..pointwise import Pointwise, ito_drift
+from ..quadrature import Quadrature, directions
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ import numpy as np
 from dolfinx import fem, la
 from dolfinx import mesh as dmesh
 
-from .. import _compat
-from .._sample import lattice
-from ..discretisation.generator import Generator
-from ._quadrature import Array, cell_type, coordinate_element, owned_nodes
+from ... import _compat
+from ..._sample import lattice
+from ...discretisation.generator import Generator
+from ..quadrature import Array, cell_type, coordinate_element, owned_nodes
 
 # from the corners of pieces, shape (n, d + 1, d): the share of each region, shape (n, k), and which pieces to cut
 Classify = Callable[[Array], tuple[Array, Array]]

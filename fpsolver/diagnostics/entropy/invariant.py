@@ -16,8 +16,8 @@ import ufl
 from dolfinx import fem
 from scipy import optimize
 
-from ..discretisation.generator import Generator
-from ..models.fields import Space
+from ...discretisation.generator import Generator
+from ...models.fields import Space
 
 _RATES = (1e-6, 1e6)  # between which a is sought, relative to max |LV| / max |V|
 

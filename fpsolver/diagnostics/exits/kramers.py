@@ -8,16 +8,16 @@ import numpy as np
 import ufl
 from scipy.integrate import solve_ivp
 
-from .._sample import push_forward
-from ..discretisation.solution import as_points, locate
-from ..domains.domain import Domain
-from ..models.fields import is_number
-from ..models.noise import Isotropic
-from ..models.process import SGD, Langevin, Process
+from ..._sample import push_forward
+from ...discretisation.solution import as_points, locate
+from ...domains.domain import Domain
+from ...models.fields import is_number
+from ...models.noise import Isotropic
+from ...models.process import SGD, Langevin, Process
+from ..landscape.critical import CriticalPoint, contains, find_critical_points, polish
+from ..landscape.points import Loss
+from ..sampling import CellSamples, FacetSamples
 from ._passes import Passes, owners
-from ._points import Loss
-from ._sampling import CellSamples, FacetSamples
-from .critical import CriticalPoint, contains, find_critical_points, polish
 
 ENOUGH = 5.0
 """Barriers below this many temperatures are reported: the relative error is of the order of temperature / barrier."""

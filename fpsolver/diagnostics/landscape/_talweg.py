@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.integrate import Radau
 
-from ._points import Loss
+from .points import Loss
 
 _LEVELS = 41
 _MEMBERS = 6

@@ -11,13 +11,13 @@ from dolfinx import fem
 from dolfinx import mesh as dmesh
 from ufl.core.expr import Expr
 
-from ..discretisation.solution import bounds
-from ..domains.domain import Domain
-from ..models.fields import Batched, Space
-from ..models.noise import Noise, PerSample, Sum, samples_of
-from ..models.process import SGD, Langevin, MomentumSGD, Process
-from ..models.samples import Samples
-from ._pointwise import Pointwise, compiled, private_simplices
+from ...discretisation.solution import bounds
+from ...domains.domain import Domain
+from ...models.fields import Batched, Space
+from ...models.noise import Noise, PerSample, Sum, samples_of
+from ...models.process import SGD, Langevin, MomentumSGD, Process
+from ...models.samples import Samples
+from ..pointwise import Pointwise, compiled, private_simplices
 
 
 def loss_of(source: Any) -> Any:

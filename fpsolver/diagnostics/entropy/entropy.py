@@ -14,14 +14,14 @@ import numpy as np
 import ufl
 from dolfinx import fem
 
-from .._errors import agree
-from .._log import logger
-from ..discretisation.generator import Generator
-from ..discretisation.solution import Solution
-from ..evolution.evolution import Evolution
-from ..evolution.initial import project
-from ..models.fields import Space, is_number
-from ._quadrature import Array, Quadrature
+from ..._errors import agree
+from ..._log import logger
+from ...discretisation.generator import Generator
+from ...discretisation.solution import Solution
+from ...evolution.evolution import Evolution
+from ...evolution.initial import project
+from ...models.fields import Space, is_number
+from ..quadrature import Array, Quadrature
 
 _TINY = 1e-14  # of the maximum: below it a density is rounding
 _NOISE = 10.0  # times the most negative value: below it a density is error of the discretisation

@@ -13,17 +13,17 @@ from petsc4py import PETSc
 import numpy as np
 import ufl
 
-from .._errors import agree
-from .._log import logger
-from .._petsc import Options
-from ..discretisation.generator import Generator
-from ..discretisation.solution import as_points, locate
-from ..evolution.evolution import Evolution
-from ..evolution.evolve import backward
-from ..evolution.initial import project
-from ..models.fields import is_number
+from ..._errors import agree
+from ..._log import logger
+from ..._petsc import Options
+from ...discretisation.generator import Generator
+from ...discretisation.solution import as_points, locate
+from ...evolution.evolution import Evolution
+from ...evolution.evolve import backward
+from ...evolution.initial import project
+from ...models.fields import is_number
+from ..quadrature import Array, Quadrature, owned_nodes
 from ._basins import Flow, basin_loads
-from ._quadrature import Array, Quadrature, owned_nodes
 from ._regions import ball_load
 from .contraction import Collapse, Contraction, collapse, contraction, widest_contraction
 from .regime import loss_expression, rates_of

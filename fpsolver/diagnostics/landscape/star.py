@@ -9,9 +9,9 @@ import numpy as np
 from scipy.stats import norm
 from scipy.stats import t as student
 
-from .._errors import agree
-from ..discretisation.solution import as_points
-from ._points import SampleLosses
+from ..._errors import agree
+from ...discretisation.solution import as_points
+from .points import SampleLosses
 
 _PAIRS = 2_000_000
 

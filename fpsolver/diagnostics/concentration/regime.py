@@ -6,13 +6,13 @@ import numpy as np
 import ufl
 from dolfinx import fem
 
-from .. import _compat
-from ..discretisation.generator import Generator
-from ..discretisation.solution import Solution
-from ..models.fields import Space, is_number
-from ..models.process import SGD, Langevin, MomentumSGD, mean_loss
-from ._pointwise import ito_drift
-from ._quadrature import Quadrature
+from ... import _compat
+from ...discretisation.generator import Generator
+from ...discretisation.solution import Solution
+from ...models.fields import Space, is_number
+from ...models.process import SGD, Langevin, MomentumSGD, mean_loss
+from ..pointwise import ito_drift
+from ..quadrature import Quadrature
 
 _LARGEST = 1e12
 

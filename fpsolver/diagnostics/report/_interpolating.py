@@ -4,11 +4,11 @@ from typing import Any
 
 import numpy as np
 
-from ..domains.domain import Domain
-from ..models.process import SGD
-from ._points import covariance_at
-from .contraction import Collapse
-from .critical import CriticalPoint
+from ...domains.domain import Domain
+from ...models.process import SGD
+from ..concentration.contraction import Collapse
+from ..landscape.critical import CriticalPoint
+from ..landscape.points import covariance_at
 
 _ZERO = 1e-10
 """tr Σ at a point is nothing if it is below this share of what it is at a distance."""

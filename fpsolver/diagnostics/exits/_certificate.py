@@ -15,8 +15,8 @@ from scipy.interpolate import BSpline
 from scipy.linalg import lstsq, solve
 from scipy.sparse import csr_matrix, diags, vstack
 
+from ..sampling import supremum
 from ._operator import Operator, Verdict
-from ._sampling import supremum
 
 _DEGREE = {1: 5, 2: 5, 3: 4}
 _KNOTS = {1: 400, 2: 36, 3: 9}

@@ -11,14 +11,14 @@ from mpi4py import MPI
 
 import numpy as np
 
-from .._log import logger
-from ..discretisation.generator import Generator
-from ..discretisation.solution import Solution, as_points, locate
-from ..exits.exit import mean_exit_time
+from ..._log import logger
+from ...discretisation.generator import Generator
+from ...discretisation.solution import Solution, as_points, locate
+from ...exits.exit import mean_exit_time
+from ..sampling import FacetSamples, infimum, largest, supremum
 from ._arrhenius import arrhenius
 from ._certificate import certify
 from ._operator import Operator
-from ._sampling import FacetSamples, infimum, largest, supremum
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student
 
-from .._errors import agree
-from ..discretisation.solution import as_points, locate
-from ..domains.domain import Domain
-from ._points import Loss
+from ..._errors import agree
+from ...discretisation.solution import as_points, locate
+from ...domains.domain import Domain
 from ._talweg import Talweg, talweg
+from .points import Loss
 
 _FEWEST = 12
 

@@ -6,14 +6,14 @@ import numpy as np
 import ufl
 from ufl.algorithms import extract_coefficients
 
-from ..discretisation.solution import locate
-from ..models.fields import Space
-from ..models.process import SGD, Langevin, MomentumSGD, Process
+from ...discretisation.solution import locate
+from ...models.fields import Space
+from ...models.process import SGD, Langevin, MomentumSGD, Process
+from ..landscape.points import loss_of
+from ..pointwise import Pointwise
+from ..sampling import largest, supremum
 from ._operator import Operator, Verdict
 from ._passes import Passes, owners
-from ._points import loss_of
-from ._pointwise import Pointwise
-from ._sampling import largest, supremum
 
 
 def _energy(process: Process, space: Space) -> Any:

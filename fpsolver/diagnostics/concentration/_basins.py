@@ -10,11 +10,11 @@ import scipy.linalg
 import ufl
 from ufl.algorithms import extract_coefficients
 
-from .._errors import agree
-from ..discretisation.generator import Generator
-from ..discretisation.solution import bounds
-from ._pointwise import Pointwise, ito_drift
-from ._quadrature import Array, directions
+from ..._errors import agree
+from ...discretisation.generator import Generator
+from ...discretisation.solution import bounds
+from ..pointwise import Pointwise, ito_drift
+from ..quadrature import Array, directions
 from ._regions import Classify, cut, loads
 
 # Dormand and Prince's pair of orders 5 and 4

@@ -7,18 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from ..domains.domain import Domain
-from ..evolution.evolution import Evolution
-from ..montecarlo.ensemble import Ensemble
-from ..montecarlo.estimates import Estimate
+from ...domains.domain import Domain
+from ...evolution.evolution import Evolution
+from ...montecarlo.ensemble import Ensemble
+from ...montecarlo.estimates import Estimate
+from ..concentration.contraction import Collapse
+from ..concentration.decay import LossDecay, last_mean, loss_decay, predicted_decay
+from ..landscape.critical import CriticalPoint, find_critical_points
+from ..landscape.lojasiewicz import Exponent, exponent_at, largest_ball
+from ..landscape.points import Loss, SampleLosses
+from ..landscape.star import StarConvexity, survey
 from ._ellipses import draw
 from ._interpolating import collapse_at
-from ._points import Loss, SampleLosses
-from .contraction import Collapse
-from .critical import CriticalPoint, find_critical_points
-from .decay import LossDecay, last_mean, loss_decay, predicted_decay
-from .lojasiewicz import Exponent, exponent_at, largest_ball
-from .star import StarConvexity, survey
 
 
 @dataclass(frozen=True, eq=False)

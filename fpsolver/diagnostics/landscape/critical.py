@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from .._errors import agree
-from .._sample import lattice, push_forward
-from ..discretisation.solution import locate
-from ..domains.domain import Domain
-from ._points import Loss, covariance_at
+from ..._errors import agree
+from ..._sample import lattice, push_forward
+from ...discretisation.solution import locate
+from ...domains.domain import Domain
+from .points import Loss, covariance_at
 
 _SAMPLES = 40_000
 _STEPS = 120

@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 from dolfinx import fem
 
-from .. import plot
-from .._errors import import_optional, on_root
-from ..domains.domain import Domain
-from ..montecarlo.ensemble import Ensemble
-from ._points import Loss
-from .critical import CriticalPoint
-from .decay import LossDecay
-from .star import StarConvexity
+from ... import plot
+from ..._errors import import_optional, on_root
+from ...domains.domain import Domain
+from ...montecarlo.ensemble import Ensemble
+from ..concentration.decay import LossDecay
+from ..landscape.critical import CriticalPoint
+from ..landscape.points import Loss
+from ..landscape.star import StarConvexity
 
 _MARKS = {"minimum": ("o", "white"), "saddle": ("X", "tab:orange"), "maximum": ("^", "tab:red")}
 _PATHS = 8

@@ -1,0 +1,1 @@
+"""The first phase: how mass concentrates, and until when drift rules."""

@@ -1,0 +1,1 @@
+"""The long run: convergence in entropy, and what walls do to the invariant law."""

@@ -1,0 +1,1 @@
+"""Exit times: bounds from both sides, and Kramers' law."""

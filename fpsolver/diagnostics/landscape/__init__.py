@@ -1,0 +1,1 @@
+"""Minima, saddles, exponents and star-convexity of a loss."""

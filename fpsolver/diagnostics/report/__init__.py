@@ -1,0 +1,1 @@
+"""A landscape and its paths in one report."""
