@@ -40,7 +40,7 @@ def problem(dim: str, cells: int) -> tuple[fp.Generator, fp.initial.Gaussian]:
 
 
 def ours(gen: fp.Generator, start: fp.initial.Gaussian, schedule: list, tol: float) -> tuple[np.ndarray, int, int]:
-    flow = fp.evolve(gen, start, [END], tol=tol, schedule={"learning_rate": schedule})
+    flow = fp.evolve(gen, start, [END], time_rtol=tol, schedule={"learning_rate": schedule})
     return gen.vector(flow[0].raw).array_r.copy(), flow.stats["solves"], flow.stats["factorisations"]
 
 

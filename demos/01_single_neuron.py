@@ -110,7 +110,7 @@ def study_masses(case, process, worse, better):
     start, answers = fp.gaussian(case.start, 0.2), []
     for degree in (2, 3):
         gen = fp.Generator(process, fp.Domain.rectangle(case.low, case.high, case.cells), degree=degree)
-        flow = fp.evolve(gen, start, case.eta * steps, tol=1e-4)
+        flow = fp.evolve(gen, start, case.eta * steps, time_rtol=1e-4)
         answers.append(diagnostics.concentration(flow, [worse, better], RADIUS, basins=False).ball_mass[:, :, 0])
     rough, fine = answers
     ensemble = fp.simulate(process, gen.domain, start, paths=4000, times=case.eta * early, method="sgd", seed=1)

@@ -114,11 +114,11 @@ def study(noise):
             gen = first.replace(learning_rate=ratio * batch, batch_size=batch)
             if batch == 1:
                 solution = fp.mean_exit_time(gen, start=BAD)
-                error, bounds = solution.error[0], fp.diagnostics.exit_bounds(gen, BAD, solution)
+                error, bounds = solution.error[0], fp.diagnostics.exit_bounds(gen, BAD, solution=solution)
             else:
                 solution = fp.mean_exit_time(gen)
             tau = solution.at(BAD)[0]
-            kramers = fp.diagnostics.eyring_kramers(gen.process, domain, BAD, absorbing="left")
+            kramers = fp.diagnostics.eyring_kramers(gen.process, domain, start=BAD, absorbing="left")
             rounding = solution.stats["roundoff"] * tau
             answers.append(Answer(ratio * batch, batch, tau, error, rounding, true, bounds, kramers))
             gen.destroy()

@@ -47,12 +47,12 @@ sgd = fp.SGD(landscape, fp.Isotropic(1.0), ETA)
 gen = fp.Generator(sgd, fp.Domain.rectangle((-1.9, -1.2), (1.9, 1.8), (15, 12)))
 start = fp.gaussian((0.65, 1.0), 0.14)
 times = np.concatenate([[0.0], np.geomspace(0.05, 2000.0, 60)])
-flow = fp.evolve(gen, start, times, tol=1e-7)
+flow = fp.evolve(gen, start, times, time_rtol=1e-7)
 found = diagnostics.concentration(flow, [worse, better], radius=0.5)
 
 slower = sgd.with_parameters(learning_rate=ETA / 4)
 disk = fp.Generator(slower, fp.Domain.disk(worse, R, 0.15), absorbing=["boundary"])
-killed = fp.evolve(disk, fp.gaussian((worse[0] + 0.2, 0.25), 0.04), np.linspace(0, 3, 13), tol=1e-7)
+killed = fp.evolve(disk, fp.gaussian((worse[0] + 0.2, 0.25), 0.04), np.linspace(0, 3, 13), time_rtol=1e-7)
 local = diagnostics.concentration(killed, worse, radius=0.3, attraction=1.001 * R, basins=False)
 
 end = found.drift_regime_end

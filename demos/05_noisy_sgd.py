@@ -70,20 +70,20 @@ def quantities(noisy):
 
 
 known = [M / K, 2 * M * M / K / (2 * K - S2), 0, 0]
-found = fp.noisy_limit(quantities, gen, DELTAS, reference=known)
+found = fp.vanishing_noise_limit(gen, quantities, DELTAS, reference=known)
 mean, second, mass, distance = found.values.T
 
 # # The time to climb through the gate has no limit
 
 below = fp.Generator(fp.Noisy(sgd, 0.1), fp.Domain.interval(GATE - 3, GATE, 120), ["right"], scheme="dg")
-climb = fp.noisy_limit(lambda noisy: fp.mean_exit_time(noisy).at(0.4)[0], below, CLIMBED)
+climb = fp.vanishing_noise_limit(below, lambda noisy: fp.mean_exit_time(noisy).at(0.4)[0], CLIMBED)
 
 # # Without gradient noise the law collapses
 
 still = fp.Noisy(fp.SDE(lambda x: K * (0.4 - x[0]), 0.0), DELTAS[0])
 falling = fp.Generator(still, fp.Domain.interval(-0.6, 1.4, 100), scheme="dg")
-collapse = fp.noisy_limit(
-    lambda noisy: fp.wasserstein(fp.stationary(noisy), fp.dirac(0.4), order=1), falling, DELTAS, predicted=0.5
+collapse = fp.vanishing_noise_limit(
+    falling, lambda noisy: fp.wasserstein(fp.stationary(noisy), fp.dirac(0.4), order=1), DELTAS, predicted=0.5
 )
 
 # # Picture

@@ -75,13 +75,13 @@ for name, (C, D) in CASES.items():
         drift=lambda x, C=C: tuple(-C[i, 0] * x[0] - C[i, 1] * x[1] for i in range(2)), diffusion=tuple(map(tuple, D))
     )
     gen = fp.Generator(process, ellipse(C), degree=4)
-    flow = fp.evolve(gen, fp.gaussian(START, 1.0), TIMES, tol=1e-8)
+    flow = fp.evolve(gen, fp.gaussian(START, 1.0), TIMES, time_rtol=1e-8)
     erb = diagnostics.arnold_erb_matrix(C, D)
     decay = diagnostics.entropy_decay(flow, p_inf, P=erb.P)
     mean = np.array([expm(-C * t) @ START for t in TIMES])
     exact = [0.5 * (mean**2).sum(axis=1), *(np.einsum("ti,ij,tj->t", mean, A, mean) for A in (D, erb.P))]
     found[name] = (gen, erb, decay, exact, diagnostics.spectral_gap(gen))
-curvature = diagnostics.bakry_emery(found["overdamped"][0], lambda x: (x[0] ** 2 + x[1] ** 2) / 2)
+curvature = diagnostics.bakry_emery(found["overdamped"][0], potential=lambda x: (x[0] ** 2 + x[1] ** 2) / 2)
 
 # # Picture
 #

@@ -5,20 +5,20 @@ from . import diagnostics, io, landscapes, plot
 from ._errors import NotConverged
 from ._log import set_log_level
 from .discretisation.generator import Generator
-from .discretisation.positivity import limit
+from .discretisation.positivity import make_nonnegative
 from .discretisation.solution import Solution
 from .domains.domain import Domain
 from .evolution.evolution import Evolution
 from .evolution.evolve import backward, evolve, resume
 from .evolution.initial import dirac, gaussian
 from .evolution.monotone import evolve_monotone
-from .evolution.schedule import steps
+from .evolution.schedule import count_steps
 from .exits.adapt import Adapted, solve_to
 from .exits.exit import exit_probability, exit_time_moments, feynman_kac, mean_exit_time
 from .exits.exit_law import exit_distribution, survival
 from .exits.regions import committor, first_passage, transition_rate
 from .longtime.ergodic import ergodic_laws
-from .longtime.noisy import NoisyLimit, noisy_limit, wasserstein
+from .longtime.noisy import VanishingNoiseLimit, vanishing_noise_limit, wasserstein
 from .longtime.spectrum import quasi_stationary, spectrum
 from .longtime.stationary import stationary
 from .models.fields import batched
@@ -50,15 +50,16 @@ __all__ = [
     "MomentumSGD",
     "Network",
     "Noisy",
-    "NoisyLimit",
     "NotConverged",
     "PerSample",
     "Slice",
     "Solution",
+    "VanishingNoiseLimit",
     "backward",
     "batched",
     "committor",
     "compare",
+    "count_steps",
     "diagnostics",
     "dirac",
     "ergodic_laws",
@@ -72,9 +73,8 @@ __all__ = [
     "gaussian",
     "io",
     "landscapes",
-    "limit",
+    "make_nonnegative",
     "mean_exit_time",
-    "noisy_limit",
     "plot",
     "quasi_stationary",
     "resume",
@@ -83,9 +83,9 @@ __all__ = [
     "solve_to",
     "spectrum",
     "stationary",
-    "steps",
     "survival",
     "transition_rate",
+    "vanishing_noise_limit",
     "wasserstein",
     "watched_after_steps",
 ]

@@ -59,13 +59,13 @@ def test_survival_in_the_interval(scheme):
     times = [0.1, 0.5, 1.0, 2.0]
     exact = [reference.interval_survival(t) for t in times]
     gen = _interval(scheme)
-    u = fp.backward(gen, 1.0, times, tol=1e-9)
+    u = fp.backward(gen, 1.0, times, time_rtol=1e-9)
     check([u[i].at(0.0)[0] for i in range(4)], exact, 6e-8)
     check(u[1].at(0.5), [reference.interval_survival(0.5, 0.5)], 6e-8)
     # from the density (π/4) cos(πx/2) the survival is one exponential
     p0 = interpolated(gen, lambda x: np.pi / 4 * np.cos(np.pi * x[0] / 2))
     p0.x.array[:] /= pairing(gen, interpolated(gen, lambda x: 1.0), p0)
-    check(fp.evolve(gen, p0, times, tol=1e-9).mass, np.exp(-(np.pi**2) / 8 * np.array(times)), 1e-9)
+    check(fp.evolve(gen, p0, times, time_rtol=1e-9).mass, np.exp(-(np.pi**2) / 8 * np.array(times)), 1e-9)
 
 
 def test_exit_with_drift():
@@ -108,7 +108,7 @@ def test_exit_time_of_the_disk():
 
 @pytest.mark.parallel
 def test_survival_in_the_disk():
-    u = fp.backward(_disk(), 1.0, [0.2, 0.5, 1.0], tol=1e-8)
+    u = fp.backward(_disk(), 1.0, [0.2, 0.5, 1.0], time_rtol=1e-8)
     check([u[i].at((0, 0))[0] for i in range(3)], [reference.disk_survival(t) for t in (0.2, 0.5, 1.0)], 5e-5)
 
 
@@ -153,7 +153,7 @@ def test_exit_time_of_the_ball():
 
 
 def test_survival_in_the_ball():
-    u = fp.survival(_ball(), (0, 0, 0), [0.1, 0.25, 0.5], tol=1e-6)
+    u = fp.survival(_ball(), (0, 0, 0), [0.1, 0.25, 0.5], time_rtol=1e-6)
     check(reference.ball_survival(0.1), 0.965998533590, 1e-11)
     check(u, [reference.ball_survival(t) for t in (0.1, 0.25, 0.5)], 2e-3)
 

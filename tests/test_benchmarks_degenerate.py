@@ -20,8 +20,8 @@ def test_grushin_payoffs():
     """L = (∂_xx + x² ∂_yy)/2 from 0: E cos Y_t = cosh(t)^{-1/2}, E Y_t² = t²/2."""
     process = fp.SDE((0, 0), lambda x: ((0.5, 0), (0, x[0] ** 2 / 2)))
     gen = fp.Generator(process, fp.Domain.rectangle((-6, -12), (6, 12), (12, 24)), scheme="dg")
-    check(fp.backward(gen, lambda x: ufl.cos(x[1]), [1.0], tol=1e-8)[0].at((0, 0)), [np.cosh(1) ** -0.5], 5e-5)
-    check(fp.backward(gen, lambda x: x[1] ** 2, [1.0], tol=1e-8)[0].at((0, 0)), [0.5], 4e-7)
+    check(fp.backward(gen, lambda x: ufl.cos(x[1]), [1.0], time_rtol=1e-8)[0].at((0, 0)), [np.cosh(1) ** -0.5], 5e-5)
+    check(fp.backward(gen, lambda x: x[1] ** 2, [1.0], time_rtol=1e-8)[0].at((0, 0)), [0.5], 4e-7)
 
 
 def _rotational(x):
@@ -97,7 +97,7 @@ def test_transport_density():
     """x' = −x carries N(m, s²) to N(m e^{-t}, s² e^{-2t})."""
     gen = fp.Generator(fp.SDE(lambda x: -x[0], 0.0), fp.Domain.interval(-3, 3, 60))
     t = 0.5
-    evolution = fp.evolve(gen, fp.gaussian(0.5, 0.4), [t], tol=1e-7)
+    evolution = fp.evolve(gen, fp.gaussian(0.5, 0.4), [t], time_rtol=1e-7)
     x = np.array([0.0, 0.3, 0.6])
     mean, cov = np.array([0.5 * np.exp(-t)]), np.array([[0.16 * np.exp(-2 * t)]])
     check(evolution[0].at(x), reference.gaussian_density(x[:, None], mean, cov), 6e-6)
@@ -110,7 +110,7 @@ def test_transport_in_a_double_well():
     x0, t = np.array([0.1, -0.4, 0.8]), 2.0
     flow = x0 * np.exp(t) / np.sqrt(1 + x0**2 * np.expm1(2 * t))
     check(flow[0], 0.596205490696493, 1e-14)
-    check(fp.backward(gen, lambda x: x[0] ** 2, [t], tol=1e-7)[0].at(x0), flow**2, 1e-5)
+    check(fp.backward(gen, lambda x: x[0] ** 2, [t], time_rtol=1e-7)[0].at(x0), flow**2, 1e-5)
 
 
 def test_transport_exit_time():
@@ -178,7 +178,7 @@ def test_ring_with_half_of_it_diffusive():
 def test_transport_error_is_that_of_the_mesh():
     """The L2 norm of what the projection loses bounds what transport by a constant drift loses."""
     gen = fp.Generator(fp.SDE(1.0, 0.0), fp.Domain.interval(0, 10, 50), degree=3)
-    p = fp.evolve(gen, fp.gaussian(3.0, 0.5), [2.0], tol=1e-8)[0]
+    p = fp.evolve(gen, fp.gaussian(3.0, 0.5), [2.0], time_rtol=1e-8)[0]
 
     def exact(x):
         return np.exp(-0.5 * ((x[0] - 5) / 0.5) ** 2) / np.sqrt(2 * np.pi) / 0.5

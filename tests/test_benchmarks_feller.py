@@ -39,7 +39,9 @@ def test_wright_fisher_exit_time():
 @pytest.mark.parallel
 def test_wright_fisher_survival():
     times = [0.1, 0.5, 1.0, 2.0]
-    check(fp.survival(_alleles(), 0.5, times, tol=1e-8), [reference.wright_fisher_survival(t) for t in times], 1e-8)
+    check(
+        fp.survival(_alleles(), 0.5, times, time_rtol=1e-8), [reference.wright_fisher_survival(t) for t in times], 1e-8
+    )
 
 
 @pytest.mark.parametrize("g", [2.0, 10.0])
@@ -125,9 +127,9 @@ def test_disk_with_tangential_noise_at_its_boundary():
     gen = fp.Generator(process, domain, scheme="dg")
     points = np.array([(0.5, 0.2), (-0.1, 0.6)])
     t = 0.2
-    check(fp.backward(gen, lambda x: x[0], [t], tol=1e-8)[0].at(points), np.exp(-3 * t) * points[:, 0], 2e-5)
+    check(fp.backward(gen, lambda x: x[0], [t], time_rtol=1e-8)[0].at(points), np.exp(-3 * t) * points[:, 0], 2e-5)
     r2 = np.sum(points**2, axis=1)
-    second = fp.backward(gen, lambda x: 2 * (x[0] ** 2 + x[1] ** 2) - 1, [t], tol=1e-8)[0]
+    second = fp.backward(gen, lambda x: 2 * (x[0] ** 2 + x[1] ** 2) - 1, [t], time_rtol=1e-8)[0]
     check(second.at(points), np.exp(-8 * t) * (2 * r2 - 1), 4e-4)
 
 
@@ -159,7 +161,7 @@ def test_square_root_process_reflected_at_zero():
 def test_square_root_process_density():
     """θ = 1 from 1 after t = 1: a noncentral χ² law."""
     gen = fp.Generator(_square_root(1.0), fp.Domain.interval(0, 16, 64))
-    p = fp.evolve(gen, fp.dirac(1.0), [1.0], tol=1e-8)[0]
+    p = fp.evolve(gen, fp.dirac(1.0), [1.0], time_rtol=1e-8)[0]
     c = 2 / (1 - np.exp(-1))  # p(x) = 2c χ²(2cx; 4, 2c e^{-1})
     x = np.array([1.0, 0.5, 3.0])
     exact = 2 * c * stats.ncx2.pdf(2 * c * x, 4, 2 * c * np.exp(-1))
@@ -184,5 +186,5 @@ def test_option_price_with_stochastic_volatility():
     gen = fp.Generator(fp.SDE(lambda x: (-x[1] / 2, kappa * (theta - x[1])), noise), domain)
     assert gen.scheme == "dg"
     assert gen.boundary_report()["bottom"].outflow == pytest.approx(4.0)
-    price = fp.backward(gen, lambda x: K * ufl.max_value(ufl.exp(x[0]) - 1, 0), 1.0, tol=1e-7)[0]
+    price = fp.backward(gen, lambda x: K * ufl.max_value(ufl.exp(x[0]) - 1, 0), 1.0, time_rtol=1e-7)[0]
     check(price.at([(0.0, 0.0175)]), [5.785155434376], 2e-5)

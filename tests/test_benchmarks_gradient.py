@@ -23,7 +23,7 @@ def _ou():
 def test_ornstein_uhlenbeck_evolution():
     """From N(1, 1/4): mean e^{-t}, variance 1 − 3/4 e^{-2t}, Gaussian at all times."""
     gen, times = _ou(), [0.1, 0.5, 1.0, 2.0]
-    evolution = fp.evolve(gen, fp.gaussian(1.0, 0.5), times, tol=1e-9)
+    evolution = fp.evolve(gen, fp.gaussian(1.0, 0.5), times, time_rtol=1e-9)
     x = np.array([-1.3, 0.0, 0.7, 1.1, 2.0])
     for t, solution in zip(times, evolution, strict=True):
         mean, cov = mean_and_covariance(gen, solution.raw)
@@ -37,7 +37,7 @@ def test_ornstein_uhlenbeck_entropy():
     gen, times = _ou(), [0.5, 1.0, 2.0]
     x, w = np.polynomial.legendre.leggauss(200)
     x, w = 6 * x, 6 * w
-    for t, p in zip(times, fp.evolve(gen, fp.gaussian(1.0, 0.5), times, tol=1e-9), strict=True):
+    for t, p in zip(times, fp.evolve(gen, fp.gaussian(1.0, 0.5), times, time_rtol=1e-9), strict=True):
         density, invariant = np.abs(p.at(x)), np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi)
         entropy = np.sum(w * density * np.log(np.maximum(density, 1e-300) / invariant))
         m, v = np.exp(-t), 1 - 0.75 * np.exp(-2 * t)
@@ -47,8 +47,8 @@ def test_ornstein_uhlenbeck_entropy():
 def test_ornstein_uhlenbeck_backwards():
     """E X_t = e^{-t} x and E X_t² = e^{-2t} x² + 1 − e^{-2t}."""
     x = np.array([-1.0, 0.0, 1.5])
-    check(fp.backward(_ou(), lambda y: y[0], [1.0], tol=1e-9)[0].at(x), np.exp(-1) * x, 1e-9)
-    second = fp.backward(_ou(), lambda y: y[0] ** 2, [1.0], tol=1e-9)[0]
+    check(fp.backward(_ou(), lambda y: y[0], [1.0], time_rtol=1e-9)[0].at(x), np.exp(-1) * x, 1e-9)
+    second = fp.backward(_ou(), lambda y: y[0] ** 2, [1.0], time_rtol=1e-9)[0]
     check(second.at(x), np.exp(-2) * x**2 + 1 - np.exp(-2), 1e-9)
 
 

@@ -21,7 +21,7 @@ def test_kolmogorov_density():
     t = 0.7
     A, D, zero = np.array([[0.0, 1.0], [0.0, 0.0]]), np.diag([0.0, 1.0]), np.zeros(2)
     mean, cov = reference.linear_moments(A, D, zero, 0.25 * np.eye(2), t)
-    p = fp.evolve(gen, fp.gaussian((0, 0), 0.5), [t], tol=1e-7)[0]
+    p = fp.evolve(gen, fp.gaussian((0, 0), 0.5), [t], time_rtol=1e-7)[0]
     found = mean_and_covariance(gen, p.raw)
     check(found[1], cov, 5e-5)
     assert np.abs(found[0]).max() < 1e-8
@@ -42,7 +42,7 @@ def test_kinetic_ornstein_uhlenbeck_evolution():
     A, D = np.array([[0.0, 1.0], [-1.0, -1.0]]), np.diag([0.0, 1.0])
     mean, cov = reference.linear_moments(A, D, np.array([1.0, 0.0]), np.eye(2), 1.0)
     check(mean, [0.659700153391702, -0.533507195114693], 1e-13)
-    evolution = fp.evolve(gen, fp.gaussian((1, 0), 1.0), [1.0], tol=1e-7)
+    evolution = fp.evolve(gen, fp.gaussian((1, 0), 1.0), [1.0], time_rtol=1e-7)
     found = mean_and_covariance(gen, evolution[0].raw)
     check(found[0], mean, 1e-5)
     check(found[1], np.eye(2), 2e-5)
@@ -56,7 +56,7 @@ def test_kinetic_ornstein_uhlenbeck_narrow_start():
     A, D = np.array([[0.0, 1.0], [-1.0, -1.0]]), np.diag([0.0, 1.0])
     start = 0.25 * np.eye(2)
     mean, cov = reference.linear_moments(A, D, np.array([1.0, 0.0]), start, 1.0)
-    p = fp.evolve(gen, fp.gaussian((1, 0), 0.5), [1.0], tol=1e-7)[0]
+    p = fp.evolve(gen, fp.gaussian((1, 0), 0.5), [1.0], time_rtol=1e-7)[0]
     found = mean_and_covariance(gen, p.raw)
     check(found[0], mean, 3e-8)
     check(found[1], cov, 3e-8)

@@ -57,7 +57,7 @@ def store_or_die(path, write):
         die()
 
 checkpoint._store = store_or_die
-fp.evolve(problem(scheme), fp.gaussian((-0.8, 0.3), 0.3), [0.0, 0.05, 0.2, 0.5, 1.0], tol=1e-8,
+fp.evolve(problem(scheme), fp.gaussian((-0.8, 0.3), 0.3), [0.0, 0.05, 0.2, 0.5, 1.0], time_rtol=1e-8,
           checkpoint=folder)
 """
 )
@@ -66,7 +66,7 @@ RESUMED = (
     PROBLEM
     + """
 folder, scheme, points = sys.argv[1:4]
-found = fp.resume(folder, problem(scheme))
+found = fp.resume(problem(scheme), folder)
 values = [p.at(np.load(points)) for p in found]
 if MPI.COMM_WORLD.rank == 0:
     np.savez(folder + ".npz", values=values, mass=found.mass, outflux=found.outflux, times=found.times,
@@ -96,7 +96,7 @@ def test_a_killed_run_goes_on(scheme, moment, ranks, mpirun, tmp_path, points):
     assert list(folder.glob("*.part")) or moment == "after"
     mpirun(ranks, RESUMED, str(folder), scheme, str(points), timeout=120)
     found = np.load(f"{folder}.npz")
-    whole = fp.evolve(problem(scheme, MPI.COMM_SELF), fp.gaussian((-0.8, 0.3), 0.3), TIMES, tol=TOL)  # noqa: F821
+    whole = fp.evolve(problem(scheme, MPI.COMM_SELF), fp.gaussian((-0.8, 0.3), 0.3), TIMES, time_rtol=TOL)  # noqa: F821
     assert list(found["times"]) == TIMES
     exact = np.array([p.at(np.load(points)) for p in whole])
     # the start has no error in time; both runs may be wrong by tol, in the L2 norm
@@ -139,12 +139,12 @@ def test_what_was_kept_is_bitwise_the_same(tmp_dir):
 @pytest.mark.parametrize("scheme", ["galerkin", "dg"])
 def test_later_times_are_added(scheme, tmp_dir):
     gen = line(scheme=scheme)
-    fp.evolve(gen, START, TIMES[:3], tol=TOL, checkpoint=tmp_dir / "a")
-    longer = fp.resume(tmp_dir / "a", gen, times=TIMES)
-    plain = fp.evolve(gen, START, TIMES, tol=TOL)
+    fp.evolve(gen, START, TIMES[:3], time_rtol=TOL, checkpoint=tmp_dir / "a")
+    longer = fp.resume(gen, tmp_dir / "a", times=TIMES)
+    plain = fp.evolve(gen, START, TIMES, time_rtol=TOL)
     size = abs(plain[-1].raw.x.array).max(initial=1e-300)
     assert abs(longer[-1].raw.x.array - plain[-1].raw.x.array).max(initial=0) < 10 * TOL * max(size, 0.1)
-    assert list(fp.resume(tmp_dir / "a", gen).times) == TIMES, "the longer list is what it is about now"
+    assert list(fp.resume(gen, tmp_dir / "a").times) == TIMES, "the longer list is what it is about now"
 
 
 @pytest.mark.parallel
@@ -152,8 +152,8 @@ def test_errors_of_interrupted_runs_add_up_to_tol(tmp_dir, monkeypatch):
     """Interrupted after every output: the estimated errors are those of one run."""
     gen, tol = line(), 1e-6
     for n in range(1, len(TIMES) + 1):
-        found = fp.evolve(gen, START, TIMES[:n], tol=tol, checkpoint=tmp_dir / "a")
-    exact = fp.evolve(gen, START, TIMES, tol=1e-11)
+        found = fp.evolve(gen, START, TIMES[:n], time_rtol=tol, checkpoint=tmp_dir / "a")
+    exact = fp.evolve(gen, START, TIMES, time_rtol=1e-11)
     spent = [np.load(tmp_dir / "a" / f"{i:05d}.npz")["spent"] for i in range(len(TIMES))]
     assert (np.diff(spent) >= 0).all() and 0 < spent[-1] <= tol
     d = gen.vector(found[-1].raw)
@@ -170,16 +170,16 @@ def test_expectations_and_schedules_are_kept_too(tmp_dir):
     schedule = {"learning_rate": [(0, 0.4), (0.3, 0.1)]}
     for verb, what in ((fp.evolve, START), (fp.backward, lambda x: x[0] ** 2)):
         name = tmp_dir / verb.__name__
-        verb(gen, what, TIMES[:3], tol=TOL, schedule=schedule, checkpoint=name)
-        found = fp.resume(name, gen, TIMES, schedule=schedule)
-        plain = verb(gen, what, TIMES, tol=TOL, schedule=schedule)
+        verb(gen, what, TIMES[:3], time_rtol=TOL, schedule=schedule, checkpoint=name)
+        found = fp.resume(gen, name, times=TIMES, schedule=schedule)
+        plain = verb(gen, what, TIMES, time_rtol=TOL, schedule=schedule)
         for a, b in zip(found, plain, strict=True):
             size = abs(b.raw.x.array).max(initial=1e-300)
             assert abs(a.raw.x.array - b.raw.x.array).max(initial=0) < 20 * TOL * size
         with pytest.raises(ValueError, match="written with schedule"):
-            fp.resume(name, gen, schedule={"learning_rate": [(0, 0.4), (0.3, 0.2)]})
+            fp.resume(gen, name, schedule={"learning_rate": [(0, 0.4), (0.3, 0.2)]})
         with pytest.raises(ValueError, match=r"written with schedule .* this evolution has None"):
-            fp.resume(name, gen)
+            fp.resume(gen, name)
 
 
 @pytest.mark.parallel
@@ -187,9 +187,9 @@ def test_the_weighted_scheme(tmp_dir):
     gen = fp.Generator(
         fp.Langevin(lambda x: (x[0] ** 2 - 1) ** 2 / 4, 0.1), fp.Domain.interval(-2, 2, 20), scheme="weighted"
     )
-    fp.evolve(gen, fp.gaussian(-1.0, 0.3), [0.1, 1.0], tol=TOL, checkpoint=tmp_dir / "a")
-    found = fp.resume(tmp_dir / "a", gen, [0.1, 1.0, 3.0])
-    plain = fp.evolve(gen, fp.gaussian(-1.0, 0.3), [0.1, 1.0, 3.0], tol=TOL)
+    fp.evolve(gen, fp.gaussian(-1.0, 0.3), [0.1, 1.0], time_rtol=TOL, checkpoint=tmp_dir / "a")
+    found = fp.resume(gen, tmp_dir / "a", times=[0.1, 1.0, 3.0])
+    plain = fp.evolve(gen, fp.gaussian(-1.0, 0.3), [0.1, 1.0, 3.0], time_rtol=TOL)
     assert abs(found[-1].raw.x.array - plain[-1].raw.x.array).max(initial=0) < 1e-6
 
 
@@ -199,10 +199,10 @@ def test_partial_results_are_kept_when_tol_cannot_be_met(tmp_dir, monkeypatch):
 
     monkeypatch.setattr(_expm, "MAX_BASIS", 8)
     gen = fp.Generator(fp.SDE(lambda x: 1.0, 0.0), fp.Domain.interval(-1, 1, 400), ["right"], degree=2, scheme="dg")
-    arguments = gen, fp.dirac(-0.5), [0.0, 1e-6, 1.0], 1e-10
+    arguments = gen, fp.dirac(-0.5), [0.0, 1e-6, 1.0]
     for _ in range(2):
         with pytest.raises(fp.NotConverged) as info:
-            fp.evolve(*arguments, checkpoint=tmp_dir / "a")
+            fp.evolve(*arguments, time_rtol=1e-10, checkpoint=tmp_dir / "a")
         assert list(info.value.partial.times) == [0.0, 1e-6]
 
 
@@ -220,7 +220,7 @@ def test_partial_results_are_kept_when_tol_cannot_be_met(tmp_dir, monkeypatch):
 def test_checkpoints_of_something_else(changes, message, tmp_dir):
     fp.evolve(line(), START, [0.1], checkpoint=tmp_dir / "a")
     with pytest.raises(ValueError, match=message):
-        fp.resume(tmp_dir / "a", line(**changes))
+        fp.resume(line(**changes), tmp_dir / "a")
 
 
 @pytest.mark.parallel
@@ -228,7 +228,7 @@ def test_another_mesh_with_as_many_cells(tmp_dir, monkeypatch):
     monkeypatch.setattr(checkpoint, "SAME", 10.0)  # let the norms pass
     fp.evolve(line(), START, [0.1], checkpoint=tmp_dir / "a")
     with pytest.raises(ValueError, match="another mesh"):
-        fp.resume(tmp_dir / "a", line(right=2.001))
+        fp.resume(line(right=2.001), tmp_dir / "a")
 
 
 @pytest.mark.parallel
@@ -236,15 +236,15 @@ def test_unsuitable_calls(tmp_dir):
     gen, folder = line(), tmp_dir / "a"
     fp.evolve(gen, START, [0.1, 0.2], checkpoint=folder)
     with pytest.raises(ValueError, match="times must begin with these"):
-        fp.resume(folder, gen, [0.1, 0.3])
+        fp.resume(gen, folder, times=[0.1, 0.3])
     with pytest.raises(ValueError, match="another function at t = 0"):
         fp.evolve(gen, fp.gaussian(0.2, 0.41), [0.1, 0.2], checkpoint=folder)
-    with pytest.raises(ValueError, match=r"has tol 1e-06, this is tol 1e-07"):
-        fp.evolve(gen, START, [0.1, 0.2], tol=1e-7, checkpoint=folder)
+    with pytest.raises(ValueError, match=r"has time_rtol 1e-06, this is time_rtol 1e-07"):
+        fp.evolve(gen, START, [0.1, 0.2], time_rtol=1e-7, checkpoint=folder)
     with pytest.raises(ValueError, match="has evolution 'density', this is evolution 'expectation'"):
         fp.backward(gen, 1.0, [0.1, 0.2], checkpoint=folder)
     with pytest.raises(FileNotFoundError, match="not the folder of a checkpoint"):
-        fp.resume(tmp_dir / "b", gen)
+        fp.resume(gen, tmp_dir / "b")
     if WORLD.rank == 0:
         (tmp_dir / "c").mkdir()
         (tmp_dir / "c" / "thesis.tex").write_text("x")
@@ -256,7 +256,7 @@ def test_unsuitable_calls(tmp_dir):
     with pytest.raises(ValueError, match="is a file; a checkpoint is a folder"):
         fp.evolve(gen, START, [0.1], checkpoint=tmp_dir / "d")
     with pytest.raises(ValueError, match=r"00001\.npz is damaged"):
-        fp.resume(folder, gen)
+        fp.resume(gen, folder)
 
 
 def test_a_run_killed_before_it_began_begins_again(tmp_path):

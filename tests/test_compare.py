@@ -43,7 +43,7 @@ def test_weak_order_of_the_diffusion(order, low, high):
     rates, gaps = (0.05, 0.025, 0.0125), []
     for eta in rates:
         with fp.Generator(tilted(order)(eta), fp.Domain.interval(-3.5, 3.5, 40)) as gen:
-            pde = fp.backward(gen, lambda x: x[0] ** 2, [1.2], tol=1e-10)[0].at(1.5)[0]
+            pde = fp.backward(gen, lambda x: x[0] ** 2, [1.2], time_rtol=1e-10)[0].at(1.5)[0]
         gaps.append(exactly(algorithm(eta, 1.2) - pde))
     assert low < fit_order(rates, gaps).value < high
     assert abs(np.log2(abs(gaps[1].value / gaps[2].value)) - order) < 0.05 * order
@@ -184,7 +184,7 @@ def test_walls_that_cannot_be_moved():
         (ValueError, "positive semi-definite", (fp.SDE(lambda x: -x[0], lambda x: -x[0] - 3), domain, "left", 0.1)),
     ):
         with pytest.raises(error, match=match):
-            fp.watched_after_steps(*arguments)
+            fp.watched_after_steps(*arguments[:3], step=arguments[3] if len(arguments) > 3 else None)
 
 
 @pytest.mark.parallel

@@ -51,7 +51,7 @@ def test_share_of_a_simplex_below_a_level():
 def test_mass_in_balls_of_a_normal_law():
     gen = ornstein_uhlenbeck(2, 0.1, 10)
     t = np.array([0.0, 0.5, 1.0, 2.0, 4.0])
-    flow = fp.evolve(gen, fp.gaussian((1.0, 0.5), 0.3), t, tol=1e-9)
+    flow = fp.evolve(gen, fp.gaussian((1.0, 0.5), 0.3), t, time_rtol=1e-9)
     found = dg.concentration(flow, (0, 0), [0.4, 0.8], loss=lambda x: (x[0] ** 2 + x[1] ** 2) / 2)
     v = 0.1 + (0.09 - 0.1) * np.exp(-2 * t)
     m2 = 1.25 * np.exp(-2 * t)
@@ -92,9 +92,9 @@ def test_one_backward_solve_serves_all_initial_laws():
     process = fp.SGD(fp.landscapes.tilted_well_2d, fp.Isotropic(1.0), 0.2)
     gen = fp.Generator(process, fp.Domain.rectangle((-2, -1.5), (2, 1.5), (10, 8)), degree=3)
     x, t = fp.landscapes.tilted_well_2d.minima[0], [0.0, 0.5, 2.0]
-    u = dg.concentration_backward(gen, x, 0.5, t, tol=1e-10)
+    u = dg.concentration_backward(gen, x, 0.5, t, time_rtol=1e-10)
     for mean in ((-0.5, 0.4), (0.8, -0.3)):
-        flow = fp.evolve(gen, fp.gaussian(mean, 0.25), t, tol=1e-10)
+        flow = fp.evolve(gen, fp.gaussian(mean, 0.25), t, time_rtol=1e-10)
         forward = dg.concentration(flow, x, 0.5, basins=False).ball_mass[:, 0, 0]
         dual = [pairing(gen, s.function, flow[0].raw) for s in u]
         assert np.abs(forward - dual).max() < 1e-9
@@ -108,7 +108,7 @@ def test_bounds_for_the_process_killed_at_a_sphere():
     R, eta = 0.6, 0.05
     sgd = fp.SGD(fp.landscapes.double_well_2d, fp.Isotropic(1.0), eta)
     gen = fp.Generator(sgd, fp.Domain.disk((-1, 0), R, 0.15), absorbing=["boundary"])
-    flow = fp.evolve(gen, fp.gaussian((-0.75, 0.15), 0.07), [0, 0.25, 0.5, 1, 2, 4], tol=1e-8)
+    flow = fp.evolve(gen, fp.gaussian((-0.75, 0.15), 0.07), [0, 0.25, 0.5, 1, 2, 4], time_rtol=1e-8)
     found = dg.concentration(flow, (-1, 0), [0.3, 0.4], attraction=R * 1.0001)
     c = found.contraction[0]
     x = -1 + R  # the least pull is at the inner end of the ball: x(x − 1) there
@@ -118,7 +118,7 @@ def test_bounds_for_the_process_killed_at_a_sphere():
     assert found.second_moment[2, 0] > 0.5 * found.moment_bound[2, 0], "and it says something"
     assert (found.mass_bound <= found.ball_mass + 1e-9).all()
     assert found.mass_bound.max() > 0.1
-    beyond = dg.contraction(gen, (-1, 0), 0.9)
+    beyond = dg.contraction(gen, (-1, 0), radius=0.9)
     assert beyond.whole
     check(beyond.pull, x * (x - 1), 1e-3)  # no more than the disk is looked at
 
@@ -169,7 +169,7 @@ def test_drift_alone():
     process = fp.SDE(lambda x: x[0] - x[0] ** 3, 0.0)
     gen = fp.Generator(process, fp.Domain.interval(-1.8, 1.8, 120), degree=3, scheme="dg")
     t = np.array([0.0, 0.6, 1.2])
-    flow = fp.evolve(gen, fp.gaussian(0.1, 0.2), t, tol=1e-8)
+    flow = fp.evolve(gen, fp.gaussian(0.1, 0.2), t, time_rtol=1e-8)
     found = dg.concentration(flow, (-1, 1), 0.4, loss=lambda x: (x[0] ** 2 - 1) ** 2 / 4)
 
     def start(x, s):  # where the flow came from
@@ -199,7 +199,7 @@ def test_collapse_on_an_interpolating_minimum():
         check([report.pull, report.relative_noise, report.rate], [1, eta, 2 - eta], 1e-6)
     gen = gen.replace(learning_rate=0.2)
     t = np.array([0.0, 0.5, 1.0, 2.0])
-    found = dg.concentration(fp.evolve(gen, fp.gaussian(1.0, 0.15), t, tol=1e-8), 0, [0.5], basins=False)
+    found = dg.concentration(fp.evolve(gen, fp.gaussian(1.0, 0.15), t, time_rtol=1e-8), 0, [0.5], basins=False)
     check(found.second_moment[:, 0], 1.0225 * np.exp(-1.8 * t), 1e-4)
     check(found.moment_bound[:, 0], 1.0225 * np.exp(-1.8 * t), 1e-4)
     assert found.collapse[0].collapses
@@ -219,7 +219,7 @@ def test_two_samples_collapse_along_hyperbolas():
     report = dg.collapse(gen, (0, 0))
     check([report.pull, report.relative_noise, report.rate], [0.5, eta / 4, 1 - eta / 4], 1e-6)
     assert report.collapses
-    flow = fp.evolve(gen, fp.gaussian((1, 0.8), 0.15), [0, 1], tol=1e-8)
+    flow = fp.evolve(gen, fp.gaussian((1, 0.8), 0.15), [0, 1], time_rtol=1e-8)
     mean, covariance = mean_and_covariance(gen, flow[1].raw)
     check(mean, np.exp(-0.5) * np.array([1, 0.8]), 1e-4)
     check(covariance[0, 1] + mean[0] * mean[1], 0.8 * np.exp(-1 - eta / 4), 1e-4)
@@ -239,7 +239,7 @@ def test_collapse_splits_the_mass():
         check([report.pull, report.relative_noise], [2, eta], 2e-3)
         assert report.collapses
     assert not dg.collapse(gen.replace(learning_rate=4.5), 1).collapses
-    u = dg.concentration_backward(gen, 1, 0.3, [12.0], tol=1e-8)
+    u = dg.concentration_backward(gen, 1, 0.3, [12.0], time_rtol=1e-8)
     points = np.array([-0.5, -0.2, 0.0, 0.3])
     exact = betainc(4 / eta + 1, 4 / eta + 1, (1 + points) / 2)
     check(exact[:2], [0.0489273071289063, 0.26656768], 1e-8)
@@ -260,7 +260,7 @@ def test_least_squares_with_normal_features():
 
     sgd = fp.SGD(lambda x: (x[0] ** 2 + 0.25 * x[1] ** 2) / 2, fp.Covariance(covariance), e)
     gen = fp.Generator(sgd, fp.Domain.rectangle((-6, -6), (6, 6), (10, 10)))
-    flow = fp.evolve(gen, fp.gaussian((0, 0), 0.8), [0, 1], tol=1e-8)
+    flow = fp.evolve(gen, fp.gaussian((0, 0), 0.8), [0, 1], time_rtol=1e-8)
     found = dg.concentration(flow, (0, 0), 1.0, basins=False)
 
     def right(t, m):
@@ -311,7 +311,7 @@ def test_bad_input():
     with pytest.raises(ValueError, match="there was no loss"):
         _ = dg.concentration(flow, 0, 1, basins=False).drift_regime_end
     with pytest.raises(ValueError, match="no point of the mesh"):
-        dg.contraction(gen, 100, 0.1)
+        dg.contraction(gen, 100, radius=0.1)
     weighted = fp.Generator(fp.Langevin(lambda x: x[0] ** 2 / 2, 1.0), fp.Domain.interval(-3, 3, 8), scheme="weighted")
     with pytest.raises(ValueError, match="weighted"):
         dg.concentration_backward(weighted, 0, 1, [1.0])

@@ -80,7 +80,7 @@ def test_order_of_convergence_of_an_evolution():
     for n in (16, 32):
         process = fp.SDE(lambda x: (x[1], -x[0] - x[1]), ((0, 0), (0, 1.0)))
         with fp.Generator(process, box(2, n, -6.0, 6.0), degree=3) as gen:
-            p = fp.evolve(gen, fp.gaussian((0, 0), 1.0), [1.0], tol=1e-8)[0]
+            p = fp.evolve(gen, fp.gaussian((0, 0), 1.0), [1.0], time_rtol=1e-8)[0]
             errors.append(l2_error(p.function, lambda x: np.exp(-(x[0] ** 2 + x[1] ** 2) / 2) / (2 * np.pi)))
     assert np.log2(errors[0] / errors[1]) == pytest.approx(4, abs=0.25)
 
@@ -107,7 +107,7 @@ def _problems(alone):
             tau = fp.mean_exit_time(gen)
             points = np.array([[0.1] * dim, [-0.55] * dim])
             start = (0.1,) * dim
-            p = fp.evolve(gen, fp.gaussian(start, 0.4), [0.3], tol=1e-8)
+            p = fp.evolve(gen, fp.gaussian(start, 0.4), [0.3], time_rtol=1e-8)
             found[name] = [
                 *tau.at(points),
                 *fp.exit_probability(gen, to=["right"]).at(points),

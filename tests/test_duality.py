@@ -132,8 +132,8 @@ def test_two_time_duality(dim, scheme, kind):
     """⟨u(T), p₀⟩ = ⟨payoff, p(T)⟩ for the backward and the forward evolution."""
     gen = _generator(dim, scheme, kind, ("left",))
     p0, payoff = _start(gen), interpolated(gen, lambda x: 1 + x[0] ** 2)
-    forward = fp.evolve(gen, p0, [0.3], tol=1e-11)[-1].raw
-    dual = fp.backward(gen, payoff, [0.3], tol=1e-11)[-1].function
+    forward = fp.evolve(gen, p0, [0.3], time_rtol=1e-11)[-1].raw
+    dual = fp.backward(gen, payoff, [0.3], time_rtol=1e-11)[-1].function
     assert pairing(gen, dual, p0) == pytest.approx(pairing(gen, payoff, forward), rel=1e-10)
 
 
@@ -154,7 +154,7 @@ def test_constants_do_not_change_backwards(dim, scheme, kind):
 @structure
 def test_what_left_and_what_stayed_are_one(dim, scheme, kind):
     gen = _generator(dim, scheme, kind, ("left", "right"))
-    evolution = fp.evolve(gen, _start(gen), [0.05, 0.2, 1.0], tol=1e-8)
+    evolution = fp.evolve(gen, _start(gen), [0.05, 0.2, 1.0], time_rtol=1e-8)
     out = np.asarray(evolution.outflux)
     assert evolution.mass[-1] < 0.98
     assert (np.diff(out) > 0).all()

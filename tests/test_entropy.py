@@ -20,7 +20,7 @@ def squares(x, n):
 def test_entropy_of_an_ornstein_uhlenbeck_process():
     gen = fp.Generator(fp.SDE(lambda x: -x[0], 1.0), fp.Domain.interval(-8, 8, 40), degree=6)
     t = np.array([0, 0.5, 1, 2])
-    flow = fp.evolve(gen, fp.gaussian(1, 0.5), t, tol=1e-10)
+    flow = fp.evolve(gen, fp.gaussian(1, 0.5), t, time_rtol=1e-10)
     m, v = np.exp(-t), 1 - 0.75 * np.exp(-2 * t)  # dX = −X dt + √2 dW from N(1, 1/4)
     for p_inf in (lambda x: 5 * ufl.exp(-(x[0] ** 2) / 2), fp.stationary(gen)):
         found = dg.entropy_decay(flow, p_inf)
@@ -38,7 +38,7 @@ def test_entropy_in_the_weighted_scheme():
     gen = fp.Generator(
         fp.Langevin(lambda x: x[0] ** 2 / 2, 1.0), fp.Domain.interval(-7, 7, 60), degree=4, scheme="weighted"
     )
-    flow = fp.evolve(gen, fp.gaussian(1, 0.5), [0.5, 1], tol=1e-9)
+    flow = fp.evolve(gen, fp.gaussian(1, 0.5), [0.5, 1], time_rtol=1e-9)
     found = dg.entropy_decay(flow, lambda x: ufl.exp(-(x[0] ** 2) / 2))
     check(found.entropy, [0.207404433198961, 0.0704320106005604], 1e-6)
     check(found.entropy_rate, [-0.473012853809277, -0.146801686846737], 1e-5)
@@ -88,7 +88,7 @@ def test_kinetic_entropy_has_a_plateau_while_the_modified_functional_decays():
     assert abs(erb.rate - 1) < 1e-12
     assert not erb.defective and "S_P(t) <= e^(-1 t) S_P(0)" in str(erb)
     gen = fp.Generator(linear(KINETIC, D), ellipse(KINETIC, 8.5, 0.12), degree=4)
-    flow = fp.evolve(gen, fp.gaussian((1, 0), 1), t, tol=1e-8)
+    flow = fp.evolve(gen, fp.gaussian((1, 0), 1), t, time_rtol=1e-8)
     found = dg.entropy_decay(flow, lambda x: ufl.exp(-squares(x, 2) / 2), P=2 * erb.P)
     H, information, S = shifted_normal(KINETIC, D, 2 * erb.P, np.eye(2), np.array([1.0, 0.0]), t)
     check(H[2], 0.359917109812091, 1e-12)
@@ -110,7 +110,7 @@ def test_non_normal_drift():
     mean = np.array([2.0, -0.5])
     domain = fp.Domain.rectangle((-25, -4.5), (25, 4.5), (22, 14))
     gen = fp.Generator(linear(C, D), domain, degree=4, scheme="dg")
-    flow = fp.evolve(gen, normal(K, mean), t, tol=1e-8)
+    flow = fp.evolve(gen, normal(K, mean), t, time_rtol=1e-8)
     found = dg.entropy_decay(flow, normal(K, (0, 0)), P=erb.P)
     H, information, S = shifted_normal(C, D, erb.P, K, mean, t)
     check(found.entropy, H, 1e-4)
@@ -131,7 +131,7 @@ def test_arnold_erb_matrices_satisfy_their_inequality():
     chain = np.array([[0.0, -1, 0], [0, 0, -1], [1, 3, 3]])  # the eigenvalue 1, three times, with one eigenvector
     D = np.diag([0.0, 0, 1])
     for epsilon, rate in ((None, 1.98), (0.1, 1.8)):
-        erb = dg.arnold_erb_matrix(chain, D, epsilon)
+        erb = dg.arnold_erb_matrix(chain, D, epsilon=epsilon)
         assert erb.defective
         assert abs(erb.mu - 1) < 1e-4  # a triple eigenvalue moves by the cube root of rounding
         assert abs(erb.rate - rate) < 2e-4
@@ -183,7 +183,7 @@ def test_entropy_balance_without_reversibility_or_ellipticity():
     gen = fp.Generator(circulating(), fp.Domain.rectangle((-3.2, -4.4), (3.2, 4.4), (14, 14)), degree=4)
     step = 0.01
     t = np.array([0.3, 0.4 - step, 0.4, 0.4 + step, 0.8])
-    flow = fp.evolve(gen, fp.gaussian((0.5, -0.5), 0.5), t, tol=1e-9)
+    flow = fp.evolve(gen, fp.gaussian((0.5, -0.5), 0.5), t, time_rtol=1e-9)
     found = dg.entropy_decay(flow, lambda x: ufl.exp(-potential(x)))
     assert np.abs(found.balance).max() < 2e-4 * found.fisher.max()
     difference = (found.entropy[3] - found.entropy[1]) / (2 * step)  # independent of G
@@ -218,12 +218,12 @@ def test_bakry_emery_with_constant_diffusion():
 
     for turn, reversible in ((0.0, True), (0.7, False)):
         gen = fp.Generator(linear((D + turn * np.array([[0, 1], [-1, 0]])) @ H, D), domain)
-        found = dg.bakry_emery(gen, V)
+        found = dg.bakry_emery(gen, potential=V)
         assert found.kind == "constant D"
         assert found.reversible == reversible
         check(found.bound, exact, 1e-10)
     with pytest.raises(ValueError, match="not invariant"):
-        dg.bakry_emery(gen, lambda x: V(x) + x[0])
+        dg.bakry_emery(gen, potential=lambda x: V(x) + x[0])
 
 
 def test_bakry_emery_finds_where_a_well_is_least_convex():
@@ -245,7 +245,7 @@ def test_bakry_emery_in_one_dimension_is_convexity_after_a_substitution():
         fp.SDE(lambda x: -((1 + x[0] ** 2) ** 2) / 4 * 3 * x[0], lambda x: (1 + x[0] ** 2) ** 2 / 4, "divergence"),
         fp.Domain.interval(-1.5, 1.5, 40),
     )
-    found = dg.bakry_emery(gen, lambda x: 1.5 * x[0] ** 2)
+    found = dg.bakry_emery(gen, potential=lambda x: 1.5 * x[0] ** 2)
 
     def U(y):
         x = np.tan(y / 2)
@@ -287,7 +287,9 @@ def test_bakry_emery_with_scalar_diffusion_in_the_plane():
         return tuple(-D(x) * g for g in gradient)
 
     domain = fp.Domain.rectangle((-1, -1), (1, 1), (8, 8))
-    found = dg.bakry_emery(fp.Generator(fp.SDE(drift, lambda x: ((D(x), 0), (0, D(x))), "divergence"), domain), V)
+    found = dg.bakry_emery(
+        fp.Generator(fp.SDE(drift, lambda x: ((D(x), 0), (0, D(x))), "divergence"), domain), potential=V
+    )
     assert found.kind == "scalar D(x)"
     assert found.reversible
     angles = np.linspace(0, np.pi, 7)[:-1]
@@ -320,4 +322,4 @@ def test_bad_input():
         dg.spectral_gap(killed)
     degenerate = fp.Generator(linear(KINETIC, np.diag([0.0, 1])), fp.Domain.rectangle((-3, -3), (3, 3), (3, 3)))
     with pytest.raises(ValueError, match="degenerates"):
-        dg.bakry_emery(degenerate, lambda x: squares(x, 2) / 2)
+        dg.bakry_emery(degenerate, potential=lambda x: squares(x, 2) / 2)

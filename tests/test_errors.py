@@ -294,7 +294,11 @@ def test_times(times, pattern):
 
 def test_tolerances():
     for tol in (0.0, 1.0, -1e-6, "tight"):
-        refused(lambda t=tol: fp.backward(_closed(), 1.0, [0.1], tol=t), ValueError, "tol is " + re.escape(repr(tol)))
+        refused(
+            lambda t=tol: fp.backward(_closed(), 1.0, [0.1], time_rtol=t),
+            ValueError,
+            "time_rtol is " + re.escape(repr(tol)),
+        )
 
 
 def test_costs_that_are_not_finite():

@@ -109,7 +109,7 @@ def test_times_of_survival(times, pattern):
 
 def test_tolerance_of_survival():
     for tol in (0.0, 1.0, -1e-6, "tight"):
-        refused(lambda t=tol: fp.survival(_gen(), (0, 0), [0.1], tol=t), ValueError, "tol is")
+        refused(lambda t=tol: fp.survival(_gen(), (0, 0), [0.1], time_rtol=t), ValueError, "time_rtol is")
 
 
 def test_density_along_a_part_that_does_not_absorb():
@@ -135,7 +135,9 @@ def test_number_of_modes():
 
 def test_spectrum_that_does_not_converge():
     options = {"eps_max_it": 1, "eps_ncv": 9, "eps_tol": 1e-15}
-    error = refused(lambda: fp.spectrum(_gen(), 8, options), fp.NotConverged, "of 8 modes converged", "-fp_spectrum_")
+    error = refused(
+        lambda: fp.spectrum(_gen(), 8, options=options), fp.NotConverged, "of 8 modes converged", "-fp_spectrum_"
+    )
     assert error.prefix == "fp_spectrum_"
 
 
@@ -216,7 +218,7 @@ def test_exit_times_that_are_infinite_near_a_point_without_noise():
 def test_killing_rates_that_are_not_finite():
     gen = fp.Generator(fp.SDE(0.0, 0.5), fp.Domain.interval(-1, 1, 4), ["left", "right"])
     for rate in (np.nan, np.inf, lambda x: ufl.sqrt(x[0])):
-        refused(lambda rate=rate: fp.feynman_kac(gen, 1.0, killing=rate), ValueError, "killing rate is not finite")
+        refused(lambda rate=rate: fp.feynman_kac(gen, exit=1.0, killing=rate), ValueError, "killing rate is not finite")
 
 
 def test_a_loss_without_values_everywhere():

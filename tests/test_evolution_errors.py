@@ -88,7 +88,7 @@ def test_error_is_below_the_tolerance(name, record_property):
     L, truth = exact(gen, v0.array_r.copy(), times)
     largest = max(np.linalg.norm(y) for y in [L.T @ v0.array_r, *truth])
     for tol in (1e-3, 1e-6, 1e-8):
-        found = fp.evolve(gen, start, times, tol=tol)
+        found = fp.evolve(gen, start, times, time_rtol=tol)
         for p, y in zip(found, truth, strict=True):
             if scheme == "weighted":  # the unknown is the density divided by the weight, which is at the nodes
                 p.raw.x.array[:] /= gen.nodal_weight()
@@ -109,7 +109,7 @@ def test_ten_times_longer_costs_at_most_twice():
         gen = fp.Generator(process, domain, absorbing, degree=degree, scheme=scheme)
         v0 = coefficients(gen, start, "start")
         L, (y,) = exact(gen, v0.array_r.copy(), [T])
-        found = fp.evolve(gen, start, [T], tol=1e-6)
+        found = fp.evolve(gen, start, [T], time_rtol=1e-6)
         assert np.linalg.norm(L.T @ gen.vector(found[0].raw).array_r - y) <= 1e-6 * np.linalg.norm(y)
         work[T] = found.stats["solves"] + 20 * found.stats["factorisations"]
     assert work[50.0] <= 2 * work[5.0]

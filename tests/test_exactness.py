@@ -58,7 +58,7 @@ def test_uniform_density_decays_exactly(dim, degree):
     rate, times = dim * (dim + 1) / 2, [0.1, 0.7]
     uniform = interpolated(gen, lambda x: 1.0)
     uniform.x.array[:] /= gen.integrals.sum()
-    evolution = fp.evolve(gen, uniform, times, tol=1e-10)
+    evolution = fp.evolve(gen, uniform, times, time_rtol=1e-10)
     for i, t in enumerate(times):
         level = np.exp(-rate * t) / gen.integrals.sum()
         assert coefficient_error(gen, evolution[i].function, lambda x, level=level: level) < 1e-11

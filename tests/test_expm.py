@@ -110,7 +110,7 @@ def test_long_times_are_cheap():
 def test_equilibrium_at_enormous_times(T):
     """The shift stays near the slowest time scale, here 360: T / 12 would leave two digits at T = 1e12."""
     gen = fp.Generator(fp.SDE(lambda x: x[0] - x[0] ** 3, 0.05), fp.Domain.interval(-2, 2, 80), scheme="galerkin")
-    p = fp.evolve(gen, fp.gaussian(-1.0, 0.1), [T], tol=1e-7)
+    p = fp.evolve(gen, fp.gaussian(-1.0, 0.1), [T], time_rtol=1e-7)
     left, right = p[0].at([-1.0, 1.0])
     assert right == pytest.approx(left, rel=1e-7)
     assert left == pytest.approx(1 / 0.83405880410691, rel=1e-4)  # ∫ exp(-(x² - 1)² / (4 ε)) on the whole line
@@ -140,13 +140,13 @@ def test_factorisations_are_shared_with_the_dual_and_with_later_runs():
 def test_ornstein_uhlenbeck_density_and_moments():
     gen = fp.Generator(fp.SDE(lambda x: -x[0], 1.0), fp.Domain.interval(-8, 8, 100), degree=4)
     times = np.array([0.0, 0.5, 1.0, 2.0])
-    found = fp.evolve(gen, fp.gaussian(1.0, 0.5), times, tol=1e-9)
+    found = fp.evolve(gen, fp.gaussian(1.0, 0.5), times, time_rtol=1e-9)
     x = np.linspace(-2, 3, 11)
     for t, solution in zip(times, found, strict=True):
         mean, variance = np.exp(-t), 1 - 0.75 * np.exp(-2 * t)
         exact = np.exp(-((x - mean) ** 2) / (2 * variance)) / np.sqrt(2 * np.pi * variance)
         assert abs(solution.at(x) - exact).max() < 5e-7  # of the mesh
-    expectation = fp.backward(gen, lambda x: x[0] ** 2, [1.0], tol=1e-9)[0].at([0.5])[0]
+    expectation = fp.backward(gen, lambda x: x[0] ** 2, [1.0], time_rtol=1e-9)[0].at([0.5])[0]
     assert expectation == pytest.approx(0.25 * np.exp(-2) + 1 - np.exp(-2), abs=1e-8)
 
 
@@ -154,7 +154,7 @@ def test_ornstein_uhlenbeck_density_and_moments():
 def test_kinetic_covariance():
     """Mean and covariance at t = 1 from the point (1, 0), where D has rank one."""
     gen = fp.Generator(fp.SDE(COLD[1], COLD[0]), fp.Domain.rectangle((-6, -6), (6, 6), (14, 14)), degree=3)
-    p = fp.evolve(gen, fp.gaussian((1.0, 0.0), 0.4), [1.0], tol=1e-7)[0].raw
+    p = fp.evolve(gen, fp.gaussian((1.0, 0.0), 0.4), [1.0], time_rtol=1e-7)[0].raw
     A = np.array([[0.0, 1.0], [-1.0, -1.0]])
     E = scipy.linalg.expm(A)
     mean = E @ [1.0, 0.0]
@@ -183,11 +183,11 @@ def test_mass_and_constants_do_not_depend_on_tol(scheme):
     if scheme == "galerkin":
         gen = fp.Generator(fp.SDE(lambda x: (-x[0], -x[1]), 1.0), gen.domain, degree=3, scheme="galerkin")
     start = fp.gaussian((0.5, 0.0), 0.5)
-    coarse, fine = (fp.evolve(gen, start, [0.0, 0.3, 3.0], tol=tol) for tol in (0.05, 1e-8))
+    coarse, fine = (fp.evolve(gen, start, [0.0, 0.3, 3.0], time_rtol=tol) for tol in (0.05, 1e-8))
     assert abs(coarse.mass - 1).max() < 1e-13
     assert abs(coarse[1].raw.x.array - fine[1].raw.x.array).max() > 1e-9, "tol has no effect"
     assert (coarse.outflux == 0).all()
-    constant = fp.backward(gen, 1.0, [0.3, 30.0], tol=0.05)
+    constant = fp.backward(gen, 1.0, [0.3, 30.0], time_rtol=0.05)
     assert max(abs(u.function.x.array - 1).max() for u in constant) < 1e-13
 
 
@@ -196,8 +196,8 @@ def test_duality():
     """⟨u(t), p₀⟩ = ⟨g, p(t)⟩."""
     gen = fp.Generator(fp.SDE(lambda x: x[0] - x[0] ** 3, 0.1), fp.Domain.interval(-2, 2, 40), absorbing=["right"])
     times, tol = [0.01, 0.5, 4.0], 1e-8
-    forward = fp.evolve(gen, fp.dirac(-0.93), times, tol=tol)
-    dual = fp.backward(gen, lambda x: ufl.exp(x[0]), times, tol=tol)
+    forward = fp.evolve(gen, fp.dirac(-0.93), times, time_rtol=tol)
+    dual = fp.backward(gen, lambda x: ufl.exp(x[0]), times, time_rtol=tol)
     g = coefficients(gen, lambda x: ufl.exp(x[0]), "payoff")
     p0 = coefficients(gen, fp.dirac(-0.93), "start")
     Mg, Mp0 = gen.M.createVecLeft(), gen.M.createVecLeft()
@@ -215,14 +215,14 @@ def test_survival_and_outflux_of_brownian_motion():
     gen = fp.Generator(fp.SDE(lambda x: 0.0, 0.5), fp.Domain.interval(-1, 1, 40), absorbing=["left", "right"])
     times = [0.1, 0.5, 1.0, 2.0]
     exact = np.array([0.996869195484, 0.685445766890, 0.370777429800, 0.107977044444])
-    forward = fp.evolve(gen, fp.dirac(0.0), times, tol=1e-9)
+    forward = fp.evolve(gen, fp.dirac(0.0), times, time_rtol=1e-9)
     assert np.allclose(forward.mass, exact, atol=1e-8)
     assert np.allclose(forward.outflux, 1 - exact, atol=1e-8)
     for part in ("left", "right"):
         assert np.allclose(forward.outflux_by_part[part], (1 - exact) / 2, atol=1e-8)
     late = np.pi / 4 * np.exp(-(np.pi**2) / 4)  # half of λ (4/π) e^{-λt}, λ = π²/8, t = 2; the next mode is 2e-9 of it
     assert forward.outflow["left"][-1] == pytest.approx(late, rel=1e-6)
-    survival = fp.backward(gen, 1.0, times, tol=1e-9)
+    survival = fp.backward(gen, 1.0, times, time_rtol=1e-9)
     assert np.allclose([u.at([0.0])[0] for u in survival], exact, atol=1e-7)
     assert abs(forward.mass + forward.outflux - 1).max() < 1e-9
 
@@ -231,7 +231,7 @@ def test_survival_and_outflux_of_brownian_motion():
 def test_exponential_decay_keeps_relative_accuracy():
     gen = fp.Generator(fp.SDE(lambda x: 0.0, 0.5), fp.Domain.interval(-1, 1, 20), absorbing=["left", "right"])
     times = np.array([4.0, 8.0, 12.0, 16.0])
-    mass = fp.evolve(gen, fp.dirac(0.1), times, tol=1e-6).mass
+    mass = fp.evolve(gen, fp.dirac(0.1), times, time_rtol=1e-6).mass
     assert mass[-1] < 1e-8
     assert np.allclose(-np.diff(np.log(mass)) / 4.0, np.pi**2 / 8, rtol=1e-6)
 
@@ -301,8 +301,8 @@ def test_a_function_is_taken_as_it_is():
 def test_what_needs_too_many_solves_says_so_and_keeps_the_rest(monkeypatch):
     monkeypatch.setattr(_expm, "MAX_BASIS", 8)
     gen = fp.Generator(fp.SDE(lambda x: 1.0, 0.0), fp.Domain.interval(-1, 1, 400), ["right"], degree=2, scheme="dg")
-    with pytest.raises(NotConverged, match=r"evolution to t = 1 .* larger tol") as info:
-        fp.evolve(gen, fp.dirac(-0.5), [0.0, 1e-6, 1.0], tol=1e-10)
+    with pytest.raises(NotConverged, match=r"evolution to t = 1 .* larger time_rtol") as info:
+        fp.evolve(gen, fp.dirac(-0.5), [0.0, 1e-6, 1.0], time_rtol=1e-10)
     assert info.value.prefix == "fp_evolve_"
     assert list(info.value.partial.times) == [0.0, 1e-6]
     assert info.value.partial.mass == pytest.approx([1.0, 1.0])
@@ -312,7 +312,7 @@ def test_what_needs_too_many_solves_says_so_and_keeps_the_rest(monkeypatch):
 def test_tol_below_rounding_is_told(caplog):
     gen = fp.Generator(fp.SDE(lambda x: -x[0], 1.0), fp.Domain.interval(-6, 6, 20))
     with caplog.at_level("WARNING", logger="fpsolver"):
-        found = fp.evolve(gen, fp.gaussian(0.0, 1.0), [1.0], tol=1e-14)
+        found = fp.evolve(gen, fp.gaussian(0.0, 1.0), [1.0], time_rtol=1e-14)
     assert found.stats["time_error"] < 1e-11
     if MPI.COMM_WORLD.rank == 0:
         assert "rounding" in caplog.text
@@ -323,8 +323,8 @@ BAD = [
     (dict(times=[-1.0]), "times contains -1.0"),
     (dict(times=[np.nan]), "times contains nan"),
     (dict(times=[]), "at least one time"),
-    (dict(tol=0.0), "tol is 0.0"),
-    (dict(tol=2), "tol is 2"),
+    (dict(time_rtol=0.0), "time_rtol is 0.0"),
+    (dict(time_rtol=2), "time_rtol is 2"),
     (dict(initial=fp.gaussian((0.0, 0.0), 1.0)), "2 coordinate"),
     (dict(initial=fp.gaussian(9.0, 1.0)), "of the mass"),
     (dict(initial=fp.dirac(7.0)), "outside the mesh"),

@@ -172,7 +172,7 @@ def test_what_is_not_tight():
     assert not found.tight
     assert found.inwards > 0
     with pytest.raises(ValueError, match="non-negative"):
-        fp.diagnostics.tightness(gen, lambda x: x[0])
+        fp.diagnostics.tightness(gen, lyapunov=lambda x: x[0])
 
 
 @pytest.mark.parallel
@@ -181,7 +181,7 @@ def test_lyapunov_function_of_a_kinetic_process():
     process = fp.SDE(lambda x: (x[1], -x[0] - x[1]), ((0, 0), (0, 0.1)))
     gen = fp.Generator(process, box(2, 4, -3, 3))
     assert fp.diagnostics.tightness(gen).inwards == pytest.approx(0.2, rel=1e-9)
-    assert fp.diagnostics.tightness(gen, lambda x: x[0] ** 2 + x[1] ** 2 + x[0] * x[1]).inwards < 0
+    assert fp.diagnostics.tightness(gen, lyapunov=lambda x: x[0] ** 2 + x[1] ** 2 + x[0] * x[1]).inwards < 0
 
 
 # ---------------------------------------------------------------- truncation

@@ -147,7 +147,7 @@ def test_the_rate_of_the_report_is_that_of_the_equation():
     """f = x²/2, Σ = x²: E X² decays at the rate 2 − η, at which the report says that the law collapses."""
     process = fp.SGD(lambda x: x[0] ** 2 / 2, fp.Covariance(lambda x: ((x[0] ** 2,),)), 0.2)
     domain = fp.Domain.interval(-5, 5, 101)
-    flow = fp.evolve(fp.Generator(process, domain), fp.gaussian(1.0, 0.1), np.linspace(0.2, 1, 5), tol=1e-8)
+    flow = fp.evolve(fp.Generator(process, domain), fp.gaussian(1.0, 0.1), np.linspace(0.2, 1, 5), time_rtol=1e-8)
     report = landscape(process, domain, evolution=flow)
     (p,) = report.minima
     assert p.collapse.rate == pytest.approx(1.8, rel=1e-8)
@@ -161,7 +161,7 @@ def test_the_report_predicts_algebraic_decay_and_measures_it():
     """f = x⁴ and Σ = x⁴: θ = 3/4 predicts t⁻², which the process has with the noise too."""
     process = fp.SGD(lambda x: x[0] ** 4, fp.Covariance(lambda x: ((x[0] ** 4,),)), 0.2)
     domain, times = fp.Domain.interval(-2, 2, 160), np.geomspace(1, 50, 12)
-    flow = fp.evolve(fp.Generator(process, domain), fp.dirac(1.0), times, tol=1e-8)
+    flow = fp.evolve(fp.Generator(process, domain), fp.dirac(1.0), times, time_rtol=1e-8)
     report = landscape(process, domain, evolution=flow)
     (p,) = report.minima
     assert p.critical.kind == "degenerate" and p.decay.law == "algebraic"
@@ -276,7 +276,7 @@ def test_paths_are_followed_and_steps_counted():
     assert (np.sign(x[:, 5]) != np.sign(x[:, -1])).any(), "some paths change sides"
     for p in report.minima:
         centre = p.critical.point[0]
-        direct = star_convexity(process, centre, x[x[:, -1] * centre > 0][:, :, None], domain.comm)
+        direct = star_convexity(process, centre, x[x[:, -1] * centre > 0][:, :, None], comm=domain.comm)
         assert (p.star.share, p.star.interval, p.star.paths) == (direct.share, direct.interval, direct.paths)
         assert (p.star.per_step == direct.per_step).all() and p.star.steps == 31
     assert report.steps == ensemble.star_convexity() and "steps with their own batches" in str(report)
@@ -330,7 +330,7 @@ def test_bad_paths_and_evolutions():
     refused(lambda: landscape(process, domain, evolution=[gone]), TypeError, "evolution is a Ensemble", "fp.evolve")
     gen = fp.Generator(other, domain)
     flow = fp.evolve(gen, fp.gaussian(1.0, 0.1), [0.1])
-    refused(lambda: landscape(other, domain, False, evolution=flow), ValueError, "exponents=True")
+    refused(lambda: landscape(other, domain, exponents=False, evolution=flow), ValueError, "exponents=True")
     refused(lambda: landscape(lambda x: x[0] ** 2 + x[1] ** 2, square(), evolution=flow), ValueError, "1 dimension")
     edge = fp.Domain.interval(-3, -1, 10)
     refused(lambda: landscape(other, edge, evolution=flow), ValueError, "where no exponent is known")

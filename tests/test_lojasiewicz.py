@@ -194,7 +194,7 @@ def test_algebraic_decay_under_interpolating_noise():
     """θ = 3/4 predicts t⁻² for f = x⁴; the exact process has it, with the noise in a fixed proportion to the drift."""
     process, times = quartic(0.2), np.geomspace(1, 50, 12)
     domain = fp.Domain.interval(-2, 2, 160)
-    flow = fp.evolve(fp.Generator(process, domain), fp.dirac(1.0), times, tol=1e-8)
+    flow = fp.evolve(fp.Generator(process, domain), fp.dirac(1.0), times, time_rtol=1e-8)
     found = loss_decay(flow, lojasiewicz(process, 0.0, domain))
     assert found.excess == pytest.approx(exact_quartic(0.2, times), rel=2e-5)
     assert found.noise / found.drift == pytest.approx(np.full(12, 6 * 0.2 / 16), rel=2e-4)
@@ -211,7 +211,7 @@ def test_exponential_decay_and_what_interpolating_noise_takes_from_it():
     """f = x²/2, Σ = x²: c² = 2, and E X² = e^{−(2 − η)t} X₀²."""
     process = fp.SGD(lambda x: x[0] ** 2 / 2, fp.Covariance(lambda x: ((x[0] ** 2,),)), 0.1)
     domain, times = fp.Domain.interval(-4, 4, 96), np.linspace(0.2, 1.5, 8)
-    flow = fp.evolve(fp.Generator(process, domain), fp.gaussian(1.0, 0.1), times, tol=1e-8)
+    flow = fp.evolve(fp.Generator(process, domain), fp.gaussian(1.0, 0.1), times, time_rtol=1e-8)
     found = loss_decay(flow, lojasiewicz(process, 0.0, domain))
     assert found.law == "exponential"
     assert found.predicted == pytest.approx(2, rel=1e-3)
@@ -236,7 +236,7 @@ def test_samples_of_torch_have_a_decay_too():
     torch = pytest.importorskip("torch")
     noise = fp.PerSample.from_torch(lambda x, a: (a * x[0]) ** 2 / 2, (np.array([0.8, 1.2]),))
     process, domain, times = fp.SGD(None, noise, 0.5), fp.Domain.interval(-4, 4, 48), np.linspace(0.2, 1.0, 6)
-    flow = fp.evolve(fp.Generator(process, domain), fp.gaussian(1.0, 0.1), times, tol=1e-8)
+    flow = fp.evolve(fp.Generator(process, domain), fp.gaussian(1.0, 0.1), times, time_rtol=1e-8)
     found = loss_decay(flow, lojasiewicz(process, 0.0, domain))
     h, spread = 1.04, np.var([0.64, 1.44])  # f = h x²/2, Σ = spread x²
     assert found.excess == pytest.approx(h / 2 * 1.01 * np.exp(-(2 * h - 0.5 * spread) * times), rel=1e-3)
@@ -251,5 +251,5 @@ def test_bad_decays():
     refused(lambda: loss_decay(flow, exponent), ValueError, "the mass falls to", "without absorbing")
     closed = fp.evolve(fp.Generator(fp.SDE(lambda x: -2 * x[0], 0.5), domain), fp.gaussian(0.0, 0.2), [0.1, 1.0])
     refused(lambda: loss_decay(closed, exponent), TypeError, "SDE has no loss")
-    refused(lambda: loss_decay(closed, exponent, lambda x: x[0] ** 2 - 3), ValueError, "below the minimum")
+    refused(lambda: loss_decay(closed, exponent, loss=lambda x: x[0] ** 2 - 3), ValueError, "below the minimum")
     refused(lambda: loss_decay(fp.backward(gen, 1.0, [1.0]), exponent), TypeError, "evolution of a density")

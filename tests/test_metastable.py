@@ -259,7 +259,7 @@ def kinetic(beta):
 def test_claimed_digits_of_a_kinetic_process_are_there(beta):
     """Another order of elimination changes what rounding has taken, and no more digits than that."""
     gen = kinetic(beta)
-    tau = [fp.mean_exit_time(gen, {"mat_mumps_icntl_7": order}) for order in (6, 3, 2)]
+    tau = [fp.mean_exit_time(gen, options={"mat_mumps_icntl_7": order}) for order in (6, 3, 2)]
     values = np.array([t.at((-1.0, 0.0))[0] for t in tau])
     spread, claimed = np.ptp(values) / values[0], tau[0].stats["roundoff"]
     assert spread < claimed < 1e5 * spread

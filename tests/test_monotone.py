@@ -57,12 +57,12 @@ def test_every_step_is_positive_conservative_and_entropic(name, steps):
     """From a point mass, for six convex functions, whether the steps resolve anything or not."""
     gen = _generator(name)
     start = fp.dirac((0.31, -0.22, 0.17)[: gen.domain.dim])
-    flow = fp.evolve_monotone(gen, start, np.linspace(0, 0.5, steps + 1), steps)
+    flow = fp.evolve_monotone(gen, start, np.linspace(0, 0.5, steps + 1), steps=steps)
     assert flow.stats["steps"] == steps
     assert flow.stats["rounding"] > -1e-14
     assert flow.minimum.min() >= 0
     assert abs(flow.mass - 1).max() < 1e-13
-    pi = fp.evolve_monotone(gen, start, [1e9], 4)[0].function
+    pi = fp.evolve_monotone(gen, start, [1e9], steps=4)[0].function
     m = _weights(pi.function_space)
     limit = pi.x.array[: len(m)]
     for phi in PHI.values():
@@ -76,7 +76,7 @@ def test_every_step_is_positive_conservative_and_entropic(name, steps):
 def test_gibbs_law_is_exact_at_the_nodes(name):
     gen = _generator(name)
     dim, process = PROCESSES[name]
-    p = fp.evolve_monotone(gen, fp.dirac((0.1,) * dim), [1e10], 5)[0].function
+    p = fp.evolve_monotone(gen, fp.dirac((0.1,) * dim), [1e10], steps=5)[0].function
     U = fem.Function(p.function_space)
     x = [p.function_space.tabulate_dof_coordinates().T[i] for i in range(dim)]
     losses = {
@@ -103,7 +103,7 @@ def test_first_order_in_time_second_in_space():
 
     def p(n, steps):
         gen = fp.Generator(process, fp.Domain.interval(-4, 5, n))
-        return fp.evolve_monotone(gen, start, [t], steps)[0]
+        return fp.evolve_monotone(gen, start, [t], steps=steps)[0]
 
     joint = [l2_error(p(n, n * n // 40).function, exact) for n in (40, 80, 160)]
     assert np.log2(joint[0] / joint[1]) == pytest.approx(2, abs=0.1)
@@ -123,7 +123,7 @@ def test_converges_to_the_accurate_evolution():
     errors = []
     for n, steps in ((16, 80), (32, 320)):
         gen = fp.Generator(process, box(2, n), scheme="dg", degree=1)
-        errors.append(abs(fp.evolve_monotone(gen, start, [0.2], steps)[0].at(points) - exact).max())
+        errors.append(abs(fp.evolve_monotone(gen, start, [0.2], steps=steps)[0].at(points) - exact).max())
     assert errors[1] < 0.03 * exact.max()
     assert errors[0] / errors[1] > 3
 
@@ -132,10 +132,10 @@ def test_converges_to_the_accurate_evolution():
 def test_times_between_steps():
     """Output times are hit exactly; equal step lengths share one factorisation."""
     gen = _generator("line")
-    flow = fp.evolve_monotone(gen, fp.gaussian(0.3, 0.2), [0.1, 0.1, 0.35, 1.0], 10)
+    flow = fp.evolve_monotone(gen, fp.gaussian(0.3, 0.2), [0.1, 0.1, 0.35, 1.0], steps=10)
     assert list(flow.times) == [0.1, 0.1, 0.35, 1.0]
     assert flow.stats["steps"] == 1 + 3 + 7
-    assert fp.evolve_monotone(gen, fp.gaussian(0.3, 0.2), [0.5, 1.0], 10).stats["factorisations"] == 1
+    assert fp.evolve_monotone(gen, fp.gaussian(0.3, 0.2), [0.5, 1.0], steps=10).stats["factorisations"] == 1
 
 
 # ---------------------------------------------------------------- refusals
@@ -168,7 +168,7 @@ def test_bad_input():
     gen = _generator("line")
     start = fp.gaussian(0.0, 0.3)
     with pytest.raises(ValueError, match="steps is 0"):
-        fp.evolve_monotone(gen, start, [1.0], 0)
+        fp.evolve_monotone(gen, start, [1.0], steps=0)
     with pytest.raises(ValueError, match="negative"):
         fp.evolve_monotone(gen, lambda x: x[0], [1.0])
     with pytest.raises(ValueError, match="right absorbs"):

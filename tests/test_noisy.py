@@ -30,7 +30,7 @@ def test_covariance_of_the_noisy_oscillator():
         cov = mean_and_covariance(gen, fp.stationary(gen).raw)[1]
         return [cov[0, 0], cov[0, 1], cov[1, 1]]
 
-    found = fp.noisy_limit(covariance, gen, DELTAS)
+    found = fp.vanishing_noise_limit(gen, covariance, DELTAS)
     for delta, row in zip(DELTAS, found.values, strict=True):
         check(row, [1 + 3 * delta, -delta, 1 + 2 * delta], 1e-5)
     assert found.exists
@@ -48,7 +48,7 @@ def test_gate_with_less_and_less_noise():
         p = fp.stationary(gen).raw
         return [expectation(gen, lambda x, n=n: (2 / 3 - x[0]) ** n, p) for n in (1, 2)]
 
-    found = fp.noisy_limit(moments, gen, (0.1, 0.05, 0.025, 0.0125))
+    found = fp.vanishing_noise_limit(gen, moments, (0.1, 0.05, 0.025, 0.0125))
     check(found.values[:, 0], np.full(4, 4 / 15), 1e-9)
     check(found.values[:, 1], (2 * (4 / 9) / 2.5 + 2 * found.deltas) / (5 - 0.225), 1e-8)
     assert found.limit[1] == pytest.approx(2 * (4 / 9) / 2.5 / (5 - 0.225), rel=1e-8)
@@ -75,12 +75,14 @@ def test_distance_to_a_collapsing_law_is_of_order_one_half():
     pytest.importorskip("ot")
     gen = fp.Generator(fp.Noisy(fp.SDE(lambda x: -x[0], 0.0), 0.1), fp.Domain.interval(-2, 2, 80), scheme="dg")
     deltas = (0.04, 0.02, 0.01)
-    found = fp.noisy_limit(lambda g: fp.wasserstein(fp.stationary(g), fp.dirac(0.0)), gen, deltas, predicted=0.5)
+    found = fp.vanishing_noise_limit(
+        gen, lambda g: fp.wasserstein(fp.stationary(g), fp.dirac(0.0)), deltas, predicted=0.5
+    )
     check(found.values, np.sqrt(deltas), 1e-6)
     assert found.order == pytest.approx(0.5, abs=1e-5)
     assert abs(found.limit) < 1e-5
-    known = fp.noisy_limit(
-        lambda g: expectation(g, lambda x: x[0] ** 2, fp.stationary(g).raw), gen, deltas, reference=0.0
+    known = fp.vanishing_noise_limit(
+        gen, lambda g: expectation(g, lambda x: x[0] ** 2, fp.stationary(g).raw), deltas, reference=0.0
     )
     assert known.order == pytest.approx(1.0, abs=1e-6), "a smooth observable sees δ, not √δ"
 
@@ -90,8 +92,8 @@ def test_wasserstein_distances_of_gaussians():
     """W₁ of a shift is the shift; W₂² = (m − n)² + (s − r)² in one dimension."""
     gen = fp.Generator(fp.SDE(lambda x: -x[0], 1.0), fp.Domain.interval(-6, 7, 130), scheme="galerkin")
     p, q, r = (fp.evolve(gen, fp.gaussian(m, s), [0.0])[0] for m, s in ((0.0, 0.5), (0.7, 0.5), (0.3, 0.8)))
-    assert fp.wasserstein(p, q, 1) == pytest.approx(0.7, abs=1e-5)
-    assert fp.wasserstein(p, p, 1) == 0
+    assert fp.wasserstein(p, q, order=1) == pytest.approx(0.7, abs=1e-5)
+    assert fp.wasserstein(p, p, order=1) == 0
     pytest.importorskip("ot")
     assert fp.wasserstein(p, r) == pytest.approx(np.hypot(0.3, 0.3), abs=2e-4)
 
@@ -109,7 +111,7 @@ def test_wasserstein_in_the_plane():
 def test_exit_times_without_a_limit_are_recognised():
     """Against the drift: T grows like e^{1/(2δ)}, and without δ nothing ever leaves."""
     gen = fp.Generator(fp.Noisy(fp.SDE(lambda x: -x[0], 0.0), 0.2), fp.Domain.interval(-1, 1, 40), ["left", "right"])
-    found = fp.noisy_limit(lambda g: fp.mean_exit_time(g).at(0.0)[0], gen, (0.2, 0.1, 0.05))
+    found = fp.vanishing_noise_limit(gen, lambda g: fp.mean_exit_time(g).at(0.0)[0], (0.2, 0.1, 0.05))
     assert not found.exists
     assert found.limit == np.inf and found.order < 0
     assert "no limit" in repr(found)
@@ -121,7 +123,7 @@ def test_exit_times_with_a_limit_along_the_drift():
     """With the drift: T = (1 − δ(1 − e^{−1/δ})) for x' = 1 + √(2δ)B' reflected at 0: order one."""
     gen = fp.Generator(fp.Noisy(fp.SDE(lambda x: 1.0, 0.0), 0.1), fp.Domain.interval(0, 1, 60), ["right"], scheme="dg")
     deltas = (0.08, 0.04, 0.02)
-    found = fp.noisy_limit(lambda g: fp.mean_exit_time(g).at(0.0)[0], gen, deltas)
+    found = fp.vanishing_noise_limit(gen, lambda g: fp.mean_exit_time(g).at(0.0)[0], deltas)
     check(found.values, 1 - np.array(deltas) * (1 - np.exp(-1 / np.array(deltas))), 1e-8)
     assert found.order == pytest.approx(1.0, abs=1e-4)
     assert found.limit == pytest.approx(1.0, abs=1e-4)
@@ -130,9 +132,9 @@ def test_exit_times_with_a_limit_along_the_drift():
 
 def test_logarithms_have_no_limit_either():
     gen = fp.Generator(fp.Noisy(fp.SDE(0.0, 1.0), 0.1), fp.Domain.interval(0, 1, 2), degree=1)
-    found = fp.noisy_limit(lambda g: np.log(g.process.delta), gen, (0.4, 0.1, 0.02))
+    found = fp.vanishing_noise_limit(gen, lambda g: np.log(g.process.delta), (0.4, 0.1, 0.02))
     assert found.limit == -np.inf and abs(found.order) < 1e-6
-    found = fp.noisy_limit(lambda g: 3 + g.process.delta**1.5, gen, (0.4, 0.1, 0.02), predicted=1.5)
+    found = fp.vanishing_noise_limit(gen, lambda g: 3 + g.process.delta**1.5, (0.4, 0.1, 0.02), predicted=1.5)
     assert found.order == pytest.approx(1.5) and found.limit == pytest.approx(3)
 
 
@@ -171,16 +173,16 @@ def test_bad_input():
     with pytest.raises(ValueError, match=r"delta is -0.1; a finite number of at least 0"):
         gate(-0.1)
     with pytest.raises(ValueError, match="SGD has no parameter delta"):
-        fp.noisy_limit(one, fp.Generator(gate(0.1).process, fp.Domain.interval(-1, 1, 8), degree=1), DELTAS)
+        fp.vanishing_noise_limit(fp.Generator(gate(0.1).process, fp.Domain.interval(-1, 1, 8), degree=1), one, DELTAS)
     for deltas in ((0.1, 0.05), (0.1, 0.2, 0.3), (0.1, 0.05, 0.0)):
         with pytest.raises(ValueError, match="three or more decreasing positive"):
-            fp.noisy_limit(one, gen, deltas)
+            fp.vanishing_noise_limit(gen, one, deltas)
     with pytest.raises(ValueError, match="finite numbers"):
-        fp.noisy_limit(lambda g: np.nan, gen, DELTAS)
+        fp.vanishing_noise_limit(gen, lambda g: np.nan, DELTAS)
     with pytest.raises(ValueError, match="reference has 2 numbers"):
-        fp.noisy_limit(one, gen, DELTAS, reference=[1, 2])
+        fp.vanishing_noise_limit(gen, one, DELTAS, reference=[1, 2])
     p = fp.evolve(gen, lambda x: 1.0 + 0 * x[0], [0.0])[0]
     with pytest.raises(ValueError, match="density of mass one"):
-        fp.wasserstein(p, p, 1)
+        fp.wasserstein(p, p, order=1)
     with pytest.raises(ValueError, match="order is 3"):
-        fp.wasserstein(p, p, 3)
+        fp.wasserstein(p, p, order=3)

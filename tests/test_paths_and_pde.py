@@ -102,7 +102,7 @@ def test_two_samples():
     euler = [(1 - h / 2) ** n, ((1 - h / 2) ** 2 + h * eta / 4) ** n, ((1 - h / 2) ** 2 - h * eta / 4) ** n]
     steps = [(1 - eta / 2) ** k, ((1 + (1 - eta) ** 2) / 2) ** k, (1 - eta) ** k]
     with fp.Generator(process, fp.Domain.rectangle((-5, -5), (5, 5), (10, 10))) as gen:
-        pde = [fp.backward(gen, g, [t], tol=1e-7)[0].at((1.0, 1.0))[0] for g in payoffs]
+        pde = [fp.backward(gen, g, [t], time_rtol=1e-7)[0].at((1.0, 1.0))[0] for g in payoffs]
     check(pde, exact, 2e-5)
     sde, sgd = whole(process, (1.0, 1.0), t, step=h), whole(process, (1.0, 1.0), t, "sgd")
     for i, g in enumerate(payoffs):
@@ -238,7 +238,7 @@ def test_label_noise_balances_the_layers():
     """
     c, t, start = 0.4, 1.5, (1.6, 0.7)
     with fp.Generator(layers(c, 0.1), fp.Domain.rectangle((0, -1.5), (3.5, 3.5), (8, 11)), scheme="dg") as gen:
-        pde = [fp.backward(gen, g, [t], tol=1e-6)[0].at(start)[0] for g in (gap, product)]
+        pde = [fp.backward(gen, g, [t], time_rtol=1e-6)[0].at(start)[0] for g in (gap, product)]
     check(pde[0], (start[0] ** 2 - start[1] ** 2) * np.exp(-c * t), 1e-4)
     for method in ("sde", "sgd"):
         products = []
@@ -279,7 +279,7 @@ def test_the_neuron_collapses_beyond_a_strength_of_label_noise(c):
     with fp.Generator(line, fp.Domain.interval(LOWEST, 3.5, 414)) as gen:
         p = fp.stationary(gen).raw
         mean, low = expectation(gen, np_exp, p), expectation(gen, lambda v: v[0], p)
-        at_t = fp.backward(gen, lambda v: ufl.exp(v[0]), [t], tol=1e-6)[0].at(0.0)[0]
+        at_t = fp.backward(gen, lambda v: ufl.exp(v[0]), [t], time_rtol=1e-6)[0].at(0.0)[0]
     points = [-50, -20, -5, -1, 1, 2]
     mass, first, place = (
         integrate.quad(lambda v, g=g: g(v) * density(v), LOWEST, 3.5, points=points, limit=500, epsabs=0)[0]

@@ -40,7 +40,7 @@ def test_ornstein_uhlenbeck_with_a_schedule(rate, function):
     """The law stays Gaussian; outputs before, at and after the jumps."""
     gen, times = quadratic(), [0.0, 0.3, 0.7, 1.1, 2.0]
     tol = 1e-8 if rate is PIECES else 1e-6
-    found = fp.evolve(gen, fp.gaussian(1.0, 0.5), times, tol=tol, schedule={"learning_rate": rate})
+    found = fp.evolve(gen, fp.gaussian(1.0, 0.5), times, time_rtol=tol, schedule={"learning_rate": rate})
     assert list(found.times) == times
     assert abs(found.mass - 1).max() < 1e-12
     for t, p in zip(times, found, strict=True):
@@ -58,10 +58,10 @@ def test_batch_size_and_learning_rate_count_by_their_ratio():
     start = fp.gaussian(1.0, 0.5)
     rate = {"learning_rate": [(0, 0.4), (0.5, 0.1)], "batch_size": 2}
     batch = {"learning_rate": 0.4, "batch_size": [(0, 2), (0.5, 8)]}
-    a, b = (fp.evolve(gen, start, [1.2], tol=1e-9, schedule=s)[0].raw for s in (rate, batch))
+    a, b = (fp.evolve(gen, start, [1.2], time_rtol=1e-9, schedule=s)[0].raw for s in (rate, batch))
     size = abs(a.x.array).max()
     assert abs(a.x.array - b.x.array).max() < 1e-8 * size
-    other = fp.evolve(gen, start, [1.2], tol=1e-9)[0].raw
+    other = fp.evolve(gen, start, [1.2], time_rtol=1e-9)[0].raw
     assert abs(a.x.array - other.x.array).max() > 1e-3 * size
 
 
@@ -75,8 +75,8 @@ def test_duality_reverses_the_schedule(rate):
     start = fp.evolve(gen, fp.gaussian(-0.5, 0.3), [0.0])[0].raw
     payoff = fp.backward(gen, lambda x: x[0] + x[0] ** 3, [0.0])[0].raw
     tol = 1e-8 if rate is PIECES else 1e-4
-    forward = fp.evolve(gen, start, times, tol=tol, schedule=schedule)
-    dual = fp.backward(gen, payoff, times, tol=tol, schedule=schedule)
+    forward = fp.evolve(gen, start, times, time_rtol=tol, schedule=schedule)
+    dual = fp.backward(gen, payoff, times, time_rtol=tol, schedule=schedule)
     for p, u in zip(forward, dual, strict=True):
         assert pairing(gen, u.raw, start) == pytest.approx(pairing(gen, payoff, p.raw), rel=3 * tol)
     wrong = {"learning_rate": [(0, 0.1), (0.2, 0.4)]}
@@ -96,7 +96,7 @@ def test_what_leaves_is_counted_while_numbers_change(rate):
     )
     times = np.array([0.2, 0.7, 1.0, 1.02, 1.04])
     tol = 1e-8 if rate is PIECES else 1e-5
-    found = fp.evolve(gen, fp.gaussian(0.2, 0.2), times, tol=tol, schedule={"learning_rate": rate})
+    found = fp.evolve(gen, fp.gaussian(0.2, 0.2), times, time_rtol=tol, schedule={"learning_rate": rate})
     assert abs(found.mass + found.outflux - 1).max() < max(1e-9, 1e-2 * tol)
     parts = sum(found.outflux_by_part.values())
     assert abs(parts - found.outflux).max() < 10 * tol
@@ -110,7 +110,9 @@ def test_what_leaves_is_counted_while_numbers_change(rate):
 def test_annealing():
     """Langevin with temperature 1/(1 + t) on a quadratic: v' = −2v + 2T(t)."""
     gen = fp.Generator(fp.Langevin(lambda x: x[0] ** 2 / 2, 1.0), fp.Domain.interval(-7, 7, 50), scheme="galerkin")
-    found = fp.evolve(gen, fp.gaussian(0.5, 0.6), [3.0], tol=1e-6, schedule={"temperature": lambda t: 1 / (1 + t)})
+    found = fp.evolve(
+        gen, fp.gaussian(0.5, 0.6), [3.0], time_rtol=1e-6, schedule={"temperature": lambda t: 1 / (1 + t)}
+    )
     gained = quad(lambda s: 2 / (1 + s) * np.exp(2 * (s - 3)), 0, 3, epsabs=1e-13)[0]
     check(mean_and_covariance(gen, found[0].raw)[1], [[0.36 * np.exp(-6) + gained]], 3e-6)
 
@@ -123,9 +125,9 @@ def test_rank_one_noise_with_a_schedule():
     assert gen.scheme == "dg"
     total = 0.4 * 0.7 + 0.1 * 0.3
     schedule = {"learning_rate": PIECES}
-    u = fp.backward(gen, lambda x: x[0] * x[1], [1.0], tol=1e-7, schedule=schedule)[0]
+    u = fp.backward(gen, lambda x: x[0] * x[1], [1.0], time_rtol=1e-7, schedule=schedule)[0]
     check(u.at((0.5, 0.5)), [0.25 * np.exp(-1 - total / 4)], 1e-5)
-    u = fp.backward(gen, lambda x: x[0] ** 2, [1.0], tol=1e-7, schedule=schedule)[0]
+    u = fp.backward(gen, lambda x: x[0] ** 2, [1.0], time_rtol=1e-7, schedule=schedule)[0]
     check(u.at((0.5, 0.5)), [0.25 * np.exp(-1 + total / 4)], 2e-4)
 
 
@@ -135,7 +137,7 @@ def test_momentum_schedule():
     eta, mu = 0.25, [(0, 0.2), (0.5, 0.7)]
     process = fp.MomentumSGD(lambda x: x[0] ** 2 / 2, fp.Isotropic(4.0), learning_rate=eta, momentum=0.5)
     gen = fp.Generator(process, fp.Domain.rectangle((-6, -6), (6, 6), (12, 12)), degree=3)
-    found = fp.evolve(gen, fp.gaussian((1, 0), 0.8), [1.2], tol=1e-7, schedule={"momentum": mu})
+    found = fp.evolve(gen, fp.gaussian((1, 0), 0.8), [1.2], time_rtol=1e-7, schedule={"momentum": mu})
     mean, cov, begin = np.array([1.0, 0.0]), 0.64 * np.eye(2), 0.0
     for (_, m), end in zip(mu, (0.5, 1.2), strict=True):
         A = np.array([[0, 1], [-1, -(1 - m) / np.sqrt(eta)]])
@@ -169,7 +171,7 @@ def test_least_squares_with_a_schedule():
 
     M0 = np.outer(start, start) + 0.09 * np.eye(2)
     exact = solve_ivp(right, (0, end), M0.ravel(), rtol=1e-11, atol=1e-12).y[:, -1].reshape(2, 2)
-    p = fp.evolve(gen, fp.gaussian(start, 0.3), [end], tol=1e-4, schedule={"learning_rate": rate})[0].raw
+    p = fp.evolve(gen, fp.gaussian(start, 0.3), [end], time_rtol=1e-4, schedule={"learning_rate": rate})[0].raw
     found = [[expectation(gen, lambda x, i=i, j=j: x[i] * x[j], p) for j in range(2)] for i in range(2)]
     check(found, exact, 2e-4)
 
@@ -177,7 +179,7 @@ def test_least_squares_with_a_schedule():
 def test_smooth_steps_keep_the_tolerance():
     """Against a much smaller tolerance, so that the mesh plays no part."""
     gen = quadratic()
-    run = lambda tol: fp.evolve(gen, fp.gaussian(1.0, 0.3), [1.0], tol=tol, schedule={"learning_rate": cosine})  # noqa: E731
+    run = lambda tol: fp.evolve(gen, fp.gaussian(1.0, 0.3), [1.0], time_rtol=tol, schedule={"learning_rate": cosine})  # noqa: E731
     fine, work = run(1e-7)[0].raw.x.array, []
     for tol in (1e-2, 1e-4, 1e-5):
         found = run(tol)
@@ -188,21 +190,25 @@ def test_smooth_steps_keep_the_tolerance():
 
 def test_outputs_do_not_shorten_smooth_steps():
     gen = quadratic()
-    one = fp.evolve(gen, fp.gaussian(1.0, 0.3), [1.0], tol=1e-4, schedule={"learning_rate": cosine})
-    many = fp.evolve(gen, fp.gaussian(1.0, 0.3), np.linspace(0, 1, 9), tol=1e-4, schedule={"learning_rate": cosine})
+    one = fp.evolve(gen, fp.gaussian(1.0, 0.3), [1.0], time_rtol=1e-4, schedule={"learning_rate": cosine})
+    many = fp.evolve(
+        gen, fp.gaussian(1.0, 0.3), np.linspace(0, 1, 9), time_rtol=1e-4, schedule={"learning_rate": cosine}
+    )
     assert many.stats["steps"] == one.stats["steps"]
-    exact = fp.evolve(gen, fp.gaussian(1.0, 0.3), np.linspace(0, 1, 9), tol=1e-5, schedule={"learning_rate": cosine})
+    exact = fp.evolve(
+        gen, fp.gaussian(1.0, 0.3), np.linspace(0, 1, 9), time_rtol=1e-5, schedule={"learning_rate": cosine}
+    )
     for a, b in zip(many, exact, strict=True):
         assert np.linalg.norm(a.raw.x.array - b.raw.x.array) < 2e-4 * np.linalg.norm(b.raw.x.array)
 
 
 def test_steps_of_the_algorithm():
-    assert list(fp.steps(0.1, [0.0, 1.0, 2.5])) == pytest.approx([0, 10, 25])
-    assert list(fp.steps([(0, 0.4), (10, 0.1), (20, 0.02)], [4.0, 10.0, 11.0, 21.0])) == pytest.approx(
+    assert list(fp.count_steps(0.1, [0.0, 1.0, 2.5])) == pytest.approx([0, 10, 25])
+    assert list(fp.count_steps([(0, 0.4), (10, 0.1), (20, 0.02)], [4.0, 10.0, 11.0, 21.0])) == pytest.approx(
         [10, 25, 35, 175]
     )
-    assert fp.steps(lambda t: 0.1 * np.exp(-t), 2.0)[0] == pytest.approx(10 * np.expm1(2.0))
-    assert fp.steps([(0, lambda t: 0.1 + t), (1, 0.5)], [2.0])[0] == pytest.approx(np.log(11) + 2)
+    assert fp.count_steps(lambda t: 0.1 * np.exp(-t), 2.0)[0] == pytest.approx(10 * np.expm1(2.0))
+    assert fp.count_steps([(0, lambda t: 0.1 + t), (1, 0.5)], [2.0])[0] == pytest.approx(np.log(11) + 2)
 
 
 @pytest.mark.parallel
@@ -237,7 +243,7 @@ def test_what_cannot_be_scheduled():
     with pytest.raises(ValueError, match="weighted"):
         fp.evolve(gen, fp.gaussian(0.0, 0.5), [1.0], schedule={"temperature": [(0, 1.0)]})
     with pytest.raises(ValueError, match="positive number"):
-        fp.steps(0.0, 1.0)
+        fp.count_steps(0.0, 1.0)
 
 
 def test_a_jump_inside_a_function_is_resolved_at_a_price():
@@ -246,7 +252,7 @@ def test_a_jump_inside_a_function_is_resolved_at_a_price():
     jump = np.e / 4
     hidden = {"learning_rate": lambda t: 0.4 if t < jump else 0.01}
     declared = {"learning_rate": [(0, 0.4), (jump, 0.01)]}
-    a, b = (fp.evolve(gen, fp.gaussian(1.0, 1.0), [1.0], tol=1e-4, schedule=s) for s in (hidden, declared))
+    a, b = (fp.evolve(gen, fp.gaussian(1.0, 1.0), [1.0], time_rtol=1e-4, schedule=s) for s in (hidden, declared))
     difference = np.linalg.norm(a[0].raw.x.array - b[0].raw.x.array)
     assert 0 < difference < 2e-4 * np.linalg.norm(b[0].raw.x.array)
     assert a.stats["factorisations"] > 20 * b.stats["factorisations"]
@@ -257,7 +263,7 @@ def test_what_cannot_be_resolved_is_told(monkeypatch):
     gen = fp.Generator(quadratic().process, fp.Domain.interval(-5, 5, 8), degree=2, scheme="galerkin")
     rate = {"learning_rate": [(0, 0.3), (0.5, lambda t: 0.4 + 0.39 * np.cos(9 * t))]}
     with pytest.raises(fp.NotConverged, match="begin a new piece") as info:
-        fp.evolve(gen, fp.gaussian(1.0, 1.0), [0.5, 1.0], tol=1e-8, schedule=rate)
+        fp.evolve(gen, fp.gaussian(1.0, 1.0), [0.5, 1.0], time_rtol=1e-8, schedule=rate)
     assert list(info.value.partial.times) == [0.5]
 
 

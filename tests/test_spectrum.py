@@ -89,7 +89,7 @@ def test_exit_from_the_quasi_stationary_law_is_exponential():
     gen = fp.Generator(fp.SDE(lambda x: -x[0], 0.5), fp.Domain.interval(-1, 1, 12), ["left", "right"])
     law = fp.quasi_stationary(gen)
     times = np.array([0.5, 2.0])
-    assert np.allclose(fp.survival(gen, law.density, times, tol=1e-9), np.exp(-law.rate * times), rtol=1e-7)
+    assert np.allclose(fp.survival(gen, law.density, times, time_rtol=1e-9), np.exp(-law.rate * times), rtol=1e-7)
     assert fp.exit_distribution(gen, law.density).mean_time == pytest.approx(1 / law.rate, rel=1e-8)
 
 

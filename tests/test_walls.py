@@ -124,5 +124,5 @@ def test_a_law_that_collapses_between_nodes_is_not_refused(degree):
     """Without noise all mass goes to one point: the mesh makes a spike of it, with undershoots, and no more."""
     domain = fp.Domain.rectangle((-2, -2), (2, 2), (6, 6))
     gen = fp.Generator(fp.SDE(lambda x: (0.13 - x[0], 0.21 - x[1]), ((0, 0), (0, 0))), domain, degree=degree)
-    law = fp.evolve(gen, fp.gaussian((0.7, 0.5), 0.5), [1.0, 20.0], tol=1e-3)
+    law = fp.evolve(gen, fp.gaussian((0.7, 0.5), 0.5), [1.0, 20.0], time_rtol=1e-3)
     check(law.mass, [1.0, 1.0], 1e-12)

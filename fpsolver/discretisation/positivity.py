@@ -97,7 +97,7 @@ class Limiter:
         return settled * (mass / self.masses(settled)[1])
 
     def __call__(self, function: fem.Function) -> fem.Function:
-        """See :func:`limit`."""
+        """See :func:`make_nonnegative`."""
         means = self.means(function)
         mass, _ = self.masses(means)
         if not mass > 0:
@@ -118,7 +118,7 @@ class Limiter:
         return answer
 
 
-def limit(function: fem.Function) -> fem.Function:
+def make_nonnegative(function: fem.Function) -> fem.Function:
     """The density ``function`` made non-negative with unchanged mass (collective).
 
     Non-negative holds at every point of every cell, to rounding in the evaluation.  Where nothing had to be changed,

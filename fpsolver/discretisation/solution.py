@@ -25,7 +25,7 @@ class Solution:
     """What a verb returns.
 
     Attributes:
-        function: dolfinx ``Function``; of a density, the one made non-negative by :func:`~fpsolver.limit`
+        function: dolfinx ``Function``; of a density, the one made non-negative by :func:`~fpsolver.make_nonnegative`
             (collective when it is first asked for), which may be discontinuous although ``raw`` is not.
         raw: what the discretisation gave; the same unless it is a density with undershoots.  Dualities and
             balances hold for it to rounding, and evolutions are to be continued from it.

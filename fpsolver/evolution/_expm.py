@@ -124,7 +124,7 @@ class Propagator:
             NotConverged: after all that could be computed has been yielded.
         """
         if tol < LEAST:
-            logger.warning("evolution: tol = %.1e is below what rounding allows; %.0e is used", tol, LEAST)
+            logger.warning("evolution: time_rtol = %.1e is below what rounding allows; %.0e is used", tol, LEAST)
             tol = LEAST
         size = len(functionals)
         scale = np.ones(size) if scales is None else np.asarray(scales, float)
@@ -145,7 +145,7 @@ class Propagator:
                 if failures > FAILURES or run.stats.error > max(tol, 10 * LEAST):
                     raise _failure(run, pending)
             if run.stats.rounding > tol:
-                message = "evolution: slow modes make rounding errors up to %.0e, more than tol = %.0e"
+                message = "evolution: slow modes make rounding errors up to %.0e, more than time_rtol = %.0e"
                 logger.warning(message, run.stats.rounding, tol)
         finally:
             run.v.destroy()
@@ -289,8 +289,8 @@ def _failure(run: _Run, pending: list[float]) -> NotConverged:
         run.stats.solves,
         run.stats.error,
         "fp_evolve_",
-        f"It came to t = {run.t:.6g} with tol = {run.tol:.1e}. Ask for a larger tol or resolve the solution better: "
-        "what is transported without being resolved needs many solves.",
+        f"It came to t = {run.t:.6g} with time_rtol = {run.tol:.1e}. Ask for a larger time_rtol or resolve "
+        "the solution better: what is transported without being resolved needs many solves.",
     )
 
 

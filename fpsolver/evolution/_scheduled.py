@@ -234,7 +234,7 @@ class Scheduled:
             self._stats.solves,
             self._stats.error,
             "fp_evolve_",
-            f"It came to t = {t:.6g} with tol = {tol:.1e}. Where the schedule jumps or bends, begin a new piece: "
+            f"It came to t = {t:.6g} with time_rtol = {tol:.1e}. Where the schedule jumps or bends, begin a new piece: "
             "[(0, f), (10, g)].",
         )
 

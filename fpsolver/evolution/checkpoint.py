@@ -77,7 +77,7 @@ class Checkpoint:
         """
         kept = self.comm.bcast(on_root(self.comm, lambda: _about(self.path)), root=0)
         asked = [float(t) for t in times]
-        about: dict[str, Any] = {"version": VERSION, "evolution": self._evolution, "times": asked, "tol": tol}
+        about: dict[str, Any] = {"version": VERSION, "evolution": self._evolution, "times": asked, "time_rtol": tol}
         about["signed"] = self._signed
         about["horizon"] = kept["horizon"] if kept else asked[-1]
         about["signature"] = {**_signature(self.gen), **more(about["horizon"])}
@@ -147,7 +147,7 @@ class Checkpoint:
 
     def _compare(self, kept: dict[str, Any], about: dict[str, Any]) -> None:
         """Refuse to go on with another evolution; everything that is compared is the same on all ranks."""
-        for name in ("version", "evolution", "tol"):
+        for name in ("version", "evolution", "time_rtol"):
             if kept[name] != about[name]:
                 raise ValueError(f"{self.path} has {name} {kept[name]!r}, this is {name} {about[name]!r}.")
         old, new = kept["signature"], about["signature"]

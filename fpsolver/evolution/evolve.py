@@ -22,47 +22,48 @@ from .checkpoint import Checkpoint, describe
 from .evolution import Evolution, check_times
 from .initial import Dirac, Gaussian, coefficients
 
-WIDE = 10.0  # ∫p²/w ∫w / (∫p)² = WIDE²: what is wider needs a smaller tol for the same error of the density
+WIDE = 10.0  # ∫p²/w ∫w / (∫p)² = WIDE²: what is wider needs a smaller time_rtol for the same error of the density
 
 
 def evolve(
     gen: Generator,
     initial: Any,
     times: Any,
-    tol: float = 1e-6,
-    options: Options | None = None,
+    *,
+    time_rtol: float = 1e-6,
     schedule: Mapping[str, Any] | None = None,
     checkpoint: str | Path | None = None,
+    options: Options | None = None,
 ) -> Evolution:
     """Density p(t) of the process started from ``initial``: ∂ₜp = −∇·J, killed at the absorbing parts (collective).
 
     The error in time is controlled, that of the mesh is not.  Mass is conserved to rounding where nothing absorbs,
-    whatever ``tol``.  The cost hardly depends on the number of times, and grows with the logarithm of their range.
+    whatever ``time_rtol``.  The cost hardly depends on the number of times, and grows with the log of their range.
 
     Args:
         gen: generator.
         initial: :func:`~fpsolver.gaussian`, :func:`~fpsolver.dirac`, a ``Function``, or a callable of all coordinates.
             Of a signed one nothing is made non-negative.
         times: increasing, non-negative, shape (n,) or one number.
-        tol: error in time in the L² norm relative to that of p(t), or to 1e-10 times the largest norm so far, if
+        time_rtol: error in time in the L² norm relative to that of p(t), or to 1e-10 times the largest norm so far, if
             errors decay as p does; the time integrals of :attr:`~fpsolver.Evolution.outflux` are controlled too, see
             :meth:`fpsolver.evolution._expm.Propagator.run`.
         options: PETSc options without the prefix ``fp_evolve_``.
         schedule: numbers of the process that change on the way: name -> number, smooth function of t, or pairs
             (begin, number or function), the first at 0: ``{"learning_rate": [(0, 0.4), (10, 0.1)]}``.  They replace
             those of ``gen.process``.  For SGD t = Σ ηₖ (one step advances t by its own learning rate), and
-            :func:`~fpsolver.steps` counts steps.  A piece of constant numbers costs one factorisation; functions
+            :func:`~fpsolver.count_steps` counts steps.  A piece of constant numbers costs one factorisation; functions
             cost six per step.  Jumps and bends inside a function cost steps: begin a new pair there.
         checkpoint: folder in which the state at every output time is kept, complete at any moment.  If it holds some
             already, the evolution goes on from there, on any number of ranks.
 
     Raises:
-        ValueError: unsuitable times, ``tol``, ``initial`` or ``schedule``; a checkpoint of another evolution; with
-            the ``weighted`` scheme, a density much wider than the invariant one.
-        NotConverged: ``tol`` could not be met, what leaves is lost in rounding, or the solution grows as no density
-            does; ``exception.partial`` is the evolution up to there.
+        ValueError: unsuitable times, ``time_rtol``, ``initial`` or ``schedule``; a checkpoint of another evolution;
+            with the ``weighted`` scheme, a density much wider than the invariant one.
+        NotConverged: ``time_rtol`` could not be met, what leaves is lost in rounding, or the solution grows as no
+            density does; ``exception.partial`` is the evolution up to there.
     """
-    times, tol = check_times(times), _check_tol(tol)
+    times, tol = check_times(times), _check_rtol(time_rtol)
     p0 = _not_zero(coefficients(gen, initial, "initial density"), "initial density")
     evolution = Evolution(gen, "density", gen.absorbing)
     evolution.limiter = _limiter_of_a_density(gen, initial, p0)
@@ -75,10 +76,11 @@ def backward(
     gen: Generator,
     payoff: Any,
     times: Any,
-    tol: float = 1e-6,
-    options: Options | None = None,
+    *,
+    time_rtol: float = 1e-6,
     schedule: Mapping[str, Any] | None = None,
     checkpoint: str | Path | None = None,
+    options: Options | None = None,
 ) -> Evolution:
     """u(t, x) = E[g(X_t); not absorbed until t | X₀ = x]: ∂ₜu = Lu, u(0) = g (collective).
 
@@ -89,25 +91,26 @@ def backward(
         gen: generator.
         payoff: g, a number, a callable of all coordinates, or a ``Function``.
         times: increasing, non-negative, shape (n,) or one number.
-        tol: error in time in the L² norm relative to that of u(t), or to 1e-10 times the largest norm so far.
+        time_rtol: error in time in the L² norm relative to that of u(t), or to 1e-10 times the largest norm so far.
         options: PETSc options without the prefix ``fp_evolve_``.
         schedule: as for :func:`evolve`, from X₀ on.  Every time then needs a run of its own, as the last piece acts on
             the payoff first.
         checkpoint: as for :func:`evolve`.
 
     Raises:
-        ValueError: unsuitable times, ``tol``, ``payoff`` or ``schedule``; a checkpoint of another evolution.
-        NotConverged: ``tol`` could not be met, or the solution grows as no expectation does; ``exception.partial`` is
-            the evolution up to there.
+        ValueError: unsuitable times, ``time_rtol``, ``payoff`` or ``schedule``; a checkpoint of another evolution.
+        NotConverged: ``time_rtol`` could not be met, or the solution grows as no expectation does;
+            ``exception.partial`` is the evolution up to there.
     """
-    times, tol = check_times(times), _check_tol(tol)
+    times, tol = check_times(times), _check_rtol(time_rtol)
     u0 = _not_zero(coefficients(gen, payoff, "payoff", payoff=True), "payoff")
     return _run(Evolution(gen, "expectation"), u0, times, tol, options, schedule, checkpoint)
 
 
 def resume(
-    checkpoint: str | Path,
     gen: Generator,
+    checkpoint: str | Path,
+    *,
     times: Any = None,
     schedule: Mapping[str, Any] | None = None,
     options: Options | None = None,
@@ -115,8 +118,8 @@ def resume(
     """Go on with an evolution from its checkpoint, on any number of ranks (collective).
 
     Args:
-        checkpoint: the folder given to :func:`evolve` or :func:`backward`.
         gen: the same process on the same mesh, with the same degree and scheme.
+        checkpoint: the folder given to :func:`evolve` or :func:`backward`.
         times: the times asked for then, and later ones; by default the former.
         schedule: the same schedule as then.
         options: PETSc options without the prefix ``fp_evolve_``.
@@ -135,7 +138,7 @@ def resume(
     if kind == "density" and not kept["signed"]:
         evolution.limiter = limiter(gen)
     wanted = check_times(kept["times"] if times is None else times)
-    return _run(evolution, None, wanted, kept["tol"], options, schedule, checkpoint)
+    return _run(evolution, None, wanted, kept["time_rtol"], options, schedule, checkpoint)
 
 
 def _run(
@@ -205,10 +208,10 @@ def _weighted_tol(gen: Generator, p0: PETSc.Vec, tol: float) -> float:
         v.destroy()
     if squared != 0 and not ratio <= WIDE * tol / LEAST:
         raise ValueError(
-            f"initial density: it is too wide for scheme 'weighted' at tol = {tol:.0e}: in that scheme's norm, ∫ p²/w, "
-            f"tails wider than those of the invariant density w make it {ratio:.1e} times that of w. Take a narrower "
-            "initial density, backward or survival, whose data are no densities, or scheme='dg' or 'galerkin' until "
-            "the density has settled."
+            f"initial density: it is too wide for scheme 'weighted' at time_rtol = {tol:.0e}: in that scheme's norm, "
+            f"∫ p²/w, tails wider than those of the invariant density w make it {ratio:.1e} times that of w. Take a "
+            "narrower initial density, backward or survival, whose data are no densities, or scheme='dg' or 'galerkin' "
+            "until the density has settled."
         )
     return tol / max(ratio / WIDE, 1.0) if squared != 0 else tol
 
@@ -220,7 +223,7 @@ def _not_zero(vector: PETSc.Vec, what: str) -> PETSc.Vec:
     return vector
 
 
-def _check_tol(tol: Any) -> float:
-    if not is_number(tol) or not 0 < tol < 1:
-        raise ValueError(f"tol is {tol!r}; a number between 0 and 1 was expected.")
-    return float(tol)
+def _check_rtol(rtol: Any) -> float:
+    if not is_number(rtol) or not 0 < rtol < 1:
+        raise ValueError(f"time_rtol is {rtol!r}; a number between 0 and 1 was expected.")
+    return float(rtol)

@@ -41,7 +41,7 @@ _POINTS = 6  # of the Gauss rule on an edge: exact for polynomials of degree 11
 
 
 def evolve_monotone(
-    gen: Generator, initial: Any, times: Any, steps: int = 100, options: Options | None = None
+    gen: Generator, initial: Any, times: Any, *, steps: int = 100, options: Options | None = None
 ) -> Evolution:
     """Density p(t), positive and with decreasing entropies at every step (collective).
 

@@ -92,7 +92,7 @@ def _number(name: str, value: Any, t: float) -> float:
     return float(value)
 
 
-def steps(learning_rate: Any, times: Any) -> np.ndarray:
+def count_steps(learning_rate: Any, times: Any) -> np.ndarray:
     """Number of steps of the algorithm up to each time, ∫₀ᵗ ds/η(s), for SGD whose time is t = Σ ηₖ.
 
     Args:

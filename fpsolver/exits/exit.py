@@ -23,12 +23,13 @@ from .error import with_error_bars
 
 def feynman_kac(
     gen: Generator,
+    *,
     exit: Any = 0.0,
     running: Any = 0.0,
     killing: Any = 0.0,
+    start: Any = None,
     options: Options | None = None,
     name: str = "expectation",
-    start: Any = None,
 ) -> Solution:
     """u(x) = E[g(X_τ) e^{−∫s} + ∫₀^τ f(X_t) e^{−∫s} dt | X₀ = x] (collective).
 
@@ -148,7 +149,7 @@ def _solve_by_capacity(
     return solution
 
 
-def mean_exit_time(gen: Generator, options: Options | None = None, start: Any = None) -> Solution:
+def mean_exit_time(gen: Generator, *, start: Any = None, options: Options | None = None) -> Solution:
     """τ(x) = E[exit time | X₀ = x]: Lτ = −1, τ = 0 on the absorbing part (collective).
 
     In the process' time units: for :class:`~fpsolver.SGD`, divide by the learning rate to count steps.
@@ -157,7 +158,9 @@ def mean_exit_time(gen: Generator, options: Options | None = None, start: Any = 
     return feynman_kac(gen, running=1.0, options=options, name="mean exit time", start=start)
 
 
-def exit_time_moments(gen: Generator, order: int, options: Options | None = None, start: Any = None) -> list[Solution]:
+def exit_time_moments(
+    gen: Generator, order: int, *, start: Any = None, options: Options | None = None
+) -> list[Solution]:
     """[E τ, E τ², ..., E τ^order]: L T_n = −n T_{n−1}, one solve each with the same factors (collective).
 
     ``start`` as in :func:`feynman_kac`; the error bars contain what the lower moments contribute.
@@ -184,7 +187,9 @@ def _moments(gen: Generator, order: int, options: Options | None) -> list[Soluti
     return moments
 
 
-def exit_probability(gen: Generator, to: Sequence[str], options: Options | None = None, start: Any = None) -> Solution:
+def exit_probability(
+    gen: Generator, to: Sequence[str], *, start: Any = None, options: Options | None = None
+) -> Solution:
     """Probability of leaving through the parts ``to`` rather than the other absorbing parts (collective).
 
     ``start`` as in :func:`feynman_kac`.

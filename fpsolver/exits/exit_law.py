@@ -57,7 +57,7 @@ class ExitDistribution:
         return gen.boundary.flux(self._forward, gen.domain.facets(part), gen.weak)
 
 
-def exit_distribution(gen: Generator, start: Any, options: Options | None = None) -> ExitDistribution:
+def exit_distribution(gen: Generator, start: Any, *, options: Options | None = None) -> ExitDistribution:
     """Exit probabilities of the absorbing parts and the exit density along them (collective).
 
     One forward solve −G g = M p₀; the flux of g through a part is the consistent one of the scheme, so that the
@@ -108,11 +108,13 @@ def _occupation(gen: Generator, source: PETSc.Vec, options: Options | None) -> t
     return g, {part: float(gen.exit_flux(part).dot(g)) for part in gen.absorbing}
 
 
-def survival(gen: Generator, start: Any, times: Any, tol: float = 1e-6, options: Options | None = None) -> np.ndarray:
+def survival(
+    gen: Generator, start: Any, times: Any, *, time_rtol: float = 1e-6, options: Options | None = None
+) -> np.ndarray:
     """P(τ > t) at the given times, shape (times,), or (points, times) for several starting points (collective).
 
     Points are served by one backward evolution of the constant 1, whatever their number; an initial density by one
-    forward evolution.  ``tol`` and ``options`` as in :func:`~fpsolver.evolve`.
+    forward evolution.  ``time_rtol`` and ``options`` as in :func:`~fpsolver.evolve`.
 
     Raises:
         ValueError: nothing absorbs, the start is outside or has not mass one, times that are not increasing.
@@ -120,9 +122,9 @@ def survival(gen: Generator, start: Any, times: Any, tol: float = 1e-6, options:
     need_exit(gen, "survival")
     if is_density(start):
         load_density(gen, start).destroy()
-        return evolve(gen, start, times, tol, options).mass
+        return evolve(gen, start, times, time_rtol=time_rtol, options=options).mass
     points = as_points(start, gen.domain.dim, "start")
-    flow = backward(gen, 1.0, times, tol, options)
+    flow = backward(gen, 1.0, times, time_rtol=time_rtol, options=options)
     values = np.array([u.at(points) for u in flow]).T
     if gen.scheme == "weighted":
         values += _slow_part_missed(gen, flow, points, options)

@@ -56,7 +56,7 @@ class FirstPassage:
         return "mean time from (row) to (column)\n" + "\n".join(rows)
 
 
-def first_passage(gen: Generator, regions: Mapping[str, Region], options: Options | None = None) -> FirstPassage:
+def first_passage(gen: Generator, regions: Mapping[str, Region], *, options: Options | None = None) -> FirstPassage:
     """Mean first-passage times between named regions: one factorisation and one solve for each target (collective).
 
     Args:
@@ -82,7 +82,7 @@ def first_passage(gen: Generator, regions: Mapping[str, Region], options: Option
     times, solutions = np.zeros((len(found), len(found))), {}
     for j, target in enumerate(found):
         with Stopped(gen, [target]) as stopped:
-            tau = mean_exit_time(stopped, options)
+            tau = mean_exit_time(stopped, options=options)
         tau.name = f"mean first-passage time to {target.name}"
         solutions[target.name] = tau
         for i, origin in enumerate(found):
@@ -93,7 +93,7 @@ def first_passage(gen: Generator, regions: Mapping[str, Region], options: Option
     return FirstPassage(tuple(regions), times, solutions, {r.name: r.size for r in found})
 
 
-def committor(gen: Generator, A: Region, B: Region, options: Options | None = None) -> Solution:
+def committor(gen: Generator, A: Region, B: Region, *, options: Options | None = None) -> Solution:
     """Probability of reaching B before A, from everywhere (collective).
 
     Args:
@@ -119,7 +119,7 @@ def _two(gen: Generator, A: Region, B: Region) -> list[Resolved]:
 
 def _committor(stopped: Stopped, options: Options | None) -> Solution:
     target = list(stopped.regions)[1]
-    q = exit_probability(stopped, target, options)
+    q = exit_probability(stopped, target, options=options)
     stopped.fill(q.function, target, 1.0)
     q.name = "committor"
     return q
@@ -154,7 +154,7 @@ class TransitionRate:
         return f"<transition rate: {', '.join(f'{name}={getattr(self, name):.6g}' for name in numbers)}>"
 
 
-def transition_rate(gen: Generator, A: Region, B: Region, options: Options | None = None) -> TransitionRate:
+def transition_rate(gen: Generator, A: Region, B: Region, *, options: Options | None = None) -> TransitionRate:
     """Rate of transitions from A to B of the stationary process, reversible or not (collective).
 
     In the ``weighted`` scheme from the capacity between A and B, with full relative accuracy at any barrier.  Otherwise

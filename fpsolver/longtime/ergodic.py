@@ -75,7 +75,7 @@ class ErgodicLaws:
         return f"<{len(self)} ergodic law(s): {places}>"
 
 
-def ergodic_laws(gen: Generator, tolerance: float | None = None, options: Options | None = None) -> ErgodicLaws:
+def ergodic_laws(gen: Generator, *, tolerance: float | None = None, options: Options | None = None) -> ErgodicLaws:
     """Every ergodic law of a process without absorption, and the probabilities of ending in each (collective).
 
     A rate counts as zero if it changes by a factor of two or more when the degree is lowered or raised by one (for

@@ -1,8 +1,9 @@
 """Noisy SGD: what an answer becomes as isotropic noise δ is taken away, and how fast.
 
-``fp.Noisy(process, delta)`` adds δI to D, visibly, and :func:`noisy_limit` follows any number along a sequence of δ.
-By duality ∫φ(ρ_δ − ρ) = δ ∫₀ᵗ∫ Δu(t − s) ρ_δ(s): expectations of smooth φ are of order one in δ where the backward
-solution keeps bounded second derivatives; by coupling, W₂(ρ_δ, ρ)² = O(δ).  Exit times need not converge at all.
+``fp.Noisy(process, delta)`` adds δI to D, visibly, and :func:`vanishing_noise_limit` follows any number along a
+sequence of δ.  By duality ∫φ(ρ_δ − ρ) = δ ∫₀ᵗ∫ Δu(t − s) ρ_δ(s): expectations of smooth φ are of order one in δ where
+the backward solution keeps bounded second derivatives; by coupling, W₂(ρ_δ, ρ)² = O(δ).  Exit times need not converge
+at all.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,7 +30,7 @@ SUPPORT = 4000  # points of a plan in more than one dimension: a larger one take
 
 
 @dataclass(frozen=True)
-class NoisyLimit:
+class VanishingNoiseLimit:
     """A quantity along a sequence of δ, and its limit.
 
     Attributes:
@@ -60,20 +61,21 @@ class NoisyLimit:
         return f"<limit {self.limit} ± {self.error} as δ -> 0, order {self.order}, {self.predicted:g} predicted>"
 
 
-def noisy_limit(
-    quantity: Callable[[Generator], Any],
+def vanishing_noise_limit(
     gen: Generator,
+    quantity: Callable[[Generator], Any],
     deltas: Sequence[float],
+    *,
     predicted: float = 1.0,
     reference: Any = None,
-) -> NoisyLimit:
+) -> VanishingNoiseLimit:
     """Follow ``quantity`` along decreasing δ and extrapolate it to δ = 0 (collective).
 
     Nothing is recompiled: the generators are ``gen.replace(delta=δ)``, and each is destroyed after use.
 
     Args:
-        quantity: maps a generator to a number or an array of m numbers, the same on all ranks.
         gen: generator of a :class:`~fpsolver.Noisy` process.
+        quantity: maps a generator to a number or an array of m numbers, the same on all ranks.
         deltas: at least three decreasing positive numbers.
         predicted: order expected: 1 for smooth observables, 1/2 for W₂ and what is only Lipschitz.
         reference: the value at δ = 0 where it is known; the order is then that of the distance to it.
@@ -83,30 +85,36 @@ def noisy_limit(
     """
     if "delta" not in gen.process.parameters():
         raise ValueError(
-            f"noisy_limit: {type(gen.process).__name__} has no parameter delta; give the generator "
+            f"vanishing_noise_limit: {type(gen.process).__name__} has no parameter delta; give the generator "
             "fp.Noisy(process, delta)."
         )
     d = np.asarray(deltas, float)
     if d.ndim != 1 or len(d) < 3 or not np.isfinite(d).all() or not (d > 0).all() or not (np.diff(d) < 0).all():
-        raise ValueError(f"noisy_limit: deltas is {deltas!r}; three or more decreasing positive numbers were expected.")
+        raise ValueError(
+            f"vanishing_noise_limit: deltas is {deltas!r}; three or more decreasing positive numbers were expected."
+        )
     if not is_number(predicted) or not 0 < predicted <= HIGHEST:
-        raise ValueError(f"noisy_limit: predicted is {predicted!r}; a positive order was expected.")
+        raise ValueError(f"vanishing_noise_limit: predicted is {predicted!r}; a positive order was expected.")
     rows = []
     for delta in d:
         with gen.replace(delta=float(delta)) as noisy:
             rows.append(np.asarray(quantity(noisy), float))
         logger.info("noisy SGD with delta = %g: %s", delta, rows[-1])
         if not np.isfinite(rows[-1]).all() or rows[-1].ndim > 1 or rows[-1].shape != rows[0].shape:
-            raise ValueError(f"noisy_limit: the quantity is {rows[-1]} at delta = {delta:g}; finite numbers wanted.")
+            raise ValueError(
+                f"vanishing_noise_limit: the quantity is {rows[-1]} at delta = {delta:g}; finite numbers wanted."
+            )
     values = np.array(rows)
     columns = values.reshape(len(d), -1)
     known = [None] * columns.shape[1] if reference is None else np.ravel(reference).astype(float)
     if len(known) != columns.shape[1]:
-        raise ValueError(f"noisy_limit: the reference has {len(known)} numbers, the quantity {columns.shape[1]}.")
+        raise ValueError(
+            f"vanishing_noise_limit: the reference has {len(known)} numbers, the quantity {columns.shape[1]}."
+        )
     found = np.array([_extrapolate(d, column, predicted, r) for column, r in zip(columns.T, known, strict=True)])
     shape = values.shape[1:]
     limit, error, order = (row.reshape(shape) if shape else float(row[0]) for row in found.T)
-    return NoisyLimit(d, values, limit, error, order, predicted)
+    return VanishingNoiseLimit(d, values, limit, error, order, predicted)
 
 
 def _extrapolate(d: np.ndarray, values: np.ndarray, predicted: float, reference: float | None) -> tuple[float, ...]:
@@ -146,7 +154,7 @@ def _order(d: np.ndarray, values: np.ndarray, floor: float) -> float:
     return float(brentq(lambda p: ratio(p) - wanted, -HIGHEST, HIGHEST))
 
 
-def wasserstein(p: Any, q: Any, order: int = 2) -> float:
+def wasserstein(p: Any, q: Any, *, order: int = 2) -> float:
     """Wasserstein distance W₁ or W₂ between two densities of mass one (collective).
 
     The densities become weights at quadrature points; in one dimension W₁ is SciPy's and W₂ that of POT (Python Optimal

@@ -68,7 +68,7 @@ class QuasiStationary(Solution):
         return self.function
 
 
-def spectrum(gen: Generator, k: int = 6, options: Options | None = None) -> Spectrum:
+def spectrum(gen: Generator, k: int = 6, *, options: Options | None = None) -> Spectrum:
     """The ``k`` eigenvalues of the generator closest to zero, with right and left modes (collective).
 
     SLEPc's Krylov–Schur method on the shift-inverted pencil (G, M), and on its transpose for the left modes.
@@ -104,7 +104,7 @@ def spectrum(gen: Generator, k: int = 6, options: Options | None = None) -> Spec
     return answer
 
 
-def quasi_stationary(gen: Generator, options: Options | None = None) -> QuasiStationary:
+def quasi_stationary(gen: Generator, *, options: Options | None = None) -> QuasiStationary:
     """Rate, density and backward mode of the slowest decay of an absorbed process (collective).
 
     With the ``weighted`` scheme through the capacities of the wells, so that rates far below rounding are right.
@@ -131,7 +131,7 @@ def quasi_stationary(gen: Generator, options: Options | None = None) -> QuasiSta
 
 def _slowest(gen: Generator, options: Options | None) -> tuple[float, fem.Function, fem.Function, float]:
     """Rate, density and mode whose product has integral one, residual."""
-    slow = spectrum(gen, min(2, gen.G.getSize()[0] - 1), options)
+    slow = spectrum(gen, min(2, gen.G.getSize()[0] - 1), options=options)
     rate, density = -float(slow.eigenvalues[0].real), slow.right[0][0]
     mass = integrate(gen.domain.mesh, density, 2 * gen.degree)
     if abs(slow.eigenvalues[0].imag) > 1e-8 * abs(rate) or rate <= 0 or mass == 0:
@@ -151,7 +151,7 @@ def _check_resolution(gen: Generator, rate: float, options: Options | None) -> N
         NotConverged: it does not, or rounding is all that it sees.
     """
     finer = gen.rebuilt(gen.degree + 1)
-    other = -float(spectrum(finer, 1, options).eigenvalues[0].real)
+    other = -float(spectrum(finer, 1, options=options).eigenvalues[0].real)
     finer.destroy()
     change = abs(other - rate) / rate
     if not change < _CHANGE:

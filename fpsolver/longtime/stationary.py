@@ -21,7 +21,7 @@ _TOLERANCE = 1e-12
 _SLOW = 1e-3
 
 
-def stationary(gen: Generator, options: Options | None = None) -> Solution:
+def stationary(gen: Generator, *, options: Options | None = None) -> Solution:
     """Density p of the invariant law: G p = 0, ∫p = 1 (collective).
 
     Inverse iteration on a mass-conserving shift of G, for a density and for a zero-mass perturbation at once: how

@@ -237,7 +237,7 @@ def _row(
             return paths.mean_exit_time().scaled(scale)
     else:
         value, better = (
-            float(backward(g, quantity, [time], tol)[0].at(point)[0])
+            float(backward(g, quantity, [time], time_rtol=tol)[0].at(point)[0])
             for g, tol in zip(gens, (TOL, TOL / 100), strict=True)
         )
         error = abs(value - better)

@@ -15,7 +15,7 @@ OVERSHOOT = 0.5825971579390107
 
 
 def watched_after_steps(
-    process: Process, domain: Domain, absorbing: Sequence[str] | str, step: float | None = None
+    process: Process, domain: Domain, absorbing: Sequence[str] | str, *, step: float | None = None
 ) -> Domain:
     """The domain from which the diffusion takes as long as a walk that is watched after whole steps (collective).
 

@@ -115,6 +115,7 @@ def concentration(
     evolution: Evolution,
     minima: Any,
     radius: float | Sequence[float],
+    *,
     loss: Any = None,
     attraction: float | None = None,
     basins: bool = True,
@@ -145,7 +146,7 @@ def concentration(
     locate(gen.domain.mesh, points, "concentration: minima")
     vectors = [gen.vector(solution.raw) for solution in evolution]
     found = [
-        widest_contraction(gen, points, i) if attraction is None else contraction(gen, x, attraction)
+        widest_contraction(gen, points, i) if attraction is None else contraction(gen, x, radius=attraction)
         for i, x in enumerate(points)
     ]
     balls = [[ball_load(gen, x, r) for r in radii] for x in points]
@@ -166,7 +167,7 @@ def concentration(
 
 
 def concentration_backward(
-    gen: Generator, point: Any, radius: float, times: Any, tol: float = 1e-6, options: Options | None = None
+    gen: Generator, point: Any, radius: float, times: Any, *, time_rtol: float = 1e-6, options: Options | None = None
 ) -> Evolution:
     """u(t, x) = P(|X_t − x*| < r; not absorbed until t | X₀ = x): concentration for all initial laws (collective).
 
@@ -179,7 +180,7 @@ def concentration_backward(
         point: x*, shape (d,).
         radius: r.
         times: increasing, non-negative, shape (n,).
-        tol: as for :func:`fpsolver.backward`.
+        time_rtol: as for :func:`fpsolver.backward`.
         options: PETSc options without the prefix ``fp_evolve_``.
 
     Raises:
@@ -196,7 +197,7 @@ def concentration_backward(
     indicator = project(gen, load)
     function = gen.function(indicator)
     _destroy([load, change, indicator])
-    return backward(gen, function, times, tol, options)
+    return backward(gen, function, times, time_rtol=time_rtol, options=options)
 
 
 def _radii(radius: Any) -> Array:

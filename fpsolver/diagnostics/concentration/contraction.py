@@ -63,7 +63,7 @@ class Contraction:
         return bound
 
 
-def contraction(gen: Generator, point: Any, radius: float | None = None) -> Contraction:
+def contraction(gen: Generator, point: Any, *, radius: float | None = None) -> Contraction:
     """Measure λ, S and s₂ in a ball around a point (collective).
 
     Infimum and supremum are over quadrature points and vertices of the mesh and, unless coefficients are tabulated,
@@ -113,7 +113,7 @@ def widest_contraction(gen: Generator, points: np.ndarray, i: int) -> Contractio
     corner = float(np.linalg.norm(np.maximum(upper - points[i], points[i] - lower)))
     R = 0.5 * float(others.min()) if len(others) else 1.000001 * corner
     for _ in range(6):
-        found = contraction(gen, points[i], R)
+        found = contraction(gen, points[i], radius=R)
         if found.attracts:
             break
         R /= 2
@@ -200,7 +200,7 @@ class Collapse:
     collapses: bool
 
 
-def collapse(gen: Generator, point: Any, distance: float | None = None) -> Collapse:
+def collapse(gen: Generator, point: Any, *, distance: float | None = None) -> Collapse:
     """Look for the collapse of the law onto an interpolating minimum (collective).
 
     Where all samples' gradients vanish, so does their covariance: tr 2D ≤ s₂ |x − x*|².  With (x − x*)·b ≤ −λ|x − x*|²

@@ -62,7 +62,7 @@ class LossDecay:
         return "\n".join(rows)
 
 
-def loss_decay(evolution: Evolution, exponent: Exponent, loss: Any = None) -> LossDecay:
+def loss_decay(evolution: Evolution, exponent: Exponent, *, loss: Any = None) -> LossDecay:
     """Decay of the expected loss along an evolution whose mass stays near one minimum (collective).
 
     By Itô's formula d/dt E f = E[b·∇f + D:∇∇f], so that the decay is measured at each time by itself, without

@@ -33,7 +33,7 @@ def rates_of(gen: Generator, f: Any) -> tuple[Any, Any]:
     return ufl.dot(ito_drift(c), ufl.grad(f)), ufl.inner(c.D, ufl.grad(ufl.grad(f)))
 
 
-def regime_indicator(gen: Generator, loss: Any = None) -> Solution:
+def regime_indicator(gen: Generator, *, loss: Any = None) -> Solution:
     """|b·∇f| / |D:∇∇f|, one value per cell: above one drift rules, below one diffusion (collective).
 
     For SGD this is |∇f|² / ((η/2B) |Σ:∇∇f|).  The values are those at the midpoints of the cells, at most 1e12
@@ -64,7 +64,7 @@ def regime_indicator(gen: Generator, loss: Any = None) -> Solution:
     return Solution(function, gen.stats(), "regime indicator")
 
 
-def shadowing_time(gen: Generator, distance: float = 1.0) -> float:
+def shadowing_time(gen: Generator, *, distance: float = 1.0) -> float:
     """How long the law provably stays within ``distance`` of that of the noiseless flow, in W₂ (collective).
 
     With sym ∇b ≤ K and S = sup tr 2D over the mesh (both measured at quadrature points), coupling X with the flow from

@@ -149,6 +149,7 @@ class _Reference:
 def entropy_decay(
     evolution: Evolution,
     p_inf: Any,
+    *,
     P: Any = None,
     threshold: float | None = None,
     quadrature: int | None = None,
@@ -181,7 +182,7 @@ def entropy_decay(
     return EntropyDecay(times=evolution.times, modified=columns.pop("modified", None), **columns)
 
 
-def entropy_balance(evolution: Evolution, p_inf: Any, quadrature: int | None = None) -> np.ndarray:
+def entropy_balance(evolution: Evolution, p_inf: Any, *, quadrature: int | None = None) -> np.ndarray:
     """Residual of dH/dt + I_D = 0 at each time, shape (n,) (collective).
 
     dH/dt = ∫ ln(p/p∞) ṗ with M ṗ = G p, so that nothing but the discretisation in space contributes.  Arguments and
@@ -190,7 +191,7 @@ def entropy_balance(evolution: Evolution, p_inf: Any, quadrature: int | None = N
     return entropy_decay(evolution, p_inf, quadrature=quadrature).balance
 
 
-def relative_entropy(gen: Generator, p: Any, p_inf: Any, threshold: float | None = None) -> tuple[float, float]:
+def relative_entropy(gen: Generator, p: Any, p_inf: Any, *, threshold: float | None = None) -> tuple[float, float]:
     """H(p|p∞) = ∫ p ln(p/p∞) − p + p∞, and the mass ∫|p| that was left out as unresolved (collective).
 
     Args:
@@ -204,7 +205,7 @@ def relative_entropy(gen: Generator, p: Any, p_inf: Any, threshold: float | None
 
 
 def fisher_information(
-    gen: Generator, p: Any, p_inf: Any, P: Any = None, threshold: float | None = None
+    gen: Generator, p: Any, p_inf: Any, *, P: Any = None, threshold: float | None = None
 ) -> tuple[float, float]:
     """∫ p ∇ln h·P∇ln h with h = p/p∞, and the mass ∫|p| that was left out as unresolved (collective).
 

@@ -49,7 +49,7 @@ class Tightness:
         return f"{verdict}: {drawn}; {mean}"
 
 
-def tightness(gen: Generator, lyapunov: Any = None) -> Tightness:
+def tightness(gen: Generator, *, lyapunov: Any = None) -> Tightness:
     """Check a Lyapunov function in the mesh's boundary layer and bound its mean (collective).
 
     Values are those at quadrature points, not bounds between them.

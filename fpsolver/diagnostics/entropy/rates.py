@@ -49,7 +49,7 @@ class ArnoldErb:
         return self.constant * modified * np.exp(-self.rate * np.asarray(t, dtype=float))
 
 
-def arnold_erb_matrix(C: Any, D: Any, epsilon: float | None = None) -> ArnoldErb:
+def arnold_erb_matrix(C: Any, D: Any, *, epsilon: float | None = None) -> ArnoldErb:
     """P for the process dX = −CX dt + √(2D) dW with constant, possibly degenerate D (Arnold, Erb, arXiv:1409.5425).
 
     h = p/p∞ obeys the backward equation of the time-reversed process, whose drift is −C*x with C* = K Cᵀ K⁻¹; its
@@ -150,7 +150,7 @@ class BakryEmery:
         return self.bound > 0
 
 
-def bakry_emery(gen: Generator, potential: Any = None) -> BakryEmery:
+def bakry_emery(gen: Generator, *, potential: Any = None) -> BakryEmery:
     """The Bakry–Émery condition at quadrature points and vertices of the mesh (collective).
 
     Constant D > 0: ∇∇V ≥ λ D⁻¹.  Scalar D(x) (Arnold, Markowich, Toscani, Unterreiter, Comm. PDE 26, 2001), with
@@ -251,7 +251,7 @@ def _curvature(points: Quadrature, D: Array, dV: Array, ddV: Array, ds: Array, d
     )
 
 
-def spectral_gap(gen: Generator, k: int = 10) -> float:
+def spectral_gap(gen: Generator, *, k: int = 10) -> float:
     """Smallest −Re λ of the generator's eigenvalues other than zero: the slowest rate of p(t) − p∞ (collective).
 
     Entropies, quadratic near p∞, decay with twice this rate in the end.

@@ -66,7 +66,7 @@ class Truncation:
         return "\n".join([f"{larger}second moment by {self.second_moment:.2e}", *walls])
 
 
-def truncation(gen: Generator, p: Solution | None = None, enlarge: float = 1.25) -> Truncation:
+def truncation(gen: Generator, *, p: Solution | None = None, enlarge: float = 1.25) -> Truncation:
     """How much the walls of the domain matter to its invariant law (collective).
 
     The invariant density is computed again on a larger domain: along each axis the outer half of the mesh (beyond half

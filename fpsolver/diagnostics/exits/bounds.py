@@ -69,7 +69,7 @@ class ExitBounds:
         return "\n".join(rows)
 
 
-def exit_bounds(gen: Generator, start: Any, solution: Solution | None = None) -> ExitBounds:
+def exit_bounds(gen: Generator, start: Any, *, solution: Solution | None = None) -> ExitBounds:
     """Bounds of the mean exit time at given starts (collective).
 
     Lower bounds: |x − c|² grows slowly near a centre c; e^{αf} does within the well below the lowest pass (Arrhenius).

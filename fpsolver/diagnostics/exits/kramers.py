@@ -62,6 +62,7 @@ class EyringKramers:
 def eyring_kramers(
     process: Process,
     domain: Domain,
+    *,
     start: Any = None,
     absorbing: Sequence[str] | str | None = None,
     minimum: CriticalPoint | None = None,

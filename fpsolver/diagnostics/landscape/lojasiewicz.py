@@ -52,7 +52,7 @@ class Exponent:
 
 
 def lojasiewicz(
-    process_or_loss: Any, point: Any, domain: Domain, radius: float | None = None, seed: int = 0
+    process_or_loss: Any, point: Any, domain: Domain, *, radius: float | None = None, seed: int = 0
 ) -> Exponent:
     """Estimate the Łojasiewicz exponent of f at a minimum (collective).
 

@@ -50,7 +50,7 @@ class StarConvexity:
         )
 
 
-def star_convexity(process: Any, x_star: Any, points: Any, comm: MPI.Comm = MPI.COMM_WORLD) -> StarConvexity:
+def star_convexity(process: Any, x_star: Any, points: Any, *, comm: MPI.Comm = MPI.COMM_WORLD) -> StarConvexity:
     """How far per-sample losses are star-convex about a point, along trajectories (collective).
 
     Args:

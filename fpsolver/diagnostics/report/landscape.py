@@ -112,9 +112,9 @@ class LandscapeReport:
 def landscape(
     process_or_loss: Any,
     domain: Domain,
+    *,
     exponents: bool = True,
     seed: int = 0,
-    *,
     ensemble: Ensemble | None = None,
     evolution: Evolution | Sequence[Evolution] = (),
 ) -> LandscapeReport:
