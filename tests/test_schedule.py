@@ -107,6 +107,24 @@ def test_what_leaves_is_counted_while_numbers_change(rate):
 
 
 @pytest.mark.parallel
+@pytest.mark.parametrize("scheme", ["galerkin", "dg"])
+def test_a_smooth_schedule_on_an_absorbing_domain(scheme):
+    """SGD in the left well of a double well with η = 0.3/(1 + 0.1 t), absorbed at 0: mass at t = 20.
+
+    The value is that of finite volumes and Crank–Nicolson steps, extrapolated from 800 and 1600 cells.
+    """
+    process = fp.SGD(lambda x: (x[0] ** 2 - 1) ** 2 / 4, fp.Isotropic(1.0), learning_rate=0.3)
+    gen = fp.Generator(process, fp.Domain.interval(-2, 0, 16), ["right"], scheme=scheme)
+    rate = {"learning_rate": lambda t: 0.3 / (1 + 0.1 * t)}
+    found = fp.evolve(gen, fp.gaussian(-1.0, 0.1), [20.0], tol=1e-5, schedule=rate)
+    assert found.mass[0] == pytest.approx(0.654492, abs=2e-6)
+    assert abs(found.mass + found.outflux - 1).max() < 1e-11
+    alive = fp.backward(gen, 1.0, [20.0], tol=1e-5, schedule=rate)
+    start = fp.evolve(gen, fp.gaussian(-1.0, 0.1), [0.0])[0].raw
+    assert pairing(gen, alive[0].raw, start) == pytest.approx(0.654492, abs=1e-5)
+
+
+@pytest.mark.parallel
 def test_annealing():
     """Langevin with temperature 1/(1 + t) on a quadratic: v' = −2v + 2T(t)."""
     gen = fp.Generator(fp.Langevin(lambda x: x[0] ** 2 / 2, 1.0), fp.Domain.interval(-7, 7, 50), scheme="galerkin")
@@ -255,7 +273,7 @@ def test_a_jump_inside_a_function_is_resolved_at_a_price():
     a, b = (fp.evolve(gen, fp.gaussian(1.0, 1.0), [1.0], time_rtol=1e-4, schedule=s) for s in (hidden, declared))
     difference = np.linalg.norm(a[0].raw.x.array - b[0].raw.x.array)
     assert 0 < difference < 2e-4 * np.linalg.norm(b[0].raw.x.array)
-    assert a.stats["factorisations"] > 20 * b.stats["factorisations"]
+    assert a.stats["factorisations"] > 8 * b.stats["factorisations"]
 
 
 def test_what_cannot_be_resolved_is_told(monkeypatch):

@@ -13,6 +13,7 @@ from .exits.kramers import EyringKramers, eyring_kramers
 from .landscape.critical import CriticalPoint, critical_points
 from .landscape.lojasiewicz import Exponent, lojasiewicz
 from .landscape.star import StarConvexity, star_convexity
+from .landscape.star_path import StarConvexPath, star_convex_path
 from .report.landscape import LandscapeReport, landscape
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "EyringKramers",
     "LandscapeReport",
     "LossDecay",
+    "StarConvexPath",
     "StarConvexity",
     "Tightness",
     "Truncation",
@@ -51,6 +53,7 @@ __all__ = [
     "relative_entropy",
     "shadowing_time",
     "spectral_gap",
+    "star_convex_path",
     "star_convexity",
     "tightness",
     "truncation",

@@ -32,7 +32,7 @@ class Network:
         weights: the weights it was given with, shape (P,), in double precision.
         shapes: shapes of the weight arrays, in the order in which ``weights`` strings them together.
         size: N.
-        losses: weights (P,) -> losses of all samples (N,).
+        losses: weights (P,), sample indices (B,) -> their losses (B,); of all samples (N,) without indices.
         jvp: weights, v (P,) -> J v (N,).
         vjp: weights, c (N,) -> Jᵀ c (P,).
         hvp: weights, v (P,) -> ∇²f v (P,), with f the mean loss.
@@ -44,7 +44,7 @@ class Network:
     weights: np.ndarray
     shapes: tuple[tuple[int, ...], ...]
     size: int
-    losses: Callable[[Vector], Vector]
+    losses: Callable[..., Vector]
     jvp: Callable[[Vector, Vector], Vector]
     vjp: Callable[[Vector, Vector], Vector]
     hvp: Callable[[Vector, Vector], Vector]
@@ -190,7 +190,7 @@ def _from_torch(model: Any, loss: Callable[..., Any], data: Any) -> Network:
         weights=torch.cat([p.reshape(-1) for p in named.values()]).numpy().copy(),
         shapes=tuple(tuple(p.shape) for p in named.values()),
         size=len(arrays[0]),
-        losses=lambda w: back(everything(to(w))),
+        losses=lambda w, i=None: back(losses(to(w), *(arrays if i is None else (a[to(i)] for a in arrays)))),
         jvp=lambda w, v: back(jvp(everything, (to(w),), (to(v),))[1]),
         vjp=lambda w, c: back(vjp(everything, to(w))[1](to(c))[0]),
         hvp=lambda w, v: back(jvp(lambda u: mean_gradient(u, *arrays), (to(w),), (to(v),))[1]),
@@ -229,7 +229,7 @@ def _from_jax(apply: Callable[..., Any], params: Any, loss: Callable[..., Any], 
 
     everything = lambda w: losses(w, *arrays)  # noqa: E731
     mean_gradient = jax.grad(lambda w, *batch: losses(w, *batch).mean())
-    one_step = double(mean_gradient)
+    one_step, some = double(mean_gradient), double(losses)
     one_gradient = jax.grad(lambda w, *sample: losses(w, *(a[None] for a in sample))[0])
     gradients = double(jax.vmap(one_gradient, (None, *[0] * len(arrays))))
 
@@ -242,7 +242,7 @@ def _from_jax(apply: Callable[..., Any], params: Any, loss: Callable[..., Any], 
         weights=np.array(weights),
         shapes=tuple(tuple(np.shape(p)) for p in jax.tree.leaves(params)),
         size=len(arrays[0]),
-        losses=double(everything),
+        losses=lambda w, i=None: some(w, *(arrays if i is None else (a[i] for a in arrays))),
         jvp=double(lambda w, v: jax.jvp(everything, (w,), (v,))[1]),
         vjp=double(lambda w, c: jax.vjp(everything, w)[1](c)[0]),
         hvp=double(lambda w, v: jax.jvp(lambda u: mean_gradient(u, *arrays), (w,), (v,))[1]),
