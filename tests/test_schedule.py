@@ -116,10 +116,10 @@ def test_a_smooth_schedule_on_an_absorbing_domain(scheme):
     process = fp.SGD(lambda x: (x[0] ** 2 - 1) ** 2 / 4, fp.Isotropic(1.0), learning_rate=0.3)
     gen = fp.Generator(process, fp.Domain.interval(-2, 0, 16), ["right"], scheme=scheme)
     rate = {"learning_rate": lambda t: 0.3 / (1 + 0.1 * t)}
-    found = fp.evolve(gen, fp.gaussian(-1.0, 0.1), [20.0], tol=1e-5, schedule=rate)
+    found = fp.evolve(gen, fp.gaussian(-1.0, 0.1), [20.0], time_rtol=1e-5, schedule=rate)
     assert found.mass[0] == pytest.approx(0.654492, abs=2e-6)
     assert abs(found.mass + found.outflux - 1).max() < 1e-11
-    alive = fp.backward(gen, 1.0, [20.0], tol=1e-5, schedule=rate)
+    alive = fp.backward(gen, 1.0, [20.0], time_rtol=1e-5, schedule=rate)
     start = fp.evolve(gen, fp.gaussian(-1.0, 0.1), [0.0])[0].raw
     assert pairing(gen, alive[0].raw, start) == pytest.approx(0.654492, abs=1e-5)
 
