@@ -2,7 +2,7 @@
 
 from . import _petsc as _petsc  # first: PETSc reads the command line when it is initialised
 from . import diagnostics, io, landscapes, plot
-from ._errors import NotConverged
+from ._errors import NotConverged, end_all_ranks
 from ._log import set_log_level
 from .discretisation.generator import Generator
 from .discretisation.positivity import make_nonnegative
@@ -33,6 +33,8 @@ from .montecarlo.simulate import simulate
 from .montecarlo.watched import watched_after_steps
 
 __version__ = "0.1.0"
+
+end_all_ranks()
 
 __all__ = [
     "SDE",

@@ -1,11 +1,16 @@
 """Errors that every rank raises alike.
 
-A rank that raises alone leaves the others waiting in the next collective call.  Checks of rank-local data
-therefore end in :func:`agree`, which reduces the verdict first, and serial work is done by :func:`on_root`.
+A rank that raises alone leaves the others waiting in the next collective call.  Functions of the user's therefore run
+inside :func:`together`, checks of rank-local data end in :func:`agree`, and serial work is done by :func:`on_root`.
+What nobody catches ends all ranks, see :func:`end_all_ranks`.
 """
 
-from collections.abc import Callable
-from types import ModuleType
+import pickle
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import ModuleType, TracebackType
 from typing import Any, TypeVar
 
 from mpi4py import MPI
@@ -48,25 +53,69 @@ def agree(comm: MPI.Comm, problem: str | None, error: type[Exception] = ValueErr
         raise error(comm.bcast(problem, root=first))
 
 
+@contextmanager
+def together(comm: MPI.Comm) -> Iterator[None]:
+    """Do rank-local work, such as calling the user's functions; what one rank raises, all ranks raise (collective).
+
+    Whatever is raised counts, KeyboardInterrupt and SystemExit included: the exception of the lowest rank is raised on
+    every rank, where it cannot be pickled as a RuntimeError.  The block itself must not communicate.
+    """
+    mine: BaseException | None = None
+    try:
+        yield
+    except BaseException as e:
+        mine = e
+    first = comm.allreduce(comm.size if mine is None else comm.rank, op=MPI.MIN)
+    if first == comm.size:
+        return
+    theirs = comm.bcast(_portable(mine) if mine is not None and comm.rank == first else None, root=first)
+    if mine is not None and comm.rank == first:
+        raise mine
+    theirs.add_note(f"(on rank {first} of {comm.size})")
+    raise theirs from mine
+
+
+def _portable(error: BaseException) -> BaseException:
+    """The exception itself if other ranks can rebuild it from its pickle, else a RuntimeError that tells of it."""
+    try:
+        copy = pickle.loads(pickle.dumps(error))
+        if type(copy) is type(error) and str(copy) == str(error):
+            return error
+    except Exception:
+        pass
+    return RuntimeError(f"{type(error).__name__}: {error}")
+
+
 def on_root(comm: MPI.Comm, work: Callable[[], T]) -> T | None:
     """Do serial work on rank 0; what it raises is raised on every rank (collective).
 
     Returns:
         The result on rank 0, None elsewhere.
     """
-    result, failure, cause = None, None, None
-    if comm.rank == 0:
-        try:
-            result = work()
-        except Exception as e:
-            known = next(
-                (k for k in (ValueError, FileNotFoundError, ModuleNotFoundError) if isinstance(e, k)), RuntimeError
-            )
-            failure, cause = known(str(e)), e
-    failure = comm.bcast(failure, root=0)
-    if failure is not None:
-        raise failure from cause
-    return result
+    with together(comm):
+        return work() if comm.rank == 0 else None
+
+
+def end_all_ranks() -> None:
+    """Let an exception that nobody catches, Ctrl-C included, end all ranks instead of leaving the others waiting.
+
+    Installed when the package is imported by a program on several ranks; it does what ``python -m mpi4py`` does.  An
+    interactive session, or a program on one rank, keeps Python's ways.
+    """
+    if MPI.COMM_WORLD.size == 1 or hasattr(sys, "ps1") or sys.flags.interactive:
+        return
+    report = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        report(kind, error, trace)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if MPI.COMM_WORLD.rank > 0:
+            time.sleep(0.5)  # where all ranks raise the same, the first one can finish what it says
+        if MPI.Is_initialized() and not MPI.Is_finalized():
+            MPI.COMM_WORLD.Abort(1)
+
+    sys.excepthook = hook
 
 
 def import_optional(name: str, purpose: str) -> ModuleType:
