@@ -1,7 +1,7 @@
 """What stochastic gradient descent does on a loss landscape, from its Fokker-Planck equation and the dual."""
 
+from . import _jit, diagnostics, io, landscapes, plot
 from . import _petsc as _petsc  # first: PETSc reads the command line when it is initialised
-from . import diagnostics, io, landscapes, plot
 from ._errors import NotConverged, end_all_ranks
 from ._log import set_log_level
 from .discretisation.generator import Generator
@@ -34,6 +34,7 @@ from .montecarlo.watched import watched_after_steps
 
 __version__ = "0.1.0"
 
+_jit.install()
 end_all_ranks()
 
 __all__ = [

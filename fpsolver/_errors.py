@@ -71,7 +71,6 @@ def together(comm: MPI.Comm) -> Iterator[None]:
     theirs = comm.bcast(_portable(mine) if mine is not None and comm.rank == first else None, root=first)
     if mine is not None and comm.rank == first:
         raise mine
-    theirs.add_note(f"(on rank {first} of {comm.size})")
     raise theirs from mine
 
 

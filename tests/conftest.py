@@ -123,13 +123,17 @@ def mpirun() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 
 def _mpirun(
-    n: int, program: str | Path, *args: str, timeout: float = 300, check: bool = True
+    n: int, program: str | Path, *args: str, timeout: float = 300, check: bool = True, plain: bool = False
 ) -> subprocess.CompletedProcess[str]:
-    """Run a file, a module ("-m name") or code on n ranks; an exception on any rank ends all of them."""
+    """Run a file, a module ("-m name") or code on n ranks, where an exception on any rank ends all of them.
+
+    ``plain``: by Python alone, as users do, instead of mpi4py's runner.
+    """
     start = (
         [str(program)] if isinstance(program, Path) else program.split() if program[:3] == "-m " else ["-c", program]
     )
-    command = ["mpirun", "-n", str(n), sys.executable, "-m", "mpi4py", *start, *args]
+    runner = [] if plain else ["-m", "mpi4py"]
+    command = ["mpirun", "-n", str(n), sys.executable, *runner, *start, *args]
     defaults = {
         "OMPI_MCA_btl": "self,sm",  # one host: no network
         "OMPI_MCA_mpi_yield_when_idle": "1",  # other tests may run beside it

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from dolfinx import mesh as dmesh
 
 from .. import _compat
-from .._errors import agree
+from .._errors import agree, together
 from .._log import logger
 
 Facets = npt.NDArray[np.int32]
@@ -138,11 +138,11 @@ class Parts:
 
     def add_marked(self, name: str, marker: Marker) -> None:
         """Name the facets on which a marker holds."""
-        try:
-            problem, chosen = None, self.boundary.marked(marker)
-        except Exception as e:
-            problem, chosen = f"the marker of the part {name!r} {e}", self.boundary.facets[:0]
-        agree(self._comm, problem)
+        with together(self._comm):
+            try:
+                chosen = self.boundary.marked(marker)
+            except Exception as e:
+                raise ValueError(f"the marker of the part {name!r} {e}") from e
         where = self.boundary.extent(self._comm)
         self.add(name, chosen, f"its marker holds on no boundary facet; the boundary lies in {where}")
 

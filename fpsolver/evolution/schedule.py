@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from scipy.integrate import quad
 
+from .._errors import together
 from ..discretisation.generator import Generator
 from ..models.fields import is_number
 
@@ -65,7 +66,8 @@ def pieces(gen: Generator, schedule: Mapping[str, Any]) -> list[Piece]:
     for begin, end in zip(begins, [*begins[1:], np.inf], strict=True):
         values = {name: [v for b, v in column if b <= begin][-1] for name, column in columns.items()}
         found.append(Piece(begin, end, values))
-        gen.process.with_parameters(**found[-1].at(begin))
+        with together(gen.domain.comm):
+            gen.process.with_parameters(**found[-1].at(begin))
     return found
 
 

@@ -17,7 +17,7 @@ import ufl
 from dolfinx import fem, la
 from dolfinx import mesh as dmesh
 
-from .._errors import agree
+from .._errors import together
 from .._log import logger
 from ..discretisation.assembly import basic_forms, union_tags
 from ..discretisation.facets import neighbours
@@ -154,13 +154,12 @@ def _resolve(gen: Generator, name: str, region: Region) -> Resolved:
     marker, point = _marker(gen, name, region)
     x = dmesh.compute_midpoints(mesh, domain.dim, np.arange(len(cells), dtype=np.int32))[:, : domain.dim]
     points, weights = _cell_points(gen)
-    problem = None
-    try:
-        cells = _marked(marker, x)
-        asked = float(weights[_marked(marker, points)].sum())
-    except Exception as error:
-        problem, asked = f"the marker of the region {name!r} {error}", 0.0
-    agree(domain.comm, problem)
+    with together(domain.comm):
+        try:
+            cells = _marked(marker, x)
+            asked = float(weights[_marked(marker, points)].sum())
+        except Exception as error:
+            raise ValueError(f"the marker of the region {name!r} {error}") from error
     each = weights.reshape(count.size_local, len(weights) // max(count.size_local, 1))
     volume = each.sum(axis=1)[cells[: count.size_local]].sum()
     size = Size(*(domain.comm.allreduce(float(v), op=MPI.SUM) for v in (volume, asked)))

@@ -5,6 +5,8 @@ rectangular one, their centred gradients, which is smooth and keeps the rank; of
 smooth where an eigenvalue of Σ touches zero.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from mpi4py import MPI
@@ -14,7 +16,6 @@ import ufl
 from dolfinx import fem
 from ufl.core.expr import Expr
 
-from .._errors import agree
 from .._log import logger
 from .fields import Space
 from .samples import Samples
@@ -112,12 +113,11 @@ def _roots(covariance: np.ndarray) -> np.ndarray:
 def _moments(space: Space, samples: Samples, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """f and Σ at this rank's points, where they must be finite and belong to each other (collective)."""
     f, gradient, covariance = _evaluate(space, samples, x)
-    problem = None
-    try:
-        problem = _not_finite(x, f, covariance) or _not_differentiable(samples, x, f, gradient)
-    except Exception as error:
-        problem = f"failed beside points of shape {x.shape}: {type(error).__name__}: {error}"
-    agree(space.mesh.comm, problem and f"PerSample: the loss {problem}")
+    with space.together():
+        with _explained(f"beside points of shape {x.shape}"):
+            problem = _not_finite(x, f, covariance) or _not_differentiable(samples, x, f, gradient)
+        if problem:
+            raise ValueError(f"PerSample: the loss {problem}")
     if not space.mesh.comm.allreduce(bool(gradient.any() or covariance.any()), op=MPI.LOR):
         raise ValueError("PerSample: the losses do not depend on x: their gradients are zero everywhere.")
     return f, covariance
@@ -125,14 +125,17 @@ def _moments(space: Space, samples: Samples, x: np.ndarray) -> tuple[np.ndarray,
 
 def _evaluate(space: Space, samples: Samples, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """f, ∇f and Σ at this rank's points; failures are raised on every rank (collective)."""
-    problem, moments = None, (np.zeros(len(x)), np.zeros(x.shape), np.zeros((*x.shape, space.dim)))
+    with space.together(), _explained(f"on points of shape {x.shape} and samples of {samples.data}"):
+        return samples.moments(x)
+
+
+@contextmanager
+def _explained(where: str) -> Iterator[None]:
+    """Say where the user's loss failed."""
     try:
-        moments = samples.moments(x)
+        yield
     except Exception as error:
-        what = f"points of shape {x.shape} and samples of {samples.data}"
-        problem = f"failed on {what}: {type(error).__name__}: {error}"
-    agree(space.mesh.comm, problem and f"PerSample: the loss {problem}")
-    return moments
+        raise ValueError(f"PerSample: the loss failed {where}: {type(error).__name__}: {error}") from error
 
 
 def _not_finite(x: np.ndarray, *values: np.ndarray) -> str | None:

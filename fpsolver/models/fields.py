@@ -5,6 +5,7 @@ A source is told by its type: a number or nested sequence is constant; a callabl
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any
@@ -18,7 +19,7 @@ from dolfinx import fem
 from ufl.core.expr import Expr
 
 from .._compat import interpolation_points
-from .._errors import agree
+from .._errors import agree, together
 from .._log import logger
 
 
@@ -86,6 +87,10 @@ class Space:
             self.parameters[name] = self.constant(value)
         return self.parameters[name]
 
+    def together(self) -> AbstractContextManager[None]:
+        """Where the user's functions run: what one rank raises, all raise (collective)."""
+        return together(self.mesh.comm)
+
     def scalar(self, source: Any, what: str) -> Expr:
         """``source`` as a scalar expression."""
         return _shaped(self, source, what, ())
@@ -111,14 +116,19 @@ def _shaped(space: Space, source: Any, what: str, shape: tuple[int, ...]) -> Exp
         if source.function_space.mesh is not space.mesh and source.function_space.mesh != space.mesh:
             raise ValueError(f"{what}: the Function lives on another mesh than the domain's; interpolate it first.")
     elif callable(source) and not isinstance(source, Expr):
-        try:
-            source = source(space.x)
-        except Exception as error:
-            raise TypeError(
-                f"{what} failed on UFL coordinates ({type(error).__name__}: {error}). Write it with UFL (ufl.exp, "
-                "ufl.sin, x[0]**2, ...), or wrap a numpy, torch or jax function of an (n, d) array in fp.batched()."
-            ) from error
+        with space.together():
+            source = _called(source, space.x, what)
     return _fit(_as_ufl(space, source, what), what, shape)
+
+
+def _called(source: Callable[[Any], Any], x: Expr, what: str) -> Any:
+    try:
+        return source(x)
+    except Exception as error:
+        raise TypeError(
+            f"{what} failed on UFL coordinates ({type(error).__name__}: {error}). Write it with UFL (ufl.exp, "
+            "ufl.sin, x[0]**2, ...), or wrap a numpy, torch or jax function of an (n, d) array in fp.batched()."
+        ) from error
 
 
 def _as_ufl(space: Space, value: Any, what: str) -> Expr:
@@ -181,20 +191,28 @@ def evaluate(
     cells = np.arange(local.size_local + local.num_ghosts, dtype=np.int32)
     points = fem.Expression(ufl.SpatialCoordinate(mesh), interpolation_points(V.element)).eval(mesh, cells)
     x = points.reshape(-1, mesh.geometry.dim)[:, : space.dim]
-    problem = None
-    values = np.zeros(0)
+    with space.together():
+        return _values(source, what, np.ascontiguousarray(x), shape)
+
+
+def _values(source: Batched, what: str, x: np.ndarray, shape: tuple[int, ...] | None) -> np.ndarray:
     try:
-        values = _real(source.function(np.ascontiguousarray(x)), what)
+        values = _real(source.function(x), what)
     except Exception as error:
-        problem = f"{what} failed on a numpy array of points of shape {x.shape}: {type(error).__name__}: {error}"
-    if problem is None and shape is not None and values.shape != (len(x), *shape):
-        problem = f"{what} returned shape {values.shape} for points of shape {x.shape}; expected {(len(x), *shape)}."
-    if problem is None and values.shape[:1] != (len(x),):
-        problem = f"{what} returned shape {values.shape} for points of shape {x.shape}; the first axis must match."
-    if problem is None and not np.isfinite(values).all():
+        raise ValueError(
+            f"{what} failed on a numpy array of points of shape {x.shape}: {type(error).__name__}: {error}"
+        ) from error
+    if shape is not None and values.shape != (len(x), *shape):
+        raise ValueError(
+            f"{what} returned shape {values.shape} for points of shape {x.shape}; expected {(len(x), *shape)}."
+        )
+    if values.shape[:1] != (len(x),):
+        raise ValueError(
+            f"{what} returned shape {values.shape} for points of shape {x.shape}; the first axis must match."
+        )
+    if not np.isfinite(values).all():
         bad = x[np.argwhere(~np.isfinite(values))[0, 0]]
-        problem = f"{what} is not finite at {tuple(float(c) for c in bad)}."
-    agree(mesh.comm, problem)
+        raise ValueError(f"{what} is not finite at {tuple(float(c) for c in bad)}.")
     return values
 
 

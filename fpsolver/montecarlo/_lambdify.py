@@ -6,6 +6,7 @@ so that the losses of many samples, which differ in their data only, share one f
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,6 +57,10 @@ class PointSpace(Space):
         """The number itself, remembered by its name."""
         self.parameters[name] = ufl.as_ufl(float(value))
         return self.parameters[name]
+
+    def together(self) -> AbstractContextManager[None]:
+        """No communicator belongs to it: what may raise on one rank alone, the caller wraps."""
+        return nullcontext()
 
     def scalar(self, source: Any, what: str) -> Expr:
         """``source`` as a scalar expression."""

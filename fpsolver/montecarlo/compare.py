@@ -10,7 +10,7 @@ from mpi4py import MPI
 import numpy as np
 from scipy import stats
 
-from .._errors import import_optional, on_root
+from .._errors import import_optional, on_root, together
 from ..discretisation.generator import Generator
 from ..domains.domain import Domain
 from ..evolution.evolve import backward
@@ -242,12 +242,15 @@ def _row(
         )
         error = abs(value - better)
         space = PointSpace(gen.domain.dim)
-        g = lambdify([space.scalar(quantity, "compare: quantity")], space)
+        with together(gen.domain.comm):
+            g = lambdify([space.scalar(quantity, "compare: quantity")], space)
 
         def estimate(paths: Ensemble) -> Estimate:
             return paths.expectation(lambda x: g(x)[0])[0]
 
-    found, other, base = estimate(sgd), estimate(sde), value if seen is None else seen
+    with together(gen.domain.comm):
+        found, other = estimate(sgd), estimate(sde)
+    base = value if seen is None else seen
     size = abs(base) if isinstance(quantity, str) else 1.0
     low, high = (found.low - base - error) / size, (found.high - base + error) / size
     gap = Estimate((found.value - base) / size, low, high, found.level, found.count)

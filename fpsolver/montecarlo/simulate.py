@@ -1,14 +1,15 @@
 """Monte Carlo: paths of a process, or of the algorithm that the process approximates, for comparison with the PDE."""
 
 import time as clock
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 from mpi4py import MPI
 
 import numpy as np
 
-from .._errors import agree
+from .._errors import together
 from ..domains.domain import Domain, part_names
 from ..evolution.initial import Dirac, Gaussian
 from ..models.fields import is_number
@@ -91,9 +92,7 @@ def simulate(
     begin = clock.perf_counter()
     blocks = [(b, min(BLOCK, paths - b * BLOCK)) for b in range(comm.rank, -(-paths // BLOCK), comm.size)]
     swarms: list[Swarm] = []
-    problem: str | None = None
-    kind: type[Exception] = ValueError
-    try:
+    with together(comm), _naming_simulate():
         mover = _mover(process, d, method, backend, minimum)
         for i in range(0, len(blocks), POOL):
             swarm = _begin(blocks[i : i + POOL], start, d, seed, walls, len(record), paths)
@@ -115,11 +114,6 @@ def simulate(
                         "they would stay for ever. Give horizon=."
                     )
             swarms.append(swarm)
-    except (ValueError, TypeError, FloatingPointError) as e:
-        problem = f"simulate: {e}"
-    except RuntimeError as e:
-        problem, kind = f"simulate: {e}", RuntimeError
-    agree(comm, problem, kind)
     gathered = [_joined(comm, [getattr(s, name) for s in swarms], blocks, paths) for name in _GATHERED]
     exits, parts, points, records, kept, asked = gathered
     names = np.array([*absorbing, ""])
@@ -129,6 +123,17 @@ def simulate(
     convexity = np.stack((kept, asked)) if minimum is not None else None
     where = (exits, names[parts.astype(int)], points.T, record, records.transpose(0, 2, 1))
     return Ensemble(method, *where, end, absorbing, unit, stats, convexity)
+
+
+@contextmanager
+def _naming_simulate() -> Iterator[None]:
+    """Say that what fails is a simulation."""
+    try:
+        yield
+    except (ValueError, TypeError, FloatingPointError) as e:
+        raise ValueError(f"simulate: {e}") from e
+    except RuntimeError as e:
+        raise RuntimeError(f"simulate: {e}") from e
 
 
 _AT_REST = 1000  # steps

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .._errors import agree
+from .._errors import together
 from ..domains.domain import Domain, part_names
 from ..models.process import MomentumSGD, Process
 from ._dynamics import Diffusion
@@ -51,8 +51,8 @@ def watched_after_steps(
     larger = domain.refine(np.zeros(0, dtype=np.int32))  # a copy
     nodes = larger.mesh.geometry.x
     x = nodes[:, : domain.dim].T.copy()
-    distance, move, problem = np.abs(walls.distance(x)), np.zeros_like(x), None
-    try:
+    distance, move = np.abs(walls.distance(x)), np.zeros_like(x)
+    with together(domain.comm):
         coefficients = Diffusion(process, domain.dim)
         for surface in range(walls.surfaces):
             here = np.flatnonzero(distance[surface] < 1e-6 * np.ptp(x, axis=1).max(initial=1e-300))
@@ -60,8 +60,5 @@ def watched_after_steps(
             if here.size:
                 n, S = walls.normal(surface, x[:, here]), coefficients(x[:, here])[1]
                 move[:, here] += OVERSHOOT * np.sqrt(step * ((n[:, None] * S).sum(axis=0) ** 2).sum(axis=0)) * n
-    except ValueError as e:
-        problem = f"watched_after_steps: {e}"
-    agree(domain.comm, problem)
     nodes[:, : domain.dim] += move.T
     return Domain(larger.mesh, {name: larger.facets(name) for name in larger.parts})

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ..._errors import agree
+from ..._errors import together
 from ..._sample import lattice, push_forward
 from ...discretisation.solution import locate
 from ...domains.domain import Domain
@@ -91,15 +91,15 @@ def _candidates(loss: Loss, domain: Domain) -> tuple[np.ndarray, float]:
     owned = mesh.topology.index_map(d)
     n = int(np.clip((_SAMPLES / max(owned.size_global, 1)) ** (1 / d), 2, 24))
     X, small = lattice(d, n)
-    problem, starts, norms = None, np.zeros((0, d)), np.zeros(0)
-    try:
-        points = push_forward(mesh, X, np.arange(owned.size_local))
-        g = loss.first(points.reshape(-1, d))[1].reshape(points.shape)
-        starts = _linear_roots(points[:, small].reshape(-1, d + 1, d), g[:, small].reshape(-1, d + 1, d))
-        norms = np.linalg.norm(g, axis=2).ravel()
-    except Exception as error:  # a user's function may fail on one rank only
-        problem = f"the loss cannot be evaluated on the mesh: {type(error).__name__}: {error}"
-    agree(domain.comm, problem)
+    points = push_forward(mesh, X, np.arange(owned.size_local))
+    with together(domain.comm):
+        try:
+            g = loss.first(points.reshape(-1, d))[1].reshape(points.shape)
+        except Exception as error:
+            what = f"the loss cannot be evaluated on the mesh: {type(error).__name__}: {error}"
+            raise ValueError(what) from error
+    starts = _linear_roots(points[:, small].reshape(-1, d + 1, d), g[:, small].reshape(-1, d + 1, d))
+    norms = np.linalg.norm(g, axis=2).ravel()
     everywhere = np.concatenate(domain.comm.allgather(starts))
     typical = np.concatenate(domain.comm.allgather(norms[np.isfinite(norms)]))
     if not len(typical):

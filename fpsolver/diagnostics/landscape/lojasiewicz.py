@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student
 
-from ..._errors import agree
+from ..._errors import on_root
 from ...discretisation.solution import as_points, locate
 from ...domains.domain import Domain
 from ._talweg import Talweg, talweg
@@ -89,15 +89,15 @@ def lojasiewicz(
 
 def exponent_at(loss: Loss, domain: Domain, x: np.ndarray, radius: float, seed: int = 0) -> Exponent:
     """:func:`lojasiewicz` of a loss that is already compiled (collective)."""
-    problem, result = None, None
-    if domain.comm.rank == 0:
+
+    def fit() -> Exponent:
         try:
-            result = _fit(talweg(loss, x, radius, seed), radius)
+            return _fit(talweg(loss, x, radius, seed), radius)
         except Exception as error:  # also those of a user's function
             kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-            problem = f"lojasiewicz: {kind}{error}"
-    agree(domain.comm, problem)
-    return domain.comm.bcast(result, root=0)
+            raise ValueError(f"lojasiewicz: {kind}{error}") from error
+
+    return domain.comm.bcast(on_root(domain.comm, fit), root=0)
 
 
 def largest_ball(domain: Domain, x: np.ndarray, radius: float) -> float:

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.stats import norm
 from scipy.stats import t as student
 
-from ..._errors import agree
+from ..._errors import together
 from ...discretisation.solution import as_points
 from .points import SampleLosses
 
@@ -85,15 +85,15 @@ def survey(losses: SampleLosses, centre: np.ndarray, array: np.ndarray, comm: MP
     """:func:`star_convexity` of losses that are already compiled, along paths (paths, steps, d) (collective)."""
     paths, steps, d = array.shape
     mine = np.array_split(np.arange(paths), comm.size)[comm.rank]
-    table, samples, worst, problem = np.zeros((len(mine), steps)), np.zeros(losses.size), -np.inf, None
-    try:
+    table, samples, worst = np.zeros((len(mine), steps)), np.zeros(losses.size), -np.inf
+    with together(comm):
         base = losses.at(centre[None])[0]
         chunk = max(1, _PAIRS // (steps * losses.size * (d + 1)))
         for k in range(0, len(mine), chunk):
             x = array[mine[k : k + chunk]].reshape(-1, d)
             f, g = losses.at(x)
             if not (np.isfinite(f).all() and np.isfinite(g).all() and np.isfinite(base).all()):
-                raise ValueError("a sample's loss or its gradient is not finite at some of the points.")
+                raise ValueError("star_convexity: a sample's loss or its gradient is not finite at some of the points.")
             along = np.einsum("nad,nd->na", g, x - centre)
             defect = f - base - along
             # rounding must not count against affine pieces, where both sides are equal
@@ -101,9 +101,6 @@ def survey(losses: SampleLosses, centre: np.ndarray, array: np.ndarray, comm: MP
             table[k : k + chunk] = holds.mean(axis=1).reshape(-1, steps)
             samples += holds.sum(axis=0)
             worst = max(worst, float(defect.max()))
-    except Exception as error:  # a user's function may fail on one rank only
-        problem = f"star_convexity: {'' if isinstance(error, ValueError) else type(error).__name__ + ': '}{error}"
-    agree(comm, problem)
     table = np.concatenate(comm.allgather(table))
     samples = sum(comm.allgather(samples)) / (paths * steps)
     share, interval = _share(table.mean(axis=1))

@@ -1,0 +1,171 @@
+"""Compilation of forms that survives interruptions, is safe among processes, and says what takes long.
+
+FFCx reserves a module of its cache by an empty C file and waits for a mark that the module is ready; where the process
+that reserved it was killed, every later run waits until the time-out.  Here a reservation is a lock, which the system
+takes back when its process ends, and a module is built in a folder of its own and moved into the cache when whole.
+"""
+
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from importlib.machinery import EXTENSION_SUFFIXES
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import Any
+
+import ffcx.codegeneration.jit as jit
+import ufl
+
+from ._log import logger
+
+PATIENCE = 2.0
+"""Seconds after which the log says what is being compiled."""
+FOREIGN = 600.0
+"""Seconds after which a reservation of another program, whose life cannot be told from its lock, counts as dead."""
+
+_OURS = "/* being compiled by fpsolver */\n"
+_compile = jit._compile_objects
+_loaded: dict[str, tuple[Any, Any]] = {}
+_locks: dict[Path, int] = {}
+
+
+def install() -> None:
+    """Let FFCx find and compile modules in this way, in this process."""
+    jit.get_cached_module, jit._compile_objects, jit._load_objects = _find, _build, _load
+
+
+def _find(module_name: str, object_names: Sequence[str], cache_dir: Any, timeout: int) -> tuple[Any, Any]:
+    """Objects of a compiled module and the module; (None, None) if this process is to compile it, which is locked."""
+    folder = Path(cache_dir)
+    ready = folder / f"{module_name}.c.cached"
+    if str(folder / module_name) not in _loaded and not ready.exists():
+        _reserve(folder, module_name, ready)
+        if not ready.exists():
+            return None, None
+        _unlock(folder, module_name)
+    return _load(folder, module_name, object_names)
+
+
+def _load(cache_dir: Any, module_name: str, object_names: Sequence[str]) -> tuple[Any, Any]:
+    """Import a module once, by its file's name: FFCx lists the whole cache each time."""
+    path = Path(cache_dir) / module_name
+    if str(path) not in _loaded:
+        files = [path.with_name(module_name + suffix) for suffix in EXTENSION_SUFFIXES]
+        spec = spec_from_file_location(module_name, next((f for f in files if f.exists()), files[0]))
+        assert spec is not None and spec.loader is not None
+        module = module_from_spec(spec)
+        spec.loader.exec_module(module)
+        _loaded[str(path)] = [getattr(module.lib, name) for name in object_names], module
+    return _loaded[str(path)]
+
+
+def _reserve(folder: Path, module_name: str, ready: Path) -> None:
+    """Lock a module, or wait until whoever has locked it has compiled it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    begin, said = time.monotonic(), False
+    while not _lock(folder, module_name):
+        time.sleep(0.05)
+        if ready.exists():
+            return
+        if not said and time.monotonic() - begin > PATIENCE:
+            said = True
+            logger.info("another process compiles %s: waiting for it", module_name)
+
+
+def _build(
+    decl: str, objects: Any, names: Any, module_name: str, options: Any, cache_dir: Any, *more: Any, **others: Any
+) -> Any:
+    """Compile in a folder of its own and move the result into the cache."""
+    folder = Path(cache_dir)
+    source = folder / f"{module_name}.c"
+    handlers = jit.root_logger.handlers.copy()
+    try:
+        ours = _is_ours(source)
+        for left in folder.glob(f"{module_name}.building*"):
+            shutil.rmtree(left, ignore_errors=True)
+        if ours:
+            source.write_text(_OURS)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=f"{module_name}.building") as place, _said(objects):
+            result = _compile(decl, objects, names, module_name, options, Path(place), *more, **others)
+            made = {p.suffix: p for p in Path(place).iterdir()}
+            os.replace(made[".so"], folder / made[".so"].name)
+            for suffix in (".c", ".cached") if ours else ():
+                os.replace(made[suffix], folder / made[suffix].name)
+        return result
+    except BaseException:
+        if _is_ours(source):
+            source.unlink(missing_ok=True)
+        raise
+    finally:
+        jit.root_logger.handlers = handlers  # FFCx leaves its own behind where it fails
+        _unlock(folder, module_name)
+
+
+def _is_ours(source: Path) -> bool:
+    """Whether nobody has reserved a module, or one of our processes, or somebody long ago."""
+    try:
+        with source.open() as file:
+            return file.read(len(_OURS)) == _OURS or time.time() - source.stat().st_mtime > FOREIGN
+    except FileNotFoundError:
+        return True
+
+
+# -- One lock per module: a byte of one file, which the system frees when the process ends, however it does
+
+
+def _lock(folder: Path, module_name: str) -> bool:
+    if folder not in _locks:
+        _locks[folder] = os.open(folder / "fpsolver.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.lockf(_locks[folder], fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _byte(module_name))
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError as e:  # a file system without locks
+        logger.debug("%s: no locks (%s)", folder, e)
+    return True
+
+
+def _unlock(folder: Path, module_name: str) -> None:
+    if folder in _locks:
+        with suppress(OSError):
+            fcntl.lockf(_locks[folder], fcntl.LOCK_UN, 1, _byte(module_name))
+
+
+def _byte(module_name: str) -> int:
+    return int(hashlib.sha256(module_name.encode()).hexdigest()[:12], 16)
+
+
+# -- What takes long
+
+
+@contextmanager
+def _said(objects: Any) -> Iterator[None]:
+    """Log what is being compiled if it takes long, and how long it took."""
+    begin, what = time.monotonic(), "; ".join(_described(o) for o in objects)
+    timer = threading.Timer(PATIENCE, lambda: logger.info("compiling %s ...", what))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        if (seconds := time.monotonic() - begin) > PATIENCE:
+            logger.info("compiled %s in %.0f s", what, seconds)
+
+
+def _described(source: Any) -> str:
+    """A form, an expression at points, or a coordinate element in words."""
+    if isinstance(source, ufl.Form):
+        kind = {0: "a functional", 1: "a linear form", 2: "a bilinear form"}[len(source.arguments())]
+        on = ", ".join(sorted({str(a.ufl_element()) for a in source.arguments()}))
+        count = len(source.integrals())
+        return f"{kind} of {count} integral{'s' * (count > 1)}{on and f' on {on}'}"
+    if isinstance(source, tuple):
+        return f"an expression of shape {source[0].ufl_shape} at {len(source[1])} points"
+    return str(source)

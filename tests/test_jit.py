@@ -1,0 +1,132 @@
+"""Compilation: interrupted ones, several processes at once, reservations of other programs, and what the log says.
+
+Each compilation is that of a child process with a cache of its own.
+"""
+
+import logging
+import multiprocessing
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+import basix.ufl
+import pytest
+import ufl
+from ffcx.codegeneration import jit
+
+import fpsolver as fp
+from fpsolver import _jit
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+FORK = multiprocessing.get_context("fork")
+
+
+def compiles(folder: Path, compiler: str, answers) -> None:
+    """Compile a small form in a process of its own, and send for how long, from where, and what was logged."""
+    os.setsid()
+    os.environ["CC"] = compiler
+    _jit._loaded.clear()
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    logging.getLogger("fpsolver").addHandler(handler)
+    fp.set_log_level("INFO")
+    mesh = ufl.Mesh(basix.ufl.element("Lagrange", "interval", 1, shape=(1,)))
+    form = ufl.exp(ufl.SpatialCoordinate(mesh)[0]) * ufl.dx(domain=mesh, metadata={"quadrature_degree": 2})
+    begin = time.monotonic()
+    _, module, _ = jit.compile_forms([form], cache_dir=folder, timeout=60)
+    answers.put((time.monotonic() - begin, module.__file__, lines))
+
+
+class Run:
+    """A process that compiles."""
+
+    def __init__(self, folder: Path, compiler: str = "cc"):
+        self.answers = FORK.Queue()
+        self.process = FORK.Process(target=compiles, args=(folder, compiler, self.answers))
+        self.process.start()
+
+    def result(self):
+        answer = self.answers.get(timeout=60)
+        self.process.join(60)
+        return answer
+
+
+def slow(folder: Path, seconds: float) -> str:
+    """A compiler that takes its time, as it does for large forms."""
+    file = folder.parent / "slowcc"
+    file.write_text(f'#!/bin/sh\nsleep {seconds}\nexec cc "$@"\n')
+    file.chmod(0o755)
+    return str(file)
+
+
+@pytest.fixture
+def cache(tmp_path) -> Path:
+    folder = tmp_path / "fenics"
+    folder.mkdir()
+    return folder
+
+
+def unfinished(cache: Path) -> list[Path]:
+    return [c for c in cache.glob("*.c") if not c.with_suffix(".c.cached").exists()] + list(cache.glob("*.building*"))
+
+
+def wait_for(condition) -> None:
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda s: s.name)
+def test_an_interrupted_compilation_blocks_nobody(cache, how):
+    victim = Run(cache, slow(cache, 30))
+    wait_for(lambda: list(cache.glob("*.building*/*.c")))
+    os.killpg(victim.process.pid, how)
+    victim.process.join(20)
+    assert victim.process.exitcode != 0
+    assert Run(cache).result()[0] < 20
+    assert unfinished(cache) == []
+
+
+def test_several_processes_at_once(cache):
+    results = [run.result() for run in [Run(cache, slow(cache, 1)) for _ in range(4)]]
+    assert len({file for _, file, _ in results}) == 1 and unfinished(cache) == []
+    assert sorted(p.suffix for p in cache.iterdir()) == [".c", ".cached", ".lock", ".so"]
+
+
+def test_whoever_waits_takes_over_from_one_that_is_killed(cache):
+    victim = Run(cache, slow(cache, 30))
+    wait_for(lambda: list(cache.glob("*.building*/*.c")))
+    heir = Run(cache)
+    time.sleep(0.2)
+    os.killpg(victim.process.pid, signal.SIGKILL)
+    assert heir.result()[0] < 20 and unfinished(cache) == []
+
+
+@pytest.mark.parametrize("age", [0, 3600])
+def test_reservations_of_other_programs(cache, age):
+    Run(cache).result()
+    (mark,) = cache.glob("*.c.cached")
+    mark.unlink()
+    source = mark.with_suffix("")
+    source.write_text("")
+    os.utime(source, (time.time() - age,) * 2)
+    assert Run(cache).result()[0] < 20
+    assert mark.exists() == (age > 0)  # what may still be alive is left alone
+
+
+def test_what_takes_long_is_said(cache):
+    lines = Run(cache, slow(cache, 1.5)).result()[2]  # once to compile, once to link
+    assert lines[0] == "compiling a functional of 1 integral ..."
+    assert re.fullmatch(r"compiled a functional of 1 integral in \d+ s", lines[1])
+    assert Run(cache).result()[2] == []
+
+
+def test_what_the_compiler_refuses_can_be_repaired(cache):
+    run = Run(cache, "false")
+    run.process.join(60)
+    assert run.process.exitcode == 1
+    assert Run(cache).result()[0] < 20 and unfinished(cache) == []
