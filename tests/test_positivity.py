@@ -75,11 +75,56 @@ def test_only_where_it_must():
     """Cells without negative values keep theirs when no cell mean is negative."""
     domain = fp.Domain.interval(-1, 1, 4)
     p = fem.Function(fem.functionspace(domain.mesh, ("DG", 2)))
-    p.interpolate(lambda x: np.where(x[0] < -0.5, (x[0] + 0.75) ** 2 - 0.001, 1 + x[0] ** 2))
+    p.interpolate(lambda x: 1 + x[0] ** 2)
+    p.interpolate(lambda x: (x[0] + 0.75) ** 2 - 0.001, np.array([0], np.int32))
     limited = fp.make_nonnegative(p)
     x = np.linspace(-0.49, 0.99, 40)
     assert abs(evaluate(limited, x) - evaluate(p, x)).max() < 1e-15
     assert evaluate(p, -0.75)[0] < 0 <= evaluate(limited, -0.75)[0]
+
+
+def _square_root(shape, n):
+    """dX = (shape/8 − X) dt + √X/2 dW: the law is Γ(shape, 1/8), whose density is infinite at zero for shape < 1."""
+    process = fp.SDE(lambda x: shape / 8 - x[0], lambda x: x[0] / 8)
+    return fp.Generator(process, fp.Domain.interval(0, 2.5, n))
+
+
+@pytest.mark.parallel
+@pytest.mark.parametrize(("shape", "n", "tolerance"), [(0.32, 16, 1e-6), (0.32, 32, 1e-6), (0.2, 24, 2e-2)])
+def test_means_of_singular_densities(shape, n, tolerance):
+    """The polynomials of cells at zero undershoot by a third of the density's values and more."""
+    p = fp.stationary(_square_root(shape, n))
+    x = ufl.SpatialCoordinate(p.raw.function_space.mesh)[0]
+    raw, mean = (integrate(p.raw.function_space.mesh, x * q, 6) for q in (p.raw, p.function))
+    assert raw == pytest.approx(shape / 8, rel=1e-6)
+    assert mean == pytest.approx(shape / 8, rel=tolerance)
+    assert p.stats["minimum"] < -0.5  # between nodes; at nodes the smallest value is positive
+    assert 0.01 < p.stats["limited"] < 0.5
+    assert p.stats["mean_shift"] == pytest.approx(abs(mean - raw), abs=1e-12)
+    assert p.at(np.linspace(0, 2.5, 2001)).min() >= 0
+
+
+@pytest.mark.parallel
+def test_means_of_evolving_singular_densities(caplog):
+    gen = _square_root(0.32, 32)
+    for law in fp.evolve(gen, fp.gaussian(0.5, 0.05), [1.0, 5.0]):
+        mean = integrate(gen.domain.mesh, ufl.SpatialCoordinate(gen.domain.mesh)[0] * law.function, 6)
+        t = float(law.name.split("=")[1])
+        assert mean == pytest.approx(0.04 + 0.46 * np.exp(-t), rel=1e-6)
+    if gen.domain.comm.rank == 0:
+        assert "of its mass inside cells" in caplog.text
+
+
+@pytest.mark.parallel
+def test_moments_in_the_plane():
+    """A density that is narrower than its cells: mean and mass are kept."""
+    domain = fp.Domain.rectangle((-1, -1), (1, 1), (4, 4))
+    p = fem.Function(fem.functionspace(domain.mesh, ("DG", 4)))
+    p.interpolate(lambda x: np.exp(-40 * ((x[0] - 0.23) ** 2 + (x[1] + 0.13) ** 2)))
+    limited, x = fp.make_nonnegative(p), ufl.SpatialCoordinate(domain.mesh)
+    assert evaluate(p, _points(domain)).min() < -1e-3  # the smallest value at a node is positive
+    for i in range(2):
+        assert integrate(domain.mesh, x[i] * limited, 6) == pytest.approx(integrate(domain.mesh, x[i] * p, 6), abs=1e-6)
 
 
 def test_bad_input():

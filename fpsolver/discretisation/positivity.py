@@ -1,36 +1,66 @@
-"""Non-negative densities with unchanged mass, from discrete ones that undershoot.
+"""Non-negative densities with unchanged mass and, as far as they allow it, unchanged moments.
 
-Two steps.  Cell means: a negative one is made up for by the neighbours across its facets, each in proportion to its
-mass, again and again until none is left; mass moves no further than it must, and what a fixed number of sweeps leaves
-over all cells bear in proportion to their mass.  Within a cell the polynomial is drawn towards its mean, p̄ + θ (p - p̄)
-with the largest θ <= 1 that makes it non-negative (Zhang, Shu, J. Comput. Phys. 229, 2010).
+Cell means: a negative one is made up for by the neighbours across its facets, each in proportion to its mass, again
+and again until none is left; mass moves no further than it must, and what a fixed number of sweeps leaves over all
+cells bear in proportion to their mass.  Within a cell the polynomial becomes the nearest non-negative one of the same
+mass, in a norm that keeps first and second moments before it keeps the shape (:mod:`._nonnegative`): the moments of a
+singular density are right where its shape is not resolved.  What then is missing of a cell's first moment is passed to
+the neighbours across its facets.  Where next to nothing is negative, the polynomial is drawn towards its mean instead,
+p̄ + θ (p - p̄) with the largest θ <= 1 that makes it non-negative (Zhang, Shu, J. Comput. Phys. 229, 2010).
 
 Non-negative means everywhere in the cell, not at chosen points: the minimum is bounded below by Bernstein coefficients,
 where they are negative by those on a subdivision of the cell.  The bound is sharp to the second order in the
 subdivision's width, so that cells are changed a little more than they must.
 """
 
+from dataclasses import dataclass
 from functools import lru_cache
-from math import factorial, prod
+from math import comb, factorial, prod
 from typing import Any
 
 from mpi4py import MPI
 
+import basix
 import numpy as np
 import numpy.typing as npt
 import ufl
 from dolfinx import fem, la
 
 from .. import _compat
+from .._log import logger
 from .._sample import degree, lagrange, lattice
+from . import _nonnegative
 from .generator import Generator
 
 Array = npt.NDArray[Any]
 
-_SUBDIVISION = {1: 8, 2: 4, 3: 2}  # of each edge
+_SUBDIVISION = {1: 16, 2: 4, 3: 2}  # of each edge
 # relative to the cell's mean: what a limited cell stays above zero, so that rounding in an evaluation does not show
 _MARGIN = 1e-11
 _SWEEPS = 50
+_PASSES = 4  # of first moments to neighbours
+_FURTHEST = 1.5  # of a first mode over the mean (at most √3 or so): how far a neighbour is asked to lean
+_NEGLIGIBLE = 1e-5  # of the mass, over all cells: negative parts that are drawn towards the means
+_WORTH_SAYING = 0.01  # of the mass
+
+
+@dataclass(frozen=True)
+class Limited:
+    """A density made non-negative, and what that changed.
+
+    Attributes:
+        function: the non-negative density; the given one where nothing had to be changed.
+        moved: share of the mass that was moved, half the integral of the change's absolute value over the mass.
+        mean_shift: by how much the mean has moved, shape (d,).
+    """
+
+    function: fem.Function
+    moved: float
+    mean_shift: Array
+
+    def stats(self) -> dict[str, Any]:
+        """For answers."""
+        return {"limited": self.moved, "mean_shift": float(np.linalg.norm(self.mean_shift))}
 
 
 class Limiter:
@@ -51,33 +81,58 @@ class Limiter:
         self.target = V if known[0] == "DG" else fem.functionspace(mesh, ("DG", k))
         dim = mesh.topology.dim
         self.owned = mesh.topology.index_map(dim).size_local
-        quadrature = k + dim * (_compat.coordinate_map(mesh).degree - 1)
-        metadata = {"quadrature_degree": quadrature}
-        weights = fem.Function(self.target)
-        form = fem.form(ufl.TestFunction(self.target) * ufl.dx(domain=mesh, metadata=metadata))
-        fem.assemble_vector(weights.x.array, form)
-        weights.x.scatter_forward()
-        self.weights: Array = weights.x.array[self.target.dofmap.list]
+        self.cells = mesh.topology.index_map(dim).size_global
+        one, x = ufl.as_ufl(1.0), ufl.SpatialCoordinate(mesh)
+        self.weights: Array = self._integrals(one)
         self.volumes: Array = self.weights.sum(axis=1)
+        self._moments: Array = np.stack([self._integrals(x[i]) for i in range(dim)], axis=2)[: self.owned]
         self._cells = fem.Function(fem.functionspace(mesh, ("DG", 0)))
         self._neighbours = _facet_neighbours(mesh)
         element = V.element.basix_element
         self._whole, self._parts = (_bernstein(element, dim, n) for n in (1, _SUBDIVISION[dim]))
+        self._modes, self._to_modes, degrees = _legendre(element, dim)
+        self._first, self._weight = int((degrees == 1).sum()), _nonnegative.weights(degrees)
+        self._lattice = element.tabulate(0, lattice(dim, max(k, 1) * _SUBDIVISION[dim])[0])[0, :, :, 0]
+
+    def _integrals(self, factor: Any) -> Array:
+        """∫ factor φ_i over each local cell, ghosts included, shape (cells, n)."""
+        mesh, k = self.V.mesh, degree(self.V)
+        order = k + 1 + mesh.topology.dim * (_compat.coordinate_map(mesh).degree - 1)
+        dx = ufl.dx(domain=mesh, metadata={"quadrature_degree": order})
+        found = fem.Function(self.target)
+        fem.assemble_vector(found.x.array, fem.form(factor * ufl.TestFunction(self.target) * dx))
+        found.x.scatter_forward()
+        return np.asarray(found.x.array[self.target.dofmap.list])
 
     def means(self, function: fem.Function) -> Array:
         """Cell means, ghosts included, shape (cells,)."""
         return np.einsum("ci,ci->c", self.weights, function.x.array[self.V.dofmap.list]) / self.volumes
 
+    def minimum(self, function: fem.Function) -> float:
+        """Smallest value on a lattice in each cell, nodes and points between them (collective)."""
+        values = function.x.array[self.V.dofmap.list[: self.owned]] @ self._lattice.T
+        return float(self.V.mesh.comm.allreduce(float(values.min(initial=np.inf)), op=MPI.MIN))
+
     def masses(self, means: Array) -> tuple[float, float]:
         """Integrals of the cell means and of their positive part (collective)."""
         parts = self.volumes[: self.owned] * means[: self.owned]
-        local, total = np.array([parts.sum(), np.maximum(parts, 0.0).sum()]), np.zeros(2)
-        self.V.mesh.comm.Allreduce(local, total, op=MPI.SUM)
+        total = self._sum(np.array([parts.sum(), np.maximum(parts, 0.0).sum()]))
         return float(total[0]), float(total[1])
+
+    def _sum(self, local: Array) -> Array:
+        total = np.zeros_like(local)
+        self.V.mesh.comm.Allreduce(local, total, op=MPI.SUM)
+        return total
+
+    def _gathered(self, local: Array) -> Array:
+        """A value per local cell, to which other ranks have contributed at their ghosts (collective)."""
+        self._cells.x.array[:] = local
+        self._cells.x.scatter_reverse(la.InsertMode.add)
+        self._cells.x.scatter_forward()
+        return self._cells.x.array.copy()
 
     def _settle(self, means: Array, mass: float) -> Array:
         """Non-negative cell means with the same mass (collective)."""
-        cells = self._cells
         total = means * self.volumes
         for _ in range(_SWEEPS):
             if not self.V.mesh.comm.allreduce(int((total[: self.owned] < 0).sum()), op=MPI.SUM):
@@ -89,33 +144,128 @@ class Limiter:
             taken = np.minimum(np.maximum(-total, 0.0), wealth)
             moved = np.divide(taken, wealth, out=np.zeros_like(total), where=wealth > 0)[i] * share
             change = np.bincount(i, moved, minlength=len(total)) - np.bincount(j, moved, minlength=len(total))
-            cells.x.array[:] = change
-            cells.x.scatter_reverse(la.InsertMode.add)
-            cells.x.scatter_forward()
-            total = total + cells.x.array
+            total = total + self._gathered(change)
         settled = np.maximum(total / self.volumes, 0.0)
         return settled * (mass / self.masses(settled)[1])
 
     def __call__(self, function: fem.Function) -> fem.Function:
-        """See :func:`make_nonnegative`."""
+        """The density made non-negative, see :func:`make_nonnegative` (collective)."""
+        return self.limit(function).function
+
+    def limit(self, function: fem.Function) -> Limited:
+        """The density made non-negative, and what that changed (collective).
+
+        Raises:
+            ValueError: its integral is not positive.
+        """
         means = self.means(function)
         mass, _ = self.masses(means)
         if not mass > 0:
             raise ValueError(f"{function.name}: its integral is {mass:.3g}; a density has a positive one.")
-        c, new = function.x.array[self.V.dofmap.list], self._settle(means, mass)
-        lower = (c @ self._whole.T).min(axis=1, initial=np.inf)
-        low = np.flatnonzero(lower < _MARGIN * means)
-        lower[low] = (c[low] @ self._parts.T).min(axis=1, initial=np.inf)
-        low = low[lower[low] < _MARGIN * means[low]]
-        if not self.V.mesh.comm.allreduce(len(low), op=MPI.SUM):
-            return function
-        factor = np.divide(new, means, out=np.zeros_like(means), where=means > 0)
-        theta, gap = np.ones_like(means), means[low] - lower[low]
-        theta[low] = np.divide((1 - _MARGIN) * means[low], gap, out=np.zeros_like(gap), where=gap > 0)
-        limited = new[:, None] + (factor * theta)[:, None] * (c - means[:, None])
+        c = function.x.array[self.V.dofmap.list][: self.owned]
+        new = self._settle(means, mass)
+        low = self._lower(c) < _MARGIN * means[: self.owned]
+        low |= abs(new - means)[: self.owned] > 1e-13 * abs(means[: self.owned])
+        if not self.V.mesh.comm.allreduce(int(low.sum()), op=MPI.SUM):
+            return Limited(function, 0.0, np.zeros(self._moments.shape[2]))
+        limited = self._within(c, means[: self.owned], new, low, mass)
         answer = fem.Function(self.target, name=function.name)
-        answer.x.array[self.target.dofmap.list] = limited
-        return answer
+        answer.x.array[self.target.dofmap.list[: self.owned]] = limited
+        answer.x.scatter_forward()
+        return self._compare(answer, limited - c, mass)
+
+    def _lower(self, c: Array) -> Array:
+        """A lower bound of each polynomial, sharp where it is negative."""
+        lower = (c @ self._whole.T).min(axis=1, initial=np.inf)
+        near = np.flatnonzero(lower < abs(c).max(axis=1, initial=0.0))
+        lower[near] = (c[near] @ self._parts.T).min(axis=1, initial=np.inf)
+        return np.asarray(lower)
+
+    def _within(self, c: Array, means: Array, new: Array, low: Array, mass: float) -> Array:
+        """Non-negative coefficients of the cells ``low`` and of those that take over moments (collective)."""
+        mean, volumes = new[: self.owned], self.volumes[: self.owned]
+        modes = np.divide(c @ self._to_modes.T, means[:, None], out=np.zeros(self._shape), where=means[:, None] > 0)
+        wanted = np.einsum("ci,cid->cd", c, self._moments)
+        limited = c * np.divide(mean, means, out=np.zeros_like(means), where=means > 0)[:, None]
+        floor, todo = _NEGLIGIBLE * mass / self.cells, low
+        for _ in range(_PASSES):
+            some = np.flatnonzero(todo & (mean > 0))
+            limited[todo] = 0.0
+            limited[some] = self._nearest(modes[some], wanted[some], mean[some], floor / volumes[some], some)
+            missing = wanted - np.einsum("ci,cid->cd", limited, self._moments)
+            passed = self._pass_on(missing, new * self.volumes)
+            todo = (passed != 0).any(axis=1)
+            if not self.V.mesh.comm.allreduce(int(todo.sum()), op=MPI.SUM):
+                break
+            wanted = wanted + passed
+        return limited
+
+    @property
+    def _shape(self) -> tuple[int, int]:
+        return self.owned, len(self._weight)
+
+    def _nearest(self, modes: Array, wanted: Array, mean: Array, floor: Array, cells: Array) -> Array:
+        """Nodal values of the admissible polynomials nearest to the given ones with the wanted first moments."""
+        weights, moments = self.weights[cells], self._moments[cells]
+        averages = weights @ self._modes / self.volumes[cells, None]
+        first = slice(self._first)
+
+        def assemble(z: Array) -> Array:
+            return mean[:, None] * (1.0 + z @ self._modes.T - (z * averages).sum(axis=1, keepdims=True))
+
+        # how the first moments depend on the first modes
+        lever = np.einsum("cid,ij->cdj", moments, self._modes[:, first])
+        lever -= np.einsum("cid,cj->cdj", moments, averages[:, first])
+        missing = (wanted - np.einsum("ci,cid->cd", assemble(modes), moments)) / mean[:, None]
+        lean = np.linalg.solve(lever, missing[..., None])[..., 0]
+        lean *= np.minimum(1.0, _FURTHEST / np.maximum(np.linalg.norm(lean, axis=1, keepdims=True), 1e-300))
+        target = modes.copy()
+        target[:, first] += lean
+        lower = self._lower(assemble(target))
+        scaled = np.flatnonzero((lower < _MARGIN * mean) & (lower >= -floor))
+        theta = (1 - _MARGIN) * mean[scaled] / (mean[scaled] - lower[scaled])
+        target[scaled] *= theta[:, None]
+        hard = np.flatnonzero(lower < -floor)
+        table = self._parts @ self._modes
+        target[hard] = _nonnegative.nearest(target[hard], table, averages[hard], self._weight, _MARGIN)
+        return np.asarray(assemble(target))
+
+    def _pass_on(self, missing: Array, masses: Array) -> Array:
+        """Changes of the wanted first moments: what cells lack goes to their neighbours, by mass (collective)."""
+        n, dim = len(masses), missing.shape[1]
+        i, j = self._neighbours
+        wealth = np.bincount(i, masses[j], minlength=n)
+        size = np.linalg.norm(missing, axis=1)
+        lacking = size > 1e-9 * self._sum(np.array([masses[: self.owned] @ self._diameters]))[0] / self.cells
+        lacking &= wealth[: self.owned] > 0
+        passed = np.empty_like(missing)
+        share = np.divide(masses[j], wealth[i], out=np.zeros(len(i)), where=lacking[i])
+        for axis in range(dim):
+            given = np.bincount(j, share * missing[i, axis], minlength=n)
+            passed[:, axis] = self._gathered(given)[: self.owned]
+        passed[lacking] -= missing[lacking]
+        return passed
+
+    @property
+    def _diameters(self) -> Array:
+        return np.asarray(self.volumes[: self.owned] ** (1 / self.V.mesh.topology.dim))
+
+    def _compare(self, answer: fem.Function, change: Array, mass: float) -> Limited:
+        volumes, dim = self.volumes[: self.owned], self.V.mesh.topology.dim
+        moved = 0.5 * volumes * abs(change @ self._lattice.T).mean(axis=1)
+        moments = np.einsum("ci,cid->d", change, self._moments)
+        total = self._sum(np.array([moved.sum(), *moments])) / mass
+        worst = int(np.argmax(moved)) if len(moved) else 0
+        center = self._moments[worst].sum(axis=0) / volumes[worst] if len(moved) else np.zeros(dim)
+        most = self.V.mesh.comm.allgather((float(moved[worst]) if len(moved) else 0.0, center.tolist()))
+        place = ", ".join(f"{x:.4g}" for x in max(most)[1])
+        if total[0] > _WORTH_SAYING:
+            logger.warning(
+                "%s: the mesh does not resolve it, and making it non-negative has moved %.2g of its mass inside cells "
+                "and between neighbours, most of it near (%s). Refine there, or take .raw, whose moments are right.",
+                answer.name, total[0], place,
+            )  # fmt: skip
+        return Limited(answer, float(total[0]), total[1:])
 
 
 def make_nonnegative(function: fem.Function) -> fem.Function:
@@ -123,8 +273,8 @@ def make_nonnegative(function: fem.Function) -> fem.Function:
 
     Non-negative holds at every point of every cell, to rounding in the evaluation.  Where nothing had to be changed,
     ``function`` itself is returned, otherwise a discontinuous function of the same degree: continuity is given up
-    where the limiter acts.  Nothing is averaged over time or space: accuracy is lost only where the mesh
-    does not resolve the density.
+    where the limiter acts.  Mass moves inside cells, and between neighbours where cell means are negative; the first
+    moments of a cell and its neighbours are kept as far as non-negative polynomials can.
 
     Args:
         function: real, in a Lagrange or DG space, with positive integral.
@@ -161,12 +311,29 @@ def _exponents(dim: int, k: int) -> Array:
 
 
 def _bernstein(element: Any, dim: int, n: int) -> Array:
-    """Matrix from coefficients of ``element`` to Bernstein coefficients on the n^dim parts of a cell, stacked."""
+    """Matrix from coefficients of ``element`` to Bernstein coefficients on the n^dim parts of a cell."""
     k = element.degree
+    if k == 0:
+        return np.ones((1, 1))
     alpha = _exponents(dim, k)
     multinomial = np.array([factorial(k) / prod(factorial(int(i)) for i in a) for a in alpha])
     collocation = multinomial * np.prod((alpha / k)[:, None, :] ** alpha[None, :, :], axis=2)
     X, cells = lattice(dim, n)
     points = np.einsum("av,cvx->cax", alpha / k, X[cells]).reshape(-1, dim)
     values = element.tabulate(0, points)[0, :, :, 0].reshape(len(cells), len(alpha), -1)
-    return np.linalg.solve(collocation, values).reshape(-1, values.shape[2])
+    # parts share the coefficients on their common faces
+    _, once = np.unique(np.round(points * k * n).astype(int), axis=0, return_index=True)
+    return np.asarray(np.linalg.solve(collocation, values).reshape(-1, values.shape[2])[once])
+
+
+def _legendre(element: Any, dim: int) -> tuple[Array, Array, Array]:
+    """Orthonormal modes over the constant one: nodal values (n, modes), nodal values to modes, and their degrees."""
+    k = element.degree
+    X, weights = basix.make_quadrature(element.cell_type, 2 * k)
+    modes = basix.create_element(
+        basix.ElementFamily.P, element.cell_type, k, basix.LagrangeVariant.legendre, basix.DPCVariant.unset, True
+    )
+    psi, phi = modes.tabulate(0, X)[0, :, :, 0], element.tabulate(0, X)[0, :, :, 0]
+    to_modes = psi.T @ (weights[:, None] * phi)
+    degrees = np.repeat(np.arange(k + 1), [comb(i + dim - 1, i) for i in range(k + 1)])
+    return np.linalg.inv(to_modes)[:, 1:], to_modes[1:], degrees[1:]

@@ -1,6 +1,5 @@
 """Answers: a function on the mesh, how it was obtained, and its values at points."""
 
-from collections.abc import Callable
 from typing import Any, Protocol
 
 from mpi4py import MPI
@@ -21,6 +20,13 @@ class ErrorEstimate(Protocol):
         """Error bars at points (collective)."""
 
 
+class Limits(Protocol):
+    """What makes densities non-negative, a :class:`.positivity.Limiter`."""
+
+    def limit(self, function: fem.Function) -> Any:
+        """The non-negative ``function``, and what that changed: ``stats()`` (collective)."""
+
+
 class Solution:
     """What a verb returns.
 
@@ -29,7 +35,9 @@ class Solution:
             (collective when it is first asked for), which may be discontinuous although ``raw`` is not.
         raw: what the discretisation gave; the same unless it is a density with undershoots.  Dualities and
             balances hold for it to rounding, and evolutions are to be continued from it.
-        stats: unknowns, scheme, degree, iterations, residual, seconds, ...
+        stats: unknowns, scheme, degree, iterations, residual, seconds, ...; of a density, once ``function`` was asked
+            for, the share of the mass that making it non-negative has moved (``limited``) and by how much that has
+            moved the mean (``mean_shift``).
         name: what it is ("mean exit time").
         estimate: where error bars come from, None where no estimate exists.
     """
@@ -40,7 +48,7 @@ class Solution:
         stats: dict[str, Any],
         name: str,
         estimate: ErrorEstimate | None = None,
-        limiter: Callable[[fem.Function], fem.Function] | None = None,
+        limiter: Limits | None = None,
     ):
         self.raw, self.stats, self.name, self.estimate = function, stats, name, estimate
         self._limiter, self._limited = limiter, function if limiter is None else None
@@ -52,7 +60,8 @@ class Solution:
         """The answer as a dolfinx ``Function``."""
         if self._limited is None:
             assert self._limiter is not None
-            self._limited = self._limiter(self.raw)
+            limited = self._limiter.limit(self.raw)
+            self._limited, self.stats = limited.function, {**self.stats, **limited.stats()}
         return self._limited
 
     @property

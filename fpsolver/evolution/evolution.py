@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from ..discretisation.generator import Generator
-from ..discretisation.positivity import Limiter
+from ..discretisation.positivity import Limiter, limiter
 from ..discretisation.solution import Solution
 from ._expm import Snapshot
 
@@ -20,9 +20,9 @@ class Evolution(Sequence[Solution]):
         parts: absorbing parts whose outflux is kept.
         times: shape (n,).
         mass: integral over the domain at each time, shape (n,).
-        minimum: smallest nodal value of the discrete solution at each time, shape (n,): for a density a measure of
-            what the mesh does not resolve.  ``evolution[i].function`` is non-negative with the same mass,
-            ``evolution[i].raw`` is what was computed.
+        minimum: smallest value of the discrete solution at each time, looked for at and between nodes, shape (n,): for
+            a density a measure of what the mesh does not resolve.  ``evolution[i].function`` is non-negative with the
+            same mass, ``evolution[i].raw`` is what was computed.
         outflux: mass that has left through absorbing parts since time 0, shape (n,); an integral over time of the
             flux itself, so ``mass + outflux`` tests the balance.  Zero for :func:`~fpsolver.backward`.
         outflux_by_part: the same for each absorbing part.
@@ -45,8 +45,8 @@ class Evolution(Sequence[Solution]):
         """Keep the solution at one more time; the snapshot's vector is consumed (collective)."""
         to_function = self.generator.density if self.name == "density" else self.generator.function
         function = to_function(snapshot.vector, self.name)
-        _, minimum = snapshot.vector.min()
-        self._rows.append((snapshot.time, float(snapshot.vector.dot(self.generator.integrals)), float(minimum)))
+        mass, minimum = float(snapshot.vector.dot(self.generator.integrals)), limiter(self.generator).minimum(function)
+        self._rows.append((snapshot.time, mass, minimum))
         self._integrals.append(snapshot.integrals)
         self._values.append(snapshot.values)
         name = f"{self.name} at t = {snapshot.time:g}"
@@ -65,7 +65,7 @@ class Evolution(Sequence[Solution]):
 
     @property
     def minimum(self) -> np.ndarray:
-        """Smallest nodal value, shape (n,)."""
+        """Smallest value, shape (n,)."""
         return self._column(2)
 
     @property

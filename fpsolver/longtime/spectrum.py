@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from mpi4py import MPI
 from petsc4py import PETSc
 
 import numpy as np
@@ -53,7 +52,7 @@ class QuasiStationary(Solution):
 
     Attributes:
         rate: λ > 0; the exit time from ``density`` is exponential with this rate.
-        density: ``Function``, mass one, non-negative (also ``function``); ``stats["minimum"]`` is the smallest nodal
+        density: ``Function``, mass one, non-negative (also ``function``); ``stats["minimum"]`` is the smallest
             value before it was made so.
         mode: backward mode φ with ∫ φ·density = 1: P(τ > t | x) ≈ φ(x) e^{−λt} for large t.
     """
@@ -124,8 +123,7 @@ def quasi_stationary(gen: Generator, *, options: Options | None = None) -> Quasi
     density.x.array[:] /= mass
     mode.x.array[:] *= mass
     stats = {**gen.stats(), "residual": residual}
-    minimum = float(density.x.array.min(initial=np.inf))
-    stats["minimum"] = float(gen.domain.comm.allreduce(minimum, op=MPI.MIN))
+    stats["minimum"] = limiter(gen).minimum(density)
     return QuasiStationary(rate, density, mode, stats, limiter(gen))
 
 

@@ -1,6 +1,5 @@
 """The invariant density: the null vector of G with mass one."""
 
-from mpi4py import MPI
 from petsc4py import PETSc
 
 import numpy as np
@@ -58,7 +57,7 @@ def stationary(gen: Generator, *, options: Options | None = None) -> Solution:
     _warn_if_slow(gen, rate)
     function = gen.density(p)
     stats = {**gen.stats(), "iterations": iterations, "residual": _residual(gen, p), "relaxation_rate": rate}
-    stats["minimum"] = float(gen.domain.comm.allreduce(function.x.array.min(initial=np.inf), op=MPI.MIN))
+    stats["minimum"] = limiter(gen).minimum(function)
     p.destroy()
     solution = Solution(function, stats, "invariant density", limiter=limiter(gen))
     logger.info("%s", solution)
