@@ -92,7 +92,8 @@ class Limiter:
         self._whole, self._parts = (_bernstein(element, dim, n) for n in (1, _SUBDIVISION[dim]))
         self._modes, self._to_modes, degrees = _legendre(element, dim)
         self._first, self._weight = int((degrees == 1).sum()), _nonnegative.weights(degrees)
-        self._lattice = element.tabulate(0, lattice(dim, max(k, 1) * _SUBDIVISION[dim])[0])[0, :, :, 0]
+        table = element.tabulate(0, lattice(dim, max(k, 1) * _SUBDIVISION[dim])[0])[0, :, :, 0]
+        self._lattice = np.where(abs(table) < 1e-14, 0.0, table)  # at a node the values at others do not count
 
     def _integrals(self, factor: Any) -> Array:
         """∫ factor φ_i over each local cell, ghosts included, shape (cells, n)."""

@@ -2,16 +2,22 @@
 
 from typing import Any
 
+from mpi4py import MPI
 from petsc4py import PETSc
 
+import basix
 import numpy as np
+from dolfinx import fem
 
 from .._errors import NotConverged
 from .._log import logger
 from .._petsc import LinearSolver, Options
 from ..discretisation.generator import Generator
+from ..discretisation.metastable import estimated_rate, slowest_mode
+from ..models.fields import is_number
 from .reach import closed_classes
 
+_POWERS, _SETTLED = 500, 1e-8  # iterations for the principal eigenvalue, and its last relative change
 NEGATIVE = "DIVERGED_NEGATIVE"  # the reason of an answer of the wrong sign
 
 
@@ -24,13 +30,21 @@ def need_exit(gen: Generator, name: str) -> None:
         )
 
 
-def check_reach(gen: Generator, name: str) -> None:
+def check_reach(gen: Generator, name: str, killing: Any = 0.0) -> None:
     """Refuse a degenerate process that may stay in the domain for ever, with the place (collective).
+
+    Args:
+        gen: any generator.
+        name: what is asked for.
+        killing: rate; where it is positive, nothing stays for ever.
 
     Raises:
         ValueError: the control graph has closed classes.
     """
-    if gen.survey.degenerate and (found := closed_classes(gen)).closed:
+    if not gen.survey.degenerate or (is_number(killing) and killing > 0):
+        return
+    where = None if is_number(killing) else sampled_killing(gen, killing).max(axis=1) > 0
+    if (found := closed_classes(gen, where)).closed:
         raise ValueError(
             f"{name}: exit is not certain, so exit times are infinite: {found.reason()}. Add noise there, declare the "
             "place as absorbing, leave it out of the domain, or add a killing rate."
@@ -54,6 +68,95 @@ def check_certain_exit(gen: Generator, name: str, options: Options | None) -> bo
             "for double precision. Add noise there, or a killing rate."
         )
     return True
+
+
+def sampled_killing(gen: Generator, killing: Any) -> np.ndarray:
+    """The killing rate at points of this rank's own cells, shape (cells, points)."""
+    mesh = gen.domain.mesh
+    cell = getattr(basix.CellType, mesh.topology.cell_name())
+    points = np.concatenate([basix.make_quadrature(cell, max(4, 2 * gen.degree))[0], basix.geometry(cell)])
+    rate = gen.space.scalar(killing, "killing") + gen.space.constant(0.0)
+    owned = np.arange(mesh.topology.index_map(mesh.topology.dim).size_local, dtype=np.int32)
+    return fem.Expression(rate, points).eval(mesh, owned).reshape(len(owned), len(points))
+
+
+def check_growth(gen: Generator, killing: Any, solver: LinearSolver, name: str, options: Options | None) -> None:
+    """Refuse a negative killing rate that outgrows the process' leaving: expectations are infinite (collective).
+
+    They are finite just when the principal eigenvalue of s − L is positive.  With σ ≤ min s the operator s − σ − L has
+    a positive inverse, whose largest eigenvalue 1/(λ − σ) belongs to a positive function: iterated from 1, it is found
+    whatever the data of the question, and however far below zero λ is.
+
+    Args:
+        gen: any generator.
+        killing: s, not zero.
+        solver: G − S, factorised.
+        name: what is asked for.
+        options: PETSc options.
+
+    Raises:
+        ValueError: with the eigenvalue.
+    """
+    lowest = float(killing) if is_number(killing) else -np.max(-sampled_killing(gen, killing), initial=-np.inf)
+    lowest = float(gen.domain.comm.allreduce(float(lowest), op=MPI.MIN))
+    if not lowest < 0:
+        return
+    if not is_number(killing):
+        shifted = solver.A.copy()
+        shifted.axpy(lowest, gen.M, PETSc.Mat.Structure.SUBSET_NONZERO_PATTERN)
+        rate = lowest + _with_factors(gen, shifted, name, options)
+        shifted.destroy()
+    else:
+        rate = lowest + (_leaving_rate(gen, name, options) if gen.absorbing else 0.0)
+    if not rate > 0:
+        raise ValueError(
+            f"{name}: infinite. The killing rate is {lowest:.6g} at its lowest, and the process leaves too slowly: the "
+            f"principal eigenvalue of s − L is {rate:.6g}, where a positive one was expected. "
+            + (f"Take a killing rate above {lowest - rate:.6g}." if is_number(killing) else "Raise the killing rate.")
+        )
+
+
+def _leaving_rate(gen: Generator, name: str, options: Options | None) -> float:
+    """Rate of the slowest decay without killing; zero where it is lost in rounding (collective)."""
+    if gen.survey.degenerate and closed_classes(gen).closed:
+        return 0.0
+    if gen.scheme != "weighted":
+        return _principal_rate(gen, gen.solver(name, options))
+    try:
+        rate, mode, _ = slowest_mode(gen, options)
+    except NotConverged:  # several modes are as slow
+        return estimated_rate(gen)
+    mode.destroy()
+    return rate
+
+
+def _with_factors(gen: Generator, A: PETSc.Mat, name: str, options: Options | None) -> float:
+    solver = LinearSolver(A, "fp_exit_", name, gen.exit_preset(), {**gen.options, **(options or {})})
+    try:
+        return _principal_rate(gen, solver)
+    finally:
+        solver.destroy()
+
+
+def _principal_rate(gen: Generator, solver: LinearSolver) -> float:
+    """The eigenvalue of −A of smallest real part, of which the inverse is positive; zero if lost in rounding."""
+    v, image = gen.G.createVecRight(), gen.G.createVecLeft()
+    v.set(1.0)
+    size, rates = float(gen.integrals.dot(v)), [np.inf]
+    for _ in range(_POWERS):
+        gen.M.mult(v, image)
+        image.scale(-1.0 / size)
+        solver.solve(image, v, transpose=True)
+        size = float(gen.integrals.dot(v))
+        if not 0 < size < np.inf:
+            rates.append(0.0)
+            break
+        rates.append(1.0 / size)
+        if abs(rates[-1] - rates[-2]) < _SETTLED * rates[-1]:
+            break
+    for w in (v, image):
+        w.destroy()
+    return rates[-1]
 
 
 def check_sign(gen: Generator, name: str, u: PETSc.Vec, solver: LinearSolver) -> None:

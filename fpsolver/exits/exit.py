@@ -16,7 +16,7 @@ from ..discretisation.generator import Generator
 from ..discretisation.metastable import capacity_solver
 from ..discretisation.solution import Solution
 from ..models.fields import is_number
-from ._guards import check_certain_exit, check_reach, check_roundoff, check_sign, need_exit
+from ._guards import check_certain_exit, check_growth, check_reach, check_roundoff, check_sign, need_exit
 from ._killed import backward_operator, is_killed
 from .error import with_error_bars
 
@@ -47,7 +47,8 @@ def feynman_kac(
             (about three times the time of the answer).  Without it that is done when the error is first asked for.
 
     Raises:
-        ValueError: nothing absorbs and nothing kills; unknown part; sources that are not finite.
+        ValueError: nothing absorbs and nothing kills; unknown part; sources that are not finite; the killing rate is so
+            negative that the expectation is infinite.
         NotConverged: the solve failed.
     """
     answer = _expectation(gen, exit, running, killing, options, name)
@@ -63,8 +64,8 @@ def _expectation(gen: Generator, exit: Any, running: Any, killing: Any, options:
     if not killed:
         need_exit(gen, name)
     rhs = _running_cost(gen, running)
+    check_reach(gen, name, killing)
     if not killed:
-        check_reach(gen, name)
         if gen.scheme != "weighted" and not (is_number(exit) and exit == 0):
             gen.cached("exit is certain", lambda: check_certain_exit(gen, name, options))
     constants: dict[str, float] = {}
@@ -79,7 +80,7 @@ def _expectation(gen: Generator, exit: Any, running: Any, killing: Any, options:
     agree(gen.domain.comm, None if finite else f"{name}: exit data or running cost is not finite on the domain.")
     if gen.scheme == "weighted" and not killed:
         return _solve_by_capacity(gen, rhs, constants, options, name)
-    given = [running, killing, *_exit_data(gen, exit).values()]
+    given = [running, *_exit_data(gen, exit).values()]
     positive = all(is_number(g) and g >= 0 for g in given)
     return _solve(gen, rhs, killing, options, name, positive)
 
@@ -113,6 +114,8 @@ def _solve(
 ) -> Solution:
     """Solve (−Gᵀ + S) u = rhs; ``rhs`` is consumed, ``positive`` tells whether u must be."""
     solver = backward_operator(gen, killing, options, name)
+    if is_killed(killing):
+        check_growth(gen, killing, solver, name, options)
     u = gen.G.createVecRight()
     rhs.scale(-1.0)
     with PETSc.Log.Stage("fpsolver solve"):

@@ -9,6 +9,7 @@ import numpy as np
 from dolfinx import fem
 
 from .._errors import NotConverged
+from .._log import logger
 from .._petsc import Options
 from ..discretisation.generator import Generator
 from ..discretisation.metastable import UNRESOLVED, capacity_solver, slowest_mode
@@ -122,13 +123,24 @@ def survival(
     need_exit(gen, "survival")
     if is_density(start):
         load_density(gen, start).destroy()
-        return evolve(gen, start, times, time_rtol=time_rtol, options=options).mass
+        return _probabilities(evolve(gen, start, times, time_rtol=time_rtol, options=options).mass)
     points = as_points(start, gen.domain.dim, "start")
     flow = backward(gen, 1.0, times, time_rtol=time_rtol, options=options)
     values = np.array([u.at(points) for u in flow]).T
     if gen.scheme == "weighted":
         values += _slow_part_missed(gen, flow, points, options)
-    return values[0] if len(points) == 1 else values
+    return _probabilities(values[0] if len(points) == 1 else values)
+
+
+def _probabilities(values: np.ndarray) -> np.ndarray:
+    """Values between zero and one: what undershoots of the discretisation and the error in time leave of them."""
+    beyond = float(np.maximum(-values, values - 1.0).max(initial=0.0))
+    if beyond > 1e-2:
+        logger.warning(
+            "survival: values lie outside [0, 1] by %.2g and were cut off there: the mesh does not resolve the time "
+            "near the start or the exit. Refine it there.", beyond
+        )  # fmt: skip
+    return np.clip(values, 0.0, 1.0)
 
 
 def _slow_part_missed(gen: Generator, flow: Evolution, points: np.ndarray, options: Options | None) -> np.ndarray:

@@ -66,14 +66,23 @@ class Reach:
         )
 
 
-def closed_classes(gen: Generator) -> Reach:
-    """The closed classes of the control graph (collective; gathered on rank 0, some 50 bytes a facet)."""
-    return gen.cached("reach", lambda: _closed_classes(gen))
+def closed_classes(gen: Generator, killed: npt.NDArray[np.bool_] | None = None) -> Reach:
+    """The closed classes of the control graph (collective; gathered on rank 0, some 50 bytes a facet).
+
+    Args:
+        gen: any generator.
+        killed: this rank's own cells in which the process may end, if any.
+    """
+    return gen.cached("reach", lambda: _closed_classes(gen, None)) if killed is None else _closed_classes(gen, killed)
 
 
-def _closed_classes(gen: Generator) -> Reach:
+def _closed_classes(gen: Generator, killed: npt.NDArray[np.bool_] | None) -> Reach:
     comm = gen.domain.comm
-    parts = comm.gather(_graph(gen))
+    edges, leaves, *cells = _graph(gen)
+    if killed is not None:
+        first = gen.domain.mesh.topology.index_map(gen.domain.dim).local_range[0]
+        leaves = np.concatenate([leaves, first + np.flatnonzero(killed)])
+    parts = comm.gather((edges, leaves, *cells))
     answer = None
     if parts is not None:
         answer = _analyse(*(np.concatenate(column) for column in zip(*parts, strict=True)))
