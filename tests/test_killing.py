@@ -81,4 +81,4 @@ def test_survival_is_a_probability():
     survival = fp.survival(gen, start=np.array([[0.0], [0.999999], [-1.0]]), times=[1e-4, 0.1, 10.0, 100.0])
     assert survival.min() >= 0
     assert survival.max() <= 1
-    assert survival[0, 1] == pytest.approx(0.949318, abs=1e-3)
+    assert survival[0, 1] == pytest.approx(0.94931, abs=2e-3)
