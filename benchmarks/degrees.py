@@ -48,11 +48,11 @@ def layer(n: int) -> tuple[fp.Domain, Callable]:
 
 
 def kinetic(n: int) -> tuple[fp.Domain, Callable]:
-    domain = fp.Domain.rectangle((0.0, -1.0), (1.0, 1.0), (2 * n, 3 * n), diagonal="right")
-    nodes = domain.mesh.geometry.x  # graded towards the points where the walls stop taking data
-    s = 2 * nodes[:, 0] - 1
-    nodes[:, 0] = 0.5 + 0.5 * np.sign(s) * (1 - (1 - np.abs(s)) ** 3)
-    nodes[:, 1] = 6 * np.sign(nodes[:, 1]) * np.abs(nodes[:, 1]) ** 2
+    square = fp.Domain.rectangle((-1.0, -1.0), (1.0, 1.0), (2 * n, 3 * n), diagonal="right")
+    # graded towards the points where the walls stop taking data
+    domain = square.mapped(
+        lambda x: (0.5 + 0.5 * np.sign(x[0]) * (1 - (1 - np.abs(x[0])) ** 3), 6 * np.sign(x[1]) * np.abs(x[1]) ** 2)
+    )
     process = fp.SDE(lambda x: (x[1], 0), ((0, 0), (0, 1.0)))
     x = np.array([0.1, 0.25, 0.5])
     f = hyp2f1(1, -1 / 3, 7 / 6, x) + hyp2f1(1, -1 / 3, 7 / 6, 1 - x)

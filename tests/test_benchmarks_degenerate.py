@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import reference
 import ufl
-from tools import box, check, l2_error, moved, triangulated
+from tools import box, check, l2_error, triangulated
 
 import fpsolver as fp
 
@@ -62,7 +62,7 @@ def test_no_exit_time_where_rotational_noise_never_leaves(process, what, h):
 
 @cache
 def _space_time():
-    domain = moved(box(2, 8), lambda x: (x[0], (1 + x[1]) / 2))
+    domain = box(2, 8).mapped(lambda x: (x[0], (1 + x[1]) / 2))
     return fp.Generator(fp.SDE((0, 1), ((0.5, 0), (0, 0))), domain, ["left", "right", "top"])
 
 
@@ -82,7 +82,7 @@ def test_space_time_exit_probability():
 
 def test_space_time_in_three_dimensions():
     """Planar Brownian motion in a square and time: ∫₀^{1−z} P(τ > s)² ds."""
-    domain = moved(box(3, 4), lambda x: (x[0], x[1], (1 + x[2]) / 2))
+    domain = box(3, 4).mapped(lambda x: (x[0], x[1], (1 + x[2]) / 2))
     process = fp.SDE((0, 0, 1), ((0.5, 0, 0), (0, 0.5, 0), (0, 0, 0)))
     gen = fp.Generator(process, domain, ["left", "right", "front", "back", "top"], degree=2)
     t, w = np.polynomial.legendre.leggauss(40)

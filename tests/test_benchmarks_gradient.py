@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 import pytest
 import reference
-from tools import BOX, check, mean_and_covariance, moved, simplex
+from tools import BOX, check, mean_and_covariance, simplex
 
 import fpsolver as fp
 
@@ -93,7 +93,7 @@ def test_radial_ornstein_uhlenbeck_exit_time(dim, eps, rtol):
 def _cone(n, width=0.02):
     """n layers between the origin and the unit sphere, thinner towards the sphere, which is the part "sphere"."""
     domain = simplex([(0, 0, 0), (1, 0, 0), (1, width, 0), (1, width, width)], n)
-    moved(domain, lambda x: x[0] * (2 - x[0]) * x / np.maximum(np.linalg.norm(x, axis=0), 1e-300))
+    domain = domain.mapped(lambda x: x[0] * (2 - x[0]) * x / np.maximum(np.linalg.norm(x, axis=0), 1e-300))
     domain.mark("sphere", lambda x: np.linalg.norm(x, axis=0) > 1 - 1e-9)
     return domain
 
@@ -119,7 +119,7 @@ def test_ornstein_uhlenbeck_committor_in_the_annulus():
 def test_ornstein_uhlenbeck_committor_in_the_shell():
     """The same in three dimensions, in a pyramid with reflecting sides."""
     domain = fp.Domain.box((0.5, 0, 0), (1.5, 0.005, 0.005), (12, 1, 1))
-    domain = moved(domain, lambda x: x[0] * np.array([1 + 0 * x[0], x[1], x[2]]) / np.sqrt(1 + x[1] ** 2 + x[2] ** 2))
+    domain = domain.mapped(lambda x: x[0] * np.array([1 + 0 * x[0], x[1], x[2]]) / np.sqrt(1 + x[1] ** 2 + x[2] ** 2))
     process = fp.Langevin(lambda x: (x[0] ** 2 + x[1] ** 2 + x[2] ** 2) / 2, 0.1)
     gen = fp.Generator(process, domain, ["left", "right"], scheme="galerkin")
     point = np.array([1, 0.002, 0.003])

@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 import pytest
 import reference
-from tools import check, mean_and_covariance, moved
+from tools import check, mean_and_covariance
 
 import fpsolver as fp
 
@@ -94,7 +94,7 @@ def _random_acceleration():
         return u, 6 * np.sign(x[1]) * np.abs(x[1]) ** 3
 
     domain = fp.Domain.rectangle((0, -1), (1, 1), (24, 32), diagonal="right")
-    return fp.Generator(fp.SDE(lambda x: (x[1], 0), NOISE_IN_V), moved(domain, grade), ["left", "right"])
+    return fp.Generator(fp.SDE(lambda x: (x[1], 0), NOISE_IN_V), domain.mapped(grade), ["left", "right"])
 
 
 @pytest.mark.parallel
@@ -145,7 +145,7 @@ def test_random_acceleration_scales():
     D, length = 0.3, 2.0
     scale, speed = (length**2 / D) ** (1 / 3), (D * length) ** (1 / 3)
     domain = fp.Domain.rectangle((0, -1), (length, 1), (10, 16))
-    domain = moved(domain, lambda x: (x[0], 6 * speed * np.sign(x[1]) * np.abs(x[1]) ** 2))
+    domain = domain.mapped(lambda x: (x[0], 6 * speed * np.sign(x[1]) * np.abs(x[1]) ** 2))
     gen = fp.Generator(fp.SDE(lambda x: (x[1], 0), ((0, 0), (0, D))), domain, ["left", "right"])
     exact = scale * reference.random_acceleration_exit_time(0.5, 0.5)
     check(fp.mean_exit_time(gen).at((length / 2, speed / 2)), [exact], 3e-4)

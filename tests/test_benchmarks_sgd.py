@@ -12,7 +12,7 @@ import reference
 import ufl
 from dolfinx import fem
 from scipy import integrate, special
-from tools import BOX, box, check, coefficient_error, expectation, moved
+from tools import BOX, box, check, coefficient_error, expectation
 
 import fpsolver as fp
 
@@ -156,7 +156,7 @@ POWER_LAW = {
 def test_escape_with_noise_proportional_to_the_loss(gamma, rtol):
     """D = L/γ with L = 1/10 + (x² − 1)²/4: power-law escape (Mori, Ziyin, Liu, Ueda 2022), −1 to 1."""
     process = fp.SDE(lambda x: x[0] - x[0] ** 3, lambda x: _power_law(x) / gamma)
-    gen = fp.Generator(process, moved(fp.Domain.interval(0, 1, 150), lambda x: (1 - 11 * (1 - x[0]) ** 2,)), ["right"])
+    gen = fp.Generator(process, fp.Domain.interval(0, 1, 150).mapped(lambda x: (1 - 11 * (1 - x[0]) ** 2,)), ["right"])
     check(fp.mean_exit_time(gen).at(-1.0), [POWER_LAW[gamma]], rtol)
 
 
@@ -181,7 +181,7 @@ JUMP = -np.sqrt(1 - np.sqrt(0.5))
 
 
 def _jumping_domain():
-    return moved(fp.Domain.interval(0, 2, 90), lambda x: (np.interp(x[0], [0, 4 / 3, 2], [-2.4, JUMP, 0]),))
+    return fp.Domain.interval(0, 2, 90).mapped(lambda x: (np.interp(x[0], [0, 4 / 3, 2], [-2.4, JUMP, 0]),))
 
 
 def _jumping_potential(x, c):

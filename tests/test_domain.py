@@ -452,3 +452,68 @@ def test_polygon():
 )
 def test_bad_polygons(vertices, h, edges, message):
     same_error(ValueError, message, lambda: Domain.polygon(vertices, h, edges))
+
+
+# -- Moved nodes
+
+
+def test_parts_follow_moved_nodes_and_marks_see_where_they_are():
+    square = Domain.rectangle((0, 0), (1, 1), (4, 4))
+    wide = square.mapped(lambda x: (3 * x[0], x[1]))
+    wide.mark("far", lambda x: x[0] > 2.9)
+    whole, parts = measures(wide)
+    assert whole == pytest.approx(3) and parts["bottom"] == pytest.approx(3)
+    assert parts["right"] == pytest.approx(1) and parts["far"] > 0.99
+    assert measures(square)[0] == pytest.approx(1)  # the given domain stays
+    mirrored, _ = measures(Domain.box((0, 0, 0), (1, 1, 1), (2, 2, 2)).mapped(lambda x: (-2 * x[0], x[1], x[2])))
+    assert mirrored == pytest.approx(2)
+    pytest.importorskip("gmsh")
+    ellipse, _ = measures(Domain.disk((0, 0), 1, 0.4).mapped(lambda x: (x[0], x[1] / 2)))
+    assert ellipse == pytest.approx(np.pi / 2, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("move", "message"),
+    [
+        (lambda x: (x[0],), r"gave an array of shape \(1, .*finite \(2, "),
+        (lambda x: x / 0.0, "gave other numbers"),
+        (lambda x: x[2], "out of bounds"),
+        (lambda x: (x[0] ** 2 - x[0], x[1]), "folds cells"),
+        (lambda x: (0 * x[0], x[1]), "makes them flat"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_maps_that_are_refused(move, message):
+    domain = Domain.rectangle((0, 0), (1, 1), (4, 4))
+    with pytest.raises((ValueError, IndexError), match=message):
+        domain.mapped(move)
+
+
+@pytest.mark.parametrize(
+    "corners",
+    [
+        [(0, 0), (1, 1), (1, 0), (0, 1)],
+        [(0, 0), (1, 0), (1, 1), (0.5, 0), (0, 1)],  # touches itself
+        [(0, 0), (1, 0), (1, 1), (0, 1), (0, 0)],
+        [(0, 0), (1, 0), (2, 0), (1, 0), (0, 1)],  # turns back
+        [(np.cos(a), np.sin(a)) for a in 4 * np.pi / 5 * np.arange(5)],
+        [(0, 0), (3, 0), (3, 3), (1, -1), (0, 3)],
+    ],
+)
+def test_polygons_that_meet_themselves(corners):
+    same_error(ValueError, "cross or touch|each corner was expected once", lambda: Domain.polygon(corners, 0.5))
+
+
+def test_a_polygon_with_flat_and_reentrant_corners():
+    pytest.importorskip("gmsh")
+    whole, _ = measures(Domain.polygon([(0, 0), (1, 0), (2, 0), (2, 1), (1, 0.1), (0, 1)], 0.5))
+    assert whole == pytest.approx(1.1)
+
+
+def test_more_ranks_than_cells():
+    domain = Domain.interval(0, 1, 1).refine(np.arange(WORLD.rank == 0, dtype=np.int32)[: WORLD.size == 1])
+    assert measures(domain)[0] == pytest.approx(1)
+    few = Domain.rectangle((0, 0), (1, 1), (1, 1), diagonal="right")
+    owned = few.mesh.topology.index_map(2).size_local
+    finer = few.refine(np.arange(owned))
+    assert measures(finer)[1] == pytest.approx({"left": 1, "right": 1, "bottom": 1, "top": 1})

@@ -48,10 +48,8 @@ def test_entropy_in_the_weighted_scheme():
 def ellipse(C, radius, h):
     """A domain into which dX = −CX dt points everywhere: {x·Qx < radius²} with Cᵀ Q + Q C = 1."""
     Q = solve_continuous_lyapunov(C.T, np.eye(2))
-    domain = fp.Domain.disk((0, 0), 1.0, h, order=1)
-    x = domain.mesh.geometry.x
-    x[:, :2] = x[:, :2] @ np.linalg.inv(np.linalg.cholesky(Q)) * radius
-    return domain
+    shape = radius * np.linalg.inv(np.linalg.cholesky(Q)).T
+    return fp.Domain.disk((0, 0), 1.0, h, order=1).mapped(lambda x: shape @ x)
 
 
 def normal(K, mean):

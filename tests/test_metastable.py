@@ -58,11 +58,7 @@ def test_exit_time_of_an_ornstein_uhlenbeck_process(R, exact):
 
 def graded_disk(h):
     """Cells that shrink towards the circle like their distance to it, where the exit layer is."""
-    domain = fp.Domain.disk((0, 0), 1, h)
-    x = domain.mesh.geometry.x
-    r = np.linalg.norm(x, axis=1, keepdims=True)
-    x *= 2 - np.minimum(r, 1.0)
-    return domain
+    return fp.Domain.disk((0, 0), 1, h).mapped(lambda x: x * (2 - np.minimum(np.linalg.norm(x, axis=0), 1.0)))
 
 
 @pytest.mark.parametrize(

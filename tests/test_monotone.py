@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import ufl
 from dolfinx import fem, la
-from tools import box, l2_error, moved
+from tools import box, l2_error
 
 import fpsolver as fp
 
@@ -158,7 +158,7 @@ def test_noise_that_no_monotone_scheme_serves(process, pattern):
 @pytest.mark.parallel
 def test_obtuse_triangles():
     domain = fp.Domain.rectangle((-1, -1), (1, 1), (6, 6), diagonal="left")
-    moved(domain, lambda x: (x[0] - 0.8 * x[1], x[1]))
+    domain = domain.mapped(lambda x: (x[0] - 0.8 * x[1], x[1]))
     gen = fp.Generator(PROCESSES["well"][1], domain)
     with pytest.raises(ValueError, match=r"not Delaunay: .* obtuse"):
         fp.evolve_monotone(gen, fp.gaussian((0, 0), 0.3), [1.0])

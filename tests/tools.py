@@ -65,13 +65,6 @@ def simplex(vertices: Sequence[Sequence[float]], n: int, comm: MPI.Comm = MPI.CO
     return fp.Domain(mesh)
 
 
-def moved(domain: fp.Domain, move: Callable[[np.ndarray], Sequence[np.ndarray]]) -> fp.Domain:
-    """``domain`` with its nodes moved in place: ``move`` maps coordinates (dim, n) to new ones."""
-    x = domain.mesh.geometry.x
-    x[:, : domain.dim] = np.array(move(x.T[: domain.dim].copy())).T
-    return domain
-
-
 def random_acceleration(n: tuple[int, int] = (4, 8)) -> fp.Generator:
     """dX = V dt, dV = √2 dW on 0 < X < 1, left through either end."""
     domain = fp.Domain.rectangle((0, -4), (1, 4), n)

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from ._arrays import Array
+
 
 def check_finite(where: str, **given: Sequence[float]) -> dict[str, list[float]]:
     """The given numbers as floats, all of them finite."""
@@ -63,6 +65,7 @@ def check_polygon(
         raise ValueError(f"Domain.polygon: vertices has shape {corners.shape}; expected (n, 2), n >= 3, finite")
     if not np.isfinite(h) or h <= 0:
         raise ValueError(f"Domain.polygon: h must be positive, got {h}")
+    _check_simple(corners)
     parts = {name: [int(i) for i in chosen] for name, chosen in (edges or {}).items()}
     named = [i for chosen in parts.values() for i in chosen]
     if len(set(named)) < len(named) or not set(named) <= set(range(len(corners))):
@@ -70,3 +73,44 @@ def check_polygon(
     if rest := sorted(set(range(len(corners))) - set(named)):
         parts["wall"] = [*parts.get("wall", []), *rest]
     return corners, parts
+
+
+def _check_simple(corners: Array) -> None:
+    """Refuse a polygon of which two edges meet elsewhere than in their common corner."""
+    n, size = len(corners), np.ptp(corners, axis=0).max()
+    a, b = corners, np.roll(corners, -1, axis=0)
+    same = np.flatnonzero(np.linalg.norm(b - a, axis=1) <= 1e-12 * size)
+    if same.size:
+        raise ValueError(
+            f"Domain.polygon: vertices {same[0]} and {(same[0] + 1) % n} are the same; each corner was expected once."
+        )
+    for i in range(n - 1):  # against all later edges at once
+        j = np.arange(i + 1, n)
+        c, d, after, before = a[j], b[j], j == i + 1, (j + 1) % n == i
+        # the common corner of neighbours does not count
+        near = [
+            (_distance(a[i], c, d), before),
+            (_distance(b[i], c, d), after),
+            (_distance(c, a[i], b[i]), after),
+            (_distance(d, a[i], b[i]), before),
+        ]
+        touch = np.any([(distance <= 1e-12 * size) & ~common for distance, common in near], axis=0)
+        crossed = (_side(a[i], b[i], c) * _side(a[i], b[i], d) < 0) & (_side(c, d, a[i]) * _side(c, d, b[i]) < 0)
+        if (meet := touch | (crossed & ~after & ~before)).any():
+            raise ValueError(
+                f"Domain.polygon: edges {i} and {j[np.argmax(meet)]} cross or touch; the corners of a polygon that "
+                "does not meet itself were expected, in order around it."
+            )
+
+
+def _distance(q: Array, p: Array, r: Array) -> Array:
+    """Distance of points q from segments p–r."""
+    along = r - p
+    t = np.clip(((q - p) * along).sum(axis=-1) / (along**2).sum(axis=-1), 0.0, 1.0)
+    return np.linalg.norm(q - p - t[..., None] * along, axis=-1)
+
+
+def _side(p: Array, r: Array, q: Array) -> Array:
+    """On which side of the line p–r points q lie."""
+    u, v = r - p, q - p
+    return np.sign(u[..., 0] * v[..., 1] - u[..., 1] * v[..., 0])

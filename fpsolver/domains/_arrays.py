@@ -1,6 +1,6 @@
 """Meshes of simplices as plain arrays on one rank."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,24 +16,31 @@ SHAPES = ("point", "interval", "triangle", "tetrahedron")
 
 @dataclass(frozen=True)
 class RawMesh:
-    """A mesh of simplices as arrays, all on one rank.
+    """A mesh of simplices as arrays: all of it on one rank, or the share of each rank.
 
     Attributes:
-        points: nodes, shape (nodes, dim).
-        cells: nodes of each cell in DOLFINx order, shape (cells, nodes per cell).
+        points: nodes, shape (nodes, dim); those of rank 0 come first.
+        cells: nodes of each cell in DOLFINx order, numbered over all ranks, shape (cells, nodes per cell).
         degree: degree of the map from the reference cell.
-        facets: vertices of the facets of each named part, shape (facets, dim).
+        facets: vertices of the facets of each named part of the boundary or surface inside, shape (facets, dim).
+        groups: rows of ``cells`` in each named region.
     """
 
     points: Array
     cells: Array
     degree: int
     facets: dict[str, Array]
+    groups: dict[str, Array] = field(default_factory=dict)
 
     @property
     def dim(self) -> int:
         """Dimension of space and of the cells."""
         return self.points.shape[1]
+
+    def empty(self) -> "RawMesh":
+        """The share of a rank that has nothing of it."""
+        facets, groups = ({k: v[:0] for k, v in named.items()} for named in (self.facets, self.groups))
+        return RawMesh(self.points[:0], self.cells[:0], self.degree, facets, groups)
 
 
 def tidy(points: Array, cells: Array, degree: int, facets: dict[str, Array], source: str) -> RawMesh:

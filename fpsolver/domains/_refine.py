@@ -7,6 +7,9 @@ cells around an edge or a face agree; so the result conforms.  Nodes of a child 
 parent: curved boundaries keep their curve.  The new cells are partitioned afresh, which balances the load.
 """
 
+from collections.abc import Callable, Mapping, Sequence
+from math import comb
+
 from mpi4py import MPI
 
 import basix
@@ -16,11 +19,12 @@ from dolfinx import la
 from dolfinx import mesh as dmesh
 
 from .. import _compat
-from .._errors import agree
-from . import _meshes
-from ._arrays import SHAPES
+from .._errors import agree, together
+from ._arrays import SHAPES, RawMesh
 
 Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+Move = Callable[[Floats], Sequence[Floats] | Floats]
 
 
 def owned_cells(mesh: dmesh.Mesh, cells: npt.ArrayLike) -> npt.NDArray[np.int32]:
@@ -37,17 +41,22 @@ def owned_cells(mesh: dmesh.Mesh, cells: npt.ArrayLike) -> npt.NDArray[np.int32]
 
 
 def refine(
-    mesh: dmesh.Mesh, marked: npt.NDArray[np.int32], parts: dict[str, npt.NDArray[np.int32]]
-) -> tuple[dmesh.Mesh, dict[str, Ints]]:
-    """Refine the marked owned cells (collective).
+    mesh: dmesh.Mesh,
+    marked: npt.NDArray[np.int32],
+    parts: Mapping[str, npt.NDArray[np.int32]],
+    regions: Mapping[str, npt.NDArray[np.int32]],
+    degree: int | None = None,
+    move: Move | None = None,
+) -> RawMesh:
+    """This rank's share of the mesh in which the marked owned cells are refined (collective).
 
     Args:
         mesh: simplices with shared facets as ghosts.
         marked: local indices of owned cells.
         parts: facets that this rank owns, by the name of their part.
-
-    Returns:
-        The new mesh, and for each part the vertices of its facets on this rank, as nodes in the order of input.
+        regions: cells that this rank owns, by the name of their region.
+        degree: of the new cells' maps; by default that of the mesh.
+        move: takes the new nodes, shape (d, n), and returns where they go.
     """
     topology, d = mesh.topology, mesh.topology.dim
     for a, b in ((d, 0), (d, 1), (2, 1), (d - 1, d), (d, d - 1)):
@@ -59,18 +68,20 @@ def refine(
     vertices = _vertices_of_cells(topology)[:owned]
     numbers = topology.index_map(0).local_to_global(vertices.ravel()).reshape(vertices.shape)
     cells = _cut(numbers, edges[:owned], bisected, order, _global_edges(topology), topology.index_map(0).size_global)
-    keys, points = _nodes(mesh, *cells)
+    degree = degree or _compat.coordinate_map(mesh).degree
+    keys, points = _nodes(mesh, *cells, degree)
+    if move is not None:
+        points = _moved(mesh.comm, points, degree, move)
     nodes, x = _number(mesh.comm, keys.reshape(-1, keys.shape[2]), points.reshape(-1, points.shape[2]))
     nodes = nodes.reshape(keys.shape[:2])
     facets = {name: _children(mesh, found, *cells, nodes) for name, found in parts.items()}
-    degree = _compat.coordinate_map(mesh).degree
-    return _meshes.create_mesh(mesh.comm, nodes, x, d, degree), facets
+    groups = {name: np.flatnonzero(np.isin(cells[2], found)) for name, found in regions.items()}
+    return RawMesh(x, nodes, degree, facets, groups)
 
 
 def _table(topology: dmesh.Topology, a: int, b: int) -> npt.NDArray[np.int32]:
     connectivity = topology.connectivity(a, b)
-    width = len(connectivity.array) // max(connectivity.num_nodes, 1)
-    return connectivity.array.reshape(connectivity.num_nodes, width)
+    return connectivity.array.reshape(connectivity.num_nodes, comb(a + 1, b + 1))  # also on a rank without cells
 
 
 def _vertices_of_cells(topology: dmesh.Topology) -> npt.NDArray[np.int32]:
@@ -129,7 +140,7 @@ def _cut(
     order: Ints,
     global_edges: Ints,
     vertices: int,
-) -> tuple[Ints, npt.NDArray[np.float64], Ints]:
+) -> tuple[Ints, Floats, Ints]:
     """Children of all owned cells: global vertices, barycentric coordinates of these in the parent, and the parent."""
     d = numbers.shape[1] - 1
     children, parent = numbers.copy(), np.arange(len(numbers))
@@ -154,29 +165,63 @@ def _cut(
     return children, bary, parent
 
 
-def _nodes(
-    mesh: dmesh.Mesh, children: Ints, bary: npt.NDArray[np.float64], parent: Ints
-) -> tuple[Ints, npt.NDArray[np.float64]]:
+def _nodes(mesh: dmesh.Mesh, children: Ints, bary: Floats, parent: Ints, degree: int) -> tuple[Ints, Floats]:
     """Nodes of the children: keys (cells, nodes, 2d + 2), equal for equal nodes, and coordinates (cells, nodes, d)."""
     d, cmap = mesh.topology.dim, _compat.coordinate_map(mesh)
-    inside = _element(d, cmap.degree, basix.LagrangeVariant.equispaced).points
+    inside = element(d, degree).points
     lattice = np.column_stack([1.0 - inside.sum(axis=1), inside])
     # a node is a weighted mean of vertices: its key has their numbers, largest first, and their weights
-    weight = np.broadcast_to(np.rint(lattice * cmap.degree).astype(np.int64), (len(children), *lattice.shape))
+    weight = np.broadcast_to(np.rint(lattice * degree).astype(np.int64), (len(children), *lattice.shape))
     who = np.where(weight > 0, children[:, None, :], -1)
     largest = np.argsort(-who, axis=2)
     keys = np.concatenate([np.take_along_axis(values, largest, axis=2) for values in (who, weight)], axis=2)
     reference = (lattice @ bary)[:, :, 1:]
-    element = _element(d, cmap.degree, basix.LagrangeVariant(cmap.variant))
-    basis = element.tabulate(0, reference.reshape(-1, d))[0, :, :, 0].reshape(*reference.shape[:2], -1)
+    if not len(children):  # basix aborts where there is no point
+        return keys, np.zeros((0, len(lattice), d))
+    table = element(d, cmap.degree, basix.LagrangeVariant(cmap.variant)).tabulate(0, reference.reshape(-1, d))
+    basis = table[0, :, :, 0].reshape(*reference.shape[:2], -1)
     return keys, basis @ mesh.geometry.x[_compat.geometry_dofmap(mesh)[parent]][:, :, :d]
 
 
-def _element(d: int, degree: int, variant: basix.LagrangeVariant) -> basix.finite_element.FiniteElement:
+def element(
+    d: int, degree: int, variant: basix.LagrangeVariant = basix.LagrangeVariant.equispaced
+) -> basix.finite_element.FiniteElement:
+    """The Lagrange element of the map from the reference simplex."""
     return basix.create_element(basix.ElementFamily.P, basix.CellType[SHAPES[d]], degree, variant)
 
 
-def _number(comm: MPI.Comm, keys: Ints, points: npt.NDArray[np.float64]) -> tuple[Ints, npt.NDArray[np.float64]]:
+def _moved(comm: MPI.Comm, points: Floats, degree: int, move: Move) -> Floats:
+    """Nodes of cells, shape (cells, nodes, d), where a map takes them (collective).
+
+    It may mirror all cells, but not fold them.
+    """
+    after: Floats = points.reshape(-1, points.shape[2])
+    signs: Floats = np.ones(1)
+    with together(comm):
+        if len(after):
+            given = np.asarray(move(np.ascontiguousarray(after.T)), dtype=float)
+            if given.shape != after.T.shape or not np.isfinite(given).all():
+                what = "other numbers" if given.shape == after.T.shape else f"an array of shape {given.shape}"
+                raise ValueError(
+                    f"the map of the nodes gave {what}; finite {len(after.T)} x {len(after)} were expected."
+                )
+            after = given.T
+            signs = _orientations(points, degree) * _orientations(after.reshape(points.shape), degree)
+    lowest, highest = comm.allreduce(signs.min(), op=MPI.MIN), comm.allreduce(signs.max(), op=MPI.MAX)
+    if lowest * highest <= 0:
+        raise ValueError("the map of the nodes folds cells or makes them flat; one that keeps them apart was expected.")
+    return after.reshape(points.shape)
+
+
+def _orientations(nodes: Floats, degree: int) -> Floats:
+    """Sign of det J of cells with nodes (cells, nodes, d), at their vertices and midpoints: (cells, d + 2)."""
+    d = nodes.shape[2]
+    corners = basix.geometry(basix.CellType[SHAPES[d]])
+    slopes = element(d, degree).tabulate(1, np.vstack([corners, corners.mean(axis=0)]))[1:, :, :, 0]
+    return np.sign(np.linalg.det(np.einsum("dpn,cnx->cpxd", slopes, nodes)))
+
+
+def _number(comm: MPI.Comm, keys: Ints, points: Floats) -> tuple[Ints, Floats]:
     """Number distinct keys from zero across ranks (collective).
 
     Returns:
@@ -211,7 +256,7 @@ def _children(
     mesh: dmesh.Mesh,
     facets: npt.NDArray[np.int32],
     children: Ints,
-    bary: npt.NDArray[np.float64],
+    bary: Floats,
     parent: Ints,
     nodes: Ints,
 ) -> Ints:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mpi4py import MPI
 
@@ -217,14 +218,8 @@ class Domain:
     def _distribute(cls, comm: MPI.Comm, work: Callable[[], RawMesh]) -> "Domain":
         """Make a domain of the arrays that ``work`` gives on rank 0."""
         raw = on_root(comm, work)
-        header = (raw.dim, raw.degree, raw.cells.shape[1], raw.facets) if raw else None
-        dim, degree, nodes, named = comm.bcast(header, root=0)
-        cells, x = (raw.cells, raw.points) if raw else (np.empty((0, nodes), np.int64), np.empty((0, dim)))
-        mesh = _meshes.create_mesh(comm, cells, x, dim, degree)
-        domain = cls(mesh)
-        if named:
-            domain._parts.replace(named)
-        return domain
+        empty = comm.bcast(raw.empty() if raw else None, root=0)
+        return cls._assembled(comm, raw or empty)
 
     # -- Refinement
 
@@ -240,9 +235,32 @@ class Domain:
         Raises:
             ValueError: something else than indices of owned cells; the same on every rank.
         """
-        mesh, named = _refine.refine(self.mesh, _refine.owned_cells(self.mesh, cells), self._parts.facets)
-        domain = Domain(mesh)
-        domain._parts.replace({name: np.concatenate(self.comm.allgather(facets)) for name, facets in named.items()})
+        return self._divided(_refine.owned_cells(self.mesh, cells))
+
+    def mapped(self, f: _refine.Move) -> "Domain":
+        """A domain whose nodes are where a map takes those of this one, with the same parts (collective).
+
+        Args:
+            f: takes points x of shape (dim, n), so that x[i] is the i-th coordinate, and returns as many of the image,
+                as ``lambda x: (x[0] ** 3, 2 * x[1])`` does.  Cells stay polynomials of their degree, so that edges of
+                straight cells stay straight.  Further calls of :meth:`mark` see the moved boundary.
+
+        Raises:
+            ValueError: it gives something else, fails, or folds cells; the same on every rank.
+        """
+        return self._divided(np.zeros(0, np.int32), move=f)
+
+    def _divided(self, cells: npt.NDArray[np.int32], **how: Any) -> "Domain":
+        share = _refine.refine(self.mesh, cells, self._parts.facets, {}, **how)
+        return self._assembled(self.comm, share)
+
+    @classmethod
+    def _assembled(cls, comm: MPI.Comm, share: RawMesh) -> "Domain":
+        """The domain of which each rank holds a share."""
+        mesh = _meshes.create_mesh(comm, share.cells, share.points, share.dim, share.degree)
+        domain = cls(mesh)
+        if share.facets:
+            domain._parts.replace({name: np.concatenate(comm.allgather(f)) for name, f in share.facets.items()})
         return domain
 
     # -- Boundary parts

@@ -23,7 +23,7 @@ from .exit import exit_probability, mean_exit_time
 def _over(gen: Generator, region: Resolved, integrand: Any) -> float:
     """∫ over a region's cells, or over its facets."""
     gen.activate()
-    if len(region.facets) or not gen.domain.comm.allreduce(int(region.cells.any()), op=MPI.MAX):
+    if not gen.domain.comm.allreduce(int(region.cells.any()), op=MPI.MAX):
         tags = dmesh.meshtags(gen.domain.mesh, gen.domain.dim - 1, region.facets, np.ones_like(region.facets))
         return total(gen, integrand * ufl.Measure("ds", gen.domain.mesh, subdomain_data=tags, subdomain_id=1))
     cells = np.flatnonzero(region.cells).astype(np.int32)

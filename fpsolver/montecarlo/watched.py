@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .._errors import together
+from ..discretisation.solution import bounds
 from ..domains.domain import Domain, part_names
 from ..models.process import MomentumSGD, Process
 from ._dynamics import Diffusion
@@ -48,17 +48,17 @@ def watched_after_steps(
     walls = walls_of(domain, names)
     if isinstance(walls, Facets):
         raise ValueError("watched_after_steps: expected an interval, rectangle, box, disk, ball or annulus.")
-    larger = domain.refine(np.zeros(0, dtype=np.int32))  # a copy
-    nodes = larger.mesh.geometry.x
-    x = nodes[:, : domain.dim].T.copy()
-    distance, move = np.abs(walls.distance(x)), np.zeros_like(x)
-    with together(domain.comm):
-        coefficients = Diffusion(process, domain.dim)
+    lower, upper = bounds(domain.mesh)
+    coefficients = Diffusion(process, domain.dim)
+
+    def outwards(x: np.ndarray) -> np.ndarray:
+        distance, move = np.abs(walls.distance(x)), np.zeros_like(x)
         for surface in range(walls.surfaces):
-            here = np.flatnonzero(distance[surface] < 1e-6 * np.ptp(x, axis=1).max(initial=1e-300))
+            here = np.flatnonzero(distance[surface] < 1e-6 * (upper - lower).max())
             here = here[walls.label(surface, x[:, here]) >= 0] if here.size else here
             if here.size:
                 n, S = walls.normal(surface, x[:, here]), coefficients(x[:, here])[1]
                 move[:, here] += OVERSHOOT * np.sqrt(step * ((n[:, None] * S).sum(axis=0) ** 2).sum(axis=0)) * n
-    nodes[:, : domain.dim] += move.T
-    return Domain(larger.mesh, {name: larger.facets(name) for name in larger.parts})
+        return x + move
+
+    return domain.mapped(outwards)

@@ -1,7 +1,5 @@
 """What cutting a larger space off at the mesh's walls does to the invariant law."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
@@ -15,6 +13,7 @@ from dolfinx import fem
 from ... import _sample
 from ...discretisation.generator import Generator
 from ...discretisation.solution import Solution, bounds, evaluate
+from ...domains.domain import Domain
 from ...longtime.stationary import stationary
 from ...models.fields import integrate
 from ...models.noise import Sum
@@ -93,13 +92,10 @@ def truncation(gen: Generator, *, p: Solution | None = None, enlarge: float = 1.
     mesh, density = gen.domain.mesh, p.raw
     walls = {part: _wall(gen, density, part) for part in gen.domain.parts}
     points, weights, values = _samples(density, 2 * gen.degree + 2)
-    _ = gen.M  # assembled before the nodes move
-    with _stretched(gen, enlarge):
-        large = Generator(gen.process, gen.domain, (), gen.degree, gen.scheme, options=gen.options)
-        with large:
-            q = stationary(large).raw
-            moments = _moments(q, gen.degree)
-        found = _everywhere(q, points, mesh.comm)
+    with Generator(gen.process, _stretched(gen, enlarge), (), gen.degree, gen.scheme, options=gen.options) as large:
+        q = stationary(large).raw
+        moments = _moments(q, gen.degree)
+    found = _everywhere(q, points, mesh.comm)
     sums, local = np.zeros(2), np.array([(weights * abs(found - values)).sum(), (weights * found).sum()])
     mesh.comm.Allreduce(local, sums)
     change = moments - _moments(density, gen.degree)
@@ -155,21 +151,17 @@ def _everywhere(f: fem.Function, points: np.ndarray, comm: MPI.Comm) -> np.ndarr
     return found
 
 
-@contextmanager
-def _stretched(gen: Generator, enlarge: float) -> Iterator[None]:
-    """The mesh with its outer half moved outwards, while the block runs."""
-    mesh = gen.domain.mesh
-    x = mesh.geometry.x
-    before = x.copy()
-    lower, upper = bounds(mesh)
-    center, half = (lower + upper) / 2, (upper - lower) / 2
-    t = (x[:, : len(center)] - center) / half
-    outer = 0.5 + (abs(t) - 0.5) * (2 * enlarge - 1)
-    x[:, : len(center)] = center + half * np.where(abs(t) > 0.5, np.sign(t) * outer, t)
-    try:
-        yield
-    finally:
-        x[:] = before
+def _stretched(gen: Generator, enlarge: float) -> Domain:
+    """The domain with its outer half moved outwards."""
+    lower, upper = bounds(gen.domain.mesh)
+    center, half = ((lower + upper) / 2)[:, None], ((upper - lower) / 2)[:, None]
+
+    def outwards(x: np.ndarray) -> np.ndarray:
+        t = (x - center) / half
+        outer = 0.5 + (abs(t) - 0.5) * (2 * enlarge - 1)
+        return center + half * np.where(abs(t) > 0.5, np.sign(t) * outer, t)
+
+    return gen.domain.mapped(outwards)
 
 
 def _check_extensible(process: Any) -> None:
