@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._log import logger
+from ._conform import check_cells, check_conforms, check_numbers
 
 Array = npt.NDArray[Any]
 
@@ -43,10 +44,29 @@ class RawMesh:
         return RawMesh(self.points[:0], self.cells[:0], self.degree, facets, groups)
 
 
-def tidy(points: Array, cells: Array, degree: int, facets: dict[str, Array], source: str) -> RawMesh:
-    """Drop unused nodes and coordinates that do not vary, and refuse what is no mesh of a region of R^dim."""
+def tidy(
+    points: Array,
+    cells: Array,
+    degree: int,
+    facets: dict[str, Array],
+    source: str,
+    groups: dict[str, Array] | None = None,
+) -> RawMesh:
+    """Drop unused nodes and coordinates that do not vary, and refuse what is no mesh of a region of R^dim.
+
+    Args:
+        points: nodes, shape (nodes, 1 to 3).
+        cells: nodes of each cell in DOLFINx order.
+        degree: of the cells.
+        facets: vertices of named facets, on the boundary or inside.
+        source: what they come from, for messages.
+        groups: rows of ``cells`` in named regions.
+    """
     dim = _dimension(cells.shape[1], degree)
     points = np.asarray(points, dtype=np.float64)
+    check_numbers(cells, len(points), source)
+    for name, vertices in facets.items():
+        check_numbers(vertices, len(points), f"{source}: part {name!r}")
     used, cells = np.unique(cells, return_inverse=True)
     cells = cells.reshape(-1, _nodes(dim, degree))
     number = np.full(len(points), -1, dtype=np.int64)
@@ -54,30 +74,34 @@ def tidy(points: Array, cells: Array, degree: int, facets: dict[str, Array], sou
     points = points[used]
     if not np.isfinite(points).all():
         raise ValueError(f"{source} has nodes whose coordinates are not finite")
-
-    extent = np.ptp(points, axis=0)
-    if np.any(extent[dim:] > 1e-12 * extent.max()):
-        raise ValueError(
-            f"{source} is a {SHAPES[dim]} mesh embedded in {int((extent > 1e-12 * extent.max()).sum())} dimensions; "
-            f"expected a region of the {'plane (z constant)' if dim == 2 else 'line' if dim == 1 else 'space'}, "
-            f"because a process needs as many coordinates as its domain has dimensions"
-        )
-    points = np.ascontiguousarray(points[:, :dim])
-
-    corners = points[cells[:, : dim + 1]]
-    edges = corners[:, 1:] - corners[:, :1]
-    flat = np.abs(np.linalg.det(edges)) <= 1e-13 * np.abs(edges).max(axis=(1, 2)) ** dim
-    if flat.any():
-        raise ValueError(f"{source} has {flat.sum()} cells without volume; mesh the geometry again")
-    if len(np.unique(np.sort(cells[:, : dim + 1], axis=1), axis=0)) < len(cells):
-        raise ValueError(f"{source} lists some cells twice; write each cell once")
+    points = _in_its_plane(points, dim, source)
+    corners = cells[:, : dim + 1]
+    check_cells(points, corners, source)
     if len(np.unique(points, axis=0)) < len(points):
         logger.warning(
             "%s has nodes at the same place: cells that do not share nodes are not connected. Unless this is a slit, "
             "merge them (gmsh.model.mesh.removeDuplicateNodes)", source
         )  # fmt: skip
-    facets = {name: number[f].reshape(-1, dim) for name, f in facets.items()}
-    return RawMesh(points, cells, degree, facets)
+    if degree == 1:  # the vertices of curved cells do not tell whether these overlap
+        check_conforms(points, corners, source)
+    facets = {name: number[np.unique(np.sort(f, axis=1), axis=0)].reshape(-1, dim) for name, f in facets.items()}
+    return RawMesh(points, cells, degree, facets, {name: np.unique(rows) for name, rows in (groups or {}).items()})
+
+
+def _in_its_plane(points: Array, dim: int, source: str) -> Array:
+    """The coordinates that vary, in their order: a mesh in the x-z plane has the coordinates (x, z)."""
+    extent = np.ptp(points, axis=0)
+    varies = extent > 1e-12 * extent.max()
+    if varies.sum() > dim:
+        raise ValueError(
+            f"{source} is a {SHAPES[dim]} mesh embedded in {int(varies.sum())} dimensions; expected a region of "
+            f"{('the line', 'a plane in which one coordinate is constant', 'space')[dim - 1]}, because a process needs "
+            f"as many coordinates as its domain has dimensions"
+        )
+    if varies.sum() < dim:
+        where = ("at a point", "on a line", "in a plane")[dim - 1]
+        raise ValueError(f"{source} is a {SHAPES[dim]} mesh whose nodes lie {where}: its cells are without volume")
+    return np.ascontiguousarray(points[:, varies])
 
 
 def _nodes(dim: int, degree: int) -> int:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType
 
 import numpy as np
@@ -11,6 +12,7 @@ from .. import _compat
 from .._errors import import_optional
 from ._arrays import SHAPES, Array, RawMesh, tidy
 from ._balance import balance
+from ._conform import equal_rows
 
 HOW_TO_NAME = (
     "Name the boundary before writing the file, in a gmsh script by 'Physical Curve(\"left\") = {4};' (in 3D 'Physical "
@@ -48,7 +50,7 @@ def session(purpose: str) -> Iterator[ModuleType]:
 
 
 def current_model(gmsh: ModuleType, source: str) -> RawMesh:
-    """The cells of the highest dimension in gmsh's current model and the named groups of their facets."""
+    """The cells of the highest dimension in gmsh's current model, their groups and those of their facets."""
     tags, x, _ = gmsh.model.mesh.getNodes()
     number = np.zeros(int(tags.max()) + 1 if len(tags) else 1, dtype=np.int64)
     number[tags] = np.arange(len(tags))
@@ -65,29 +67,61 @@ def current_model(gmsh: ModuleType, source: str) -> RawMesh:
     _, connectivity = gmsh.model.mesh.getElementsByType(types[dim][0])
     cells = number[connectivity].reshape(-1, nodes)[:, _compat.node_order("gmsh", SHAPES[dim], nodes)]
 
+    numbers: dict[int, Array] = {}  # of the cells of each entity
+    place = 0
+    for _, entity in gmsh.model.getEntities(dim):
+        numbers[entity] = place + np.arange(len(gmsh.model.mesh.getElementsByType(types[dim][0], entity)[0]))
+        place += len(numbers[entity])
+    # MSH 2 lists an element once for each group of its entity
+    cells, again = _without_repetitions(gmsh, dim, cells, numbers)
     facets: dict[str, list[Array]] = {}
-    unnamed = []
-    for _, group in gmsh.model.getPhysicalGroups(dim - 1):
-        name = gmsh.model.getPhysicalName(dim - 1, group)
-        if not name:
-            unnamed.append(group)
-            continue
-        for entity in gmsh.model.getEntitiesForPhysicalGroup(dim - 1, group):
-            for t, _, entity_nodes in zip(*gmsh.model.mesh.getElements(dim - 1, entity), strict=True):
-                per_facet = gmsh.model.mesh.getElementProperties(t)[3]
-                # the vertices come first in every element of gmsh
-                facets.setdefault(name, []).append(number[entity_nodes].reshape(-1, per_facet)[:, :dim])
+    groups: dict[str, list[Array]] = {}
+    for d in (dim - 1, dim):
+        for _, group in gmsh.model.getPhysicalGroups(d):
+            name = gmsh.model.getPhysicalName(d, group) or str(group)
+            for entity in gmsh.model.getEntitiesForPhysicalGroup(d, group):
+                if d == dim:
+                    groups.setdefault(name, []).append(again[numbers[entity]])
+                    continue
+                for t, _, entity_nodes in zip(*gmsh.model.mesh.getElements(d, entity), strict=True):
+                    per_facet = gmsh.model.mesh.getElementProperties(t)[3]
+                    # the vertices come first in every element of gmsh
+                    facets.setdefault(name, []).append(number[entity_nodes].reshape(-1, per_facet)[:, :dim])
     if not facets:
-        numbers = f" (only the numbers {unnamed})" if unnamed else ""
-        raise ValueError(f"{source} has no physical names for parts of its boundary{numbers}. {HOW_TO_NAME}")
-    return tidy(x.reshape(-1, 3), cells, degree, {k: np.vstack(v) for k, v in facets.items()}, source)
+        raise ValueError(f"{source} has no physical groups for parts of its boundary. {HOW_TO_NAME}")
+    named = {k: np.vstack(v) for k, v in facets.items()}
+    inside = {k: np.concatenate(v) for k, v in groups.items()}
+    return tidy(x.reshape(-1, 3), cells, degree, named, source, inside)
+
+
+def _without_repetitions(gmsh: ModuleType, dim: int, cells: Array, numbers: dict[int, Array]) -> tuple[Array, Array]:
+    """Cells of entities in several groups once, and for each cell of before the row where it is now."""
+    keep = np.ones(len(cells), dtype=bool)
+    number, order, start, _ = equal_rows(np.sort(cells, axis=1))
+    first = order[start][number]
+    for entity, rows in numbers.items():
+        if len(gmsh.model.getPhysicalGroupsForEntity(dim, entity)) > 1:
+            keep[rows] = first[rows] == rows
+    now = np.cumsum(keep) - 1
+    return cells[keep], now[np.where(keep, np.arange(len(cells)), first)]
 
 
 def read_gmsh(path: Path) -> RawMesh:
-    """Read a .msh file."""
-    with session("reading a .msh file") as gmsh:
+    """Read a .msh file: gmsh would run everything else as a script, which may call any program."""
+    with path.open("rb") as file:
+        header = file.read(64)
+    words = header.split()
+    if words[:1] != [b"$MeshFormat"] or not header.startswith(b"$MeshFormat"):
+        raise ValueError(
+            f"{path} is no mesh of gmsh: it begins with {header[:20]!r}; $MeshFormat was expected. A script (.geo) is "
+            "meshed by 'gmsh -3 FILE.geo' first"
+        )
+    with session("reading a .msh file") as gmsh, TemporaryDirectory() as folder:
+        # gmsh also obeys FILE.msh.opt beside a file, which may call programs as well; nothing lies beside a link
+        link = Path(folder) / "mesh.msh"
+        link.symlink_to(path.absolute())
         try:
-            gmsh.merge(str(path))
+            gmsh.merge(str(link))
         except Exception as e:
             raise ValueError(f"gmsh cannot read {path}: {e}") from e
         return current_model(gmsh, str(path))

@@ -195,12 +195,13 @@ class Domain:
 
     @classmethod
     def read(cls, path: str | Path, comm: MPI.Comm = MPI.COMM_WORLD) -> "Domain":
-        """Read a mesh file; its named boundary parts keep their names.
+        """Read a mesh file; its parts keep their names or, where it has no names, their numbers as names ("5").
 
-        A ``.msh`` file must have physical names for parts of the boundary.  An ``.xdmf`` file of
-        :func:`fpsolver.io.write_domain` comes back on any number of ranks.  Everything else goes through meshio: named
-        sets of facets become parts, and where the file knows none, the whole boundary is the part "boundary", to be
-        divided by :meth:`mark`.  Boundary facets that the named parts leave over become the part "unnamed".
+        A ``.msh`` file must have physical groups for parts of the boundary.  An ``.xdmf`` file of
+        :func:`fpsolver.io.write_domain` comes back on any number of ranks.  Everything else goes through meshio: sets
+        of facets become parts, and where the file knows none, the whole boundary is the part "boundary", to be
+        divided by :meth:`mark`.  Cells that overlap or do not fit together are refused; a mesh in a plane along two
+        axes keeps these two coordinates.  Boundary facets that the named parts leave over become the part "unnamed".
 
         Raises:
             FileNotFoundError: if there is no such file.

@@ -1,7 +1,10 @@
 """Mesh files, read on rank 0: what is in them, and those that meshio reads."""
 
+import io
 import json
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -22,6 +25,10 @@ _MESHIO_CELLS = {
     "tetra10": (3, 2),
 }
 _OTHER_CELLS = ("quad", "hexahedron", "wedge", "pyramid", "polygon", "polyhedron", "VTK_", "triangle", "tetra", "line")
+_BOOKKEEPING = ("vtkGhostType", "vtkOriginalCellIds", "partition")
+"""Integer cell data that mark nothing."""
+_ZERO_IS_NONE = ("cell_tags", "medit:ref", "gmsh:physical", "su2:tag", "nastran:ref")
+"""Integer cell data in which zero means that a cell belongs to no set."""
 
 
 def inspect(path: Path) -> list[str] | None:
@@ -66,18 +73,20 @@ def readable_suffixes() -> list[str]:
 
 
 def read_meshio(path: Path) -> RawMesh:
-    """Read any file that meshio reads; named sets of facets become parts."""
+    """Read any file that meshio reads; named or numbered sets of facets become parts, those of cells regions."""
     meshio = import_optional("meshio", f"reading a {path.suffix} file")
+    said = io.StringIO()
     try:
-        m = meshio.read(path)
+        with redirect_stdout(said), redirect_stderr(said):  # meshio warns of names that it drops and we keep
+            m = meshio.read(path)
     except (Exception, SystemExit) as e:  # meshio leaves by sys.exit when no reader fits
-        raise ValueError(f"meshio cannot read {path}: {e or 'the content does not fit the file type'}") from None
+        why = str(e) if isinstance(e, Exception) else ""
+        raise ValueError(f"meshio cannot read {path}: {why or 'the content does not fit the file type'}") from None
     others = sorted({b.type for b in m.cells if b.type not in _MESHIO_CELLS and b.type.startswith(_OTHER_CELLS)})
-    blocks = [
-        (*_MESHIO_CELLS[b.type], b.data, i) for i, b in enumerate(m.cells) if b.type in _MESHIO_CELLS and len(b.data)
-    ]
-    dim = max((d for d, *_ in blocks), default=0)
-    degrees = {g for d, g, *_ in blocks if d == dim}
+    blocks = {i: b for i, b in enumerate(m.cells) if b.type in _MESHIO_CELLS and len(b.data)}
+    kinds = {i: _MESHIO_CELLS[b.type] for i, b in blocks.items()}
+    dim = max((d for d, _ in kinds.values()), default=0)
+    degrees = {g for d, g in kinds.values() if d == dim}
     if others or len(degrees) > 1:
         found = ", ".join(sorted({b.type for b in m.cells}))
         raise ValueError(
@@ -85,19 +94,100 @@ def read_meshio(path: Path) -> RawMesh:
         )
     if dim == 0:
         raise ValueError(f"{path} has no cells (intervals, triangles or tetrahedra)")
-    degree = degrees.pop()
-    cells = np.vstack([data for d, _, data, _ in blocks if d == dim])
-    cells = cells[:, _compat.node_order("vtk", SHAPES[dim], cells.shape[1])]
+    names = _su2_markers(path) if path.suffix == ".su2" else {}
+    own, outer = ({i: b.data for i, b in blocks.items() if kinds[i][0] == d} for d in (dim, dim - 1))
+    cells = np.vstack(list(own.values()))
+    begin = dict(zip(own, np.cumsum([0, *map(len, own.values())]), strict=False))
+    return tidy(
+        m.points,
+        cells[:, _compat.node_order("vtk", SHAPES[dim], cells.shape[1])],
+        degrees.pop(),
+        {
+            name: np.vstack([outer[i][rows, :dim] for i, rows in chosen])
+            for name, chosen in _sets(m, list(outer), dim - 1, names).items()
+        },
+        str(path),
+        {
+            name: np.concatenate([begin[i] + rows for i, rows in chosen])
+            for name, chosen in _sets(m, list(own), dim, {}).items()
+        },
+    )
 
-    facets: dict[str, list[Array]] = {}
-    for d, _, data, i in blocks:
-        if d != dim - 1:
-            continue
+
+def _sets(m: Any, blocks: list[int], dim: int, names: dict[int, str]) -> dict[str, list[tuple[int, Array]]]:
+    """Sets of cells of one dimension: for each name pairs (block, rows in it).
+
+    What has a name keeps it; where nothing has, numbers are names, for which ``names`` may know better ones.
+    """
+    sets: dict[str, list[tuple[int, Array]]] = {}
+
+    def add(name: str, block: int, rows: Any) -> None:
+        if len(rows := np.asarray(rows, dtype=np.int64).ravel()):
+            sets.setdefault(name, []).append((block, rows))
+
+    for i in blocks:
         for name, chosen in m.cell_sets.items():
-            if chosen[i] is not None and len(chosen[i]):
-                facets.setdefault(name, []).append(data[np.asarray(chosen[i], dtype=np.int64), :dim])
-        for name, (tag, group_dim) in m.field_data.items():
-            if group_dim == d and "gmsh:physical" in m.cell_data:
-                facets.setdefault(name, []).append(data[m.cell_data["gmsh:physical"][i] == tag, :dim])
-    named = {k: np.vstack(v) for k, v in facets.items() if not k.startswith("gmsh:")}
-    return tidy(m.points, cells, degree, named, str(path))
+            if i < len(chosen) and chosen[i] is not None and not name.startswith("gmsh:"):
+                add(name, i, chosen[i])
+        for name, group in m.field_data.items():  # of gmsh: number and dimension
+            if "gmsh:physical" in m.cell_data and np.size(group) == 2 and np.ravel(group)[1] == dim:
+                add(name, i, np.flatnonzero(m.cell_data["gmsh:physical"][i] == np.ravel(group)[0]))
+        for tag, families in getattr(m, "cell_tags", {}).items():  # of Salome
+            if "cell_tags" in m.cell_data:
+                for name in families:
+                    add(name, i, np.flatnonzero(m.cell_data["cell_tags"][i] == tag))
+    if sets:
+        return sets
+    numbers = _numbers(m, blocks)
+    for key, values in numbers.items():
+        found = np.unique(np.concatenate(list(values.values())))
+        known = names or _joined_names(key, np.concatenate([np.ravel(v) for v in m.cell_data[key]]))
+        found = found[found >= 0] if known else found[found != 0] if key in _ZERO_IS_NONE or len(found) == 1 else found
+        for value in found if len(found) > 1 or dim < _highest(m) or known else ():
+            name = known.get(int(value), str(value))
+            for i in blocks:
+                add(name if known or len(numbers) == 1 else f"{key} {name}", i, np.flatnonzero(values[i] == value))
+    return sets
+
+
+def _numbers(m: Any, blocks: list[int]) -> dict[str, dict[int, Array]]:
+    """Integer cell data of some blocks: what users have marked or, where there is none, pieces of the geometry."""
+    found = {
+        key: {i: np.ravel(values[i]) for i in blocks}
+        for key, values in m.cell_data.items()
+        if key not in _BOOKKEEPING
+        and blocks
+        and all(np.asarray(values[i]).dtype.kind in "iu" and np.size(values[i]) == len(values[i]) for i in blocks)
+    }
+    for physical, pieces in (("gmsh:physical", "gmsh:geometrical"), ("medit:ref", "CellEntityIds")):
+        if physical in found:
+            return {physical: found[physical]}
+        if len(found) > 1:
+            found.pop(pieces, None)
+    return found
+
+
+def _joined_names(key: str, values: Array) -> dict[int, str]:
+    """Names of 0, 1, ... where meshio has joined them to that of a field in which -1 is none of them."""
+    for character in "-_#+/" if key not in _ZERO_IS_NONE else "":
+        pieces = key.split(character)
+        lowest = -1 if character != "-" or len(pieces) == 1 else min(values.min(), 0)
+        if values.min() == lowest and values.max() == len(pieces) - 1:
+            return dict(enumerate(pieces))
+    return {}
+
+
+def _highest(m: Any) -> int:
+    return max(_MESHIO_CELLS[b.type][0] for b in m.cells if b.type in _MESHIO_CELLS and len(b.data))
+
+
+def _su2_markers(path: Path) -> dict[int, str]:
+    """Names of the markers by the numbers that meshio gives them."""
+    names: dict[int, str] = {}
+    number = 0
+    for line in path.read_text(errors="replace").splitlines():
+        key, _, value = (part.strip() for part in line.partition("="))
+        if key == "MARKER_TAG":
+            number = int(value) if value.lstrip("+-").isdigit() else number + 1
+            names[number] = value
+    return names
