@@ -108,7 +108,7 @@ def timed(solve: Callable, degree: int) -> tuple[float, int, str, float]:
         gen, error = solve(degree)
         best = min(best, time.perf_counter() - begin)
         size, scheme = gen.V.dofmap.index_map.size_global, gen.scheme
-        gen.destroy()
+        gen.close()
     return best, size, scheme, error
 
 

@@ -25,6 +25,7 @@ from dolfinx import fem
 
 import fpsolver as fp
 from fpsolver import _petsc
+from fpsolver.discretisation.assembly import to_function
 from fpsolver.evolution._expm import Propagator
 from fpsolver.evolution._integrate import propagator
 from fpsolver.evolution.initial import coefficients
@@ -56,7 +57,7 @@ class L1:
 
     def __call__(self, vector: PETSc.Vec) -> float:
         """The distance of the function with these coefficients."""
-        self.f.x.array[:] = self.gen.function(vector).x.array
+        self.f.x.array[:] = to_function(self.gen, vector).x.array
         return float(self.gen.domain.comm.allreduce(fem.assemble_scalar(self.form)))
 
 
@@ -175,7 +176,7 @@ def main() -> None:
     gen = build(arguments.cells, arguments.degree)
     p0 = coefficients(gen, fp.gaussian((1.0, 0.0), 1.0), "initial density")
     fine = list(propagator(gen).run(p0, [END], 1e-10))[-1].vector
-    total, in_time = L1(gen, exact(gen, END)), L1(gen, gen.function(fine))
+    total, in_time = L1(gen, exact(gen, END)), L1(gen, to_function(gen, fine))
     mesh_error = total(fine)
     target = 0.1 * mesh_error
     size = gen.M.getSize()[0]

@@ -34,7 +34,7 @@ def by_package(domain, scheme, degree):
     end = time.perf_counter()
     value = tau.at([(-1.0, 0.0)])[0]
     size = gen.G.getSize()[0]
-    gen.destroy()
+    gen.close()
     return middle - begin, end - middle, value, size
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 import fpsolver as fp
 from fpsolver import _petsc
+from fpsolver.discretisation.assembly import to_vector
 from fpsolver.evolution.initial import coefficients
 
 END = 2.0
@@ -41,7 +42,7 @@ def problem(dim: str, cells: int) -> tuple[fp.Generator, fp.initial.Gaussian]:
 
 def ours(gen: fp.Generator, start: fp.initial.Gaussian, schedule: list, tol: float) -> tuple[np.ndarray, int, int]:
     flow = fp.evolve(gen, start, [END], time_rtol=tol, schedule={"learning_rate": schedule})
-    return gen.vector(flow[0].raw).array_r.copy(), flow.stats["solves"], flow.stats["factorisations"]
+    return to_vector(gen, flow[0].raw).array_r.copy(), flow.stats["solves"], flow.stats["factorisations"]
 
 
 def stepper(kind: str) -> Callable[..., tuple[np.ndarray, int, int]]:
@@ -58,7 +59,7 @@ def stepper(kind: str) -> Callable[..., tuple[np.ndarray, int, int]]:
                 eta = float(rate(t)) if callable(rate) else rate
                 if eta not in kept:
                     for other in kept.values():
-                        other.destroy()
+                        other.close()
                     kept.clear()
                     kept[eta] = gen.replace(learning_rate=eta)
                 return kept[eta].G

@@ -13,6 +13,8 @@ from mpi4py import MPI
 
 import fpsolver as fp
 from fpsolver import _petsc
+from fpsolver.discretisation.fluxes import basis_integrals
+from fpsolver.discretisation.solver import exit_preset
 
 comm = MPI.COMM_WORLD
 PREFIX = "fp_exit_"
@@ -56,7 +58,7 @@ def measure(gen: fp.Generator, options: dict) -> tuple[float, float, int]:
     middle = time.perf_counter()
     x = gen.M.createVecRight()
     try:
-        solver.solve(gen.integrals, x, transpose=not adjoint)
+        solver.solve(basis_integrals(gen), x, transpose=not adjoint)
         return middle - begin, time.perf_counter() - middle, solver.iterations
     finally:
         solver.destroy()
@@ -75,7 +77,7 @@ def table(title: str, gen: fp.Generator, leave_out: tuple[str, ...] = ()) -> Non
             say(f"  {name:28}{setup:7.2f}{solve:10.3f}{iterations if 'AMG' in name else '':>12}")
         except fp.NotConverged as error:
             say(f"  {name:28}{error.reason:>20} after {error.iterations} iterations")
-    gen.destroy()
+    gen.close()
 
 
 def main() -> None:
@@ -98,7 +100,7 @@ def main() -> None:
                 comm.Barrier()
                 begin = time.perf_counter()
                 try:
-                    tau = fp.mean_exit_time(gen, options=gen.exit_preset())
+                    tau = fp.mean_exit_time(gen, options=exit_preset(gen))
                 except fp.NotConverged as error:
                     say(f"{eps:7} {gen.G.getSize()[0]:9}  {error.reason} after {error.iterations}")
                     continue

@@ -70,7 +70,7 @@ def main():
     total, again = first + seconds, modules
     seconds, modules, fresh = timed(lambda: [answer(generator(eta)) for eta in RATES])
     print(f"{'ten learning rates, new generators':34}{seconds:9.2f}{modules:14}")
-    print(f"\n{gen.stats()['unknowns']} unknowns; cold solve and sweep together: {total / first:.2f} cold solves;")
+    print(f"\n{gen.G.size[0]} unknowns; cold solve and sweep together: {total / first:.2f} cold solves;")
     print(f"ten new generators with warm cache: {seconds / (total - first):.2f} times the sweep")
     print(f"largest relative difference of the answers: {np.abs(np.array(swept) / fresh - 1).max():.1e}")
     assert again == 0, "replace() compiled something"

@@ -121,8 +121,8 @@ def study(noise):
             kramers = fp.diagnostics.eyring_kramers(gen.process, domain, start=BAD, absorbing="left")
             rounding = solution.stats["roundoff"] * tau
             answers.append(Answer(ratio * batch, batch, tau, error, rounding, true, bounds, kramers))
-            gen.destroy()
-    first.destroy()
+            gen.close()
+    first.close()
     return answers
 
 

@@ -39,6 +39,7 @@ import torch
 from scipy.linalg import solve_continuous_lyapunov
 
 import fpsolver as fp
+from fpsolver.discretisation.solver import statistics
 
 OUTPUT = Path(__file__).parent / "output"
 COMM = MPI.COMM_WORLD
@@ -192,7 +193,7 @@ if COMM.rank == 0:
     print("mean exit time in steps")
     for name, (value, error) in zip(names, found, strict=True):
         print(f"{name:24} {value:9.4f} ± {error:.2g}")
-    print(f"tabulation error of loss and Σ: {gen.stats()['tabulation_error']:.1e}\n")
+    print(f"tabulation error of loss and Σ: {statistics(gen)['tabulation_error']:.1e}\n")
     print("mean squared distance from the minimum after some steps, without exits")
     print(" steps        PDE   SGD in the plane")
     for k, by_pde, by_sgd in zip(counts, spreading, spread_by_sgd[0.95], strict=True):
@@ -204,7 +205,7 @@ if COMM.rank == 0:
         away_from, within = np.median(outside[:, k]), np.median(inside[:, k])
         print(f"{steps[k]:6} {away_from:18.2e} {within:16.2e} {away_from / within:7.2f}")
 
-assert pde_error < 1e-3 * pde and gen.stats()["tabulation_error"] < 1e-3
+assert pde_error < 1e-3 * pde and statistics(gen)["tabulation_error"] < 1e-3
 for paths, value in ((diffusion, pde), (algorithm, seen)):  # an interval of 95 % misses in one of twenty runs
     assert paths.mean_exit_time(level=0.999).scaled(1 / eta).covers(value), "PDE and paths agree"
 for value, paths in zip(spreading, spread_by_sgd[0.999], strict=True):

@@ -1,13 +1,16 @@
 """Every difference between DOLFINx 0.9, 0.10 and 0.11 that this package meets, told apart by features."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from dolfinx import cpp as _cpp
 from dolfinx import fem, geometry
+from dolfinx.fem.forms import CompiledForm
 from dolfinx.mesh import GhostMode, Mesh, create_cell_partitioner
+from ufl.algorithms import extract_coefficients
+from ufl.algorithms.analysis import extract_constants
 
 
 def interpolation_points(element: Any) -> npt.NDArray[np.float64]:
@@ -62,3 +65,30 @@ def evaluate_on_facets(expression: fem.Expression, mesh: Mesh, entities: npt.NDA
     """Evaluate an expression on (cell, local facet) pairs, shape (n, 2); DOLFINx 0.9 wants them flattened."""
     paired = hasattr(expression, "argument_space")
     return expression.eval(mesh, entities if paired else entities.ravel())
+
+
+def create_form(
+    compiled: CompiledForm, V: fem.FunctionSpace, domains: Mapping[str, Any], own: Mapping[Any, Any]
+) -> fem.Form:
+    """Bind a compiled form to data: DOLFINx 0.9 numbers coefficients as if all of them were used.
+
+    Args:
+        compiled: from ``fem.compile_form``.
+        V: space of all its arguments.
+        domains: integral type -> tags, or [(id, entities)], where they are restricted; the id is 1.
+        own: symbol -> constant or function that takes its place; others stand for themselves.
+    """
+    symbols = extract_coefficients(compiled.ufl_form)
+    used = compiled.ufcx_form
+    positions = [used.original_coefficient_positions[i] for i in range(used.num_coefficients)]
+    by_position = hasattr(fem.Expression, "argument_space")
+    coefficients = {symbols[p if by_position else i]: own.get(symbols[p], symbols[p]) for i, p in enumerate(positions)}
+    constants = {c: own.get(c, c) for c in extract_constants(compiled.ufl_form)}
+    kinds = {integral.integral_type() for integral in compiled.ufl_form.integrals()}
+    subdomains = {
+        (kind := getattr(fem.IntegralType, name)): fem.forms.get_integration_domains(kind, tags, [1])
+        for name, tags in domains.items()
+        if name in kinds and tags is not None
+    }
+    spaces = [V] * len(compiled.ufl_form.arguments())
+    return fem.create_form(compiled, spaces, V.mesh, subdomains, coefficients, constants)

@@ -10,6 +10,7 @@ import ufl
 from tools import BOX, box, expectation, l2_error
 
 import fpsolver as fp
+from fpsolver.discretisation.fluxes import exit_flux
 
 
 def _exact_ufl(x):
@@ -112,7 +113,7 @@ def _problems(alone):
                 *tau.at(points),
                 *fp.exit_probability(gen, to=["right"]).at(points),
                 gen.G.norm(),
-                gen.exit_flux("left").norm(),
+                exit_flux(gen, "left").norm(),
                 p.mass[0],
                 p.outflux[0],
                 expectation(gen, lambda x: x[0] ** 2, p[0].raw),

@@ -158,7 +158,7 @@ def test_a_noisy_process_passes_on_what_it_wraps():
     momentum = fp.Noisy(fp.MomentumSGD(lambda x: x[0] ** 2, fp.Isotropic(1.0), 0.04, 0.5), 0.1)
     assert momentum.time_per_step == pytest.approx(0.2) and momentum.scaling == ("learning_rate",)
     gen = fp.Generator(momentum, fp.Domain.rectangle((-2, -2), (2, 2), (2, 2)), degree=1)
-    assert gen.space.dim == 1
+    assert gen.weak.space.dim == 1
     assert fp.evolve(gen, fp.gaussian((0, 0), 1.0), [0.1], schedule={"delta": [(0, 0.1), (0.05, 0)]}).mass[0] == (
         pytest.approx(1.0)
     )

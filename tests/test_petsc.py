@@ -12,11 +12,13 @@ import pytest
 from tools import BOX, box, check, resident_megabytes
 
 import fpsolver as fp
+from fpsolver.discretisation.solver import exit_solver
 
 ROOT = Path(__file__).parent.parent
 
 SOLVE = """
 import fpsolver as fp
+from fpsolver.discretisation.solver import exit_solver
 domain = fp.Domain.rectangle((-1, -1), (1, 1), (3, 3))
 options = {options}
 try:
@@ -116,16 +118,17 @@ def test_the_presets_direct_solver_does_not_stand_in_the_way_of_other_preconditi
 
 def test_one_factorisation_serves_all_questions():
     with _brownian() as gen:
-        solver = gen.solver("first")
+        solver = exit_solver(gen, "first")
         fp.mean_exit_time(gen)
         fp.exit_probability(gen, to=["left"])
-        assert gen.solver("second") is solver
+        assert exit_solver(gen, "second") is solver
 
 
 def test_answers_outlive_their_generator():
     with _brownian() as gen:
         tau = fp.mean_exit_time(gen)
-    assert gen.cache == {}
+    with pytest.raises(ValueError, match="closed"):
+        _ = gen.G
     check(tau.at((0, 0)), [0.589], 1e-2)
 
 

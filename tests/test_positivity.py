@@ -9,6 +9,7 @@ from dolfinx import fem
 from tools import box
 
 import fpsolver as fp
+from fpsolver.discretisation.assembly import to_vector
 from fpsolver.discretisation.solution import bounds, evaluate
 from fpsolver.models.fields import integrate
 
@@ -172,7 +173,7 @@ def test_a_limited_density_is_not_taken_for_coefficients():
     gen = fp.Generator(OU, fp.Domain.rectangle((-4, -4), (4, 4), (6, 6)), degree=3, scheme="galerkin")
     p = fp.evolve(gen, fp.gaussian((1, 0), 0.3), [0.0])[0]
     with pytest.raises(ValueError, match=r"\.raw"):
-        gen.vector(p.function)
+        to_vector(gen, p.function)
 
 
 @pytest.mark.parallel

@@ -136,7 +136,7 @@ def test_error_bars_are_those_of_the_symbolic_losses_and_evaluate_no_sample(monk
             patch.setattr("fpsolver.models.samples.Samples.losses_and_gradients", None)
             tau = fp.mean_exit_time(gen, start=[(0.0, 0.0), (-0.5, 0.5)])
         bars.append(tau.error)
-    (table,) = gen.space.tables.values()
+    (table,) = gen.weak.space.tables.values()
     assert tau.stats["tabulation_error"] == table.error <= 1e-4
     assert np.allclose(bars[1], bars[0], rtol=2e-3)
 
@@ -152,7 +152,7 @@ def test_covariance_of_two_samples_stays_semidefinite():
     """Rank one for two samples, also between the nodes."""
     noise = neurons("torch", data=(A[:2], Y[:2]))
     gen = fp.Generator(fp.SGD(None, noise, 0.3), fp.Domain.rectangle((-2, -2), (2, 2), (8, 8)))
-    (table,) = gen.space.tables.values()
+    (table,) = gen.weak.space.tables.values()
     x = random.uniform(-2, 2, (500, 2))
     from fpsolver.discretisation.solution import locate
 
@@ -171,7 +171,7 @@ def test_covariance_of_many_samples_stays_semidefinite():
         fp.Domain.rectangle((-1, -1), (1, 1), (4, 4)),
         degree=2,
     )
-    (table,) = gen.space.tables.values()
+    (table,) = gen.weak.space.tables.values()
     x = random.uniform(-1, 1, (200, 2))
     found = [fp.Solution(table.factor.sub(k).collapse(), {}, "σ").at(x) for k in range(4)]
     S = np.stack(found, axis=-1).reshape(-1, 2, 2)

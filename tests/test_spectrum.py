@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import fpsolver as fp
+from fpsolver.discretisation.assembly import to_vector
 from fpsolver.landscapes import double_well
 
 DOUBLE_WELL = {  # -L of the quartic well, two spectral methods agreeing to these digits
@@ -49,7 +50,7 @@ def test_kinetic_ornstein_uhlenbeck_has_complex_pairs():
 def test_modes_are_biorthogonal():
     gen = fp.Generator(fp.Langevin(double_well, 0.1), fp.Domain.interval(-4, 4, 60), scheme="galerkin")
     modes = fp.spectrum(gen, 3)
-    right, left = ([gen.vector(pair[0]) for pair in side] for side in (modes.right, modes.left))
+    right, left = ([to_vector(gen, pair[0]) for pair in side] for side in (modes.right, modes.left))
     products = np.zeros((3, 3))
     for j, p in enumerate(right):
         Mp = gen.M.createVecLeft()
@@ -104,9 +105,9 @@ def test_modes_of_multiple_eigenvalues_are_biorthogonal(scheme):
         assert found.eigenvalues == pytest.approx(-np.array([2, 5, 5, 8][:k]) * np.pi**2 / 8, rel=1e-4)
         products = np.zeros((k, k))
         for j in range(k):
-            p, Mp = gen.vector(found.right[j][0]), gen.G.createVecLeft()
+            p, Mp = to_vector(gen, found.right[j][0]), gen.G.createVecLeft()
             gen.M.mult(p, Mp)
-            products[:, j] = [gen.vector(q).dot(Mp) for q, _ in found.left]
+            products[:, j] = [to_vector(gen, q).dot(Mp) for q, _ in found.left]
         assert products == pytest.approx(np.eye(k), abs=1e-8)
 
 

@@ -14,6 +14,7 @@ from dolfinx import mesh as dmesh
 
 import fpsolver as fp
 from fpsolver._compat import cell_partitioner
+from fpsolver.discretisation.assembly import to_vector
 from fpsolver.domains._arrays import RawMesh
 from fpsolver.domains._gmsh import current_model, session
 
@@ -106,7 +107,7 @@ def interpolated(gen: fp.Generator, f: Callable[[np.ndarray], Any]) -> fem.Funct
 
 def pairing(gen: fp.Generator, u: fem.Function, p: fem.Function) -> float:
     """∫ u p for two functions on the generator's space (collective)."""
-    a, b = gen.vector(u), gen.vector(p)
+    a, b = to_vector(gen, u), to_vector(gen, p)
     work = gen.M.createVecLeft()
     gen.M.mult(b, work)
     value = work.dot(a)

@@ -13,9 +13,11 @@ from ..domains.domain import Domain
 from ..models.fields import Space, is_number
 from ..models.process import SDE, Coefficients, Process
 from ._wells import exit_barrier
-from .assembly import nodal_values, union_tags
+from .assembly import nodal_values
 from .boundary import Boundary, Survey, format_report
-from .schemes import SCHEMES, is_continuous
+from .schemes import Scheme
+from .schemes.weak import is_continuous
+from .territory import union_tags
 
 # beyond it galerkin and dg need finer meshes than weighted for the same error, and fail without a sign on coarse ones;
 # below it they are as good and cost half (benchmarks/schemes.py), and modes beyond the slowest are cleaner
@@ -30,12 +32,6 @@ def choose_degree(degree: int | None, dim: int) -> int:
     if not is_number(degree) or int(degree) != degree or degree < 1:
         raise ValueError(f"degree is {degree!r}; an integer of at least 1 was expected.")
     return int(degree)
-
-
-def check_scheme(scheme: str) -> None:
-    """Refuse unknown names."""
-    if scheme not in ("auto", *SCHEMES):
-        raise ValueError(f"scheme {scheme!r} is unknown; expected 'auto', " + ", ".join(map(repr, SCHEMES)) + ".")
 
 
 def choose_scheme(
@@ -96,12 +92,12 @@ def _degenerate_walls(boundary: Boundary, domain: Domain, absorbing: Sequence[st
     return whole.outflow + whole.inflow > floor or any(c.measure - c.diffusive > floor for c in parts)
 
 
-def check_walls(scheme: str, boundary: Boundary, domain: Domain, absorbing: Sequence[str]) -> None:
+def check_walls(scheme: Scheme, boundary: Boundary, domain: Domain, absorbing: Sequence[str]) -> None:
     """Refuse absorbing parts that cannot be reached, and a scheme that cannot treat these walls (collective)."""
-    if scheme != "dg" and _degenerate_walls(boundary, domain, absorbing):
+    if not scheme.upwind and _degenerate_walls(boundary, domain, absorbing):
         report = {name: boundary.classify(domain.facets(name)) for name in domain.parts}
         raise ValueError(
-            f"scheme {scheme!r} cannot be used here: there are walls where the drift crosses without diffusion "
+            f"scheme {scheme.name!r} cannot be used here: there are walls where the drift crosses without diffusion "
             f"(n·Dn = 0), or degenerate absorbing parts.\n{format_report(report)}\n"
             "Use scheme='dg', whose upwind terms impose data exactly where they belong."
         )
@@ -122,9 +118,9 @@ def check_walls(scheme: str, boundary: Boundary, domain: Domain, absorbing: Sequ
         )
 
 
-def check_jumps(scheme: str, process: Process, coefficients: Coefficients) -> None:
+def check_jumps(scheme: Scheme, process: Process, coefficients: Coefficients) -> None:
     """Refuse a D that jumps where the convention differentiates it."""
-    if not isinstance(process, SDE) or process.convention == "divergence" or scheme == "weighted":
+    if not isinstance(process, SDE) or process.convention == "divergence" or not scheme.differentiates_diffusion:
         return
     if not is_continuous(coefficients.D):
         raise ValueError(

@@ -46,8 +46,8 @@ def lacking_diffusion(boundary: Boundary, coefficients: Coefficients, absorbing:
     return wanted
 
 
-def largest(comm: MPI.Comm, added: np.ndarray) -> float:
-    """The largest diffusion that is added in any cell, with a warning unless it is zero (collective)."""
+def warn_of_added(comm: MPI.Comm, added: np.ndarray) -> None:
+    """Warn where diffusion is added (collective)."""
     value = float(comm.allreduce(float(added.max(initial=0.0)), op=MPI.MAX))
     if value > 0:
         logger.warning(
@@ -56,4 +56,3 @@ def largest(comm: MPI.Comm, added: np.ndarray) -> float:
             "space, with negligible mass there; otherwise refine at the wall.",
             value,
         )
-    return value

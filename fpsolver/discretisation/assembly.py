@@ -1,109 +1,104 @@
-"""Forms that generators with different numbers share, and their assembly into PETSc objects."""
+"""Forms into PETSc objects, and vectors into functions and back."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from petsc4py import PETSc
 
 import numpy as np
 import ufl
-from dolfinx import fem
-from dolfinx import mesh as dmesh
+from dolfinx import fem, la
 from dolfinx.fem import petsc as fem_petsc
 
 from .._compat import interpolation_points
-from ..domains.domain import Domain
 from ..models.fields import Space
-from ..models.process import Coefficients
-from .schemes import WeakForm, weighted
+
+if TYPE_CHECKING:
+    from .generator import Generator
 
 
-@dataclass
-class Compiled:
-    """Symbols, function space and compiled forms of a process on a domain.
-
-    In the weighted scheme ``potential`` is U, ``offset`` its minimum, and ``floor`` the lowest exponent of the weight
-    in each cell, see :func:`lowest_exponents`; otherwise None, 0 and idle.  ``wall`` is the diffusion added at walls,
-    zero in the other schemes.  ``degrees`` holds generators of other
-    degrees, compiled once for all the generators that ``replace`` makes of these forms.
-    """
-
-    space: Space
-    coefficients: Coefficients
-    weak: WeakForm
-    V: fem.FunctionSpace
-    mass: fem.Form
-    forward: fem.Form
-    integral: fem.Form
-    potential: Any
-    offset: fem.Constant
-    floor: fem.Function
-    wall: fem.Function
-    degrees: dict[int, Any] = field(default_factory=dict)
-
-
-def compile_forms(space: Space, coefficients: Coefficients, weak: WeakForm, potential: Any) -> Compiled:
-    """Compile M and G, and choose the function space of the scheme (collective)."""
-    cells = fem.functionspace(weak.mesh, ("DG", 0))
-    offset, floor, wall = space.constant(0.0), fem.Function(cells), fem.Function(cells)
-    if potential is not None:
-        weight = ufl.exp(ufl.max_value(offset - potential, floor))
-        weak = replace(weak, coefficients=weighted(coefficients, weight), weight=weight)
-    if weak.scheme == "dg":
-        weak = replace(weak, wall=wall)
-    family = "DG" if weak.scheme == "dg" else "Lagrange"
-    V = fem.functionspace(weak.mesh, (family, weak.degree))
-    return Compiled(space, coefficients, weak, V, *basic_forms(weak, V), potential, offset, floor, wall)
-
-
-def lowest_exponents(V: fem.FunctionSpace, exponent: np.ndarray) -> np.ndarray:
-    """Lowest exponent of the weight in each local cell, from its values at the nodes.
-
-    Below e^-600 the density no longer matters to any answer that fits into a float.  In a cell where the weight
-    varies by more than e^15 nothing is resolved, and polynomials would grow from its heavy to its light side by half
-    that factor, cell after cell, to values like 1e26 τ.  Where it is also below rounding (e^-36 of the largest), it is
-    kept within e^-2 of its largest value in the cell: constants then stay constants.
-    """
-    nodal = exponent[V.dofmap.list]
-    top, bottom = nodal.max(axis=1, initial=-np.inf), nodal.min(axis=1, initial=np.inf)
-    unresolved = (top - bottom > 15.0) & (top < -36.0)
-    return np.maximum(np.where(unresolved, top - 2.0, -600.0), -600.0)
-
-
-def basic_forms(weak: WeakForm, V: fem.FunctionSpace) -> tuple[fem.Form, fem.Form, fem.Form]:
-    """Compiled forms of M, of G and of the integral of a function (collective)."""
-    p, v = ufl.TrialFunction(V), ufl.TestFunction(V)
-    return fem.form(weak.mass(p, v)), fem.form(weak.forward(p, v)), fem.form(weak.weight * v * weak.dx)
-
-
-def assemble_matrix(form: fem.Form) -> PETSc.Mat:
-    """A new matrix (collective)."""
-    matrix = fem_petsc.create_matrix(form)
+def make_matrix(form: fem.Form, pattern: PETSc.Mat | None = None) -> PETSc.Mat:
+    """A new matrix, with the sparsity pattern of another if one is given (collective)."""
+    matrix = fem_petsc.create_matrix(form) if pattern is None else pattern.duplicate()
     fem_petsc.assemble_matrix(matrix, form, [], 0.0)
     matrix.assemble()
     return matrix
 
 
-def assemble_like(form: fem.Form, pattern: PETSc.Mat) -> PETSc.Mat:
-    """A new matrix with the sparsity pattern of another (collective)."""
-    matrix = pattern.duplicate()
-    fem_petsc.assemble_matrix(matrix, form, [], 0.0)
-    matrix.assemble()
-    return matrix
+def make_vector(V: fem.FunctionSpace, form: fem.Form) -> PETSc.Vec:
+    """A new vector of owned entries (collective)."""
+    function = fem.Function(V)
+    fem.assemble_vector(function.x.array, form)
+    function.x.scatter_reverse(la.InsertMode.add)
+    return owned_entries(function)
 
 
-def union_tags(domain: Domain, names: Sequence[str]) -> dmesh.MeshTags:
-    """The facets of all these parts, with value 1."""
-    parts = [domain.facets(name) for name in names]
-    facets = np.unique(np.concatenate([np.zeros(0, np.int32), *parts])).astype(np.int32)
-    return dmesh.meshtags(domain.mesh, domain.dim - 1, facets, np.ones_like(facets))
+def owned_entries(function: fem.Function) -> PETSc.Vec:
+    """The owned coefficients of a function as a new vector."""
+    V = function.function_space
+    vector = PETSc.Vec().create(V.mesh.comm)
+    vector.setSizes((V.dofmap.index_map.size_local, V.dofmap.index_map.size_global))
+    vector.setType(PETSc.Vec.Type.STANDARD)
+    vector.array_w[:] = function.x.array[: vector.local_size]
+    return vector
 
 
-def nodal_values(V: fem.FunctionSpace, potential: Any, space: Space) -> fem.Function:
+def nodal_values(V: fem.FunctionSpace, expression: Any, space: Space) -> fem.Function:
     """A scalar expression at the nodes."""
     nodal = fem.Function(V)
-    potential = potential + space.constant(0.0)  # a constant loss has no mesh of its own
-    nodal.interpolate(fem.Expression(potential, interpolation_points(V.element)))
+    expression = expression + space.constant(0.0)  # a constant loss has no mesh of its own
+    nodal.interpolate(fem.Expression(expression, interpolation_points(V.element)))
     nodal.x.scatter_forward()  # where cells disagree, as about the weight, the owner's value counts
     return nodal
+
+
+def assemble_vector(gen: "Generator", form: ufl.Form) -> PETSc.Vec:
+    """Assemble a linear form on ``gen.V`` into a new vector (collective)."""
+    return make_vector(gen.V, fem.form(form))
+
+
+def assemble_matrix(form: ufl.Form) -> PETSc.Mat:
+    """Assemble a bilinear form into a new matrix (collective)."""
+    return make_matrix(fem.form(form))
+
+
+def nodal_potential(gen: "Generator") -> np.ndarray:
+    """U at this rank's nodes, in the weighted scheme."""
+    return nodal_values(gen.V, gen.weak.potential, gen.weak.space).x.array
+
+
+def nodal_weight(gen: "Generator") -> np.ndarray:
+    """The scheme's weight at this rank's nodes: e^{U_min − U} with ``weighted``, else one."""
+    return nodal_values(gen.V, gen.weak.weight, gen.weak.space).x.array
+
+
+def to_function(gen: "Generator", vector: PETSc.Vec, name: str = "u") -> fem.Function:
+    """The function with these coefficients (collective)."""
+    answer = fem.Function(gen.V, name=name)
+    answer.x.array[: vector.local_size] = vector.array_r
+    answer.x.scatter_forward()
+    return answer
+
+
+def to_density(gen: "Generator", vector: PETSc.Vec, name: str = "density") -> fem.Function:
+    """The density of a forward solution: in the weighted scheme, the weight times its unknown (collective)."""
+    unknown = to_function(gen, vector, name)
+    if gen.weak.scheme.unknown_is_density:
+        return unknown
+    answer = nodal_values(gen.V, gen.weak.weight * unknown, gen.weak.space)
+    answer.name = name
+    return answer
+
+
+def to_vector(gen: "Generator", function: fem.Function) -> PETSc.Vec:
+    """The owned coefficients of a function on ``gen.V`` as a new vector.
+
+    Raises:
+        ValueError: the function has another element.
+    """
+    found, expected = function.function_space.ufl_element(), gen.V.ufl_element()
+    if found != expected:
+        raise ValueError(
+            f"{function.name!r} is a function of {found}, the generator's space is {expected}. Of a density that was "
+            "made non-negative, take .raw instead of .function."
+        )
+    return owned_entries(function)

@@ -20,7 +20,7 @@ from .. import _compat
 from .._errors import agree
 from ..models.process import Coefficients
 from .facets import neighbours, on_sides
-from .schemes import WeakForm, positive
+from .schemes.weak import WeakForm, positive
 
 CURVED = 1e-6  # on curved facets: the squared error of their normals, 1e-10 to 1e-7 at h = 0.1 to 0.3 of the radius
 TOLERANCE = 1e-11  # relative to the largest value on the domain; rounding of symbolic coefficients stays below 1e-13

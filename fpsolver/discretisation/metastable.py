@@ -15,7 +15,6 @@ density is not small; and the small system is solved without a subtraction.
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from mpi4py import MPI
 from petsc4py import PETSc
@@ -30,7 +29,10 @@ from .._errors import NotConverged
 from .._log import logger
 from .._petsc import LinearSolver, Options
 from ._wells import Floats, eliminate, find_wells
-from .generator import Generator
+from .assembly import assemble_vector, nodal_potential, to_function, to_vector
+from .fluxes import exit_flux
+from .generator import Generator, derived
+from .solver import Key, exit_preset, merged
 
 UNRESOLVED = "DIVERGED_UNRESOLVED"  # the reason of a mesh on which no exit is resolved
 _STEP = (0.1, 0.9)  # χ rises from 0 to 1 while h does between these: where h is neither 0 nor 1, at the saddles
@@ -61,14 +63,14 @@ class CapacitySolver:
     def __init__(self, gen: Generator, what: str, preset: Options, options: Options | None):
         self.gen = gen
         cells = None if gen.weak.cells is None else gen.weak.cells.find(1)
-        self.wells = find_wells(gen.V, gen.nodal_potential(), gen.absorbing_facets(), _DEPTH, cells)
+        self.wells = find_wells(gen.V, nodal_potential(gen), gen.territory.stops, _DEPTH, cells)
         logger.info("%d metastable well(s) split off", len(self.wells))
         self.K = gen.G.copy()
         self.K.scale(-1.0)
         first, last = self.K.getOwnershipRange()
         self._mine = [int(i) for i in self.wells if first <= i < last]
         units = [self._unit(int(i)) for i in self.wells]
-        sources = [self._image(e) for e in units] + [gen.exit_flux(part).copy() for part in gen.absorbing]
+        sources = [self._image(e) for e in units] + [exit_flux(gen, part).copy() for part in gen.absorbing]
         self._scale = self.K.getDiagonal()
         self._scale.sqrtabs()
         self._scale.reciprocal()
@@ -118,7 +120,7 @@ class CapacitySolver:
     def _measure(self) -> None:
         """All capacities: C_st from a(h_s, χ_t) or a(h_t, χ_s), whichever does not sink into rounding."""
         n = len(self.wells)
-        steep = np.ptp(self.gen.nodal_potential()[self.gen.V.dofmap.list], axis=1) > _STEEP
+        steep = np.ptp(nodal_potential(self.gen)[self.gen.V.dofmap.list], axis=1) > _STEEP
         clean = [h.copy() for h in self.h]
         for h in clean:
             h.array_w[np.abs(h.array_r) < _ROUNDING] = 0.0
@@ -127,7 +129,7 @@ class CapacitySolver:
             chi, current = self._current_into(t)
             self._check_resolution(t, chi, steep)
             C[:, t] = [h.dot(current) for h in clean]
-            C[n:, t] += [self.gen.exit_flux(part).dot(chi) for part in self.gen.absorbing]
+            C[n:, t] += [exit_flux(self.gen, part).dot(chi) for part in self.gen.absorbing]
             chi.destroy()
             current.destroy()
         for h in clean:
@@ -141,11 +143,10 @@ class CapacitySolver:
         comm, gen = self.gen.domain.comm, self.gen
         if not comm.allreduce(bool(steep.any()), op=MPI.LOR):
             return
-        gen.activate()
         cellwise = fem.Function(fem.functionspace(gen.domain.mesh, ("DG", 0)))
-        v, h = ufl.TestFunction(cellwise.function_space), gen.function(self.h[t])
+        v, h = ufl.TestFunction(cellwise.function_space), to_function(gen, self.h[t])
         flow = ufl.dot(gen.weak.coefficients.D, ufl.grad(h))
-        energy = fem.form(ufl.dot(flow, ufl.grad(gen.function(chi))) * v * gen.weak.dx)
+        energy = fem.form(ufl.dot(flow, ufl.grad(to_function(gen, chi))) * v * gen.weak.dx)
         fem.assemble_vector(cellwise.x.array, energy)
         owned = cellwise.function_space.dofmap.index_map.size_local
         found = np.abs(cellwise.x.array[:owned])
@@ -161,7 +162,7 @@ class CapacitySolver:
         If t is an absorbing part, χ − 1 takes the place of χ there, as the form demands data zero.
         """
         gen, part = self.gen, t - len(self.wells)
-        chi = gen.function(self.h[t])
+        chi = to_function(gen, self.h[t])
         chi.x.array[:] = np.clip((chi.x.array - _STEP[0]) / (_STEP[1] - _STEP[0]), 0.0, 1.0)
         varies = np.ptp(chi.x.array[gen.V.dofmap.list], axis=1) > 0
         if gen.weak.cells is not None:
@@ -169,13 +170,13 @@ class CapacitySolver:
         cells = np.flatnonzero(varies).astype(np.int32)
         tags = dmesh.meshtags(gen.domain.mesh, gen.domain.dim, cells, np.ones_like(cells))
         others = [name for i, name in enumerate(gen.absorbing) if i != part]
-        weak, v = replace(gen.weak, cells=tags, absorbing=gen.facets(others)), ufl.TestFunction(gen.V)
-        current = gen.assemble_vector(weak.forward(chi, v))
+        weak, v = replace(gen.weak, cells=tags, absorbing=gen.territory.facets(others)), ufl.TestFunction(gen.V)
+        current = assemble_vector(gen, weak.forward(chi, v))
         if part >= 0:
-            into = gen.assemble_vector(-weak.exit(v, chi - 1.0, gen.facets((gen.absorbing[part],))))
+            into = assemble_vector(gen, -weak.exit(v, chi - 1.0, gen.territory.facets((gen.absorbing[part],))))
             current.axpy(1.0, into)
             into.destroy()
-        return gen.vector(chi), current
+        return to_vector(gen, chi), current
 
     def solve(self, F: PETSc.Vec, data: Mapping[str, float] | None = None) -> PETSc.Vec:
         """The solution of K u = F with constant data on absorbing parts, as a new vector."""
@@ -212,10 +213,7 @@ def capacity_solver(gen: Generator, what: str, options: Options | None = None) -
     Raises:
         NotConverged: the mesh does not resolve where paths leave; ``partial`` tells the local cells that do not.
     """
-    merged: dict[str, Any] = {**gen.options, **(options or {})}
-    capacity = gen.cached(
-        f"capacity {sorted(merged.items())}", lambda: CapacitySolver(gen, what, gen.exit_preset(), merged)
-    )
+    capacity = _capacities(gen, merged(gen, options))
     if capacity.unresolved > _UNRESOLVED:
         advice = (
             f"The density varies by more than e^{_STEEP:.0f} over single cells where paths leave their wells, and "
@@ -226,6 +224,11 @@ def capacity_solver(gen: Generator, what: str, options: Options | None = None) -
         failure.partial = capacity.steep
         raise failure
     return capacity
+
+
+@derived
+def _capacities(gen: Generator, options: Key) -> CapacitySolver:
+    return CapacitySolver(gen, "exit", exit_preset(gen), dict(options))
 
 
 def slowest_mode(gen: Generator, options: Options | None = None) -> tuple[float, PETSc.Vec, float]:

@@ -30,7 +30,7 @@ from .. import _compat
 from .._log import logger
 from .._sample import degree, lagrange, lattice
 from . import _nonnegative
-from .generator import Generator
+from .generator import Generator, derived
 
 Array = npt.NDArray[Any]
 
@@ -286,9 +286,10 @@ def make_nonnegative(function: fem.Function) -> fem.Function:
     return Limiter(function.function_space)(function)
 
 
+@derived
 def limiter(gen: Generator) -> Limiter:
     """The limiter of a generator's densities, made once (collective)."""
-    return gen.cached("limiter", lambda: Limiter(gen.V))
+    return Limiter(gen.V)
 
 
 def _facet_neighbours(mesh: Any) -> tuple[Array, Array]:

@@ -7,6 +7,7 @@ import basix
 import numpy as np
 
 from .._errors import NotConverged
+from ..discretisation.assembly import to_function
 from ..discretisation.generator import Generator
 from ..discretisation.positivity import limiter
 from ._expm import Snapshot
@@ -42,7 +43,7 @@ class Growth:
         if not self._density:
             return np.array([vector.norm(PETSc.NormType.NORM_INFINITY)])
         limit = limiter(self._gen)
-        function = self._gen.function(vector)
+        function = to_function(self._gen, vector)
         c = function.x.array[self._gen.V.dofmap.list[: limit.owned]]
         volumes = limit.volumes[: limit.owned]
         whole = volumes @ (abs(c @ self._values.T) @ self._weights)
@@ -57,7 +58,7 @@ class Growth:
         Raises:
             NotConverged: with the factor.
         """
-        if self._gen.scheme == "weighted" or not (self._start > 0).all():
+        if not self._gen.weak.scheme.may_grow or not (self._start > 0).all():
             return
         factors = self._sizes(snapshot.vector) / self._start
         if (factors <= self._allowed).all():

@@ -9,7 +9,9 @@ from petsc4py import PETSc
 import numpy as np
 
 from .._petsc import Options
-from ..discretisation.generator import Generator
+from ..discretisation.fluxes import basis_integrals, exit_flux, total_flux
+from ..discretisation.generator import Generator, derived
+from ..discretisation.solver import Key, merged
 from ._expm import LEAST, Propagator, Snapshot, Stats
 
 
@@ -48,20 +50,22 @@ class State:
 
 def propagator(gen: Generator, options: Options | None = None) -> Propagator:
     """The generator's propagator, with the factorisations that earlier evolutions made (collective)."""
-    merged = {**gen.options, **(options or {})}
-    leaks = bool(gen.absorbing)
-    make = lambda: Propagator(gen.M, gen.G, dim=gen.domain.dim, options=merged, leaks=leaks)  # noqa: E731
-    return gen.cached(f"propagator {sorted(merged.items())}", make)
+    return _propagator(gen, merged(gen, options))
+
+
+@derived
+def _propagator(gen: Generator, options: Key) -> Propagator:
+    return Propagator(gen.M, gen.G, dim=gen.domain.dim, options=dict(options), leaks=bool(gen.absorbing))
 
 
 def functionals(gen: Generator, parts: Sequence[str]) -> list[PETSc.Vec]:
     """Outflux in all and through each absorbing part."""
-    return [gen.total_flux(), *(gen.exit_flux(part) for part in parts)] if parts else []
+    return [total_flux(gen), *(exit_flux(gen, part) for part in parts)] if parts else []
 
 
 def initial_mass(gen: Generator, state: State) -> float:
     """Integrals' errors are relative to the mass at the beginning, or to the integral where that is larger."""
-    mass = abs(state.start.dot(gen.integrals))
+    mass = abs(state.start.dot(basis_integrals(gen)))
     return mass if mass > 0 else 1.0
 
 

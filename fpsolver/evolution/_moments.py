@@ -122,7 +122,7 @@ class Moments:
         kept = self._kept.pop(key)
         if kept.core is not None:
             kept.core.destroy()
-        kept.gen.destroy()
+        kept.gen.close()
 
     def destroy(self) -> None:
         """Free matrices and factorisations (collective)."""

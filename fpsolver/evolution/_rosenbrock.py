@@ -48,8 +48,13 @@ E = (1.638054557396973, -0.7373619806678748, 8.477918219238990, 15.9925314877952
 class Frozen(Protocol):
     """G and the functionals ℓ with fixed numbers."""
 
-    G: PETSc.Mat
-    flux: Sequence[PETSc.Vec]
+    @property
+    def G(self) -> PETSc.Mat:
+        """The matrix."""
+
+    @property
+    def flux(self) -> Sequence[PETSc.Vec]:
+        """What leaves."""
 
 
 Moment = Sequence[tuple[float, Frozen]]

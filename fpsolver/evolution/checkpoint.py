@@ -24,6 +24,7 @@ from .. import _compat
 from .._errors import agree, on_root
 from .._log import logger
 from .._sample import push_forward
+from ..discretisation.assembly import to_function, to_vector
 from ..discretisation.generator import Generator
 from ._expm import Snapshot
 
@@ -173,7 +174,7 @@ class Checkpoint:
 
     def _values(self, vector: PETSc.Vec) -> np.ndarray | None:
         """Values at all nodes of all cells in the order of the files, on rank 0."""
-        function = self.gen.function(vector)
+        function = to_function(self.gen, vector)
         mine = function.x.array[self.gen.V.dofmap.list[: _cells(self.gen)]].ravel()
         pieces = self.comm.gather(mine, root=0)
         if pieces is None:
@@ -192,7 +193,7 @@ class Checkpoint:
         function = fem.Function(self.gen.V)
         function.x.array[:] = np.nan
         function.x.array[dofs] = self.comm.scatter(pieces, root=0)
-        vector = self.gen.vector(function)
+        vector = to_vector(self.gen, function)
         complete = np.isfinite(vector.array_r).all()
         agree(self.comm, None if complete else f"{self.path}: values are missing or not finite.")
         return vector

@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from ..discretisation.assembly import to_density, to_function
+from ..discretisation.fluxes import basis_integrals
 from ..discretisation.generator import Generator
 from ..discretisation.positivity import Limiter, limiter
 from ..discretisation.solution import Solution
@@ -43,10 +45,10 @@ class Evolution(Sequence[Solution]):
 
     def append(self, snapshot: Snapshot) -> None:
         """Keep the solution at one more time; the snapshot's vector is consumed (collective)."""
-        to_function = self.generator.density if self.name == "density" else self.generator.function
-        function = to_function(snapshot.vector, self.name)
-        mass, minimum = float(snapshot.vector.dot(self.generator.integrals)), limiter(self.generator).minimum(function)
-        self._rows.append((snapshot.time, mass, minimum))
+        make = to_density if self.name == "density" else to_function
+        function = make(self.generator, snapshot.vector, self.name)
+        mass = float(snapshot.vector.dot(basis_integrals(self.generator)))
+        self._rows.append((snapshot.time, mass, limiter(self.generator).minimum(function)))
         self._integrals.append(snapshot.integrals)
         self._values.append(snapshot.values)
         name = f"{self.name} at t = {snapshot.time:g}"

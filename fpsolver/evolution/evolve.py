@@ -11,8 +11,10 @@ import numpy as np
 from .._errors import NotConverged
 from .._log import logger
 from .._petsc import Options
+from ..discretisation.assembly import to_density
 from ..discretisation.generator import Generator
 from ..discretisation.positivity import Limiter, limiter
+from ..discretisation.solver import statistics
 from ..models.fields import is_number
 from ._expm import LEAST
 from ._growth import Growth
@@ -67,7 +69,7 @@ def evolve(
     p0 = _not_zero(coefficients(gen, initial, "initial density"), "initial density")
     evolution = Evolution(gen, "density", gen.absorbing)
     evolution.limiter = _limiter_of_a_density(gen, initial, p0)
-    if gen.scheme == "weighted":
+    if not gen.weak.scheme.unknown_is_density:
         tol = _weighted_tol(gen, p0, tol)
     return _run(evolution, p0, times, tol, options, schedule, checkpoint)
 
@@ -176,7 +178,7 @@ def _run(
         error.partial = evolution  # type: ignore[attr-defined]
         raise
     finally:
-        evolution.stats.update({**gen.stats(), **source.work()})
+        evolution.stats.update({**statistics(gen), **source.work()})
         source.destroy()
         if state is not None:
             state.destroy()
@@ -189,7 +191,7 @@ def _limiter_of_a_density(gen: Generator, initial: Any, p0: PETSc.Vec) -> Limite
     limit = limiter(gen)
     if isinstance(initial, Gaussian | Dirac):
         return limit
-    mass, positive = limit.masses(limit.means(gen.density(p0)))
+    mass, positive = limit.masses(limit.means(to_density(gen, p0)))
     return limit if positive - mass < 0.1 * positive else None
 
 

@@ -21,7 +21,8 @@ from .. import _compat
 from .._errors import agree
 from .._log import logger
 from .._petsc import LinearSolver, direct_preset
-from ..discretisation.generator import Generator
+from ..discretisation.assembly import assemble_vector, to_vector
+from ..discretisation.generator import Generator, derived
 from ..discretisation.solution import Solution, as_points, locate
 from ..models.fields import Space
 
@@ -98,8 +99,8 @@ def coefficients(gen: Generator, source: Any, what: str, payoff: bool = False) -
     if isinstance(source, Solution):
         source = source.raw
     given = isinstance(source, fem.Function) and source.function_space == gen.V
-    given = given and (payoff or gen.scheme != "weighted")
-    vector = gen.vector(source) if given else load(gen, source, what, payoff)
+    given = given and (payoff or gen.weak.scheme.unknown_is_density)
+    vector = to_vector(gen, source) if given else load(gen, source, what, payoff)
     finite = np.isfinite(vector.array_r).all()
     agree(gen.domain.comm, None if finite else f"{what} is not finite on the domain.")
     if given:
@@ -122,18 +123,22 @@ def load(gen: Generator, source: Any, what: str, payoff: bool = False) -> PETSc.
     degree = min(max(2 * k + 2, k + estimate_total_polynomial_degree(expression)), 2 * k + 10)
     v = ufl.TestFunction(gen.V)
     expression = gen.weak.weight * expression if payoff else expression
-    return gen.assemble_vector(expression * v * ufl.dx(domain=mesh, metadata={"quadrature_degree": degree}))
+    return assemble_vector(gen, expression * v * ufl.dx(domain=mesh, metadata={"quadrature_degree": degree}))
 
 
 def project(gen: Generator, load: PETSc.Vec) -> PETSc.Vec:
     """M⁻¹ load; on affine cells Jacobi-preconditioned M has few distinct eigenvalues, so CG needs few iterations."""
-    preset: dict[str, Any] = {"ksp_type": "cg", "pc_type": "jacobi", "ksp_rtol": 1e-13, "ksp_max_it": 2000}
-    if gen.scheme == "weighted":  # weights span more decades than an iteration's norm can see
-        preset = direct_preset(gen.M.comm, gen.domain.dim)
-    solver = gen.cached("mass solver", lambda: LinearSolver(gen.M, "fp_evolve_mass_", "L2 projection", preset))
     vector = gen.G.createVecRight()
-    solver.solve(load, vector)
+    _mass_solver(gen).solve(load, vector)
     return vector
+
+
+@derived
+def _mass_solver(gen: Generator) -> LinearSolver:
+    preset: dict[str, Any] = {"ksp_type": "cg", "pc_type": "jacobi", "ksp_rtol": 1e-13, "ksp_max_it": 2000}
+    if not gen.weak.scheme.unknown_is_density:  # weights span more decades than an iteration's norm can see
+        preset = direct_preset(gen.M.comm, gen.domain.dim)
+    return LinearSolver(gen.M, "fp_evolve_mass_", "L2 projection", preset)
 
 
 def _check_dimension(gen: Generator, values: Sequence[float], what: str) -> None:
@@ -159,7 +164,7 @@ def _gaussian_load(gen: Generator, source: Gaussian) -> PETSc.Vec:
     m, s = (fem.Constant(mesh, np.asarray(a, dolfinx.default_scalar_type)) for a in (mean, std))
     x, v = ufl.SpatialCoordinate(mesh), ufl.TestFunction(gen.V)
     exponent = sum(((x[i] - m[i]) / s[i]) ** 2 for i in range(len(mean)))
-    load = gen.assemble_vector(ufl.exp(-0.5 * exponent) * v * dx)
+    load = assemble_vector(gen, ufl.exp(-0.5 * exponent) * v * dx)
     load.scale(1.0 / float(np.prod(np.sqrt(2 * np.pi) * std)))
     inside = float(load.sum())
     if not inside >= 0.5:
@@ -199,4 +204,4 @@ def _dirac_load(gen: Generator, point: Sequence[float]) -> PETSc.Vec:
         X = cmap.pull_back(x.copy(), nodes.copy())
         function.x.array[gen.V.dofmap.cell_dofs(cell)] += gen.V.ufl_element().tabulate(0, X)[0, 0] / total
     function.x.scatter_reverse(la.InsertMode.add)
-    return gen.vector(function)
+    return to_vector(gen, function)

@@ -30,7 +30,9 @@ from .. import _compat
 from .._errors import agree
 from .._log import logger, progress
 from .._petsc import LinearSolver, Options, direct_preset
+from ..discretisation.fluxes import basis_integrals
 from ..discretisation.generator import Generator
+from ..discretisation.solver import statistics
 from ._expm import Snapshot
 from .evolution import Evolution, check_times
 from .initial import Dirac, Gaussian, load
@@ -75,7 +77,7 @@ def evolve_monotone(
     negative = p.min()[1] < (-1e-12 * p.norm(PETSc.NormType.INFINITY) if isinstance(initial, Gaussian | Dirac) else 0)
     if negative:
         raise ValueError("evolve_monotone: the initial density is negative somewhere; mass cannot be.")
-    p.array_w[:] = np.maximum(p.array_r, 0.0) / linear.integrals.array_r
+    p.array_w[:] = np.maximum(p.array_r, 0.0) / basis_integrals(linear).array_r
     evolution = Evolution(linear, "density")
     longest, t = max(times[-1] / steps, 1e-300), 0.0
     with PETSc.Log.Stage("fpsolver evolve"):
@@ -85,7 +87,7 @@ def evolve_monotone(
                 flow.step(p, (time - t) / count)
             t = time
             evolution.append(Snapshot(t, p.copy(), np.zeros(0), np.zeros(0)))
-    stats = {**linear.stats(), "scheme": "edge averages", "steps": flow.steps, "factorisations": len(flow.solvers)}
+    stats = {**statistics(linear), "scheme": "edge averages", "steps": flow.steps, "factorisations": len(flow.solvers)}
     evolution.stats.update(stats, step=float(longest), rounding=float(flow.rounding))
     for item in (p, flow):
         item.destroy()
@@ -101,7 +103,7 @@ class _Flow:
         self.A = _flows(linear)
         self.solvers: dict[float, LinearSolver] = {}
         self.steps, self.rounding = 0, 0.0
-        self._mass = linear.integrals.copy()
+        self._mass = basis_integrals(linear).copy()
         self._rhs = self._mass.duplicate()
 
     def step(self, p: PETSc.Vec, dt: float) -> None:
@@ -169,7 +171,6 @@ def _edge_averages(linear: Generator, edges: Array, cells: Array) -> tuple[Array
     s, w = (rule[0][:, None] + 1) / 2, rule[1] / 2
     X = np.concatenate([(1 - s) * corners[a] + s * corners[b] for a, b in edges])
     shape = (len(cells), len(edges), _POINTS)
-    linear.activate()
     row = [*ufl.SpatialCoordinate(mesh), *coefficients.beta]  # one expression that has a mesh, whatever is constant
     row += [coefficients.D[i, j] for i in range(tdim) for j in range(tdim)]
     table = fem.Expression(ufl.as_vector(row), X).eval(mesh, cells).reshape(*shape, len(row))

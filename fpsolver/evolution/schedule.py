@@ -52,7 +52,7 @@ def pieces(gen: Generator, schedule: Mapping[str, Any]) -> list[Piece]:
         raise ValueError(
             f"schedule is {schedule!r}; a dictionary such as {{'learning_rate': [(0, 0.4), (10, 0.1)]}} was expected."
         )
-    if gen.scheme == "weighted":
+    if not gen.weak.scheme.unknown_is_density:
         raise ValueError("schedule: the weighted scheme's unknown depends on the numbers; use 'galerkin' or 'dg'.")
     for name in schedule:
         if name in gen.process.scaling:

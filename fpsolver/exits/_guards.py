@@ -12,8 +12,10 @@ from dolfinx import fem
 from .._errors import NotConverged
 from .._log import logger
 from .._petsc import LinearSolver, Options
-from ..discretisation.generator import Generator
+from ..discretisation.fluxes import basis_integrals
+from ..discretisation.generator import Generator, derived
 from ..discretisation.metastable import estimated_rate, slowest_mode
+from ..discretisation.solver import Key, exit_preset, exit_solver, merged
 from ..models.fields import is_number
 from .reach import closed_classes
 
@@ -51,23 +53,25 @@ def check_reach(gen: Generator, name: str, killing: Any = 0.0) -> None:
         )
 
 
-def check_certain_exit(gen: Generator, name: str, options: Options | None) -> bool:
+def check_certain_exit(gen: Generator, name: str, options: Options | None) -> None:
     """Refuse exit data where paths may stay for ever: the answer with data 1 must be 1, as constants solve Lu = 0."""
-    one, data = gen.G.createVecRight(), gen.G.createVecLeft()
-    one.set(1.0)
-    gen.G.multTranspose(one, data)
-    gen.solver(name, options).solve(data, one, transpose=True)
-    one.shift(-1.0)
-    deviation = one.norm(PETSc.NormType.INFINITY)
-    for v in (one, data):
-        v.destroy()
+    deviation = _deviation_from_one(gen, merged(gen, options))
     if not deviation < 1e-6:
         raise ValueError(
             f"{name}: exit is not certain. With data 1 on the whole absorbing boundary the answer should be 1, and it "
             f"is off by {deviation:.2g}: the process stays for ever in a part of the domain, or leaves it too slowly "
             "for double precision. Add noise there, or a killing rate."
         )
-    return True
+
+
+@derived
+def _deviation_from_one(gen: Generator, options: Key) -> float:
+    one, data = gen.G.createVecRight(), gen.G.createVecLeft()
+    one.set(1.0)
+    gen.G.multTranspose(one, data)
+    exit_solver(gen, "exit probability", dict(options)).solve(data, one, transpose=True)
+    one.shift(-1.0)
+    return float(one.norm(PETSc.NormType.INFINITY))
 
 
 def sampled_killing(gen: Generator, killing: Any) -> np.ndarray:
@@ -75,7 +79,7 @@ def sampled_killing(gen: Generator, killing: Any) -> np.ndarray:
     mesh = gen.domain.mesh
     cell = getattr(basix.CellType, mesh.topology.cell_name())
     points = np.concatenate([basix.make_quadrature(cell, max(4, 2 * gen.degree))[0], basix.geometry(cell)])
-    rate = gen.space.scalar(killing, "killing") + gen.space.constant(0.0)
+    rate = gen.weak.space.scalar(killing, "killing") + gen.weak.space.constant(0.0)
     owned = np.arange(mesh.topology.index_map(mesh.topology.dim).size_local, dtype=np.int32)
     return fem.Expression(rate, points).eval(mesh, owned).reshape(len(owned), len(points))
 
@@ -120,8 +124,8 @@ def _leaving_rate(gen: Generator, name: str, options: Options | None) -> float:
     """Rate of the slowest decay without killing; zero where it is lost in rounding (collective)."""
     if gen.survey.degenerate and closed_classes(gen).closed:
         return 0.0
-    if gen.scheme != "weighted":
-        return _principal_rate(gen, gen.solver(name, options))
+    if not gen.weak.scheme.by_capacities:
+        return _principal_rate(gen, exit_solver(gen, name, options))
     try:
         rate, mode, _ = slowest_mode(gen, options)
     except NotConverged:  # several modes are as slow
@@ -131,7 +135,7 @@ def _leaving_rate(gen: Generator, name: str, options: Options | None) -> float:
 
 
 def _with_factors(gen: Generator, A: PETSc.Mat, name: str, options: Options | None) -> float:
-    solver = LinearSolver(A, "fp_exit_", name, gen.exit_preset(), {**gen.options, **(options or {})})
+    solver = LinearSolver(A, "fp_exit_", name, exit_preset(gen), {**gen.options, **(options or {})})
     try:
         return _principal_rate(gen, solver)
     finally:
@@ -142,12 +146,12 @@ def _principal_rate(gen: Generator, solver: LinearSolver) -> float:
     """The eigenvalue of −A of smallest real part, of which the inverse is positive; zero if lost in rounding."""
     v, image = gen.G.createVecRight(), gen.G.createVecLeft()
     v.set(1.0)
-    size, rates = float(gen.integrals.dot(v)), [np.inf]
+    size, rates = float(basis_integrals(gen).dot(v)), [np.inf]
     for _ in range(_POWERS):
         gen.M.mult(v, image)
         image.scale(-1.0 / size)
         solver.solve(image, v, transpose=True)
-        size = float(gen.integrals.dot(v))
+        size = float(basis_integrals(gen).dot(v))
         if not 0 < size < np.inf:
             rates.append(0.0)
             break

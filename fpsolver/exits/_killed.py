@@ -1,6 +1,5 @@
 """The operator of exit problems, with or without killing, factorised once."""
 
-from dataclasses import dataclass
 from typing import Any
 
 from petsc4py import PETSc
@@ -9,7 +8,9 @@ import numpy as np
 import ufl
 
 from .._petsc import LinearSolver, Options
-from ..discretisation.generator import Generator
+from ..discretisation.assembly import assemble_matrix
+from ..discretisation.generator import Generator, derived
+from ..discretisation.solver import Key, exit_preset, exit_solver, merged
 from ..models.fields import is_number
 
 
@@ -18,21 +19,34 @@ def is_killed(killing: Any) -> bool:
     return not (is_number(killing) and killing == 0)
 
 
+class _Last:
+    """The killed operator that was asked for last, which a generator keeps."""
+
+    rate: Any = None
+    solver: LinearSolver | None = None
+
+    def of(self, gen: Generator, killing: Any, options: Key, name: str) -> LinearSolver:
+        """The operator of this killing rate."""
+        if self.solver is None or not _same(self.rate, killing):
+            self.destroy()
+            self.rate, self.solver = killing, _killed(gen, killing, options, name)
+        return self.solver
+
+    def destroy(self) -> None:
+        """Free it."""
+        if self.solver is not None:
+            self.solver.A.destroy()
+            self.solver.destroy()
+        self.solver = None
+
+
 def _same(a: Any, b: Any) -> bool:
     return a is b or (is_number(a) and is_number(b) and a == b)
 
 
-@dataclass(frozen=True)
-class _Killed:
-    """A killed operator that its generator keeps."""
-
-    rate: Any
-    options: Options
-    solver: LinearSolver
-
-    def destroy(self) -> None:
-        self.solver.A.destroy()
-        self.solver.destroy()
+@derived
+def _last(gen: Generator, options: Key) -> _Last:
+    return _Last()
 
 
 def backward_operator(gen: Generator, killing: Any, options: Options | None, name: str) -> LinearSolver:
@@ -41,24 +55,21 @@ def backward_operator(gen: Generator, killing: Any, options: Options | None, nam
     Of the killed operators a generator keeps the last one.
     """
     if not is_killed(killing):
-        return gen.solver(name, options)
-    merged = {**gen.options, **(options or {})}
-    known = gen.cache.get("killed")
-    if known and known.options == merged and _same(known.rate, killing):
-        return known.solver
-    if known:
-        gen.cache.pop("killed").destroy()
+        return exit_solver(gen, name, options)
+    key = merged(gen, options)
+    return _last(gen, key).of(gen, killing, key, name)
+
+
+def _killed(gen: Generator, killing: Any, options: Key, name: str) -> LinearSolver:
     A = gen.G.copy()
     if is_number(killing):
         A.axpy(-float(killing), gen.M, PETSc.Mat.Structure.SUBSET_NONZERO_PATTERN)
     else:
         p, v = ufl.TrialFunction(gen.V), ufl.TestFunction(gen.V)
-        S = gen.assemble_matrix(gen.weak.mass(gen.space.scalar(killing, "killing") * p, v))
+        S = assemble_matrix(gen.weak.mass(gen.weak.space.scalar(killing, "killing") * p, v))
         A.axpy(-1.0, S, PETSc.Mat.Structure.SUBSET_NONZERO_PATTERN)
         S.destroy()
     if not np.isfinite(A.norm(PETSc.NormType.FROBENIUS)):
         A.destroy()
         raise ValueError(f"{name}: the killing rate is not finite (NaN or inf) somewhere on the domain.")
-    solver = LinearSolver(A, "fp_exit_", name, gen.exit_preset(), merged)
-    gen.cache["killed"] = _Killed(killing, merged, solver)
-    return solver
+    return LinearSolver(A, "fp_exit_", name, exit_preset(gen), dict(options))

@@ -4,8 +4,9 @@ A region's cells are taken out of the forms and the facets around them become fu
 there as on any boundary: by Nitsche's terms where the process diffuses across, by upwinding where it only drifts in.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from mpi4py import MPI
@@ -19,11 +20,11 @@ from dolfinx import mesh as dmesh
 
 from .._errors import together
 from .._log import logger
-from ..discretisation.assembly import basic_forms, union_tags
 from ..discretisation.facets import neighbours
 from ..discretisation.generator import Generator
 from ..discretisation.solution import as_points
-from ..domains.domain import Marker
+from ..discretisation.territory import Territory, union_tags
+from ..domains.domain import Domain, Marker
 from ..models.fields import is_number
 
 Mask = npt.NDArray[np.bool_]
@@ -46,6 +47,7 @@ class Resolved:
 
     Attributes:
         name: its name.
+        asked: as it was given.
         cells: which local cells belong to it.
         facets: local boundary facets of it, if it is a boundary part.
         point: its point, if it has one.
@@ -53,107 +55,117 @@ class Resolved:
     """
 
     name: str
+    asked: Region
     cells: Mask
     facets: Integers
     point: Any
     size: Size
 
 
-class Stopped(Generator):
-    """A generator whose process is also stopped in regions, which count as absorbing parts (collective).
+class Stopped(Territory):
+    """The domain without some regions: the process stops in them, and they count as absorbing parts (collective).
 
-    Same function space as the original; unknowns inside the regions are idle.
+    Unknowns inside the regions are idle.
+
+    Args:
+        gen: any generator whose process does not stop in regions yet.
+        regions: disjoint.
     """
 
-    def __init__(self, gen: Generator, regions: list[Resolved]):
-        self.__dict__.update({k: v for k, v in gen.__dict__.items() if k not in ("cache", "_M", "G", "integrals")})
-        self.regions = {r.name: r for r in regions}
-        self.absorbing = tuple(dict.fromkeys([*gen.absorbing, *self.regions]))
+    def __init__(self, whole: Territory, regions: list[Resolved]):
+        domain, mesh = whole.domain, whole.domain.mesh
+        self.whole, self.regions = whole, {r.name: r for r in regions}
+        super().__init__(domain, tuple(dict.fromkeys([*whole.absorbing, *self.regions])))
+        self.declared = whole.declared
         inside = np.logical_or.reduce([r.cells for r in regions])
-        pairs, facets = neighbours(gen.domain.mesh)
+        pairs, local = neighbours(mesh)
         both = (pairs >= 0).all(axis=1)
         one = both & (inside[pairs[:, 0]] != inside[pairs[:, 1]])
         self._sides: dict[str, Integers] = {}
         self._stops: list[Integers] = []
         for name in self.absorbing:
             at = np.zeros(len(pairs), dtype=bool)
-            own = self.regions[name].facets if name in self.regions else gen.domain.facets(name)
+            own = self.regions[name].facets if name in self.regions else domain.facets(name)
             at[own] = ~inside[pairs[own, 0]]
             if name in self.regions and len(own) == 0:
                 at |= one & self.regions[name].cells[pairs].any(axis=1)
             chosen = np.flatnonzero(at)
             outer = np.where(inside[pairs[chosen, 0]], 1, 0)
-            self._sides[name] = np.stack([pairs[chosen, outer], facets[chosen, outer]], axis=1).astype(np.int32)
+            self._sides[name] = np.stack([pairs[chosen, outer], local[chosen, outer]], axis=1).astype(np.int32)
             self._stops.append(chosen.astype(np.int32))
         free = both & ~inside[pairs].any(axis=1)
-        quadruples = np.stack([pairs[free, 0], facets[free, 0], pairs[free, 1], facets[free, 1]], axis=1)
-        outside = np.flatnonzero(~inside).astype(np.int32)
-        tags = dmesh.meshtags(gen.domain.mesh, gen.domain.dim, outside, np.ones_like(outside))
-        absorbing = self.facets(self.absorbing)
-        weak = replace(gen.weak, cells=tags, absorbing=absorbing, interior=[(1, quadruples.astype(np.int32).ravel())])
-        mass, forward, integral = basic_forms(weak, gen.V)
-        self.compiled = replace(gen.compiled, weak=weak, mass=mass, forward=forward, integral=integral)
-        self._assemble(gen)
-        self._idle = _idle(gen, outside)
-        diagonal = self.G.getDiagonal()
-        diagonal.array_w[self._idle[: diagonal.local_size]] = -1.0
-        self.G.setDiagonal(diagonal)
-        diagonal.destroy()
+        quadruples = np.stack([pairs[free, 0], local[free, 0], pairs[free, 1], local[free, 1]], axis=1)
+        self.interior = [(1, quadruples.astype(np.int32).ravel())]
+        self.outside = np.flatnonzero(~inside).astype(np.int32)
+        self.cells = dmesh.meshtags(mesh, domain.dim, self.outside, np.ones_like(self.outside))
 
-    def facets(self, parts: Any) -> Any:
+    def facets(self, parts: Sequence[str]) -> Any:
         """Pairs of cell and local facet, seen from where the process lives."""
         sides = [np.zeros((0, 2), np.int32), *(self._sides[part] for part in parts)]
         return [(1, np.unique(np.concatenate(sides), axis=0).ravel())]
 
-    def absorbing_facets(self) -> np.ndarray:
+    @cached_property
+    def stops(self) -> Integers:
         """Local indices of the facets at which the process stops."""
         return np.unique(np.concatenate(self._stops))
 
-    def fill(self, u: fem.Function, name: str, value: float) -> None:
-        """Give the unknowns inside a region a value."""
-        dofs = np.unique(self.V.dofmap.list[self.regions[name].cells])
-        u.x.array[dofs[self._idle[dofs]]] = value
+    def idle(self, V: fem.FunctionSpace) -> Mask:
+        """Which local unknowns belong to no cell outside the regions, on any rank (collective)."""
+        touched = fem.Function(V)
+        touched.x.array[np.unique(V.dofmap.list[self.outside])] = 1.0
+        touched.x.scatter_reverse(la.InsertMode.add)
+        touched.x.scatter_forward()
+        return touched.x.array == 0
+
+    def on(self, domain: Domain) -> "Stopped":
+        """The same regions, resolved on another mesh (collective)."""
+        return Stopped(self.whole.on(domain), resolve(domain, {name: r.asked for name, r in self.regions.items()}))
+
+    def complete(self, u: fem.Function, data: Mapping[str, Any]) -> None:
+        """Give the unknowns inside the regions their data (collective)."""
+        idle = self.idle(u.function_space)
+        for name, value in data.items():
+            if name in self.regions and is_number(value):
+                dofs = np.unique(u.function_space.dofmap.list[self.regions[name].cells])
+                u.x.array[dofs[idle[dofs]]] = value
 
 
-def _idle(gen: Generator, outside: Integers) -> Mask:
-    """Which local unknowns belong to no cell outside the regions, on any rank."""
-    touched = fem.Function(gen.V)
-    touched.x.array[np.unique(gen.V.dofmap.list[outside])] = 1.0
-    touched.x.scatter_reverse(la.InsertMode.add)
-    touched.x.scatter_forward()
-    return touched.x.array == 0
+def stopped(gen: Generator, regions: Mapping[str, Region] | list[Resolved]) -> Generator:
+    """The generator whose process also stops in regions, named parts of its own (collective)."""
+    found = regions if isinstance(regions, list) else resolve(gen.domain, regions)
+    return gen.with_territory(Stopped(gen.territory, found))
 
 
-def resolve(gen: Generator, regions: Mapping[str, Region]) -> list[Resolved]:
-    """The regions on the generator's mesh: a cell belongs to one if its midpoint does (collective).
+def resolve(domain: Domain, regions: Mapping[str, Region]) -> list[Resolved]:
+    """The regions on a domain's mesh: a cell belongs to one if its midpoint does (collective).
 
     A mesh that follows a region's boundary resolves it exactly; otherwise its size tells how well it is resolved.
 
     Raises:
         ValueError: unknown boundary part, a marker that fails, an empty region, two regions with a common cell.
     """
-    found = [_resolve(gen, name, region) for name, region in regions.items()]
+    found = [_resolve(domain, name, region) for name, region in regions.items()]
     for i, a in enumerate(found):
         for b in found[:i]:
-            common = gen.domain.comm.allreduce(int((a.cells & b.cells).sum()) + len(np.intersect1d(a.facets, b.facets)))
+            common = domain.comm.allreduce(int((a.cells & b.cells).sum()) + len(np.intersect1d(a.facets, b.facets)))
             if common:
                 raise ValueError(f"the regions {b.name!r} and {a.name!r} overlap; first passages need disjoint ones")
     return found
 
 
-def _resolve(gen: Generator, name: str, region: Region) -> Resolved:
-    domain, mesh = gen.domain, gen.domain.mesh
+def _resolve(domain: Domain, name: str, region: Region) -> Resolved:
+    mesh = domain.mesh
     count = mesh.topology.index_map(domain.dim)
     cells: Mask = np.zeros(count.size_local + count.num_ghosts, dtype=bool)
     facets: Integers = np.zeros(0, np.int32)
     if isinstance(region, str):
         facets = domain.facets(region)
         ds = ufl.Measure("ds", mesh, subdomain_data=union_tags(domain, (region,)), subdomain_id=1)
-        area = total(gen, gen.space.constant(1.0) * ds)
-        return Resolved(name, cells, facets, None, Size(area, area))
-    marker, point = _marker(gen, name, region)
+        area = total(domain.comm, fem.Constant(mesh, 1.0) * ds)
+        return Resolved(name, region, cells, facets, None, Size(area, area))
+    marker, point = _marker(domain, name, region)
     x = dmesh.compute_midpoints(mesh, domain.dim, np.arange(len(cells), dtype=np.int32))[:, : domain.dim]
-    points, weights = _cell_points(gen)
+    points, weights = _cell_points(domain)
     with together(domain.comm):
         try:
             cells = _marked(marker, x)
@@ -173,10 +185,10 @@ def _resolve(gen: Generator, name: str, region: Region) -> Resolved:
             "the region %r has volume %.4g on the mesh, %.4g was asked for: let the mesh follow its boundary",
             name, size.resolved, size.asked,
         )  # fmt: skip
-    return Resolved(name, cells, facets, point, size)
+    return Resolved(name, region, cells, facets, point, size)
 
 
-def _marker(gen: Generator, name: str, region: Any) -> tuple[Marker, Any]:
+def _marker(domain: Domain, name: str, region: Any) -> tuple[Marker, Any]:
     if callable(region):
         return region, None
     if not isinstance(region, tuple) or len(region) != 2 or not is_number(region[1]) or not region[1] > 0:
@@ -184,11 +196,9 @@ def _marker(gen: Generator, name: str, region: Any) -> tuple[Marker, Any]:
             f"the region {name!r} is {region!r}; expected a boundary part's name, a marker of points x, or a tuple "
             "(point, radius) with a positive radius"
         )
-    centres, radius = as_points(region[0], gen.domain.dim, f"region {name!r}"), float(region[1])
+    centres, radius = as_points(region[0], domain.dim, f"region {name!r}"), float(region[1])
     if len(centres) > 1:
-        raise ValueError(
-            f"region {name!r}: one point was expected, got {len(centres)}, in {gen.domain.dim} dimension(s)"
-        )
+        raise ValueError(f"region {name!r}: one point was expected, got {len(centres)}, in {domain.dim} dimension(s)")
     centre = centres[0]
     return lambda x: ((x - centre[:, None]) ** 2).sum(axis=0) <= radius**2, centre
 
@@ -200,9 +210,9 @@ def _marked(marker: Marker, x: npt.NDArray[np.float64]) -> Mask:
     return values
 
 
-def _cell_points(gen: Generator) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def _cell_points(domain: Domain) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Quadrature points (n, d) in this rank's cells and their weights (n,)."""
-    mesh, dim = gen.domain.mesh, gen.domain.dim
+    mesh, dim = domain.mesh, domain.dim
     points, weights = basix.make_quadrature(getattr(basix.CellType, mesh.topology.cell_name()), 8)
     row = ufl.as_vector([*ufl.SpatialCoordinate(mesh), abs(ufl.JacobianDeterminant(mesh))])
     owned = np.arange(mesh.topology.index_map(dim).size_local, dtype=np.int32)
@@ -210,6 +220,6 @@ def _cell_points(gen: Generator) -> tuple[npt.NDArray[np.float64], npt.NDArray[n
     return table[..., :dim].reshape(-1, dim), (table[..., dim] * weights).ravel()
 
 
-def total(gen: Generator, form: ufl.Form) -> float:
+def total(comm: MPI.Comm, form: ufl.Form) -> float:
     """A functional summed over all ranks (collective)."""
-    return float(gen.domain.comm.allreduce(fem.assemble_scalar(fem.form(form)), op=MPI.SUM))
+    return float(comm.allreduce(fem.assemble_scalar(fem.form(form)), op=MPI.SUM))

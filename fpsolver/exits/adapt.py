@@ -114,7 +114,7 @@ def solve_to(
             coarse = np.ones(owned, dtype=bool) if failure.partial is None else failure.partial[:owned]
             finer = _refined(here, np.flatnonzero(coarse))
             if finer.G.getSize()[0] > max_unknowns:
-                finer.destroy()
+                finer.close()
                 raise
             here = _replace(here, finer, gen)
             continue
@@ -133,19 +133,19 @@ def solve_to(
         finer = _refined(here, _marked(here.domain.comm, estimate.indicators()))
         size = finer.G.getSize()[0]
         if size > max_unknowns:
-            finer.destroy()
+            finer.close()
             advice = f"The next mesh has {size} unknowns; raise max_unknowns (now {max_unknowns}), rtol or the degree."
             raise _failure(adapted, "DIVERGED_MAX_UNKNOWNS", rtol, advice)
         here = _replace(here, finer, gen)
 
 
 def _refined(gen: Generator, cells: npt.ArrayLike) -> Generator:
-    return gen.rebuilt(domain=gen.domain.refine(cells))
+    return gen.with_domain(gen.domain.refine(cells))
 
 
 def _replace(old: Generator, new: Generator, keep: Generator) -> Generator:
     if old is not keep:
-        old.destroy()
+        old.close()
     return new
 
 

@@ -24,7 +24,9 @@ from dolfinx.fem.petsc import interpolation_matrix
 
 from .._log import logger
 from .._petsc import LinearSolver, Options
-from ..discretisation.generator import Generator
+from ..discretisation.assembly import to_function, to_vector
+from ..discretisation.fluxes import basis_integrals
+from ..discretisation.generator import Generator, derived
 from ..discretisation.metastable import capacity_solver
 from ..discretisation.solution import Solution, as_points, evaluate, locate
 from ..evolution.initial import Dirac, Gaussian, dirac, load
@@ -53,6 +55,11 @@ def load_density(gen: Generator, start: Any) -> PETSc.Vec:
         source.destroy()
         raise ValueError(f"start: the density has mass {mass:.6g} in the domain where 1 was expected; normalise it.")
     return source
+
+
+@derived
+def _of_degree(gen: Generator, degree: int) -> Generator:
+    return gen.with_degree(degree)
 
 
 def _remaining(k: int, step: np.ndarray, lowest: int, first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -105,14 +112,7 @@ class DualWeighted:
         return self._values(self.gen, self.chain[-1])
 
     def _of_degree(self, degree: int) -> Generator:
-        def make() -> Generator:
-            known: dict[int, Generator] = self.gen.compiled.degrees
-            if degree in known:  # of the same process with other numbers; its matrices may be destroyed
-                return known[degree].replace(**self.gen.process.parameters())
-            known[degree] = self.gen.rebuilt(degree)
-            return known[degree]
-
-        return self.gen.cached(f"degree {degree}", make)
+        return _of_degree(self.gen, degree)
 
     def _answers(self, degree: int) -> tuple[Generator, Chain]:
         gen = self._of_degree(degree)
@@ -123,7 +123,7 @@ class DualWeighted:
     def _values(self, gen: Generator, u: fem.Function) -> np.ndarray:
         if isinstance(self.start, np.ndarray):
             return evaluate(u, self.start)
-        functional, coefficients = self._functional(gen), gen.vector(u)
+        functional, coefficients = self._functional(gen), to_vector(gen, u)
         value = float(functional.dot(coefficients))
         for v in (functional, coefficients):
             v.destroy()
@@ -176,7 +176,7 @@ class DualWeighted:
             residual = self._residual(gen, errors, j)
             weight = self._detail(gen, z)
             shares.x.array[: residual.local_size] += residual.array_r * weight.array_r
-            if gen.scheme == "weighted":
+            if gen.weak.scheme.by_capacities:
                 defects += self._defects(gen, residual, z)
             source.destroy()
             source = gen.G.createVecLeft()
@@ -195,7 +195,7 @@ class DualWeighted:
         raised = fem.Function(gen.V)
         raised.interpolate(coarse)
         raised.x.array[:] = fine.x.array - raised.x.array
-        return gen.vector(raised)
+        return to_vector(gen, raised)
 
     def _residual(self, gen: Generator, errors: list[PETSc.Vec], j: int) -> PETSc.Vec:
         """K e_j − j M e_{j−1} with K = −Gᵀ (+ S), which is the residual of the j-th answer of the chain."""
@@ -222,11 +222,11 @@ class DualWeighted:
 
     def _detail(self, gen: Generator, z: PETSc.Vec) -> PETSc.Vec:
         """Coefficients of z − I z; zero where the residual is nothing but rounding."""
-        detail, below, smooth = gen.function(z), fem.Function(self.gen.V), fem.Function(gen.V)
+        detail, below, smooth = to_function(gen, z), fem.Function(self.gen.V), fem.Function(gen.V)
         below.interpolate(detail)
         smooth.interpolate(below)
         detail.x.array[:] -= smooth.x.array
-        vector = gen.vector(detail)
+        vector = to_vector(gen, detail)
         if self.operator is None:
             vector.array_w[:] *= ~_flat(gen)
         return vector
@@ -238,11 +238,11 @@ class DualWeighted:
         """
         raise_, nodal = interpolation_matrix(self.gen.V, gen.V), fem.Function(self.gen.V)
         raise_.assemble()
-        nodal.interpolate(gen.function(z))
+        nodal.interpolate(to_function(gen, z))
         defect, missed = self.gen.G.createVecRight(), self.gen.G.createVecRight()
         raise_.multTranspose(residual, defect)
-        raise_.multTranspose(gen.integrals, missed)
-        missed.axpy(-np.exp(gen.offset - self.gen.offset), self.gen.integrals)
+        raise_.multTranspose(basis_integrals(gen), missed)
+        missed.axpy(-np.exp(float(gen.weak.offset.value - self.gen.weak.offset.value)), basis_integrals(self.gen))
         flat = _flat(self.gen) if self.operator is None else np.zeros(defect.local_size, dtype=bool)
         found = np.where(flat, missed.array_r, defect.array_r) * nodal.x.array[: defect.local_size]
         for item in (raise_, defect, missed):
@@ -293,7 +293,7 @@ def with_error_bars(
     def operator(other: Generator) -> LinearSolver:
         return backward_operator(other, killing, options, answer.name)
 
-    by_capacity = gen.scheme == "weighted" and not is_killed(killing)
+    by_capacity = gen.weak.scheme.by_capacities and not is_killed(killing)
     estimate = DualWeighted(gen, chain, again, None if by_capacity else operator, start)
     solution = Solution(answer.function, answer.stats, answer.name, estimate)
     if start is not None:

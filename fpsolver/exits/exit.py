@@ -12,9 +12,12 @@ from dolfinx import fem
 from .._errors import agree
 from .._log import logger
 from .._petsc import Options
+from ..discretisation.assembly import assemble_vector, to_function, to_vector
+from ..discretisation.fluxes import basis_integrals, exit_vector
 from ..discretisation.generator import Generator
 from ..discretisation.metastable import capacity_solver
 from ..discretisation.solution import Solution
+from ..discretisation.solver import statistics
 from ..models.fields import is_number
 from ._guards import check_certain_exit, check_growth, check_reach, check_roundoff, check_sign, need_exit
 from ._killed import backward_operator, is_killed
@@ -66,23 +69,26 @@ def _expectation(gen: Generator, exit: Any, running: Any, killing: Any, options:
     rhs = _running_cost(gen, running)
     check_reach(gen, name, killing)
     if not killed:
-        if gen.scheme != "weighted" and not (is_number(exit) and exit == 0):
-            gen.cached("exit is certain", lambda: check_certain_exit(gen, name, options))
+        if not gen.weak.scheme.by_capacities and not (is_number(exit) and exit == 0):
+            check_certain_exit(gen, name, options)
     constants: dict[str, float] = {}
     for part, g in _exit_data(gen, exit).items():
-        if is_number(g) and gen.scheme == "weighted" and not killed:
+        if is_number(g) and gen.weak.scheme.by_capacities and not killed:
             constants[part] = float(g)
         elif not (is_number(g) and g == 0):
-            data = gen.exit_vector(gen.space.scalar(g, f"exit data on {part!r}"), part)
+            data = exit_vector(gen, gen.weak.space.scalar(g, f"exit data on {part!r}"), part)
             rhs.axpy(1.0, data)
             data.destroy()
     finite = np.isfinite([*rhs.array_r, *constants.values()]).all()
     agree(gen.domain.comm, None if finite else f"{name}: exit data or running cost is not finite on the domain.")
-    if gen.scheme == "weighted" and not killed:
-        return _solve_by_capacity(gen, rhs, constants, options, name)
-    given = [running, *_exit_data(gen, exit).values()]
-    positive = all(is_number(g) and g >= 0 for g in given)
-    return _solve(gen, rhs, killing, options, name, positive)
+    if gen.weak.scheme.by_capacities and not killed:
+        answer = _solve_by_capacity(gen, rhs, constants, options, name)
+    else:
+        given = [running, *_exit_data(gen, exit).values()]
+        positive = all(is_number(g) and g >= 0 for g in given)
+        answer = _solve(gen, rhs, killing, options, name, positive)
+    gen.territory.complete(answer.function, _exit_data(gen, exit))
+    return answer
 
 
 def _exit_data(gen: Generator, exit: Any) -> dict[str, Any]:
@@ -97,16 +103,16 @@ def _exit_data(gen: Generator, exit: Any) -> dict[str, Any]:
 def _running_cost(gen: Generator, running: Any) -> PETSc.Vec:
     """F_i = ∫ f φ_i as a new vector."""
     if is_number(running):
-        rhs = gen.integrals.copy()
+        rhs = basis_integrals(gen).copy()
         rhs.scale(float(running))
         return rhs
     if isinstance(running, fem.Function) and running.function_space == gen.V:
-        rhs, f = gen.G.createVecLeft(), gen.vector(running)
+        rhs, f = gen.G.createVecLeft(), to_vector(gen, running)
         gen.M.mult(f, rhs)
         f.destroy()
         return rhs
     weak, v = gen.weak, ufl.TestFunction(gen.V)
-    return gen.assemble_vector(gen.space.scalar(running, "running cost") * v * weak.dx)
+    return assemble_vector(gen, gen.weak.space.scalar(running, "running cost") * v * weak.dx)
 
 
 def _solve(
@@ -120,7 +126,7 @@ def _solve(
     rhs.scale(-1.0)
     with PETSc.Log.Stage("fpsolver solve"):
         solver.solve(rhs, u, transpose=True)
-    stats = {**gen.stats(), "iterations": solver.iterations, "residual": solver.residual}
+    stats = {**statistics(gen), "iterations": solver.iterations, "residual": solver.residual}
     # relative error that rounding alone may cause: backward error times an estimate of the condition number
     size = u.norm(PETSc.NormType.INFINITY)
     scale = rhs.norm(PETSc.NormType.INFINITY)
@@ -128,7 +134,7 @@ def _solve(
     check_roundoff(gen, name, stats, solver)
     if positive:
         check_sign(gen, name, u, solver)
-    solution = Solution(gen.function(u), stats, name)
+    solution = Solution(to_function(gen, u), stats, name)
     u.destroy()
     rhs.destroy()
     logger.info("%s", solution)
@@ -140,12 +146,12 @@ def _solve_by_capacity(
 ) -> Solution:
     capacity = capacity_solver(gen, name, options)
     u = capacity.solve(rhs, constants)
-    stats = {**gen.stats(), "residual": capacity.solver.residual, "capacity": capacity.capacity}
+    stats = {**statistics(gen), "residual": capacity.solver.residual, "capacity": capacity.capacity}
     stats["wells"] = len(capacity.wells)
     finite = np.isfinite(u.array_r).all()
     problem = f"{name}: beyond the range of floating point numbers (capacity {capacity.capacity:.3g})."
     agree(gen.domain.comm, None if finite else problem, OverflowError)
-    solution = Solution(gen.function(u), stats, name)
+    solution = Solution(to_function(gen, u), stats, name)
     for v in (u, rhs):
         v.destroy()
     logger.info("%s", solution)

@@ -11,9 +11,12 @@ from dolfinx import fem
 from .._errors import NotConverged
 from .._log import logger
 from .._petsc import Options
+from ..discretisation.assembly import to_density, to_function, to_vector
+from ..discretisation.fluxes import basis_integrals, exit_flux
 from ..discretisation.generator import Generator
 from ..discretisation.metastable import UNRESOLVED, capacity_solver, slowest_mode
 from ..discretisation.solution import as_points, evaluate
+from ..discretisation.solver import exit_solver
 from ..evolution.evolution import Evolution
 from ..evolution.evolve import backward, evolve
 from ..evolution.initial import dirac
@@ -54,7 +57,6 @@ class ExitDistribution:
         gen = self._gen
         if part not in gen.absorbing:
             raise ValueError(f"exit density: {part!r} does not absorb; absorbing are {', '.join(gen.absorbing)}.")
-        gen.activate()
         return gen.boundary.flux(self._forward, gen.domain.facets(part), gen.weak)
 
 
@@ -83,7 +85,7 @@ def exit_distribution(gen: Generator, start: Any, *, options: Options | None = N
     source = load_density(gen, start)
     g, probability = _occupation(gen, source, options)
     answer = ExitDistribution(
-        probability, float(gen.integrals.dot(g)), gen.density(g, "occupation"), gen.function(g), gen
+        probability, float(basis_integrals(gen).dot(g)), to_density(gen, g, "occupation"), to_function(gen, g), gen
     )
     missing = abs(sum(probability.values()) - source.sum())
     for v in (source, g):
@@ -99,14 +101,14 @@ def exit_distribution(gen: Generator, start: Any, *, options: Options | None = N
 def _occupation(gen: Generator, source: PETSc.Vec, options: Options | None) -> tuple[PETSc.Vec, dict[str, float]]:
     """Solve −G g = source for the occupation density, a new vector; the share that each part absorbs (collective)."""
     what = "occupation density"
-    if gen.scheme == "weighted":
+    if gen.weak.scheme.by_capacities:
         capacity = capacity_solver(gen, what, options)
         shares = capacity.absorbed(source)
         return capacity.solve(source), {part: float(x) for part, x in zip(gen.absorbing, shares, strict=True)}
-    solver, g = gen.solver(what, options), gen.G.createVecRight()
+    solver, g = exit_solver(gen, what, options), gen.G.createVecRight()
     solver.solve(source, g)
     g.scale(-1.0)
-    return g, {part: float(gen.exit_flux(part).dot(g)) for part in gen.absorbing}
+    return g, {part: float(exit_flux(gen, part).dot(g)) for part in gen.absorbing}
 
 
 def survival(
@@ -127,7 +129,7 @@ def survival(
     points = as_points(start, gen.domain.dim, "start")
     flow = backward(gen, 1.0, times, time_rtol=time_rtol, options=options)
     values = np.array([u.at(points) for u in flow]).T
-    if gen.scheme == "weighted":
+    if gen.weak.scheme.by_capacities:
         values += _slow_part_missed(gen, flow, points, options)
     return _probabilities(values[0] if len(points) == 1 else values)
 
@@ -161,10 +163,10 @@ def _slow_part_missed(gen: Generator, flow: Evolution, points: np.ndarray, optio
     one.set(1.0)
     whole, found = image.dot(one), []
     for u in flow:
-        vector = gen.vector(u.raw)
+        vector = to_vector(gen, u.raw)
         found.append(image.dot(vector))
         vector.destroy()
-    profile = evaluate(gen.function(mode), points)
+    profile = evaluate(to_function(gen, mode), points)
     for v in (mode, image, one):
         v.destroy()
     return np.outer(profile, whole * np.exp(-rate * np.asarray(flow.times)) - np.array(found))

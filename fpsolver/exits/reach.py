@@ -17,7 +17,7 @@ from scipy.sparse import csgraph
 from .. import _compat
 from ..discretisation.boundary import CURVED
 from ..discretisation.facets import cell_volumes, neighbours, on_sides
-from ..discretisation.generator import Generator
+from ..discretisation.generator import Generator, derived
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,12 @@ def closed_classes(gen: Generator, killed: npt.NDArray[np.bool_] | None = None) 
         gen: any generator.
         killed: this rank's own cells in which the process may end, if any.
     """
-    return gen.cached("reach", lambda: _closed_classes(gen, None)) if killed is None else _closed_classes(gen, killed)
+    return _without_killing(gen) if killed is None else _closed_classes(gen, killed)
+
+
+@derived
+def _without_killing(gen: Generator) -> Reach:
+    return _closed_classes(gen, None)
 
 
 def _closed_classes(gen: Generator, killed: npt.NDArray[np.bool_] | None) -> Reach:
@@ -112,7 +117,7 @@ def _graph(gen: Generator) -> tuple[npt.NDArray[Any], ...]:
 
 def _exits(gen: Generator, lives: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
     """Local cells that the process can leave through an absorbing facet."""
-    cells, local = neighbours(gen.domain.mesh, gen.absorbing_facets())
+    cells, local = neighbours(gen.domain.mesh, gen.territory.stops)
     side = np.where((cells[:, 0] >= 0) & lives[cells[:, 0]], 0, 1)  # a region's facet has cells on both sides
     rows = np.arange(len(cells))
     sides = np.stack([cells[rows, side], local[rows, side]], axis=1)
@@ -127,7 +132,6 @@ def crossing(gen: Generator, sides: npt.NDArray[Any]) -> tuple[npt.NDArray[np.bo
         sides: pairs of cell and local facet, shape (n, 2).
     """
     D, beta, n = gen.coefficients.D, gen.coefficients.beta, ufl.FacetNormal(gen.domain.mesh)
-    gen.activate()
     rows = [ufl.dot(ufl.dot(D, n), n), ufl.dot(beta, n), ufl.tr(D), ufl.dot(beta, beta)]
     values, _, _ = on_sides(gen.domain.mesh, rows, sides, 2 * gen.degree)
     delta, drift, size, speed = (values[..., i] for i in range(4))

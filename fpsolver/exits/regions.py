@@ -12,24 +12,28 @@ import ufl
 from dolfinx import mesh as dmesh
 
 from .._petsc import Options
+from ..discretisation.assembly import assemble_vector, to_vector
+from ..discretisation.fluxes import basis_integrals, exit_flux
 from ..discretisation.generator import Generator
 from ..discretisation.metastable import capacity_solver
 from ..discretisation.solution import Solution
+from ..discretisation.solver import exit_solver
 from ..longtime.stationary import stationary
-from ._stopped import Region, Resolved, Size, Stopped, resolve, total
+from ._stopped import Region, Resolved, Size, resolve, stopped, total
 from .exit import exit_probability, mean_exit_time
 
 
 def _over(gen: Generator, region: Resolved, integrand: Any) -> float:
     """∫ over a region's cells, or over its facets."""
-    gen.activate()
     if not gen.domain.comm.allreduce(int(region.cells.any()), op=MPI.MAX):
         tags = dmesh.meshtags(gen.domain.mesh, gen.domain.dim - 1, region.facets, np.ones_like(region.facets))
-        return total(gen, integrand * ufl.Measure("ds", gen.domain.mesh, subdomain_data=tags, subdomain_id=1))
+        return total(
+            gen.domain.comm, integrand * ufl.Measure("ds", gen.domain.mesh, subdomain_data=tags, subdomain_id=1)
+        )
     cells = np.flatnonzero(region.cells).astype(np.int32)
     tags = dmesh.meshtags(gen.domain.mesh, gen.domain.dim, cells, np.ones_like(cells))
     metadata = {"quadrature_degree": gen.weak.quadrature}
-    return total(gen, integrand * ufl.Measure("dx", gen.domain.mesh, 1, metadata, tags))
+    return total(gen.domain.comm, integrand * ufl.Measure("dx", gen.domain.mesh, 1, metadata, tags))
 
 
 @dataclass(frozen=True)
@@ -78,11 +82,11 @@ def first_passage(gen: Generator, regions: Mapping[str, Region], *, options: Opt
         raise TypeError(f"first_passage: regions is {regions!r}; a dictionary name -> region was expected.")
     if len(regions) < 2:
         raise ValueError(f"first_passage: at least two regions were expected, got {list(regions)}.")
-    found = resolve(gen, regions)
+    found = resolve(gen.domain, regions)
     times, solutions = np.zeros((len(found), len(found))), {}
     for j, target in enumerate(found):
-        with Stopped(gen, [target]) as stopped:
-            tau = mean_exit_time(stopped, options=options)
+        with stopped(gen, [target]) as inner:
+            tau = mean_exit_time(inner, options=options)
         tau.name = f"mean first-passage time to {target.name}"
         solutions[target.name] = tau
         for i, origin in enumerate(found):
@@ -105,8 +109,9 @@ def committor(gen: Generator, A: Region, B: Region, *, options: Options | None =
     Raises:
         ValueError: as :func:`resolve`, or the process may stay for ever outside both.
     """
-    with Stopped(gen, _two(gen, A, B)) as stopped:
-        return _committor(stopped, options)
+    regions = _two(gen, A, B)
+    with stopped(gen, regions) as inner:
+        return _committor(inner, regions[1].name, options)
 
 
 def _two(gen: Generator, A: Region, B: Region) -> list[Resolved]:
@@ -114,13 +119,11 @@ def _two(gen: Generator, A: Region, B: Region) -> list[Resolved]:
     names = [region if isinstance(region, str) else name for name, region in (("A", A), ("B", B))]
     if names[0] == names[1]:
         raise ValueError(f"committor: A and B are the same part {names[0]!r}.")
-    return resolve(gen, dict(zip(names, (A, B), strict=True)))
+    return resolve(gen.domain, dict(zip(names, (A, B), strict=True)))
 
 
-def _committor(stopped: Stopped, options: Options | None) -> Solution:
-    target = list(stopped.regions)[1]
-    q = exit_probability(stopped, target, options=options)
-    stopped.fill(q.function, target, 1.0)
+def _committor(gen: Generator, target: str, options: Options | None) -> Solution:
+    q = exit_probability(gen, target, options=options)
     q.name = "committor"
     return q
 
@@ -173,22 +176,22 @@ def transition_rate(gen: Generator, A: Region, B: Region, *, options: Options | 
     if gen.absorbing:
         raise ValueError(f"transition_rate: {', '.join(gen.absorbing)} absorbs, so there is no stationary process.")
     regions = _two(gen, A, B)
-    with Stopped(gen, regions) as stopped:
-        q = _committor(stopped, options)
-        if gen.scheme == "weighted":
-            capacity = capacity_solver(stopped, "committor", options).effective(*stopped.absorbing)
-            whole, u = float(gen.integrals.sum()), gen.vector(q.function)
-            mass_B = float(gen.integrals.dot(u))
+    with stopped(gen, regions) as inner:
+        q = _committor(inner, regions[1].name, options)
+        if gen.weak.scheme.by_capacities:
+            capacity = capacity_solver(inner, "committor", options).effective(*inner.absorbing)
+            whole, u = float(basis_integrals(gen).sum()), to_vector(gen, q.function)
+            mass_B = float(basis_integrals(gen).dot(u))
             u.destroy()
             return _transitions(capacity, whole, whole - mass_B, q, regions)
         rho = stationary(gen).raw
-        v, from_A = ufl.TestFunction(gen.V), stopped.facets((regions[0].name,))
-        source = gen.assemble_vector(stopped.weak.entrance_data(rho, v, from_A))
+        v, from_A = ufl.TestFunction(gen.V), inner.territory.facets((regions[0].name,))
+        source = assemble_vector(gen, inner.weak.entrance_data(rho, v, from_A))
         source.scale(-1.0)
         r = source.duplicate()
-        stopped.solver("committor", options).solve(source, r)
-        flux = float(stopped.exit_flux(regions[1].name).dot(r))
-        share = float(stopped.integrals.dot(r)) + (_over(gen, regions[0], rho) if not isinstance(A, str) else 0.0)
+        exit_solver(inner, "committor", options).solve(source, r)
+        flux = float(exit_flux(inner, regions[1].name).dot(r))
+        share = float(basis_integrals(inner).dot(r)) + (_over(gen, regions[0], rho) if not isinstance(A, str) else 0.0)
         for vector in (source, r):
             vector.destroy()
     return _transitions(flux, 1.0, share, q, regions)

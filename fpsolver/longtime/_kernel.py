@@ -129,10 +129,7 @@ class Kernel:
         low, high = self.rates.copy(), self.rates.copy()
         # one neighbour would not do: where a mesh leaks, rates of two degrees in a row may agree by chance
         for degree in (gen.degree - 1, gen.degree + 1) if gen.degree > 1 else (2, 3):
-            with (
-                Generator(gen.process, gen.domain, (), degree, gen.scheme, options=gen.options) as other,
-                Kernel(other, self.options) as kernel,
-            ):
+            with gen.with_degree(degree) as other, Kernel(other, self.options) as kernel:
                 found = abs(kernel.modes(min(size, other.G.getSize()[0]), transpose=False))
             m = min(len(found), size)
             low[:m], high[:m] = np.minimum(low[:m], found[:m]), np.maximum(high[:m], found[:m])

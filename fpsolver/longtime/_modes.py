@@ -9,6 +9,7 @@ import numpy.typing as npt
 from dolfinx import fem
 from scipy.optimize import linear_sum_assignment
 
+from ..discretisation.fluxes import basis_integrals
 from ..discretisation.generator import Generator
 
 Complex = npt.NDArray[np.complex128]
@@ -64,7 +65,7 @@ def biorthogonal(
 def _scale(gen: Generator, modes: Complex) -> npt.NDArray[np.float64]:
     """Factors that make the largest coefficient one, and the integral of the real part positive where it is not 0."""
     largest = np.maximum(np.abs(modes.real), np.abs(modes.imag)).max(axis=1, initial=0.0)
-    integral = modes.real @ gen.integrals.array_r
+    integral = modes.real @ basis_integrals(gen).array_r
     top, total = np.zeros_like(largest), np.zeros_like(integral)
     gen.domain.comm.Allreduce(largest, top, op=MPI.MAX)
     gen.domain.comm.Allreduce(integral, total)
@@ -85,13 +86,13 @@ def _times_mass(gen: Generator, modes: Complex) -> Complex:
 
 
 def functions(gen: Generator, modes: Complex, make: Any) -> list[Mode]:
-    """Real and imaginary parts as functions; ``make`` is ``gen.function`` or ``gen.density`` (collective)."""
+    """Real and imaginary parts as functions; ``make`` is ``to_function`` or ``to_density`` (collective)."""
     vector, found = gen.G.createVecRight(), []
     for mode in modes:
         pair = []
         for part in (mode.real, mode.imag):
             vector.array_w[:] = part
-            pair.append(make(vector))
+            pair.append(make(gen, vector))
         found.append((pair[0], pair[1]))
     vector.destroy()
     return found

@@ -18,9 +18,11 @@ import ufl
 from .. import _compat
 from .._log import logger
 from .._petsc import Options
+from ..discretisation.assembly import to_density, to_function, to_vector
 from ..discretisation.generator import Generator
 from ..discretisation.positivity import limiter
 from ..discretisation.solution import Solution
+from ..discretisation.solver import statistics
 from ..evolution.initial import load
 from ..models.fields import integrate
 from ._kernel import Array, Kernel
@@ -61,7 +63,7 @@ class ErgodicLaws:
         if isinstance(initial, Solution):
             initial = initial.raw
         source = load(self._gen, initial, "initial density")
-        vectors = [self._gen.vector(p.function) for p in self.probabilities]
+        vectors = [to_vector(self._gen, p.function) for p in self.probabilities]
         weights = np.array([source.dot(v) for v in vectors])
         for v in (source, *vectors):
             v.destroy()
@@ -174,7 +176,7 @@ def _merge(gen: Generator, laws: Array, harmonic: Array, rates: Array) -> Ergodi
             places.append(place)
     order = sorted(range(len(groups)), key=lambda g: tuple(np.round(places[g].center, 9)))
     places = [places[g] for g in order]
-    stats = {**gen.stats(), "rate": float(rates[-2])}
+    stats = {**statistics(gen), "rate": float(rates[-2])}
     densities = [_density(gen, laws[:, groups[g]].mean(axis=1)) for g in order]
     backward = [_function(gen, harmonic[:, groups[g]].sum(axis=1)) for g in order]
     return ErgodicLaws(
@@ -197,14 +199,14 @@ def _vector(gen: Generator, values: Array) -> PETSc.Vec:
 
 def _function(gen: Generator, values: Array) -> Any:
     vector = _vector(gen, values)
-    function = gen.function(vector)
+    function = to_function(gen, vector)
     vector.destroy()
     return function
 
 
 def _density(gen: Generator, values: Array) -> Any:
     vector = _vector(gen, values)
-    function = gen.density(vector)
+    function = to_density(gen, vector)
     vector.destroy()
     return function
 

@@ -10,10 +10,12 @@ from dolfinx import fem
 from .._errors import NotConverged
 from .._log import logger
 from .._petsc import Options, direct_preset, inserted_options
+from ..discretisation.assembly import to_density, to_function
 from ..discretisation.generator import Generator
 from ..discretisation.metastable import UNRESOLVED, estimated_rate, slowest_mode
 from ..discretisation.positivity import Limiter, limiter
 from ..discretisation.solution import Solution
+from ..discretisation.solver import statistics
 from ..models.fields import integrate, is_number
 from ._modes import biorthogonal, functions
 
@@ -97,7 +99,7 @@ def spectrum(gen: Generator, k: int = 6, *, options: Options | None = None) -> S
     count = _whole_pairs(values, int(k))
     right, left = (modes[:count] for modes in paired)
     answer = Spectrum(
-        values[:count], functions(gen, right, gen.density), functions(gen, left, gen.function), residuals[:count]
+        values[:count], functions(gen, right, to_density), functions(gen, left, to_function), residuals[:count]
     )
     logger.info("%s", answer)
     return answer
@@ -118,11 +120,11 @@ def quasi_stationary(gen: Generator, *, options: Options | None = None) -> Quasi
     """
     if not gen.absorbing:
         raise ValueError("quasi_stationary: nothing absorbs; the invariant law is what stationary(gen) computes.")
-    rate, density, mode, residual = (_by_capacities if gen.scheme == "weighted" else _slowest)(gen, options)
+    rate, density, mode, residual = (_by_capacities if gen.weak.scheme.by_capacities else _slowest)(gen, options)
     mass = integrate(gen.domain.mesh, density, 2 * gen.degree)
     density.x.array[:] /= mass
     mode.x.array[:] *= mass
-    stats = {**gen.stats(), "residual": residual}
+    stats = {**statistics(gen), "residual": residual}
     stats["minimum"] = limiter(gen).minimum(density)
     return QuasiStationary(rate, density, mode, stats, limiter(gen))
 
@@ -148,9 +150,8 @@ def _check_resolution(gen: Generator, rate: float, options: Options | None) -> N
     Raises:
         NotConverged: it does not, or rounding is all that it sees.
     """
-    finer = gen.rebuilt(gen.degree + 1)
-    other = -float(spectrum(finer, 1, options=options).eigenvalues[0].real)
-    finer.destroy()
+    with gen.with_degree(gen.degree + 1) as finer:
+        other = -float(spectrum(finer, 1, options=options).eigenvalues[0].real)
     change = abs(other - rate) / rate
     if not change < _CHANGE:
         advice = (
@@ -165,7 +166,7 @@ def _check_resolution(gen: Generator, rate: float, options: Options | None) -> N
 def _by_capacities(gen: Generator, options: Options | None) -> tuple[float, fem.Function, fem.Function, float]:
     """The same with the scheme ``weighted``, in which forward and backward modes are one vector."""
     rate, u, change = slowest_mode(gen, options)
-    density, mode = gen.density(u), gen.function(u)
+    density, mode = to_density(gen, u), to_function(gen, u)
     u.destroy()
     return rate, density, mode, change
 
@@ -199,7 +200,7 @@ def _solve(
     scaled = [A.copy(), gen.M.copy()]
     for matrix in scaled:
         matrix.diagonalScale(S, S)
-    if gen.absorbing and gen.scheme == "weighted":  # the eigenvalue solver itself may see rounding only
+    if gen.absorbing and gen.weak.scheme.by_capacities:  # the eigenvalue solver itself may see rounding only
         _check_rounding(scaled[0], scaled[1], estimated_rate(gen))
     eps = SLEPc.EPS().create(A.comm)
     eps.setOptionsPrefix("fp_spectrum_")

@@ -7,9 +7,12 @@ from dolfinx import fem
 
 from .._log import logger
 from .._petsc import LinearSolver, Options, direct_preset
+from ..discretisation.assembly import to_density, to_vector
+from ..discretisation.fluxes import basis_integrals
 from ..discretisation.generator import Generator
 from ..discretisation.positivity import limiter
 from ..discretisation.solution import Solution, bounds
+from ..discretisation.solver import statistics
 
 # inverse iteration with (M − γG)⁻¹M contracts a mode of rate λ by 1/(1 + γλ); γ = 1e13 / ‖M⁻¹G‖ leaves three digits
 # for the contraction of the slowest resolvable mode and keeps the shifted matrix factorisable in double precision
@@ -55,8 +58,8 @@ def stationary(gen: Generator, *, options: Options | None = None) -> Solution:
         solver.destroy()
         A.destroy()
     _warn_if_slow(gen, rate)
-    function = gen.density(p)
-    stats = {**gen.stats(), "iterations": iterations, "residual": _residual(gen, p), "relaxation_rate": rate}
+    function = to_density(gen, p)
+    stats = {**statistics(gen), "iterations": iterations, "residual": _residual(gen, p), "relaxation_rate": rate}
     stats["minimum"] = limiter(gen).minimum(function)
     p.destroy()
     solution = Solution(function, stats, "invariant density", limiter=limiter(gen))
@@ -65,7 +68,7 @@ def stationary(gen: Generator, *, options: Options | None = None) -> Solution:
 
 
 def _iterate(gen: Generator, solver: LinearSolver, gamma: float) -> tuple[PETSc.Vec, float, int]:
-    p, q = gen.G.createVecRight(), gen.vector(_tilt(gen))
+    p, q = gen.G.createVecRight(), to_vector(gen, _tilt(gen))
     p.set(1.0)
     work, new = p.duplicate(), p.duplicate()
 
@@ -106,7 +109,7 @@ def _warn_if_slow(gen: Generator, rate: float) -> None:
     low, high = bounds(gen.domain.mesh)
     crossing = float((high - low).max()) / max(gen.survey.drift, 1e-300)
     # where D vanishes between the points at which it was looked at, only the Péclet number tells
-    if gen.survey.peclet > 1 and gen.process.potential(gen.space) is None and rate * crossing < _SLOW:
+    if gen.survey.peclet > 1 and gen.process.potential(gen.weak.space) is None and rate * crossing < _SLOW:
         logger.warning(
             "stationary: the slowest mode relaxes with rate %.2g, in %.2g times the time in which the drift crosses "
             "the domain. D vanishes or is small: perhaps only the mesh joins regions that the process never leaves, "
@@ -122,11 +125,11 @@ def _tilt(gen: Generator) -> fem.Function:
 
 
 def _normalise(gen: Generator, p: PETSc.Vec) -> None:
-    p.scale(1.0 / gen.integrals.dot(p))
+    p.scale(1.0 / basis_integrals(gen).dot(p))
 
 
 def _remove_mass(gen: Generator, q: PETSc.Vec, p: PETSc.Vec) -> None:
-    q.axpy(-gen.integrals.dot(q), p)
+    q.axpy(-basis_integrals(gen).dot(q), p)
 
 
 def _residual(gen: Generator, p: PETSc.Vec) -> float:

@@ -209,9 +209,9 @@ def compare(
         )
         rows.append(_row(gens, far, one, eta, start, quantity, time, absorbing, paths, substeps, seed))
         for gen in [*(gens if gens is not models else ()), *([far] if far else ())]:
-            gen.destroy()
+            gen.close()
     for gen in models:
-        gen.destroy()
+        gen.close()
     return Comparison(tuple(rows), name, fit_order(rates, [r.discrepancy for r in rows]))
 
 

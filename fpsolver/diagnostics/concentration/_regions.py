@@ -17,6 +17,7 @@ from dolfinx import mesh as dmesh
 
 from ... import _compat
 from ..._sample import lattice
+from ...discretisation.assembly import to_vector
 from ...discretisation.generator import Generator
 from ..quadrature import Array, cell_type, coordinate_element, owned_nodes
 
@@ -100,7 +101,7 @@ def loads(gen: Generator, pieces: Pieces, weight: Callable[[Array], Array] | Non
             np.add.at(function.x.array, dofs[cells], pieces.share[part, j, None] * local)
     for function in functions:
         function.x.scatter_reverse(la.InsertMode.add)
-    return [gen.vector(function) for function in functions]
+    return [to_vector(gen, function) for function in functions]
 
 
 # -- Balls

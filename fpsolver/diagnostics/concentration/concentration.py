@@ -16,6 +16,7 @@ import ufl
 from ..._errors import agree
 from ..._log import logger
 from ..._petsc import Options
+from ...discretisation.assembly import to_function, to_vector
 from ...discretisation.generator import Generator
 from ...discretisation.solution import as_points, locate
 from ...evolution.evolution import Evolution
@@ -144,7 +145,7 @@ def concentration(
     points = as_points(minima, gen.domain.dim, "concentration: minima")
     radii = _radii(radius)
     locate(gen.domain.mesh, points, "concentration: minima")
-    vectors = [gen.vector(solution.raw) for solution in evolution]
+    vectors = [to_vector(gen, solution.raw) for solution in evolution]
     found = [
         widest_contraction(gen, points, i) if attraction is None else contraction(gen, x, radius=attraction)
         for i, x in enumerate(points)
@@ -188,14 +189,14 @@ def concentration_backward(
     """
     x = as_points(point, gen.domain.dim, "concentration_backward: point")[0]
     (r,) = _radii(radius)
-    if gen.scheme == "weighted":
+    if not gen.weak.scheme.unknown_is_density:
         raise ValueError(
             "concentration_backward: scheme 'weighted' keeps densities relative to a weight; build the generator with "
             "scheme 'galerkin' or 'dg'."
         )
     load, change = ball_load(gen, x, r)
     indicator = project(gen, load)
-    function = gen.function(indicator)
+    function = to_function(gen, indicator)
     _destroy([load, change, indicator])
     return backward(gen, function, times, time_rtol=time_rtol, options=options)
 
@@ -274,7 +275,6 @@ def _loss_statistics(evolution: Evolution, loss: Any) -> tuple[Array | None, ...
     f = loss_expression(gen, loss, "concentration: loss")
     if f is None:
         return None, None, None, None
-    gen.activate()
     quadrature = Quadrature.of(gen.domain.mesh, 2 * gen.degree + 4)
     values = quadrature.expression(ufl.as_vector([f, *rates_of(gen, f)]))
     finite = bool(np.isfinite(values).all())

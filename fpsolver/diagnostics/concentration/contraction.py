@@ -14,7 +14,7 @@ from dolfinx import fem
 from ufl.algorithms import extract_coefficients
 
 from ..._log import logger
-from ...discretisation.generator import Generator
+from ...discretisation.generator import Generator, derived
 from ...discretisation.solution import as_points, bounds, locate
 from ...models.fields import is_number
 from ...models.process import Coefficients
@@ -123,7 +123,7 @@ def widest_contraction(gen: Generator, points: np.ndarray, i: int) -> Contractio
 def _samples(gen: Generator, x_star: np.ndarray, R: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Points, b and tr 2D there: quadrature points and vertices, and rays from x* as far as the mesh's box reaches."""
     d = gen.domain.dim
-    x, table = gen.cached("samples of b and tr 2D", lambda: _mesh_samples(gen))
+    x, table = _mesh_samples(gen)
     values = _pointwise(gen)
     if values is not None:
         lower, upper = bounds(gen.domain.mesh)
@@ -134,8 +134,8 @@ def _samples(gen: Generator, x_star: np.ndarray, R: float) -> tuple[np.ndarray, 
     return x, table[:, :d], table[:, d]
 
 
+@derived
 def _mesh_samples(gen: Generator) -> tuple[np.ndarray, np.ndarray]:
-    gen.activate()
     quadrature = Quadrature.with_vertices(gen.domain.mesh, max(4, gen.degree))
     table = quadrature.expression(_drift_and_noise(gen.coefficients))
     return quadrature.x.reshape(-1, gen.domain.dim), table.reshape(-1, gen.domain.dim + 1)
@@ -146,18 +146,14 @@ def _drift_and_noise(c: Coefficients) -> Any:
     return ufl.as_vector([*ito_drift(c), 2 * ufl.tr(c.D)])
 
 
+@derived
 def _pointwise(gen: Generator) -> Pointwise | None:
     """b and tr 2D at any points; None where they are tabulated (collective)."""
-
-    def make() -> Pointwise | None:
-        c = gen.coefficients
-        if extract_coefficients(c.D) or extract_coefficients(c.beta):
-            return None
-        process = gen.process
-        build = lambda mesh: _drift_and_noise(process.coefficients(process.space(mesh, 1)))  # noqa: E731
-        return Pointwise(gen.domain.dim, build, gen.domain.comm)
-
-    return gen.cached("pointwise b and tr 2D", make)
+    c, process = gen.coefficients, gen.process
+    if extract_coefficients(c.D) or extract_coefficients(c.beta):
+        return None
+    build = lambda mesh: _drift_and_noise(process.coefficients(process.space(mesh, 1)))  # noqa: E731
+    return Pointwise(gen.domain.dim, build, gen.domain.comm)
 
 
 def _extent(gen: Generator) -> float:
@@ -168,7 +164,6 @@ def _extent(gen: Generator) -> float:
 def _walls_push_inwards(gen: Generator, x_star: np.ndarray) -> bool:
     """Whether (x − x*)·Dn ≥ 0 on the boundary, so that reflection along −Dn does not raise |x − x*| (collective)."""
     mesh = gen.domain.mesh
-    gen.activate()
     point = fem.Constant(mesh, x_star)
     D, n = gen.coefficients.D, ufl.FacetNormal(mesh)
     outwards = ufl.dot(ufl.dot(D, n), ufl.SpatialCoordinate(mesh) - point)

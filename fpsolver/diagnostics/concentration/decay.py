@@ -123,8 +123,7 @@ def last_mean(evolution: Evolution) -> np.ndarray:
 def _expectations(evolution: Evolution, loss: Any) -> np.ndarray:
     """E f, −E b·∇f and E D:∇∇f at each time, shape (n, 3) (collective)."""
     gen = evolution.generator
-    gen.activate()
-    f, c, p = _loss(gen.process, gen.space, loss), gen.coefficients, fem.Function(gen.V)
+    f, c, p = _loss(gen.process, gen.weak.space, loss), gen.coefficients, fem.Function(gen.V)
     gradient, d = ufl.grad(f), gen.domain.dim
     b = c.beta + ufl.div(c.D)
     noise = sum(c.D[i, j] * gradient[i].dx(j) for i in range(d) for j in range(d))

@@ -9,6 +9,7 @@ from dolfinx import fem
 from ... import _compat
 from ...discretisation.generator import Generator
 from ...discretisation.solution import Solution
+from ...discretisation.solver import statistics
 from ...models.fields import Space, is_number
 from ...models.process import SGD, Langevin, MomentumSGD, mean_loss
 from ..pointwise import ito_drift
@@ -49,7 +50,6 @@ def regime_indicator(gen: Generator, *, loss: Any = None) -> Solution:
     f = loss_expression(gen, loss, "regime_indicator: loss")
     if f is None:
         raise ValueError(f"regime_indicator: {type(gen.process).__name__} has no loss; give one by loss=.")
-    gen.activate()
     drift, diffusion = rates_of(gen, f)
     mesh = gen.domain.mesh
     V = fem.functionspace(mesh, ("DG", 0))
@@ -61,7 +61,7 @@ def regime_indicator(gen: Generator, *, loss: Any = None) -> Solution:
         ratio = np.abs(table[:, 0]) / np.abs(table[:, 1])
     function.x.array[V.dofmap.list[cells, 0]] = np.minimum(np.nan_to_num(ratio, nan=1.0, posinf=_LARGEST), _LARGEST)
     function.x.scatter_forward()
-    return Solution(function, gen.stats(), "regime indicator")
+    return Solution(function, statistics(gen), "regime indicator")
 
 
 def shadowing_time(gen: Generator, *, distance: float = 1.0) -> float:
@@ -80,7 +80,6 @@ def shadowing_time(gen: Generator, *, distance: float = 1.0) -> float:
     """
     if not is_number(distance) or not distance > 0:
         raise ValueError(f"shadowing_time: distance is {distance!r}; a positive number was expected.")
-    gen.activate()
     c = gen.coefficients
     quadrature = Quadrature.of(gen.domain.mesh, max(4, gen.degree))
     jacobian = quadrature.expression(ufl.sym(ufl.grad(ito_drift(c))))

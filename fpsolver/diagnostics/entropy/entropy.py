@@ -16,6 +16,7 @@ from dolfinx import fem
 
 from ..._errors import agree
 from ..._log import logger
+from ...discretisation.assembly import nodal_weight, to_density, to_vector
 from ...discretisation.generator import Generator
 from ...discretisation.solution import Solution
 from ...evolution.evolution import Evolution
@@ -91,7 +92,6 @@ class _Reference:
 
     def __init__(self, gen: Generator, p_inf: Any, P: Any, degree: int):
         mesh = gen.domain.mesh
-        gen.activate()
         self.points = points = Quadrature.of(mesh, degree)
         self.D = points.expression(gen.coefficients.D)
         space = Space(mesh, gen.degree, mesh.geometry.dim)
@@ -252,13 +252,13 @@ def _range(comm: MPI.Comm, values: Array) -> tuple[float, float]:
 
 def _time_derivative(gen: Generator, f: fem.Function) -> fem.Function:
     """ṗ with M ṗ = G p; in the weighted scheme for the unknown p/w."""
-    unknown = gen.vector(f)
-    if gen.scheme == "weighted":
-        unknown.array_w[:] = unknown.array_r / gen.nodal_weight()[: unknown.local_size]
+    unknown = to_vector(gen, f)
+    if not gen.weak.scheme.unknown_is_density:
+        unknown.array_w[:] = unknown.array_r / nodal_weight(gen)[: unknown.local_size]
     load = gen.G.createVecLeft()
     gen.G.mult(unknown, load)
     derivative = project(gen, load)
-    answer = gen.density(derivative, "density_rate")
+    answer = to_density(gen, derivative, "density_rate")
     for v in (unknown, load, derivative):
         v.destroy()
     return answer

@@ -65,7 +65,6 @@ def tightness(gen: Generator, *, lyapunov: Any = None) -> Tightness:
     mesh = gen.domain.mesh
     space = Space(mesh, gen.degree, mesh.geometry.dim)
     V = space.scalar(lyapunov or (lambda x: ufl.dot(x, x)), "Lyapunov function")
-    gen.activate()
     D, beta = gen.weak.coefficients.D, gen.weak.coefficients.beta
     gradient = space.grad(V)
     LV = ufl.div(ufl.dot(D, gradient)) + ufl.dot(beta, gradient)

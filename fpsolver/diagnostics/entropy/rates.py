@@ -167,8 +167,7 @@ def bakry_emery(gen: Generator, *, potential: Any = None) -> BakryEmery:
         ValueError: no potential; e^{−V} is not invariant; D degenerate, or neither constant nor scalar; V tabulated.
     """
     mesh, d = gen.domain.mesh, gen.domain.dim
-    gen.activate()
-    space = gen.space if potential is None else Space(mesh, gen.degree, d)
+    space = gen.weak.space if potential is None else Space(mesh, gen.degree, d)
     V = gen.process.potential(space) if potential is None else space.scalar(potential, "bakry_emery: potential")
     if V is None:
         raise ValueError(
@@ -180,7 +179,6 @@ def bakry_emery(gen: Generator, *, potential: Any = None) -> BakryEmery:
         raise ValueError(
             "bakry_emery needs second derivatives: potential, drift and diffusion must be UFL, not tabulated."
         )
-    gen.activate()
     points = Quadrature.with_vertices(mesh, max(4, gen.degree))
     gradient, ds = _gradient(V, d), _gradient(c.D[0, 0], d)
     F = ito_drift(c) + ufl.dot(c.D, gradient) - ufl.div(c.D)

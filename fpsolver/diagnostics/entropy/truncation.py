@@ -104,14 +104,8 @@ def truncation(gen: Generator, *, p: Solution | None = None, enlarge: float = 1.
 
 def _wall(gen: Generator, p: fem.Function, part: str) -> Wall:
     mesh = gen.domain.mesh
-    gen.activate()
     facets, n = gen.domain.facets(part), ufl.FacetNormal(mesh)
-    D, beta = gen.weak.coefficients.D, gen.weak.coefficients.beta
-    if gen.scheme == "weighted":  # wD and no drift: J = −wD∇(p/w)
-        weight = gen.weak.weight
-        J = -ufl.dot(ufl.dot(D, ufl.grad(p / weight)), n)
-    else:
-        J = ufl.dot(beta, n) * p - ufl.dot(ufl.dot(D, ufl.grad(p)), n)
+    J = ufl.dot(gen.weak.scheme.flux(gen.weak, p), n)
     values, weights = gen.boundary.evaluate([p, J], facets)
     cells = boundary_cells(gen, facets)
     indicator = fem.Function(fem.functionspace(mesh, ("DG", 0)))

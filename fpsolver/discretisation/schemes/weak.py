@@ -1,27 +1,27 @@
-"""The weak forms, in (D, β) form, for every scheme: the one place where the equation is discretised.
+"""The weak forms, in (D, β) form: the one place where the equation is discretised.
 
 Backward form B(u, v) = ∫ D∇u·∇v − (β·∇u) v + facet terms, so that ∂ₜu = Lu reads M u̇ = −B u; the forward operator
 is its transpose, G_ij = −B(φ_i, φ_j).  Interior facets carry upwind drift and the symmetric weighted interior penalty
 of Ern, Stephansen, Zunino (IMA J. Numer. Anal. 29, 2009) for semi-definite D (Di Pietro, Ern, Guermond, SIAM J. Numer.
 Anal. 46, 2008).  Absorbing facets carry Nitsche terms for ``n·Dn`` and upwinding for the drift that leaves,
 so that data act exactly where the Fichera function and the diffusion let them.
-
-``weighted`` is the symmetric form of a reversible process with invariant density ∝ w = e^{−U}: there
-w L u = ∇·(wD∇u), so that it is ``galerkin`` with D replaced by wD, β by 0 and the measure dx by w dx.  Unknown of the
-forward equation is then p/w.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dolfinx
 import ufl
+from dolfinx import fem
 from ufl.algorithms import estimate_total_polynomial_degree, extract_coefficients
 from ufl.core.expr import Expr
 
-from ..models.process import Coefficients
+from ...models.fields import Space
+from ...models.process import Coefficients
 
-SCHEMES = ("galerkin", "dg", "weighted")
+if TYPE_CHECKING:
+    from .scheme import Scheme
 
 
 def quadrature_degree(coefficients: Coefficients, degree: int) -> int:
@@ -35,12 +35,6 @@ def quadrature_degree(coefficients: Coefficients, degree: int) -> int:
     return max(2 * degree, min(max(q_drift, q_diffusion), 2 * degree + 6))
 
 
-def weighted(coefficients: Coefficients, weight: Expr) -> Coefficients:
-    """Diffusion wD and no drift: the coefficients of the ``weighted`` scheme."""
-    zero = ufl.as_vector([0.0] * coefficients.beta.ufl_shape[0])
-    return Coefficients(weight * coefficients.D, zero)
-
-
 def penalty(degree: int, constant_diffusion: bool) -> float:
     """Penalty α = 4 (k + s)(k + s + 1), s = 1 unless D is constant: the trace inequality acts on σᵀ∇v, not on ∇v."""
     k = degree + (0 if constant_diffusion else 1)
@@ -52,28 +46,70 @@ class WeakForm:
     """Bilinear and boundary forms of one process on one mesh.
 
     Attributes:
-        mesh: dolfinx mesh.
-        coefficients: D and β.
+        space: mesh, and the process' numbers as constants.
+        process: D and β.
+        coefficients: those of the forms; the same except for ``weighted``.
         degree: polynomial degree of the space.
-        scheme: one of :data:`SCHEMES`.
+        scheme: what the scheme adds.
         absorbing: MeshTags of the absorbing facets, all with value 1, or [(1, cells and local facets)].
         quadrature: quadrature degree of every integral.
         weight: w, one except for ``weighted``.
         cells: MeshTags; integrate only over the cells with value 1.
         interior: [(1, interior facets as pairs of cell and local facet)]; by default all of them.
-        wall: with ``dg``, isotropic diffusion added inside cells at walls, see :mod:`._walls`.
+        potential: U with ``weighted``.
+        offset: its minimum, a constant.
+        floor: lowest exponent of the weight in each cell, see :func:`~fpsolver.discretisation.forms.lowest_exponents`.
+        wall: with ``dg``, isotropic diffusion added inside cells at walls, see :mod:`.._walls`.
     """
 
-    mesh: dolfinx.mesh.Mesh
+    space: Space
+    process: Coefficients
     coefficients: Coefficients
     degree: int
-    scheme: str
+    scheme: "Scheme"
     absorbing: Any
     quadrature: int
     weight: Expr | float = 1.0
     cells: Any = None
     interior: Any = None
+    potential: Any = None
+    offset: Any = None
+    floor: Any = None
     wall: Any = None
+
+    @property
+    def mesh(self) -> dolfinx.mesh.Mesh:
+        """The dolfinx mesh."""
+        return self.space.mesh
+
+    def bound(self, numbers: Mapping[str, float]) -> tuple["WeakForm", dict[Any, Any]]:
+        """The same forms with constants and cell functions of their own, and what these stand for.
+
+        Args:
+            numbers: of a process with the same formulas.
+        """
+        given = self.space.parameters
+        own = {c: self.space.constant(numbers.get(name, c.value)) for name, c in given.items()}
+        space = replace(self.space, parameters={name: own[c] for name, c in given.items()})
+        if self.offset is not None:
+            own[self.offset] = self.space.constant(0.0)
+        own |= {f: fem.Function(f.function_space) for f in (self.floor, self.wall) if f is not None}
+
+        def of(expression: Any) -> Any:
+            return ufl.replace(expression, own) if isinstance(expression, Expr) else expression
+
+        process = coefficients = Coefficients(of(self.process.D), of(self.process.beta))
+        if self.coefficients is not self.process:
+            coefficients = Coefficients(of(self.coefficients.D), of(self.coefficients.beta))
+        weak = replace(
+            self, space=space, process=process, coefficients=coefficients, weight=of(self.weight),
+            potential=of(self.potential), offset=of(self.offset), floor=of(self.floor), wall=of(self.wall),
+        )  # fmt: skip
+        return weak, own
+
+    def restricted(self, absorbing: Any, cells: Any, interior: Any) -> "WeakForm":
+        """The same form over some cells, with the facets at which the process stops."""
+        return replace(self, absorbing=absorbing, cells=cells, interior=interior)
 
     @property
     def dx(self) -> ufl.Measure:
@@ -82,10 +118,6 @@ class WeakForm:
         if self.cells is None:
             return ufl.dx(domain=self.mesh, metadata=metadata)
         return ufl.Measure("dx", domain=self.mesh, subdomain_data=self.cells, subdomain_id=1, metadata=metadata)
-
-    def on_cells(self, cells: Any) -> "WeakForm":
-        """The same forms over some cells only."""
-        return replace(self, cells=cells)
 
     def ds(self, tags: Any) -> ufl.Measure:
         """Measure on the facets of ``tags`` with value 1, seen from one side."""
@@ -104,11 +136,8 @@ class WeakForm:
     def forward(self, p: Expr, v: Expr) -> ufl.Form:
         """a(p, v) = −B(v, p), whose matrix is G."""
         form = self._volume(v, p) + self.exit(v, p, self.absorbing)
-        if self.scheme == "dg":
-            form += self._interior(v, p)
-            if self.wall is not None:  # gradients only: mass and constants are kept
-                form += self.wall * ufl.inner(ufl.grad(v), ufl.grad(p)) * self.dx
-        return -form
+        further = self.scheme.further_terms(self, v, p)
+        return -(form if further is None else form + further)
 
     def _volume(self, u: Expr, v: Expr) -> ufl.Form:
         D, beta = self.coefficients.D, self.coefficients.beta
@@ -137,7 +166,8 @@ class WeakForm:
         weight = self.alpha * ufl.dot(ufl.dot(D, n), n) / facet_height(self.mesh) + positive(-ufl.dot(beta, n))
         return g * (weight * v - ufl.dot(ufl.dot(D, ufl.grad(v)), n)) * self.ds(tags)
 
-    def _interior(self, u: Expr, v: Expr) -> ufl.Form:
+    def interior_facets(self, u: Expr, v: Expr) -> ufl.Form:
+        """Upwind drift and the symmetric weighted interior penalty on the facets between cells."""
         D, beta, n = self.coefficients.D, self.coefficients.beta, ufl.FacetNormal(self.mesh)("+")
         delta = [ufl.dot(ufl.dot(D(s), n), n) for s in "+-"]
         if is_continuous(D):

@@ -1,0 +1,77 @@
+"""Compiled forms, which generators with different numbers share, and what binds them to one generator's constants."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import ufl
+from dolfinx import fem
+from dolfinx.fem.forms import CompiledForm
+
+from .. import _compat
+from ..models.fields import Space
+from ..models.process import Coefficients
+from .schemes import Scheme
+from .schemes.weak import WeakForm, quadrature_degree
+from .territory import Territory
+
+
+@dataclass(frozen=True, eq=False)
+class Forms:
+    """What is compiled for a process on a territory; its symbols have no values of their own.
+
+    Attributes:
+        territory: where the process lives.
+        weak: the weak form in symbols.
+        V: the function space.
+        mass: M, compiled.
+        forward: G, compiled.
+        integral: of a function over the territory, compiled.
+        other_degrees: the same of other degrees, as far as somebody has asked for them.
+    """
+
+    territory: Territory
+    weak: WeakForm
+    V: fem.FunctionSpace
+    mass: CompiledForm
+    forward: CompiledForm
+    integral: CompiledForm
+    other_degrees: dict[int, "Forms"] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, territory: Territory, weak: WeakForm, V: fem.FunctionSpace | None = None) -> "Forms":
+        """Compile a weak form, on a new space of the scheme unless one is given (collective)."""
+        V = V or fem.functionspace(weak.mesh, (weak.scheme.family, weak.degree))
+        p, v = ufl.TrialFunction(V), ufl.TestFunction(V)
+        forms = (weak.mass(p, v), weak.forward(p, v), weak.weight * v * weak.dx)
+        return cls(territory, weak, V, *(fem.compile_form(weak.mesh.comm, form) for form in forms))
+
+    def bind(self, form: CompiledForm, own: Mapping[Any, Any]) -> fem.Form:
+        """A compiled form with a generator's own constants and functions."""
+        domains = {"cell": self.weak.cells, "exterior_facet": self.weak.absorbing, "interior_facet": self.weak.interior}
+        return _compat.create_form(form, self.V, domains, own)
+
+
+def weak_form(
+    territory: Territory, space: Space, coefficients: Coefficients, scheme: Scheme, quadrature: int | None,
+    potential: Any,
+) -> WeakForm:  # fmt: skip
+    """The weak form of a process on a territory, in symbols."""
+    q = quadrature or quadrature_degree(coefficients, space.degree)
+    weak = WeakForm(space, coefficients, coefficients, space.degree, scheme, territory.exits, q, potential=potential)
+    return scheme.adapted(weak.restricted(territory.exits, territory.cells, territory.interior))
+
+
+def lowest_exponents(V: fem.FunctionSpace, exponent: np.ndarray) -> np.ndarray:
+    """Lowest exponent of the weight in each local cell, from its values at the nodes.
+
+    Below e^-600 the density no longer matters to any answer that fits into a float.  In a cell where the weight
+    varies by more than e^15 nothing is resolved, and polynomials would grow from its heavy to its light side by half
+    that factor, cell after cell, to values like 1e26 τ.  Where it is also below rounding (e^-36 of the largest), it is
+    kept within e^-2 of its largest value in the cell: constants then stay constants.
+    """
+    nodal = exponent[V.dofmap.list]
+    top, bottom = nodal.max(axis=1, initial=-np.inf), nodal.min(axis=1, initial=np.inf)
+    unresolved = (top - bottom > 15.0) & (top < -36.0)
+    return np.maximum(np.where(unresolved, top - 2.0, -600.0), -600.0)
