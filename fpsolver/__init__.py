@@ -11,7 +11,6 @@ from .domains.domain import Domain
 from .evolution.evolution import Evolution
 from .evolution.evolve import backward, evolve, resume
 from .evolution.initial import dirac, gaussian
-from .evolution.monotone import evolve_monotone
 from .evolution.schedule import count_steps
 from .exits.adapt import Adapted, solve_to
 from .exits.exit import exit_probability, exit_time_moments, feynman_kac, mean_exit_time
@@ -67,7 +66,6 @@ __all__ = [
     "dirac",
     "ergodic_laws",
     "evolve",
-    "evolve_monotone",
     "exit_distribution",
     "exit_probability",
     "exit_time_moments",

@@ -31,7 +31,6 @@ def test_long_time_questions(cells):
         d.entropy_decay(law, p).entropy,
         d.concentration(law, 0.0, 2.0, loss=lambda x: x[0] ** 2 / 2).ball_mass.ravel(),
         [d.tightness(gen).bound],
-        fp.evolve_monotone(gen, fp.gaussian(0.5, 1.0), 1.0).mass,
         d.regime_indicator(gen, loss=lambda x: x[0] ** 2 / 2).at(STATES),
     ]
     values = np.concatenate([np.ravel(a) for a in answers])
