@@ -15,7 +15,8 @@ with a reflecting and b absorbing, against which the PDE is held, for three lear
 algorithm itself is simulated with the same samples.
 
 Within the first basin the two agree: the time that SGD stays in a box of 1.6 standard deviations is that of the PDE
-whose walls are moved outwards by what steps overshoot (``fp.watched_after_steps``), although batches have one sample.
+whose walls are moved outwards by what Gaussian steps overshoot on average, −ζ(1/2)/√(2π) = 0.5826 standard deviations
+of a step (Siegmund 1979), although batches have one sample.
 
 Over the barrier SGD takes a third longer than its diffusion, for two reasons.  First, steps are long, ηf'' = 0.2 to
 0.3: a walk with Gaussian noise of the same Σ, whose mean time is found by quadrature of its transitions, takes 9 to
@@ -198,8 +199,11 @@ small, sides = 1.0, ["left", "right"]
 curvature = float(CubicSpline(grid, slope)(starts, 1))
 half = 1.6 * np.sqrt(small * float(spread(starts)) / (2 * curvature))
 process, box = fp.SGD(None, noise, small), fp.Domain.interval(starts - half, starts + half, 16)
+low, high = (
+    end + side * 0.5826 * small * np.sqrt(float(spread(end))) for end, side in ((starts - half, -1), (starts + half, 1))
+)
 inside = []
-for where in (box, fp.watched_after_steps(process, box, sides)):
+for where in (box, fp.Domain.interval(low, high, 16)):
     with fp.Generator(process, where, absorbing=sides) as gen:
         tau = fp.mean_exit_time(gen, start=(starts,))
         inside.append((float(tau.at((starts,))[0]) / small, float(tau.error[0]) / small))

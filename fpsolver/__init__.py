@@ -29,7 +29,6 @@ from .models.slices import Slice
 from .montecarlo.compare import Comparison, compare
 from .montecarlo.ensemble import Ensemble
 from .montecarlo.simulate import simulate
-from .montecarlo.watched import watched_after_steps
 
 __version__ = "0.1.0"
 
@@ -88,5 +87,4 @@ __all__ = [
     "transition_rate",
     "vanishing_noise_limit",
     "wasserstein",
-    "watched_after_steps",
 ]

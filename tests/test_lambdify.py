@@ -11,9 +11,9 @@ from dolfinx import mesh as dmesh
 
 import fpsolver as fp
 from fpsolver.models.fields import Space
-from fpsolver.montecarlo._dynamics import semidefinite_root, triangular_root
-from fpsolver.montecarlo._family import Family, lambdify
-from fpsolver.montecarlo._lambdify import PointSpace, finite_difference, generate
+from fpsolver.pointwise.dynamics import semidefinite_root, triangular_root
+from fpsolver.pointwise.family import Family, lambdify
+from fpsolver.pointwise.lambdify import PointSpace, finite_difference, generate
 
 EXPRESSIONS = {
     "polynomial": lambda x: 3 * x[0] ** 4 - x[0] * x[1] ** 3 + x[1] ** 2 / 7 - 2,

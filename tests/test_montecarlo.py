@@ -15,8 +15,8 @@ from scipy import integrate, stats
 from tools import BOX, simplex, whole, within
 
 import fpsolver as fp
-from fpsolver.montecarlo._dynamics import Diffusion
-from fpsolver.montecarlo._paths import _inverse_gaussian
+from fpsolver.pointwise.dynamics import Diffusion
+from fpsolver.pointwise.meeting import _inverse_gaussian
 
 TWO = [lambda x: x[0] ** 2 / 2, lambda x: x[1] ** 2 / 2]
 

@@ -144,7 +144,7 @@ def test_process_in_a_slice_is_that_of_the_projected_gradients(network):
 
 @pytest.mark.parallel
 def test_exit_time_in_a_slice_is_that_of_paths_and_of_the_algorithm():
-    """From a network to its exit time; SGD is watched after whole steps only, as if the ends were farther."""
+    """From a network to its exit time; SGD is seen after whole steps only, so that it stays longer."""
     network = torch_network()
     comm = fp.Domain.interval(0, 1, 4).comm
     origin = comm.bcast(network.sgd(0.1, 300, batch_size=8, seed=1)[-1], root=0)
@@ -169,7 +169,6 @@ def test_exit_time_in_a_slice_is_that_of_paths_and_of_the_algorithm():
     sde = fp.simulate(process, domain, (center,), step=eta, seed=1, **options).mean_exit_time()
     sgd = fp.simulate(process, domain, (center,), method="sgd", seed=2, **options).mean_exit_time()
     assert sde.scaled(1 / eta).covers(pde)
-    assert sgd.scaled(1 / eta).covers(steps(fp.watched_after_steps(process, domain, parts)))
     assert sgd.low / eta > pde
 
 

@@ -37,9 +37,9 @@ class Noisy(Process):
         return self.process.scaling
 
     @property
-    def time_per_step(self) -> float:
-        """Time of one step of the algorithm, where the process stands for one."""
-        return float(self.process.time_per_step)  # type: ignore[attr-defined]
+    def time_per_step(self) -> float | None:
+        """As for the process."""
+        return self.process.time_per_step
 
     def space(self, mesh: Any, degree: int) -> Space:
         """As for the process."""

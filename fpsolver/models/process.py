@@ -31,6 +31,11 @@ class Process(ABC):
     scaling: ClassVar[tuple[str, ...]] = ()
     """Parameters by which coordinates or time are scaled, so that they cannot change on the way."""
 
+    @property
+    def time_per_step(self) -> float | None:
+        """Time of one step of the algorithm that the process stands for; None if it stands for none."""
+        return None
+
     @abstractmethod
     def coefficients(self, space: Space) -> Coefficients:
         """D and β = b − ∇·D on the mesh of ``space``."""

@@ -5,15 +5,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from scipy.special import ndtri
 
-from ._walls import Walls
+from ..pointwise.meeting import BRIDGE_REACH, Meeting, land, meet
+from ..pointwise.walls import Walls
 
 Array = np.ndarray[Any, Any]
 BLOCK = 1024
 """Paths that share a stream of random numbers, whatever the number of ranks."""
-BRIDGE_REACH = 3.8
-"""In standard deviations of a step: with both ends farther from a wall, it was met with probability below 1e-12."""
 
 
 class Draws:
@@ -23,10 +21,12 @@ class Draws:
         seed: of the whole ensemble.
         blocks: numbers of the blocks.
         block: place in ``blocks`` of each path, in increasing order.
+        level: ensembles of one seed and different levels have numbers of their own.
     """
 
-    def __init__(self, seed: int, blocks: Sequence[int], block: Array):
-        streams = [np.random.SeedSequence(seed, spawn_key=(b,)) for b in blocks]
+    def __init__(self, seed: int, blocks: Sequence[int], block: Array, level: int = 0):
+        keys = [(b, level) if level else (b,) for b in blocks]
+        streams = [np.random.SeedSequence(seed, spawn_key=key) for key in keys]
         self.streams = [np.random.Generator(np.random.Philox(s)) for s in streams]
         self.keep(block)
 
@@ -69,6 +69,11 @@ class Swarm:
         time, part, point: of the exit, shapes (all,), (all,), (d, all); not a number and -1 before it.
         records: positions at recorded times, shape (times, d, all), not a number after the exit.
         kept, asked: steps that were star-convex, and steps looked at, for each path.
+        diverged: when a path was no longer finite, shape (all,), not a number where it stayed so; ``point`` is where
+            it was before.
+        leapt: whether a wall has mirrored a step of more than half the domain, shape (all,).
+        steps, mirrored: of all paths together, and those that a wall has mirrored.
+        rounds: steps in time.
     """
 
     x: Array
@@ -80,23 +85,42 @@ class Swarm:
     part: Array = field(init=False)
     point: Array = field(init=False)
     steps: int = 0
+    mirrored: int = 0
+    rounds: int = 0
 
     def __post_init__(self) -> None:
         d, n = self.x.shape
         self.ids, self.slack = np.arange(n), np.zeros(n)
         self.time, self.part, self.point = np.full(n, np.nan), np.full(n, -1), np.full((d, n), np.nan)
         self.kept, self.asked = np.zeros(n), np.zeros(n)
+        self.diverged, self.leapt = np.full(n, np.nan), np.zeros(n, dtype=bool)
 
-    def move(self, y: Array) -> None:
-        """Take new positions, all of them finite."""
-        self.steps += y.shape[1]
-        if not np.isfinite(y.sum()):
-            bad = int(np.flatnonzero(~np.isfinite(y).all(axis=0))[0])
+    def move(self, y: Array, t: float) -> Any:
+        """Take new positions at time t, and take those out that are not finite.
+
+        Returns:
+            Index of those that stay, among those that were there before.
+
+        Raises:
+            FloatingPointError: all of them, in the very first step.
+        """
+        x, self.x, n = self.x, y, y.shape[1]
+        first, self.steps = self.steps == 0, self.steps + n
+        if np.isfinite(y.sum()) or (finite := np.isfinite(y).all(axis=0)).all():
+            return slice(None)
+        if first and not finite.any():
             raise FloatingPointError(
-                f"a path is not finite after a step from {tuple(float(c) for c in self.x[:, bad])}: the gradients are "
+                f"a path is not finite after a step from {tuple(float(c) for c in x[:, 0])}: the gradients are "
                 "not finite there, or the step is too long for the growth of the drift."
             )
-        self.x = y
+        lost = self.ids[~finite]
+        self.diverged[lost], self.point[:, lost] = t, x[:, ~finite]
+        self._keep(finite)
+        return np.flatnonzero(finite)
+
+    def _keep(self, who: Any) -> None:
+        self.x, self.ids, self.slack = self.x[:, who], self.ids[who], self.slack[who]
+        self.draws.keep(self.draws.block[who])
 
     def leave(self, who: Array, time: Array, part: Array, point: Array) -> None:
         """Take paths out."""
@@ -106,121 +130,7 @@ class Swarm:
         self.time[ids], self.part[ids], self.point[:, ids] = time, part, point
         stay = np.ones(len(self.ids), dtype=bool)
         stay[who] = False
-        self.x, self.ids, self.slack = self.x[:, stay], self.ids[stay], self.slack[stay]
-        self.draws.keep(self.draws.block[stay])
-
-
-@dataclass(frozen=True)
-class Meeting:
-    """What happened to paths that came near the walls in a step.
-
-    Attributes:
-        out: which of them left, shape (m,).
-        fraction, part, point: when within the step, through which absorbing part, and where, for all m.
-        y: where the others are, reflected, shape (d, m).
-        slack: their distance from the boundary, shape (m,).
-    """
-
-    out: Array
-    fraction: Array
-    part: Array
-    point: Array
-    y: Array
-    slack: Array
-
-
-def meet(walls: Walls, x: Array, y: Array, spread: Array | None, uniform: Array | None) -> Meeting:
-    """Exits and reflections in steps from x to y, shapes (d, m).
-
-    With ``spread`` = √dt S (d, K, m) the path within a step is a Brownian bridge between its ends: it met a plane at
-    distances a and b from its ends with probability exp(−2ab/s²), s² = |nᵀ spread|² (Gobet 2000: weak order one for
-    exits from smooth domains), and first did so at the fraction θ/(1 + θ) of the step, θ being inverse Gaussian with
-    mean a/|b| and shape a²/s².  Where the noise is tangential, this is the crossing of the straight line.  Without
-    ``spread`` only ends of steps outside count.  Reflection is in the mirror, in the direction Dn of the no-flux
-    condition (Bossy, Gobet, Talay 2004).
-    """
-    d, m = x.shape
-    before, after = np.maximum(walls.distance(x), 0.0), walls.distance(y)
-    size = np.zeros(m) if spread is None else (spread * spread).sum(axis=(0, 1))
-    possible = (after <= 0) | (before * after < BRIDGE_REACH**2 * size)
-    fraction, part, point = np.full(m, np.inf), np.full(m, -1), np.full((d, m), np.nan)
-    for s in range(walls.surfaces):
-        who = np.flatnonzero(possible[s])
-        if not who.size:
-            continue
-        a, b, p, q = before[s, who], after[s, who], x[:, who], y[:, who]
-        hit, variance = b <= 0, np.zeros(len(who))
-        if spread is not None and uniform is not None:
-            n = walls.normal(s, np.where(a < b, p, q))
-            variance = ((n[:, None] * spread[:, :, who]).sum(axis=0) ** 2).sum(axis=0)
-            noisy = variance > 0
-            exponent = -2 * a * b / np.where(noisy, variance, 1.0)
-            hit |= noisy & (np.log(uniform[3 * s, who]) < np.minimum(exponent, 0.0))
-        if not hit.any():
-            continue
-        who, a, b, variance, p, q = who[hit], a[hit], np.abs(b[hit]), variance[hit], p[:, hit], q[:, hit]
-        when = a / np.maximum(a + b, 1e-300)
-        if uniform is not None:
-            theta = _inverse_gaussian(a, b, variance, uniform[3 * s + 1, who], uniform[3 * s + 2, who])
-            when = np.where((variance > 0) & (a > 0), theta / (1 + theta), when)
-        z = p + when * (q - p)
-        z = z + walls.normal(s, z) * walls.distance(z)[s]
-        label = walls.label(s, z)
-        first = (label >= 0) & (when < fraction[who])
-        chosen = who[first]
-        fraction[chosen], part[chosen], point[:, chosen] = when[first], label[first], z[:, first]
-    out = part >= 0
-    if out.any():  # a long last step may have crossed a reflecting wall as well
-        found = point[:, out]
-        point[:, out] = _reflect(walls, found, None, np.any(walls.distance(found) < 0, axis=0))
-    inside = _reflect(walls, y, spread, ~out & (after < 0).any(axis=0))
-    slack = after.min(axis=0) if inside is y else walls.distance(inside).min(axis=0)
-    return Meeting(out, fraction, part, point, inside, np.maximum(slack, 0.0))
-
-
-def _inverse_gaussian(a: Array, b: Array, variance: Array, u: Array, v: Array) -> Array:
-    """Inverse Gaussian numbers of mean a/b and shape a²/variance (Michael, Schucany, Haas 1976).
-
-    b = 0 is the limit of infinite mean, a Lévy distribution.
-    """
-    b = np.maximum(b, 1e-12 * (a + np.sqrt(variance)) + 1e-100)
-    w = ndtri(u) ** 2 * variance
-    both = w + 2 * a * b + np.sqrt(w * w + 4 * a * b * w)
-    small, large = 2 * a * a / np.maximum(both, 1e-300), both / (2 * b * b)
-    return np.where(v * (a / b + small) <= a / b, small, large)
-
-
-def _reflect(walls: Walls, y: Array, spread: Array | None, who: Array) -> Array:
-    """Positions mirrored at the walls until they are inside."""
-    todo, result = np.flatnonzero(who), y
-    for attempt in range(6):
-        if not todo.size:
-            break
-        result = result.copy() if attempt == 0 else result
-        for s in range(walls.surfaces):
-            depth = -walls.distance(result[:, todo])[s]
-            some, depth = todo[depth > 0], depth[depth > 0]
-            if not some.size:
-                continue
-            z = result[:, some]
-            n = walls.normal(s, z)
-            # after a few mirrors in a corner, the wall itself will do
-            length, direction = (2 * depth, _conormal(n, spread, some, depth)) if attempt < 4 else (depth, n)
-            result[:, some] = z - length * direction
-        todo = todo[(walls.distance(result[:, todo]) < 0).any(axis=0)]
-    return result
-
-
-def _conormal(n: Array, spread: Array | None, some: Array, depth: Array) -> Array:
-    """Dn / (n·Dn), or the normal where the noise is tangential or cannot have led so deep."""
-    if spread is None:
-        return n
-    S = spread[:, :, some]
-    Dn = (S * (n[:, None] * S).sum(axis=0)).sum(axis=1)
-    across, size = (n * Dn).sum(axis=0), np.sqrt((S * S).sum(axis=(0, 1)))
-    direction = Dn / np.where(across > 0, across, 1.0)
-    usable = (across > 0) & (depth * np.linalg.norm(direction, axis=0) < 4 * size)
-    return np.where(usable, direction, n)
+        self._keep(stay)
 
 
 def diffuse(swarm: Swarm, coefficients: Any, walls: Walls | None, t: float, dt: float) -> None:
@@ -229,9 +139,10 @@ def diffuse(swarm: Swarm, coefficients: Any, walls: Walls | None, t: float, dt: 
     spread = np.sqrt(dt) * S
     change = b * dt + (spread * swarm.draws.normal(S.shape[1])).sum(axis=1)
     x = swarm.x
-    swarm.move(x + change)
-    if walls is None:
+    kept = swarm.move(x + change, t + dt)
+    if walls is None or not swarm.ids.size:
         return
+    x, spread = x[:, kept], spread[..., kept] if spread.shape[-1] > 1 else spread
     reach = BRIDGE_REACH * np.sqrt((spread * spread).sum(axis=(0, 1)))
     near = _near(swarm, walls, x, reach)
     if near.size:
@@ -241,17 +152,24 @@ def diffuse(swarm: Swarm, coefficients: Any, walls: Walls | None, t: float, dt: 
         _finish(swarm, near, met, t + dt * met.fraction[met.out])
 
 
-def descend(swarm: Swarm, step: Callable[..., Array], walls: Walls | None, t: float, numbers: Sequence[Any]) -> None:
-    """One step of the algorithm, at the end of which it is time t; only the ends of steps are watched."""
+def descend(swarm: Swarm, step: Callable[..., Array], walls: Walls | None, t: float, drawn: Sequence[Any]) -> None:
+    """One step of the algorithm, at the end of which it is time t; see :func:`~fpsolver.pointwise.meeting.land`."""
     x = swarm.x
-    y = step(x, *numbers)
-    swarm.move(y)
-    if walls is None:
+    x = x[:, swarm.move(step(x, *drawn), t)]
+    if walls is None or not swarm.ids.size:
         return
     near = _near(swarm, walls, x, 0.0)
     if near.size:
-        met = meet(walls, x[:, near], y[:, near], None, None)
+        met = land(walls, x[:, near], swarm.x[:, near])
+        _notice_leaps(swarm, walls, near[met.mirrored], x[:, near[met.mirrored]])
         _finish(swarm, near, met, np.full(int(met.out.sum()), t))
+
+
+def _notice_leaps(swarm: Swarm, walls: Walls, who: Array, x: Array) -> None:
+    """Steps from x that a wall mirrors although they went through half the domain are no chance of a random walk."""
+    swarm.mirrored += who.size
+    if who.size and walls.extent is not None:
+        swarm.leapt[swarm.ids[who]] |= (np.abs(swarm.x[:, who] - x) > walls.extent[:, None] / 2).any(axis=0)
 
 
 def _near(swarm: Swarm, walls: Walls, before: Array, reach: Any) -> Array:

@@ -1,6 +1,6 @@
 """Where the diffusion approximation holds: PDE, paths of the diffusion and the algorithm itself, side by side."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,12 +16,11 @@ from ..domains.domain import Domain
 from ..evolution.evolve import backward
 from ..exits.exit import mean_exit_time
 from ..models.process import SGD, MomentumSGD
-from ._family import lambdify
-from ._lambdify import PointSpace
+from ..pointwise.family import lambdify
+from ..pointwise.lambdify import PointSpace
 from .ensemble import Ensemble
-from .estimates import LEVEL, Estimate, normal
+from .estimates import LEVEL, Estimate, computed, normal
 from .simulate import simulate
-from .watched import watched_after_steps
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,6 +29,8 @@ EXIT_TIME = "exit_time"
 STEPS = "mean exit time in steps"
 TOL = 1e-6
 """Of expectations in time, relative."""
+COLUMNS = {"pde": ("PDE", "k.-"), "sde": ("SDE paths", "C0o"), "sgd": ("SGD paths", "C3s")}
+"""Titles and marks of the columns, in their order; a row need not have all of them."""
 
 
 @dataclass(frozen=True)
@@ -38,21 +39,32 @@ class Row:
 
     Attributes:
         learning_rate: η.
-        pde: value of the PDE; pde_error: its error bar, for expectations at a time the difference from one degree more
-            and a hundredth of the tolerance in time.
-        watched: the PDE's exit time from walls farther out, as :func:`~fpsolver.watched_after_steps` has it, if asked.
-        sde, sgd: the same quantity from paths of the diffusion and of the algorithm; exit times in steps.
-        discrepancy: SGD minus PDE (the watched one, if asked), for exit times relative to the PDE; its interval
-            contains the PDE's error bar.
+        values: the same quantity by the names in ``COLUMNS``, exit times in steps: ``"pde"`` with its error bar (for
+            expectations at a time the difference from one degree more and a hundredth of the tolerance in time), paths
+            of the diffusion ``"sde"`` and of the algorithm ``"sgd"`` with their intervals.
+        discrepancy: SGD minus PDE, for exit times relative to the PDE; its interval contains the PDE's error bar.
+        doubts: sentences on the columns that are not to be trusted, and why.
     """
 
     learning_rate: float
-    pde: float
-    pde_error: float
-    watched: float | None
-    sde: Estimate
-    sgd: Estimate
+    values: Mapping[str, Estimate]
     discrepancy: Estimate
+    doubts: tuple[str, ...] = ()
+
+    @property
+    def pde(self) -> Estimate:
+        """By the equation."""
+        return self.values["pde"]
+
+    @property
+    def sde(self) -> Estimate:
+        """By paths of the diffusion."""
+        return self.values["sde"]
+
+    @property
+    def sgd(self) -> Estimate:
+        """By the algorithm."""
+        return self.values["sgd"]
 
     @property
     def significant(self) -> bool:
@@ -75,17 +87,19 @@ class Comparison:
     quantity: str
     order: Estimate | None
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the columns."""
+        return tuple(name for name in COLUMNS if name in self.rows[0].values)
+
     def __str__(self) -> str:
-        title = f"{self.quantity}; intervals of {self.rows[0].sgd.level:.0%}"
-        seen = self.rows[0].watched is not None
-        head = f"{'η':>9} {'PDE':>20} {'SDE paths':>22} {'PDE, watched':>14}{'SGD paths':>22} {'discrepancy':>22}"
-        lines = [title, head if seen else head.replace(f"{'PDE, watched':>14}", "")]
+        head = "".join(f" {COLUMNS[name][0]:>22}" for name in self.columns)
+        lines = [f"{self.quantity}; intervals of {self.rows[0].sgd.level:.0%}", f"{'η':>9}{head} {'discrepancy':>22}"]
         for r in self.rows:
+            cells = "".join(f" {r.values[name]!s:>22}" for name in self.columns)
             mark = "" if r.significant else "  (within noise)"
-            watched = "" if r.watched is None else f"{r.watched:>14.7g}"
-            value = f"{r.pde:.7g} ± {r.pde_error:.1g}"
-            cells = f"{value:>20} {r.sde!s:>22} {watched}{r.sgd!s:>22} {r.discrepancy!s:>22}"
-            lines.append(f"{r.learning_rate:9.4g} {cells}{mark}")
+            lines.append(f"{r.learning_rate:9.4g}{cells} {r.discrepancy!s:>22}{mark}")
+        lines += [f"η = {r.learning_rate:g}: {doubt}" for r in self.rows for doubt in r.doubts]
         fitted = (
             "not fitted: fewer than two discrepancies are told from zero" if self.order is None else str(self.order)
         )
@@ -113,15 +127,12 @@ class Comparison:
     def _draw(self, axes: Any) -> None:
         eta = np.array([r.learning_rate for r in self.rows])
         left, right = axes
-        unsure = [r.pde_error for r in self.rows]
-        label = f"PDE, ± {max(unsure):.1g} or less"
-        left.errorbar(eta, [r.pde for r in self.rows], unsure, fmt="k.-", capsize=6, label=label)
-        if self.rows[0].watched is not None:
-            left.plot(eta, [r.watched for r in self.rows], "k.:", label="PDE, watched after steps")
-        for name, mark in (("sde", "C0o"), ("sgd", "C3s")):
-            found = [getattr(r, name) for r in self.rows]
+        for name in self.columns:
+            found = [r.values[name] for r in self.rows]
             bars = np.array([(f.value - f.low, f.high - f.value) for f in found]).T
-            left.errorbar(eta, [f.value for f in found], bars, fmt=mark, capsize=3, label=f"{name.upper()} paths")
+            title, mark = COLUMNS[name]
+            label = f"{title}, ± {max(f.error for f in found):.1g} or less" if not found[0].count else title
+            left.errorbar(eta, [f.value for f in found], bars, fmt=mark, capsize=4, label=label)
         relative = self.quantity == STEPS
         scale = "log" if relative else "linear"
         left.set(xlabel="learning rate η", ylabel=self.quantity, xscale="log", yscale=scale)
@@ -146,15 +157,14 @@ def compare(
     time: float | None = None,
     absorbing: Sequence[str] | str = (),
     paths: int = 10_000,
-    substeps: int = 8,
-    watched: bool = False,
+    substeps: int | None = None,
     seed: int = 0,
     degree: int | None = None,
     scheme: str = "auto",
 ) -> Comparison:
     """Compare the PDE with paths of its diffusion and with the algorithm, for a sweep of learning rates (collective).
 
-    SDE paths must agree with the PDE within their interval and the O(step) of their time step, or one of them is wrong;
+    SDE paths must agree with the PDE within their interval, or one of them is wrong, and :attr:`Row.doubts` says which;
     the difference of the algorithm is what the diffusion leaves out.
 
     Args:
@@ -167,9 +177,8 @@ def compare(
         time: t, for g; the algorithm does round(t/η) steps, so take learning rates that divide it.
         absorbing: absorbing parts of the boundary.
         paths: of each ensemble.
-        substeps: time steps of the SDE paths per step of the algorithm.
-        watched: whether the algorithm's exit times are held against the PDE's from
-            :func:`~fpsolver.watched_after_steps`, which takes out the effect of order √η of exits seen late.
+        substeps: time steps of the SDE paths per step of the algorithm; by default as many as it takes (see
+            :func:`~fpsolver.simulate`), and what is left of their effect is in the interval.
         seed: of the SDE paths; seed + 1 is that of the algorithm.
         degree: of the generators.
         scheme: of the generators.
@@ -189,8 +198,6 @@ def compare(
         raise ValueError("compare: give time=, when the expectation is taken.")
     if isinstance(quantity, str) and not absorbing:
         raise ValueError("compare: nothing absorbs, so there is no exit time. Give absorbing= parts.")
-    if watched and not isinstance(quantity, str):
-        raise ValueError("compare: watched=True is for exit times.")
     rows, models = [], list[Generator]()
     name = STEPS if isinstance(quantity, str) else f"E g(X) at time {time:g}"
     for eta in rates:
@@ -204,11 +211,8 @@ def compare(
             if time is not None:
                 gens.append(Generator(one, domain, absorbing, gens[0].degree + 1, gens[0].scheme))
             models = models or gens
-        far = (
-            Generator(one, watched_after_steps(one, domain, absorbing), absorbing, degree, scheme) if watched else None
-        )
-        rows.append(_row(gens, far, one, eta, start, quantity, time, absorbing, paths, substeps, seed))
-        for gen in [*(gens if gens is not models else ()), *([far] if far else ())]:
+        rows.append(_row(gens, one, eta, start, quantity, time, absorbing, paths, substeps, seed))
+        for gen in gens if gens is not models else ():
             gen.close()
     for gen in models:
         gen.close()
@@ -216,22 +220,20 @@ def compare(
 
 
 def _row(
-    gens: Sequence[Generator], far: Generator | None, process: Any, eta: float, start: Any, quantity: Any,
-    time: float | None, absorbing: Any, paths: int, substeps: int, seed: int,
+    gens: Sequence[Generator], process: Any, eta: float, start: Any, quantity: Any, time: float | None, absorbing: Any,
+    paths: int, substeps: int | None, seed: int,
 ) -> Row:  # fmt: skip
-    unit, gen, seen = process.time_per_step, gens[0], None
+    unit, gen = process.time_per_step, gens[0]
     common = {"absorbing": absorbing, "paths": paths, "times": None if time is None else [time]}
     if time is not None:
         common["horizon"] = time
-    sde = simulate(process, gen.domain, start, step=unit / substeps, seed=seed, **common)
+    sde = simulate(process, gen.domain, start, step=substeps and unit / substeps, seed=seed, **common)
     sgd = simulate(process, gen.domain, start, method="sgd", seed=seed + 1, **common)
     point = np.asarray(getattr(start, "point", start), dtype=float).reshape(1, -1)
     if isinstance(quantity, str):
         solution, scale = mean_exit_time(gen, start=point), 1 / unit
         assert solution.error is not None  # an exit time has one
-        value, error = scale * float(solution.at(point)[0]), scale * float(solution.error[0])
-        if far is not None:
-            seen = scale * float(mean_exit_time(far).at(point)[0])
+        pde = computed(scale * float(solution.at(point)[0]), scale * float(solution.error[0]))
 
         def estimate(paths: Ensemble) -> Estimate:
             return paths.mean_exit_time().scaled(scale)
@@ -240,7 +242,7 @@ def _row(
             float(backward(g, quantity, [time], time_rtol=tol)[0].at(point)[0])
             for g, tol in zip(gens, (TOL, TOL / 100), strict=True)
         )
-        error = abs(value - better)
+        pde = computed(value, abs(value - better))
         space = PointSpace(gen.domain.dim)
         with together(gen.domain.comm):
             g = lambdify([space.scalar(quantity, "compare: quantity")], space)
@@ -249,12 +251,32 @@ def _row(
             return paths.expectation(lambda x: g(x)[0])[0]
 
     with together(gen.domain.comm):
-        found, other = estimate(sgd), estimate(sde)
-    base = value if seen is None else seen
-    size = abs(base) if isinstance(quantity, str) else 1.0
-    low, high = (found.low - base - error) / size, (found.high - base + error) / size
-    gap = Estimate((found.value - base) / size, low, high, found.level, found.count)
-    return Row(eta, value, error, seen, other, found, gap)
+        values = {"pde": pde, "sde": estimate(sde), "sgd": estimate(sgd)}
+    gap = _discrepancy(pde, values["sgd"], relative=isinstance(quantity, str))
+    return Row(eta, values, gap, tuple(_doubts(values, sde, sgd)))
+
+
+def _discrepancy(base: Estimate, found: Estimate, relative: bool) -> Estimate:
+    """How far ``found`` is from a computed value, with both their uncertainties."""
+    size = abs(base.value) if relative else 1.0
+    low, high = (found.low - base.high) / size, (found.high - base.low) / size
+    return Estimate((found.value - base.value) / size, low, high, found.level, found.count)
+
+
+def _doubts(values: Mapping[str, Estimate], sde: Ensemble, sgd: Ensemble) -> list[str]:
+    """Which columns are not to be trusted: the PDE and the paths of its diffusion are two ways to one number."""
+    doubts, pde, paths = [], values["pde"], values["sde"]
+    if not abs(pde.value - paths.value) <= pde.error + 1.5 * paths.error:  # three standard deviations
+        who = {
+            None: "one of them: leave substeps= out to have the step of the paths chosen",
+            True: "the PDE, whose mesh resolves less than its error bar claims: refine it",
+            False: "the SDE paths, whose step is too long",
+        }[sde.settled]
+        doubts.append(f"PDE and SDE paths, two ways to one number, differ: {pde} and {paths}. Doubt {who}")
+    elif pde.error > 0.1 * abs(pde.value):
+        doubts.append(f"Doubt the PDE: its error bar is {pde.error / abs(pde.value):.0%} of its value; refine the mesh")
+    pairs = ((COLUMNS[name][0], w) for name, e in (("sde", sde), ("sgd", sgd)) for w in e.warnings)
+    return [*doubts, *(f"Doubt the {title}: {warning}" for title, warning in pairs)]
 
 
 def fit_order(rates: Sequence[float], discrepancies: Sequence[Estimate], level: float = LEVEL) -> Estimate | None:

@@ -1,10 +1,11 @@
 """Answers of Monte Carlo: what is estimated from the paths, with confidence intervals."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from scipy import stats as statistics
 
 from .estimates import LEVEL, Estimate, mean_of, normal, share_of, tail_mean
 
@@ -15,19 +16,26 @@ Array = np.ndarray[Any, Any]
 class Ensemble:
     """Paths that ``simulate`` has followed; the same on all ranks.
 
-    Every estimate comes with its confidence interval (95 % unless ``level`` says otherwise).  Times are those of the
-    process; ``time_per_step`` of them are one step of the algorithm.
+    Every estimate comes with its confidence interval (95 % unless ``level`` says otherwise), which contains the change
+    when the step was last divided by four, where ``simulate`` has chosen it.  Times are those of the process;
+    ``time_per_step`` of them are one step of the algorithm.
 
     Attributes:
         method: "sde" or "sgd".
         exit_times: when each path left, shape (paths,), not a number for those that did not.
         exit_parts: names of the parts through which they left, empty for those that did not, shape (paths,).
-        exit_points: where, shape (paths, d).
+        exit_points: where, shape (paths, d); for those that diverged, where they were last.
         times: recorded times; for "sgd" those of whole steps.
-        positions: shape (times, paths, d), not a number for paths that have left.
+        positions: shape (times, paths, d), not a number for paths that have left or diverged.
+        diverged: when a path was no longer finite, shape (paths,), not a number for all others.
         horizon: time at which paths that had not left were stopped.
         time_per_step: time of one step of the algorithm, None for a process without one.
-        stats: paths, path steps, seconds, step (largest length), backend, seed, blocks.
+        stats: paths, path steps, seconds, step (largest length), backend, seed, blocks, steps in time; how many paths
+            diverged; for "sgd" how many steps a wall has mirrored, and how many paths leapt through half the domain
+            before.
+        coarse: the paths with steps four times as long, where ``simulate`` has chosen the step.
+        settled: whether the last division of the step changed no more than sampling explains; None where the step was
+            given.
     """
 
     method: str
@@ -36,14 +44,52 @@ class Ensemble:
     exit_points: Array
     times: Array
     positions: Array
+    diverged: Array
     horizon: float
     absorbing: tuple[str, ...]
     time_per_step: float | None
     stats: Mapping[str, Any]
     convexity: Array | None = None
+    coarse: "Ensemble | None" = None
+    settled: bool | None = None
 
     def __len__(self) -> int:
         return len(self.exit_times)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is wrong with these paths, in sentences."""
+        found, n = [], len(self)
+        if lost := self.stats["diverged"]:
+            first = int(np.nanargmin(self.diverged))
+            place = tuple(float(f"{c:.4g}") for c in self.exit_points[first])
+            found.append(
+                f"{lost} of {n} paths diverged, the first at time {self.diverged[first]:.4g} from {place}; lower the "
+                + ("learning rate" if self.method == "sgd" else "step")
+            )
+        if (leapt := self.stats["leapt"]) > 0.01 * n:
+            found.append(
+                f"{leapt} of {n} paths leapt through more than half the domain and were mirrored at a reflecting wall; "
+                "without that wall, which SGD does not have, they may diverge. Lower the learning rate, enlarge the "
+                "domain, or let the wall absorb"
+            )
+        if self.settled is False:
+            found.append(
+                f"the estimates still changed when the step was divided by four to {self.stats['step']:.3g}; their "
+                "intervals are unbounded on that side. Give a smaller step="
+            )
+        return tuple(found)
+
+    def _with_step(self, ask: Callable[["Ensemble"], Estimate], within: tuple[float, float] | None = None) -> Estimate:
+        """An estimate whose interval contains the difference from that with longer steps."""
+        own = ask(self)
+        if self.coarse is None:
+            return own
+        change = own.value - ask(self.coarse).value
+        own = own.widened(abs(change))
+        if self.settled is False:
+            own = replace(own, **{"high" if change > 0 else "low": np.copysign(np.inf, change)})
+        return own if within is None else replace(own, low=max(own.low, within[0]), high=min(own.high, within[1]))
 
     def mean_exit_time(self, tail: str = "refuse", level: float = LEVEL) -> Estimate:
         """Mean of the exit time.
@@ -59,8 +105,26 @@ class Ensemble:
         self._needs_exits("mean_exit_time")
         if tail not in ("refuse", "exponential", "bound"):
             raise ValueError(f"mean_exit_time: tail is {tail!r}; expected 'refuse', 'exponential' or 'bound'.")
-        stopped = int(np.isnan(self.exit_times).sum())
-        if not stopped:
+
+        def ask(paths: Ensemble) -> Estimate:
+            try:
+                return paths._mean_exit_time(tail, level)
+            except ValueError:
+                if paths is self:
+                    raise
+                return paths._mean_exit_time("bound", level)
+
+        return self._with_step(ask)
+
+    def _mean_exit_time(self, tail: str, level: float) -> Estimate:
+        lost = int(np.isfinite(self.diverged).sum())
+        stopped = int(np.isnan(self.exit_times).sum()) - lost
+        if lost and tail != "bound":
+            raise ValueError(
+                f"mean_exit_time: {lost} of {len(self)} paths diverged, so that their exit times are unknown. Lower "
+                "the learning rate or the step, or take tail='bound' (a lower bound)."
+            )
+        if not stopped and not lost:
             return mean_of(self.exit_times, level)
         if tail == "refuse":
             raise ValueError(
@@ -69,15 +133,20 @@ class Ensemble:
             )
         if tail == "exponential":
             return tail_mean(self.exit_times, self.horizon, level)
-        times = np.where(np.isnan(self.exit_times), self.horizon, self.exit_times)
-        return mean_of(times, level, f"lower bound: {stopped / len(self):.1%} of the paths were stopped")
+        note = f"lower bound: {(stopped + lost) / len(self):.1%} of the paths were stopped"
+        return mean_of(self._followed(), level, note)
+
+    def _followed(self) -> Array:
+        """How long each path was followed: until it left, diverged or was stopped."""
+        ends = np.where(np.isnan(self.diverged), self.horizon, self.diverged)
+        return np.where(np.isnan(self.exit_times), ends, self.exit_times)
 
     def exit_probability(self, part: str, level: float = LEVEL) -> Estimate:
         """Probability to leave through a part, before the horizon if there is one (Wilson's interval)."""
         self._needs_exits("exit_probability")
         if part not in self.absorbing:
             raise ValueError(f"exit_probability: no absorbing part {part!r}; they are {', '.join(self.absorbing)}.")
-        return share_of(int((self.exit_parts == part).sum()), len(self), level)
+        return self._with_step(lambda e: share_of(int((e.exit_parts == part).sum()), len(e), level), (0.0, 1.0))
 
     def survival(self, times: Any, level: float = LEVEL) -> list[Estimate]:
         """P(τ > t) at times up to the horizon (Wilson's intervals)."""
@@ -85,19 +154,27 @@ class Ensemble:
         t = np.atleast_1d(np.asarray(times, dtype=float))
         if (t > self.horizon).any():
             raise ValueError(f"survival: paths were stopped at {self.horizon:g}; {t.max():g} is later.")
-        left = np.sort(self.exit_times[~np.isnan(self.exit_times)])
-        return [share_of(len(self) - int(np.searchsorted(left, s, side="right")), len(self), level) for s in t]
+
+        def ask(paths: Ensemble, time: float) -> Estimate:
+            return share_of(len(paths) - int((paths.exit_times <= time).sum()), len(paths), level)
+
+        return [self._with_step(lambda e, s=s: ask(e, s), (0.0, 1.0)) for s in t]  # type: ignore[misc]
 
     def expectation(self, g: Callable[[Array], Any], level: float = LEVEL) -> list[Estimate]:
-        """E[g(X_t); t < τ] at the recorded times, for a numpy function g of points x with x[i] of shape (n,)."""
+        """E[g(X_t); t < τ] at the recorded times, for a numpy function g of points x with x[i] of shape (n,).
+
+        Paths that have diverged count as zero, as those that have left; a note says how many they are.
+        """
         self._needs_records("expectation")
-        answer = []
-        for x in self.positions:
-            alive = ~np.isnan(x[:, 0])
-            values = np.zeros(len(x))
+
+        def ask(paths: Ensemble, index: int) -> Estimate:
+            x = paths.positions[index]
+            alive, values = ~np.isnan(x[:, 0]), np.zeros(len(x))
             values[alive] = g(x[alive].T)
-            answer.append(mean_of(values, level))
-        return answer
+            lost = int((paths.diverged <= paths.times[index]).sum())
+            return mean_of(values, level, f"{lost} of {len(x)} paths diverged before" if lost else "")
+
+        return [self._with_step(lambda e, i=i: ask(e, i)) for i in range(len(self.times))]  # type: ignore[misc]
 
     def density(
         self, bins: Any, index: int = -1, axis: int | None = None, level: float = LEVEL
@@ -119,15 +196,22 @@ class Ensemble:
         columns = [axis or 0] if len(edges) == 1 else list(range(d))
         if len(edges) != len(columns):
             raise ValueError(f"density: {len(edges)} sequences of edges were given for {d} coordinates.")
-        x = self.positions[index][:, columns]
-        counts = np.histogramdd(x[~np.isnan(x[:, 0])], edges)[0]
-        volume = np.ones(counts.shape)
+        volume = np.ones([len(e) - 1 for e in edges])
         for i, e in enumerate(edges):
             volume = volume * np.diff(e).reshape([-1 if j == i else 1 for j in range(len(edges))])
-        shares = [share_of(int(c), len(self), level) for c in counts.ravel()]
+
+        def share(paths: Ensemble, bin: tuple[int, ...]) -> Estimate:
+            return share_of(int(counts[paths is self][bin]), len(paths), level)
+
+        counts = {paths is self: paths._counts(index, columns, edges) for paths in (self, self.coarse) if paths}
+        shares = [self._with_step(lambda e, b=b: share(e, b), (0.0, 1.0)) for b in np.ndindex(*volume.shape)]  # type: ignore[misc]
         found = [np.array([getattr(s, name) for s in shares]) for name in ("value", "low", "high")]
-        value, low, high = (f.reshape(counts.shape) / volume for f in found)
+        value, low, high = (f.reshape(volume.shape) / volume for f in found)
         return value, low, high
+
+    def _counts(self, index: int, columns: list[int], edges: list[Array]) -> Array:
+        x = self.positions[index][:, columns]
+        return np.histogramdd(x[~np.isnan(x[:, 0])], edges)[0]
 
     def star_convexity(self, level: float = LEVEL) -> Estimate:
         """Share of the algorithm's steps that are star-convex with respect to the given minimum.
@@ -152,3 +236,26 @@ class Ensemble:
     def _needs_records(self, what: str) -> None:
         if not len(self.times):
             raise ValueError(f"{what}: no positions were recorded. Give simulate times=.")
+
+
+def agrees(a: Ensemble, b: Ensemble) -> bool:
+    """Whether exits and moments of two independent ensembles differ by no more than chance does once in 300 times."""
+    pairs = list(zip(_characteristics(a), _characteristics(b), strict=True))
+    reach = float(statistics.norm.isf(0.0015 / len(pairs)))
+    for x, y in pairs:
+        noise = np.sqrt(x.var(ddof=1) / len(x) + y.var(ddof=1) / len(y)) if len(x) > 1 else np.inf
+        if not abs(x.mean() - y.mean()) <= reach * noise:
+            return False
+    return True
+
+
+def _characteristics(paths: Ensemble) -> Iterator[Array]:
+    """Numbers of each path whose means are compared."""
+    yield np.isfinite(paths.diverged).astype(float)
+    if paths.absorbing:
+        yield paths._followed()
+        yield from ((paths.exit_parts == part).astype(float) for part in paths.absorbing)
+    for x in paths.positions:
+        for c in np.nan_to_num(x).T:
+            yield c
+            yield c * c

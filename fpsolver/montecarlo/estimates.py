@@ -1,4 +1,4 @@
-"""Estimates from samples with confidence intervals."""
+"""Numbers with intervals: estimates from samples, and computed values with their error bars."""
 
 from dataclasses import dataclass
 
@@ -11,13 +11,13 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number known from samples.
+    """A number with an interval.
 
     Attributes:
         value: the estimate.
         low, high: ends of its confidence interval.
-        level: confidence level of the interval.
-        count: number of samples.
+        level: confidence level of the interval; 1 for the error bar of what was computed.
+        count: number of samples; 0 for what was computed.
         note: what it assumes, if anything.
     """
 
@@ -41,6 +41,12 @@ class Estimate:
         """The estimate of a positive multiple."""
         return Estimate(factor * self.value, factor * self.low, factor * self.high, self.level, self.count, self.note)
 
+    def widened(self, by: float) -> "Estimate":
+        """The interval with an independent error in quadrature on either side."""
+        low, high = (np.hypot(self.value - self.low, by), np.hypot(self.high - self.value, by))
+        ends = float(self.value - low), float(self.value + high)
+        return Estimate(self.value, *ends, self.level, self.count, self.note)
+
     def __float__(self) -> float:
         return self.value
 
@@ -48,6 +54,11 @@ class Estimate:
         digits = max(0, 1 - int(np.floor(np.log10(self.error)))) if 0 < self.error < np.inf else 4
         note = f" ({self.note})" if self.note else ""
         return f"{self.value:.{digits}f} ± {self.error:.{digits}f}{note}"
+
+
+def computed(value: float, error: float) -> Estimate:
+    """A computed number with its error bar."""
+    return Estimate(value, value - error, value + error, 1.0, 0)
 
 
 def mean_of(samples: npt.ArrayLike, level: float = LEVEL, note: str = "") -> Estimate:

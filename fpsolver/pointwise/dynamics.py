@@ -1,4 +1,4 @@
-"""How paths move: drift and noise of a process at many points, and the steps of the algorithm behind it.
+"""Drift and noise of a process at many points, and the stochastic gradient of the algorithm behind it.
 
 Everything works on states of shape (d, n).
 """
@@ -14,9 +14,9 @@ from ..models.fields import Batched
 from ..models.noise import LabelNoise, Noise, PerSample, parts_of, samples_of
 from ..models.process import SDE, SGD, MomentumSGD, Process
 from ..models.samples import Samples
-from ._family import Backend, Differentiated, Family, Quantities, Tabulated, lambdify, stack
-from ._lambdify import PointSpace, generate
-from ._native import NotCompilable
+from .family import Backend, Differentiated, Family, Quantities, Tabulated, lambdify, stack
+from .lambdify import PointSpace, generate
+from .native import NotCompilable
 
 Array = np.ndarray[Any, Any]
 Coefficients = Callable[[Array], tuple[Array, Array]]
@@ -58,7 +58,8 @@ def semidefinite_root(matrix: Array) -> Array:
         column = np.where(positive, column / np.sqrt(np.where(positive, largest, 1.0)), 0.0)
         rest = rest - column[:, None] * column[None]
         columns.append(column)
-    left = np.abs(rest).max(axis=(0, 1)) > 1e-7 * size
+    left = np.abs(rest).max(axis=(0, 1))
+    left = np.isfinite(left) & (left > 1e-7 * size)  # a path that diverges is found when it has moved
     if left.any():
         A = np.broadcast_to(matrix, (d, d, len(left)))[:, :, left.argmax()]
         raise ValueError(f"a diffusion matrix is not positive semi-definite: {A.tolist()} on a path.")
@@ -220,7 +221,7 @@ class Gradient:
         return 1.0 if self.replacement else (N - B) / (N - 1)
 
     def batch(self, x: Array, sample: Any, label: Any, normal: Any) -> Array:
-        """The stochastic gradient (d, n) of a batch."""
+        """The stochastic gradient (d, n) of a batch, without those noises for which None is given."""
         g: Any = 0.0
         if self.family is not None:
             g = self.family.batch(x, sample)
@@ -228,19 +229,20 @@ class Gradient:
                 g = g - self.family.average(x)
         if self.loss is not None:
             g = g + self.loss(x)
-        if self.models is not None:
+        if self.models is not None and label is not None:
             g = g - self.std * (self.models.chosen(x, sample) * label).mean(axis=1)
-        if self.root is not None:
+        if self.root is not None and normal is not None:
             g = g + (self.root(x) * normal).sum(axis=1) / np.sqrt(self.process.batch_size)
-        return g
+        return np.zeros_like(x[: self.space.dim]) + g
 
-    def step(self, x: Array, sample: Any, label: Any, normal: Any) -> Array:
-        """State (d, n) after one step of the algorithm; (x, v/√η) for momentum."""
-        g, eta, d = self.batch(x, sample, label, normal), self.process.learning_rate, self.space.dim
-        if not isinstance(self.process, MomentumSGD):
-            return x - eta * g
-        v = self.process.momentum * x[d:] - np.sqrt(eta) * g
-        return np.concatenate((x[:d] + np.sqrt(eta) * v, v))
+    def spread(self, x: Array, sample: Any) -> Array:
+        """A factor (d, K, n) of the covariance of :meth:`batch` given its samples."""
+        d, n, columns = self.space.dim, x.shape[1], list[Array]()
+        if self.models is not None:
+            columns.append(-self.std / len(sample) * self.models.chosen(x, sample))
+        if self.root is not None:
+            columns.append(np.broadcast_to(self.root(x), (d, d, n)) / np.sqrt(self.process.batch_size))
+        return np.concatenate(columns, axis=1) if columns else np.zeros((d, 0, n))
 
     def batch_values(self, x: Array, sample: Array) -> tuple[Array, Array]:
         """Losses (n,) and gradients (d, n) of a batch; only of a gradient made with ``values``."""

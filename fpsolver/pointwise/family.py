@@ -10,8 +10,8 @@ from ufl.core.expr import Expr
 
 from ..models.fields import Batched, is_number
 from ..models.samples import Samples
-from ._lambdify import PointSpace, generate
-from ._native import LONGEST, Native, NotCompilable
+from .lambdify import PointSpace, generate
+from .native import LONGEST, Native, NotCompilable
 
 Array = np.ndarray[Any, Any]
 Backend = Literal["numpy", "c"]

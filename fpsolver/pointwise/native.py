@@ -21,7 +21,7 @@ from typing import Any
 import dolfinx.jit
 import numpy as np
 
-from ._lambdify import Code
+from .lambdify import Code
 
 Array = np.ndarray[Any, Any]
 LONGEST = 3000

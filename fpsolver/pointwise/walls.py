@@ -25,11 +25,13 @@ class Walls(ABC):
         surfaces: their number.
         lipschitz: whether :meth:`distance` changes by no more than the way gone, as distances do.
         quick: whether it costs no more than a step.
+        extent: of the domain in each coordinate, shape (d,), where it is known.
     """
 
     surfaces = 1
     lipschitz = True
     quick = False
+    extent: Array | None = None
 
     def depth(self, x: Array) -> Array:
         """Distance to the nearest surface, shape (n,)."""
@@ -68,7 +70,7 @@ class Box(Walls):
 
     def __init__(self, low: Array, high: Array, corners: Array, labels: Array):
         self.low, self.high = low[:, None], high[:, None]
-        centers, dim = corners.mean(axis=1), len(low)
+        centers, dim, self.extent = corners.mean(axis=1), len(low), high - low
         tolerance = 1e-9 * (high - low).max()
         self.sides, self.surfaces = [], 2 * dim
         for i in range(dim):
@@ -101,6 +103,7 @@ class Round(Walls):
     def __init__(self, center: Array, radii: Sequence[float], corners: Array, labels: Array):
         self.center = center[:, None]
         outer, self.surfaces = max(radii), len(radii)
+        self.extent = np.full(len(center), 2 * outer)
         self.spheres = [(r, 1.0 if r == outer else -1.0) for r in radii]
         distance = np.linalg.norm(corners[:, 0] - center, axis=1)
         on = [np.abs(distance - r) < 1e-6 * outer for r in radii]
@@ -131,7 +134,7 @@ class Facets(Walls):
         if corners.shape[2] == 2:
             corners, normals, labels = _cut(corners, normals, labels)
         self.corners, self.normals, self.labels = corners, normals, labels
-        centers = corners.mean(axis=1)
+        centers, self.extent = corners.mean(axis=1), np.ptp(corners, axis=(0, 1))
         self.reach = np.linalg.norm(corners - centers[:, None], axis=2).max()
         self.tree = cKDTree(centers)
         self.near = min(4 if corners.shape[2] == 2 else 24, len(corners))

@@ -1,0 +1,216 @@
+"""An ensemble of paths with steps of one length: blocks of paths divided among the ranks, followed to their ends."""
+
+import time as clock
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from mpi4py import MPI
+
+import numpy as np
+
+from .._errors import together
+from ..evolution.initial import Dirac, Gaussian
+from ..models.process import Process
+from ..pointwise.algorithm import Descent
+from ..pointwise.dynamics import Diffusion, Gradient, chunked
+from ..pointwise.family import Backend
+from ..pointwise.native import NotCompilable
+from ..pointwise.walls import Walls
+from ._paths import BLOCK, Draws, Swarm, descend, diffuse, time_steps
+from .ensemble import Ensemble
+
+Array = np.ndarray[Any, Any]
+POOL = 64
+"""Blocks of paths that are moved together."""
+_AT_REST = 1000  # steps
+_PATIENCE = 1_000_000  # steps
+_GATHERED = ("time", "part", "point", "records", "kept", "asked", "diverged", "leapt")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is followed, all but the length of the steps.
+
+    Attributes:
+        process, start, method, seed, paths, walls, absorbing, minimum, comm: as of ``simulate``.
+        dim: number of coordinates.
+        record: times at which positions are recorded.
+        end: when paths that have not left are stopped.
+        unit: time of one step of the algorithm.
+        backend: the one asked for.
+    """
+
+    process: Any
+    start: Any
+    method: str
+    seed: int
+    paths: int
+    walls: Walls | None
+    absorbing: tuple[str, ...]
+    minimum: Any
+    comm: MPI.Comm
+    dim: int
+    record: Array
+    end: float
+    unit: float | None
+    backend: str
+
+    def run(self, length: float, level: int = 0) -> Ensemble:
+        """Follow all paths with steps of at most this length (collective).
+
+        Args:
+            length: of the steps.
+            level: ensembles of different levels have random numbers of their own.
+        """
+        begin, comm = clock.perf_counter(), self.comm
+        blocks = [(b, min(BLOCK, self.paths - b * BLOCK)) for b in range(comm.rank, -(-self.paths // BLOCK), comm.size)]
+        swarms: list[Swarm] = []
+        with together(comm), _naming_simulate():
+            mover = mover_of(self.process, self.dim, self.method, self.backend, self.minimum)
+            for i in range(0, len(blocks), POOL):
+                swarms.append(self._begin(blocks[i : i + POOL], level))
+                self._follow(swarms[-1], mover, length)
+        gathered = [_joined(comm, [getattr(s, name) for s in swarms], blocks, self.paths) for name in _GATHERED]
+        exits, parts, points, records, kept, asked, diverged, leapt = gathered
+        names = np.array([*self.absorbing, ""])
+        moved, mirrored = (comm.allreduce(sum(getattr(s, what) for s in swarms)) for what in ("steps", "mirrored"))
+        stats = {"paths": self.paths, "path_steps": moved, "seconds": clock.perf_counter() - begin, "step": length}
+        stats |= {"backend": mover.backend, "seed": self.seed, "blocks": -(-self.paths // BLOCK)}
+        stats["steps"] = comm.allreduce(sum(s.rounds for s in swarms), op=MPI.SUM) // comm.size
+        stats |= {"diverged": int(np.isfinite(diverged).sum()), "mirrored": mirrored, "leapt": int(leapt.sum())}
+        convexity = np.stack((kept, asked)) if self.minimum is not None else None
+        where = (exits, names[parts.astype(int)], points.T, self.record, records.transpose(0, 2, 1), diverged)
+        return Ensemble(self.method, *where, self.end, self.absorbing, self.unit, stats, convexity)
+
+    def _follow(self, swarm: Swarm, mover: "_Sde | _Algorithm", length: float) -> None:
+        rest = last = 0
+        for k, (t, dt, index) in enumerate(time_steps([float(t) for t in self.record], self.end, length), 1):
+            before, swarm.rounds = swarm.x, k
+            if dt > 0:
+                with np.errstate(all="ignore"):  # what is not finite is found by the swarm
+                    mover.advance(swarm, self.walls, t, dt)
+            if index >= 0:
+                swarm.records[index][:, swarm.ids] = swarm.x
+            if not swarm.ids.size:
+                break
+            if self.end < np.inf:
+                continue
+            rest = rest + 1 if np.array_equal(before, swarm.x) else 0
+            last = k if before.shape != swarm.x.shape else last
+            if rest >= _AT_REST:
+                raise ValueError(
+                    f"{len(swarm.ids)} paths that have not left did not move in the last {rest} steps, one "
+                    f"of them at {tuple(float(c) for c in swarm.x[:, 0])}: drift and noise vanish there, and "
+                    "they would stay for ever. Give horizon=."
+                )
+            if k - last > max(_PATIENCE, 3 * last):
+                raise ValueError(
+                    f"{len(swarm.ids)} of {len(swarm.time)} paths that move together have not left by time "
+                    f"{t + dt:.4g}, none of them in the last {k - last} steps: this could go on for ever. "
+                    "Give horizon= (and mean_exit_time tail='exponential' or 'bound'), or ask the equation: "
+                    "fp.mean_exit_time(gen)."
+                )
+
+    def _begin(self, blocks: Sequence[tuple[int, int]], level: int) -> Swarm:
+        """A swarm of some blocks at the start."""
+        d, walls, start = self.dim, self.walls, self.start
+        block = np.repeat(np.arange(len(blocks)), [n for _, n in blocks])
+        draws = Draws(self.seed, [b for b, _ in blocks], block, level)
+        ids = np.concatenate([b * BLOCK + np.arange(n) for b, n in blocks])
+        if isinstance(start, Gaussian):
+            mean, std = np.array(start.mean)[:, None], np.array(start.std)[:, None]
+            x = mean + std * draws.normal(d)
+            for _ in range(100):
+                outside = np.zeros(len(ids), bool) if walls is None else (walls.distance(x) <= 0).any(axis=0)
+                if not outside.any():
+                    break
+                x = np.where(outside, mean + std * draws.normal(d), x)
+        else:
+            given = np.asarray(start.point if isinstance(start, Dirac) else start, dtype=float)
+            each = given.ndim == 2 or (d == 1 and given.shape == (self.paths,) and self.paths > 1)
+            x = given.reshape(self.paths, d)[ids].T.copy() if each else np.tile(given.reshape(d, 1), len(ids))
+        if not np.isfinite(x).all():
+            raise ValueError("start is not finite.")
+        if walls is not None and (outside := (walls.distance(x) < 0).any(axis=0)).any():
+            raise ValueError(f"the start {tuple(float(c) for c in x[:, outside.argmax()])} lies outside the domain.")
+        return Swarm(x, draws, np.full((len(self.record), d, len(ids)), np.nan))
+
+
+def _joined(comm: MPI.Comm, mine: list[Array], blocks: Sequence[tuple[int, int]], paths: int) -> Array:
+    """Arrays (..., paths) of all ranks' blocks in the order of the paths (collective)."""
+    local = np.concatenate(mine, axis=-1) if mine else None
+    ids = np.concatenate([b * BLOCK + np.arange(n) for b, n in blocks]) if blocks else np.zeros(0, int)
+    pieces = [p for p in comm.allgather((ids, local)) if p[1] is not None]
+    result = np.empty((*pieces[0][1].shape[:-1], paths), dtype=pieces[0][1].dtype)
+    for where, values in pieces:
+        result[..., where] = values
+    return result
+
+
+@contextmanager
+def _naming_simulate() -> Iterator[None]:
+    """Say that what fails is a simulation."""
+    try:
+        yield
+    except (ValueError, TypeError, FloatingPointError) as e:
+        raise ValueError(f"simulate: {e}") from e
+    except RuntimeError as e:
+        raise RuntimeError(f"simulate: {e}") from e
+
+
+def mover_of(process: Any, d: int, method: str, backend: str, minimum: Any) -> "_Sde | _Algorithm":
+    def make(backend: Backend) -> "_Sde | _Algorithm":
+        return _Algorithm(process, d, backend, minimum) if method == "sgd" else _Sde(process, d, backend)
+
+    try:
+        return make("numpy" if backend == "numpy" else "c")
+    except NotCompilable:
+        if backend == "c":
+            raise
+        return make("numpy")
+
+
+class _Sde:
+    """Moves paths of the diffusion."""
+
+    def __init__(self, process: Process, d: int, backend: Backend):
+        self.backend = backend
+        diffusion = Diffusion(process, d, backend)
+        self.coefficients = chunked(diffusion, diffusion.temporaries)
+
+    def advance(self, swarm: Swarm, walls: Walls | None, t: float, dt: float) -> None:
+        diffuse(swarm, self.coefficients, walls, t, dt)
+
+
+class _Algorithm:
+    """Moves paths of SGD."""
+
+    def __init__(self, process: Any, d: int, backend: Backend, minimum: Any):
+        self.algorithm, self.backend = Descent(process, d, backend), backend
+        self.reference = None if minimum is None else self._star(process, minimum)
+
+    def _star(self, process: Any, minimum: Any) -> tuple[Gradient, Array, Array]:
+        """Losses and gradients of the samples, x* (d, 1), and the losses there (N,)."""
+        family, space = self.algorithm.gradient.family, self.algorithm.space
+        if process.loss is not None or family is None or not hasattr(family, "kind"):
+            raise ValueError("minimum= needs an SGD process with loss=None and PerSample losses.")
+        point = np.asarray(minimum, dtype=float).reshape(-1, 1)
+        if len(point) != space.dim:
+            raise ValueError(f"minimum has {len(point)} coordinates; {space.dim} were expected.")
+        values = Gradient(process, space, values=True)
+        N = np.arange(values.samples)[None]
+        assert values.family is not None
+        return values, point, values.family.chosen(np.broadcast_to(point, (len(point), values.samples)), N)[0, 0]
+
+    def advance(self, swarm: Swarm, walls: Walls | None, t: float, dt: float) -> None:
+        drawn = self.algorithm.draw(swarm.draws)
+        if self.reference is not None:
+            values, point, at = self.reference
+            x, sample = swarm.x[: len(point)], drawn[0]
+            f, slope = values.batch_values(x, sample)
+            gap = f - at[sample].mean(axis=0)
+            swarm.asked[swarm.ids] += 1
+            swarm.kept[swarm.ids] += (slope * (x - point)).sum(axis=0) >= gap - 1e-12 * np.abs(f)
+        descend(swarm, self.algorithm.step, walls, t + dt, drawn)

@@ -1,0 +1,1 @@
+"""A process at points, wherever they are and without a mesh: formulas, drift and noise, steps of algorithms, walls."""

@@ -1,0 +1,144 @@
+"""One step of an algorithm as a map Φ_b of its state, b being the batch drawn: what paths and the chain share."""
+
+from abc import ABC, abstractmethod
+from itertools import combinations, combinations_with_replacement
+from math import comb, factorial, prod
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..models.process import SGD, MomentumSGD
+from .dynamics import Gradient, chunked
+from .family import Backend
+from .lambdify import PointSpace
+from .native import NotCompilable
+
+Array = np.ndarray[Any, Any]
+
+
+class Numbers(Protocol):
+    """Random numbers for n paths."""
+
+    def normal(self, rows: int) -> Array:
+        """Standard normal, shape (rows, n)."""
+
+    def samples(self, N: int, B: int, replacement: bool) -> Array:
+        """Indices of a batch each, shape (B, n)."""
+
+
+class Algorithm(ABC):
+    """X' = Φ_b(X), b drawn afresh in each step.
+
+    Attributes:
+        dim: number of coordinates of the state.
+        backend: what evaluates it, "c" or "numpy".
+    """
+
+    dim: int
+    backend: Backend = "numpy"
+
+    @abstractmethod
+    def draw(self, numbers: Numbers) -> tuple[Any, ...]:
+        """What one step of each of n paths draws: arrays (..., n) or None."""
+
+    @abstractmethod
+    def step(self, x: Array, *drawn: Any) -> Array:
+        """States (d, n) after one step from x (d, n)."""
+
+
+class Descent(Algorithm):
+    """Steps of SGD, x' = x − η g_b(x), or with momentum, on (x, v/√η): v' = μ v − η g_b(x), x' = x + v'.
+
+    g_b is the mean gradient of the B samples in the batch, plus ∇f − mean gradient where the loss is given beside the
+    samples, plus −std/B Σ_{i∈b} ξ_i ∇m_i for labels that are drawn anew, plus Σ^{1/2} ξ/√B for noise of which only the
+    covariance is known, where ξ are standard normal.
+
+    Args:
+        process: ``SGD`` (of either order: the algorithm is one) or ``MomentumSGD``.
+        dim: number of coordinates of the state.
+        backend: "c" to compile formulas.
+
+    Attributes:
+        gradient: the stochastic gradient.
+        batch_size: B.
+        gaussian: whether there is noise besides the choice of samples, so that Φ_b(x) is a normal variable.
+
+    Raises:
+        NotCompilable: for "c", if the samples are no formulas.
+        ValueError: B is no integer.
+    """
+
+    def __init__(self, process: SGD | MomentumSGD, dim: int, backend: Backend = "numpy"):
+        if process.batch_size != int(process.batch_size):
+            raise ValueError(f"batch_size is {process.batch_size}; the algorithm needs an integer.")
+        self.process, self.dim, self.backend = process, dim, backend
+        self.kinetic = isinstance(process, MomentumSGD)
+        self.space = PointSpace(dim, dim // 2 if self.kinetic else dim)
+        self.gradient, self.batch_size = Gradient(process, self.space, backend), int(process.batch_size)
+        self.gaussian = self.gradient.uses_labels or self.gradient.uses_normals
+        family = self.gradient.family
+        everyone = family is not None and family.native is None and process.loss is not None
+        self._step = chunked(self._one, self.space.dim * (self.gradient.samples if everyone else self.batch_size))
+
+    @classmethod
+    def of(cls, process: SGD | MomentumSGD, dim: int) -> "Descent":
+        """Compiled where that is possible."""
+        try:
+            return cls(process, dim, "c")
+        except NotCompilable:
+            return cls(process, dim)
+
+    def draw(self, numbers: Numbers) -> tuple[Any, ...]:
+        """(samples (B, n) or None, noise of their labels (B, n) or None, normal numbers (dim of x, n) or None)."""
+        g, B = self.gradient, self.batch_size
+        sample = numbers.samples(g.samples, B, g.replacement) if g.uses_samples else None
+        label = numbers.normal(B) if g.uses_labels else None
+        return sample, label, numbers.normal(self.space.dim) if g.uses_normals else None
+
+    def step(self, x: Array, *drawn: Any) -> Array:
+        """States (d, n) after one step with what :meth:`draw` gave."""
+        return self._step(x, *drawn)
+
+    def _one(self, x: Array, sample: Any, label: Any, normal: Any) -> Array:
+        return self._moved(x, self.gradient.batch(x, sample, label, normal))
+
+    def _moved(self, x: Array, g: Array) -> Array:
+        eta, d = self.process.learning_rate, self.space.dim
+        if not isinstance(self.process, MomentumSGD):
+            return x - eta * g
+        v = self.process.momentum * x[d:] - np.sqrt(eta) * g
+        return np.concatenate((x[:d] + np.sqrt(eta) * v, v))
+
+    def mean(self, x: Array, sample: Any) -> Array:
+        """E[Φ_b(x) | samples (B, n)], shape (d, n): the step without label noise and without given covariances."""
+        return self._moved(x, self.gradient.batch(x, sample, None, None))
+
+    def spread(self, x: Array, sample: Any) -> Array:
+        """A factor (d, K, n) of the covariance of Φ_b(x) given its samples (B, n); K = 0 unless :attr:`gaussian`."""
+        columns, eta = self.gradient.spread(x, sample), self.process.learning_rate
+        return np.concatenate((-eta * columns, -np.sqrt(eta) * columns)) if self.kinetic else -eta * columns
+
+    @property
+    def batches(self) -> int:
+        """How many different batches there are; order does not count."""
+        N, B = (self.gradient.samples if self.gradient.uses_samples else 1), self.batch_size
+        return 1 if N == 1 else comb(N + B - 1, B) if self.gradient.replacement else comb(N, B)
+
+    def all_batches(self, most: int) -> tuple[Array, Array]:
+        """Every batch once: indices of samples (B, K) and probabilities (K,), which sum to one.
+
+        Raises:
+            ValueError: there are more than ``most``.
+        """
+        if self.batches > most:
+            raise ValueError(f"there are {self.batches} different batches, more than {most}.")
+        N, B = (self.gradient.samples if self.gradient.uses_samples else 1), self.batch_size
+        if N == 1:
+            return np.zeros((B, 1), dtype=int), np.ones(1)
+        if not self.gradient.replacement:
+            found = np.array(list(combinations(range(N), B)))
+            return found.T, np.full(len(found), 1 / len(found))
+        found = np.array(list(combinations_with_replacement(range(N), B)))
+        times = (np.unique(batch, return_counts=True)[1] for batch in found)
+        weights = np.array([factorial(B) / prod(factorial(int(k)) for k in counts) for counts in times])
+        return found.T, weights / float(N) ** B
