@@ -62,7 +62,7 @@ def needed(table, error):
 
 def compare(name, gen, start, exact, rtol, levels=4):
     """Print one comparison."""
-    adapted = fp.solve_to(fp.mean_exit_time, gen, start=start, rtol=rtol)
+    adapted = fp.mean_exit_time(gen, start=start, rtol=rtol)
     table = uniform(gen, start, exact, levels)
     if MPI.COMM_WORLD.rank:
         return

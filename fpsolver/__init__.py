@@ -6,14 +6,13 @@ from ._errors import NotConverged, end_all_ranks
 from ._log import set_log_level
 from .discretisation.generator import Generator
 from .discretisation.positivity import make_nonnegative
-from .discretisation.solution import Solution
+from .discretisation.solution import Level, Solution
 from .domains.domain import Domain
 from .evolution.evolution import Evolution
 from .evolution.evolve import backward, evolve, resume
 from .evolution.initial import dirac, gaussian
 from .evolution.schedule import count_steps
-from .exits.adapt import Adapted, solve_to
-from .exits.exit import exit_probability, exit_time_moments, feynman_kac, mean_exit_time
+from .exits.exit import ExitTimeMoments, exit_probability, exit_time_moments, feynman_kac, mean_exit_time
 from .exits.exit_law import exit_distribution, survival
 from .exits.regions import committor, first_passage, transition_rate
 from .longtime.ergodic import ergodic_laws
@@ -38,16 +37,17 @@ end_all_ranks()
 __all__ = [
     "SDE",
     "SGD",
-    "Adapted",
     "Comparison",
     "Covariance",
     "Domain",
     "Ensemble",
     "Evolution",
+    "ExitTimeMoments",
     "Generator",
     "Isotropic",
     "LabelNoise",
     "Langevin",
+    "Level",
     "MomentumSGD",
     "Network",
     "Noisy",
@@ -80,7 +80,6 @@ __all__ = [
     "resume",
     "set_log_level",
     "simulate",
-    "solve_to",
     "spectrum",
     "stationary",
     "survival",

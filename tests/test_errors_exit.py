@@ -204,9 +204,9 @@ def test_exit_times_of_the_wrong_sign_on_meshes_that_miss_a_barrier():
     """−330 for 1.3e10; refinement finds the barrier."""
     process = fp.Langevin(lambda x: x[0] ** 2 / 2, 0.02)
     gen = _negative(process, fp.Domain.interval(-1, 1, 8), scheme="dg", degree=4)
-    found = fp.solve_to(fp.mean_exit_time, gen, start=0.0, rtol=1e-3)
+    found = fp.mean_exit_time(gen, start=0.0, rtol=1e-3)
     exact = 13034898127.9042  # 25 2F2(1, 1; 3/2, 2; 25)
-    assert abs(found.value - exact) < 2 * found.error + 1e-3 * exact
+    assert abs(float(found) - exact) < 2 * found.error[0] + 1e-3 * exact
 
 
 def test_exit_times_that_are_infinite_near_a_point_without_noise():
@@ -241,8 +241,5 @@ def test_arguments_of_the_wrong_kind():
 def test_answers_print_well():
     domain = fp.Domain.interval(-1, 1, 4)
     leaves, closed = (fp.Generator(fp.SDE(0.0, 0.5), domain, parts) for parts in (["left", "right"], []))
-    assert str(fp.exit_distribution(leaves, 0.5)) == "<exit distribution: left=0.25, right=0.75; mean time 0.75>"
-    assert str(fp.transition_rate(closed, "left", "right")).startswith("<transition rate: rate=0.125, k_AB=0.25, ")
-    adapted = fp.solve_to(fp.mean_exit_time, leaves, start=0.5)
-    assert str(adapted).startswith("mean exit time: 0.75, error bar ")
-    assert str(adapted).count("unknowns") == len(adapted.history)
+    assert str(fp.exit_distribution(leaves, 0.5)).startswith("exit through left 0.25, right 0.75; mean time 0.75")
+    assert str(fp.transition_rate(closed, "left", "right")).startswith("transition rate: 0.125; k_AB 0.25, ")

@@ -218,7 +218,7 @@ def capacity_solver(gen: Generator, what: str, options: Options | None = None) -
         advice = (
             f"The density varies by more than e^{_STEEP:.0f} over single cells where paths leave their wells, and "
             f"{100 * capacity.unresolved:.1f} % of the current flows there: the mesh resolves no exit. Refine it (the "
-            "drift times the length of a cell should stay below 10 D there), or let fp.solve_to do so."
+            "drift times the length of a cell should stay below 10 D there), or let rtol= do so."
         )
         failure = NotConverged(what, UNRESOLVED, 0, capacity.unresolved, capacity.solver.prefix, advice)
         failure.partial = capacity.steep

@@ -1,13 +1,19 @@
 """Answers: a function on the mesh, how it was obtained, and its values at points."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from mpi4py import MPI
 
 import numpy as np
-from dolfinx import fem, geometry
+from dolfinx import fem
 
-from .. import _compat
+from .._answer import Answer, doubt, figures, need_steps, with_bar
+from .points import as_points, bounds, evaluate, locate
+
+__all__ = ["ErrorEstimate", "Level", "Solution", "as_points", "bounds", "evaluate", "locate", "places"]
 
 
 class ErrorEstimate(Protocol):
@@ -27,41 +33,91 @@ class Limits(Protocol):
         """The non-negative ``function``, and what that changed: ``stats()`` (collective)."""
 
 
-class Solution:
-    """What a verb returns.
+@dataclass(frozen=True)
+class Level:
+    """One mesh of an answer to a prescribed accuracy.
+
+    Attributes:
+        cells: their number.
+        unknowns: of the answer; the error bar takes those of degree k + 1 and k − 1 on the same mesh as well.
+        value: the answer at the start.
+        error: its absolute error bar.
+    """
+
+    cells: int
+    unknowns: int
+    value: float
+    error: float
+
+    def __repr__(self) -> str:
+        return f"{self.unknowns:>9} unknowns: {with_bar(self.value, self.error)}"
+
+
+class Solution(Answer):
+    """What a verb returns; its attributes cannot be assigned to.
 
     Attributes:
         function: dolfinx ``Function``; of a density, the one made non-negative by :func:`~fpsolver.make_nonnegative`
             (collective when it is first asked for), which may be discontinuous although ``raw`` is not.
         raw: what the discretisation gave; the same unless it is a density with undershoots.  Dualities and
             balances hold for it to rounding, and evolutions are to be continued from it.
+        value: the answer at the starts that the verb was given, shape (n,), None without; ``float(solution)`` of one.
+        error: estimated error, see below.
         stats: unknowns, scheme, degree, iterations, residual, seconds, ...; of a density, once ``function`` was asked
             for, the share of the mass that making it non-negative has moved (``limited``) and by how much that has
             moved the mean (``mean_shift``).
         name: what it is ("mean exit time").
         estimate: where error bars come from, None where no estimate exists.
+        generator: with which it was computed, None where it does not matter; with ``rtol=`` that of the last mesh.
+        history: the meshes of an answer to a prescribed accuracy, the coarsest first, see :class:`~fpsolver.Level`.
     """
 
     def __init__(
         self,
         function: fem.Function,
-        stats: dict[str, Any],
+        stats: Mapping[str, Any],
         name: str,
         estimate: ErrorEstimate | None = None,
         limiter: Limits | None = None,
+        *,
+        start: Any = None,
+        value: np.ndarray | None = None,
+        error: np.ndarray | None = None,
+        unit: float | None = None,
+        generator: Any = None,
+        history: Sequence[Level] = (),
     ):
-        self.raw, self.stats, self.name, self.estimate = function, stats, name, estimate
-        self._limiter, self._limited = limiter, function if limiter is None else None
-        self._error: np.ndarray | None = None
+        self._raw = function
+        self._stats = stats
+        self._name = name
+        self._estimate = estimate
+        self._limiter = limiter
+        self._limited = function if limiter is None else None
+        self._start = start
+        self._value = value
+        self._error = error
+        self._unit = unit
+        self._generator = generator
+        self._history = tuple(history)
+        self._range = _range(function)
         function.name = name.replace(" ", "_")
+
+    raw = property(lambda self: self._raw, doc="What the discretisation gave.")
+    value = property(lambda self: self._value, doc="The answer at the starts, shape (n,), or None.")
+    name = property(lambda self: self._name, doc="What it is.")
+    estimate = property(lambda self: self._estimate, doc="Where error bars come from, or None.")
+    generator = property(lambda self: self._generator, doc="With which it was computed.")
+    history = property(lambda self: self._history, doc="One :class:`~fpsolver.Level` per mesh.")
+    stats = property(lambda self: MappingProxyType(self._stats), doc="How it was obtained.")
 
     @property
     def function(self) -> fem.Function:
         """The answer as a dolfinx ``Function``."""
         if self._limited is None:
             assert self._limiter is not None
-            limited = self._limiter.limit(self.raw)
-            self._limited, self.stats = limited.function, {**self.stats, **limited.stats()}
+            limited = self._limiter.limit(self._raw)
+            self._limited = limited.function
+            self._stats = {**self._stats, **limited.stats()}
         return self._limited
 
     @property
@@ -71,8 +127,8 @@ class Solution:
         Shape (n,) for n starts; (1,) for an initial density, and for the mean over the domain if the verb was given no
         start.  Collective on first access, which solves the problem once or twice more; later ones are free.
         """
-        if self._error is None and self.estimate is not None:
-            self._error = self.estimate.at_start()
+        if self._error is None and self._estimate is not None:
+            self._error = self._estimate.at_start()
         return self._error
 
     def error_at(self, points: Any) -> np.ndarray:
@@ -81,16 +137,50 @@ class Solution:
         Raises:
             ValueError: no estimate exists for this answer, or a point lies outside the mesh.
         """
-        if self.estimate is None:
+        if self._estimate is None:
             raise ValueError(
                 f"{self.name}: no error estimate exists for this answer; exit times, moments and "
                 "probabilities have one."
             )
-        return self.estimate.at(points)
+        return self._estimate.at(points)
+
+    def in_steps(self) -> "Solution":
+        """A time of an algorithm counted in its steps, error bars as well: t/η, moments of order n by ηⁿ (collective).
+
+        Raises:
+            ValueError: not a time, or not that of an algorithm.
+        """
+        factor = 1.0 / need_steps(self._unit, self._name)
+        function = fem.Function(self._raw.function_space)
+        function.x.array[:] = factor * self._raw.x.array
+        estimate = None if self._estimate is None else _Scaled(self._estimate, factor)
+        value = None if self._value is None else factor * self._value
+        error = None if self._error is None else factor * self._error
+        about = {"start": self._start, "value": value, "error": error, "generator": self._generator}
+        return Solution(function, self._stats, f"{self._name} in steps", estimate, **about)
+
+    def __float__(self) -> float:
+        if self._value is None or len(self._value) != 1:
+            raise TypeError(f"{self._name}: a number was expected, which takes one start; ask with start=, or use .at.")
+        return float(self._value[0])
+
+    def _headline(self) -> str:
+        """The answer where it was asked for; without starts, the range of its values."""
+        if self._value is None:
+            low, high = self._range
+            return f"between {low:.4g} and {high:.4g}"
+        bars: Any = [None] * len(self._value) if self._error is None else self._error
+        rows = []
+        for value, error, where in zip(self._value, bars, places(self._start), strict=True):
+            shown = with_bar(value, error)
+            if self._unit is not None:
+                shown += f" = {with_bar(value / self._unit, None if error is None else error / self._unit)} steps"
+            rows.append(f"{shown} {where}{doubt(value, error)}")
+        return "; ".join(rows[:3]) + (f"; ... ({len(rows)} starts)" if len(rows) > 3 else "")
 
     def __repr__(self) -> str:
-        stats = ", ".join(f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in self.stats.items())
-        return f"<{self.name}: {stats}>"
+        details = [f"  {level}" for level in self._history] + [f"  {figures(self._stats)}"]
+        return "\n".join([f"{self._name}: {self._headline()}", *details])
 
     def at(self, points: Any) -> np.ndarray:
         """Values at points, the same on all ranks (collective).
@@ -118,108 +208,29 @@ class Solution:
         return np.log(values)
 
 
-def as_points(points: Any, dim: int, what: str = "points") -> np.ndarray:
-    """Points as an array of shape (n, dim); a single point or a list of numbers in 1D is accepted."""
-    try:
-        array = np.asarray(points, dtype=float)
-    except (TypeError, ValueError):
-        raise ValueError(f"{what}: {points!r} is no array of numbers; expected shape (n, {dim}).") from None
-    if array.ndim == 0:
-        array = array.reshape(1, 1)
-    elif array.ndim == 1:
-        array = array.reshape(-1, 1) if dim == 1 else array.reshape(1, -1)
-    if array.ndim != 2 or array.shape[1] != dim:
-        raise ValueError(
-            f"{what}: shape {np.shape(points)} does not give points in {dim} dimension(s); expected (n, {dim})."
-        )
-    if not np.isfinite(array).all():
-        raise ValueError(f"{what}: {array[~np.isfinite(array).all(axis=1)][0]} is not finite.")
-    return array
+class _Scaled:
+    """Error bars times a factor."""
+
+    def __init__(self, estimate: ErrorEstimate, factor: float):
+        self._estimate, self._factor = estimate, factor
+
+    def at_start(self) -> np.ndarray:
+        return self._factor * self._estimate.at_start()
+
+    def at(self, points: Any) -> np.ndarray:
+        return self._factor * self._estimate.at(points)
 
 
-def locate(mesh: Any, points: np.ndarray, what: str = "points") -> tuple[np.ndarray, np.ndarray]:
-    """Owned cells that contain each point: arrays (point index, cell), one row per pair (collective).
-
-    A point on a facet belongs to every cell around it.  On curved boundaries a point between the curve and its chord
-    is found by Newton's method in the nearest cell.
-
-    Raises:
-        ValueError: a point lies in no cell of any rank.
-    """
-    x = np.zeros((len(points), 3))
-    x[:, : points.shape[1]] = points
-    tdim = mesh.topology.dim
-    owned = mesh.topology.index_map(tdim).size_local
-    if owned:
-        tree = _compat.bb_tree(mesh, tdim, padding=_padding(mesh), entities=np.arange(owned, dtype=np.int32))
-        candidates = geometry.compute_collisions_points(tree, x)
-        index = np.repeat(np.arange(len(x)), np.diff(candidates.offsets))
-        cells = np.asarray(candidates.array, dtype=np.int32)
-        inside = _inside(mesh, x[index], cells)
-        index, cells = index[inside], cells[inside]
-    else:
-        index, cells = np.zeros(0, dtype=int), np.zeros(0, dtype=np.int32)
-    count = np.bincount(index, minlength=len(x))
-    total = np.zeros_like(count)
-    mesh.comm.Allreduce(count, total)
-    if (total == 0).any():
-        missing = points[np.argmax(total == 0)]
-        lower, upper = bounds(mesh)
-        raise ValueError(
-            f"{what}: {tuple(float(c) for c in missing)} lies outside the mesh, which spans "
-            + " x ".join(f"[{a:g}, {b:g}]" for a, b in zip(lower, upper, strict=True))
-            + "."
-        )
-    return index, cells
+def places(start: Any) -> list[str]:
+    """``at (0, 1)`` for each start; an initial density is one."""
+    if not isinstance(start, np.ndarray):
+        return ["from the initial density"]
+    return [f"at ({', '.join(f'{c:.4g}' for c in point)})" for point in start]
 
 
-def bounds(mesh: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Corners of the mesh's bounding box (collective)."""
-    x = mesh.geometry.x[:, : mesh.geometry.dim]
-    lower = x.min(axis=0) if len(x) else np.full(mesh.geometry.dim, np.inf)
-    upper = x.max(axis=0) if len(x) else np.full(mesh.geometry.dim, -np.inf)
-    corners, extreme = np.concatenate([lower, -upper]), np.empty(2 * len(lower))
-    mesh.comm.Allreduce(corners, extreme, op=MPI.MIN)
-    return extreme[: len(lower)], -extreme[len(lower) :]
-
-
-def _padding(mesh: Any) -> float:
-    extent = np.ptp(mesh.geometry.x, axis=0).max()
-    return 1e-10 * float(extent)
-
-
-def _inside(mesh: Any, x: np.ndarray, cells: np.ndarray) -> np.ndarray:
-    """Whether each point lies in its candidate cell, by its reference coordinates (simplices)."""
-    inside = np.zeros(len(x), dtype=bool)
-    cmap, dofmap = _compat.coordinate_map(mesh), _compat.geometry_dofmap(mesh)
-    gdim = mesh.geometry.dim
-    affine = dofmap.shape[1] == mesh.topology.dim + 1
-    nodes = mesh.geometry.x[dofmap[cells]][:, :, :gdim]
-    if affine:
-        J = (nodes[:, 1:] - nodes[:, :1]).transpose(0, 2, 1)
-        X = np.linalg.solve(J, (x[:, :gdim] - nodes[:, 0])[..., None])[..., 0]
-        return (X.min(axis=1) > -1e-9) & (X.sum(axis=1) < 1 + 1e-9)
-    for i in range(len(x)):  # few: the candidates of each requested point
-        try:
-            X = cmap.pull_back(x[i : i + 1, :gdim].copy(), nodes[i].copy())[0]
-        except RuntimeError:  # Newton diverges only for points far outside the cell
-            continue
-        inside[i] = X.min() > -1e-6 and X.sum() < 1 + 1e-6
-    return inside
-
-
-def evaluate(function: fem.Function, points: Any) -> np.ndarray:
-    """Values of a scalar function at points (collective); see :meth:`Solution.at`."""
-    mesh = function.function_space.mesh
-    array = as_points(points, mesh.geometry.dim)
-    index, cells = locate(mesh, array)
-    sums = np.zeros((2, len(array)))
-    if len(index):
-        x = np.zeros((len(index), 3))
-        x[:, : array.shape[1]] = array[index]
-        values = function.eval(x, cells).reshape(len(index), -1)[:, 0]
-        np.add.at(sums[0], index, values)
-        np.add.at(sums[1], index, 1.0)
-    total = np.zeros_like(sums)
-    mesh.comm.Allreduce(sums, total)
-    return total[0] / total[1]
+def _range(function: fem.Function) -> tuple[float, float]:
+    """Smallest and largest nodal value (collective)."""
+    values = function.x.array
+    local, extreme = np.array([values.min(initial=np.inf), -values.max(initial=-np.inf)]), np.empty(2)
+    function.function_space.mesh.comm.Allreduce(local, extreme, op=MPI.MIN)
+    return float(extreme[0]), float(-extreme[1])

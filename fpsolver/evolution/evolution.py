@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from .._answer import Answer, figures
 from ..discretisation.assembly import to_density, to_function
 from ..discretisation.fluxes import basis_integrals
 from ..discretisation.generator import Generator
@@ -13,7 +14,7 @@ from ..discretisation.solution import Solution
 from ._expm import Snapshot
 
 
-class Evolution(Sequence[Solution]):
+class Evolution(Answer, Sequence[Solution]):
     """A solution at several times; ``evolution[i]`` is the :class:`~fpsolver.Solution` at ``times[i]``.
 
     Attributes:
@@ -98,8 +99,11 @@ class Evolution(Sequence[Solution]):
         return iter(self._solutions)
 
     def __repr__(self) -> str:
-        stats = ", ".join(f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in self.stats.items())
-        return f"<{self.name} at {len(self)} times: {stats}>"
+        if not len(self):
+            return f"{self.name} at no time"
+        when = f"t = {self.times[0]:g}" + (f" to {self.times[-1]:g} ({len(self)} times)" if len(self) > 1 else "")
+        mass = f": mass {self.mass[0]:.6g}" + (f" to {self.mass[-1]:.6g}" if len(self) > 1 else "")
+        return f"{self.name} at {when}{mass if self.name == 'density' else ''}\n  {figures(self.stats)}"
 
 
 def check_times(times: Any) -> np.ndarray:

@@ -1,85 +1,38 @@
 """Answers to a prescribed accuracy: refine where the error at the start comes from, until the error bar is small."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from mpi4py import MPI
 
 import numpy as np
 import numpy.typing as npt
+from dolfinx import fem
 
+from .._answer import with_bar
 from .._errors import NotConverged
 from .._log import logger
 from ..discretisation.generator import Generator
 from ..discretisation.metastable import UNRESOLVED
-from ..discretisation.solution import Solution, as_points
+from ..discretisation.solution import Level, Solution, as_points
 from ..models.fields import is_number
 from ._guards import NEGATIVE
-from .error import DualWeighted, is_density
-from .exit import exit_probability, exit_time_moments, feynman_kac, mean_exit_time
+from .error import is_density
 
-_VERBS = (mean_exit_time, exit_time_moments, exit_probability, feynman_kac)
+MAX_UNKNOWNS = 500_000
 _SHARE = 0.8  # of the sum of the indicators lies in the cells that are refined (Dörfler, SIAM J. Numer. Anal. 33, 1996)
 
 
-@dataclass(frozen=True)
-class Level:
-    """One mesh of an adaptive computation.
-
-    Attributes:
-        cells: their number.
-        unknowns: of the answer; the error bar takes those of degree k + 1 and k − 1 on the same mesh as well.
-        value: the answer at the start.
-        error: its absolute error bar.
-    """
-
-    cells: int
-    unknowns: int
-    value: float
-    error: float
-
-
-@dataclass(frozen=True)
-class Adapted:
-    """An answer with the mesh that it needed.
-
-    Attributes:
-        solution: the answer on the last mesh; ``solution.error`` is its error bar at the start.
-        generator: the generator on the last mesh, for further questions.
-        history: one :class:`Level` per mesh, the coarsest first.
-    """
-
-    solution: Solution
-    generator: Generator
-    history: tuple[Level, ...]
-
-    @property
-    def value(self) -> float:
-        """The answer at the start."""
-        return self.history[-1].value
-
-    @property
-    def error(self) -> float:
-        """Its absolute error bar."""
-        return self.history[-1].error
-
-    def __repr__(self) -> str:
-        rows = [f"{self.solution.name}: {self.value:.10g}, error bar {self.error:.1e}"]
-        rows += [f"{x.unknowns:>9} unknowns: {x.value:.10g}, error bar {x.error:.1e}" for x in self.history]
-        return "\n".join(rows)
-
-
-def solve_to(
-    goal: Callable[..., Any],
+def to_accuracy(
+    ask: Callable[[Generator, tuple[Level, ...]], Solution],
     gen: Generator,
-    *,
+    name: str,
     start: Any,
-    rtol: float = 1e-3,
-    max_unknowns: int = 500_000,
-    **question: Any,
-) -> Adapted:
-    """Ask an exit question on finer and finer meshes until its error bar at the start is below rtol (collective).
+    rtol: float,
+    max_unknowns: int,
+    data: Any = (),
+) -> Solution:
+    """The answer on finer and finer meshes until its error bar at the start is below rtol (collective).
 
     Each mesh is refined where the dual-weighted residual (error.py) says that the error at the start comes from;
     boundary parts keep their names.  The mesh of ``gen`` is the first, and should know the shape of the domain; layers,
@@ -87,25 +40,24 @@ def solve_to(
     blame or, if they are not known, all of them are refined.
 
     Args:
-        goal: ``fp.mean_exit_time``, ``fp.exit_time_moments`` (its highest moment), ``fp.exit_probability`` or
-            ``fp.feynman_kac``.
+        ask: the question: maps a generator, and the meshes so far, to the answer with an error bar at the start.
         gen: generator on the first mesh; it is left as it is.
-        start: a point of shape (d,), or an initial density as in :func:`~fpsolver.exit_distribution`.
+        name: of the verb, for messages.
+        start: a point of shape (d,), or an initial density.
         rtol: largest error bar relative to the answer, between 0 and 1.
         max_unknowns: no mesh with more unknowns is tried.
-        question: further arguments of the goal (``to=...``, ``order=...``, ``exit=...``).
+        data: sources of the question, none of which may be tied to a mesh.
 
     Raises:
         ValueError: bad arguments; a coefficient of the process is a ``Function``, which is tied to the first mesh.
-        NotConverged: ``max_unknowns`` or the floor of rounding was reached; its ``partial`` is the :class:`Adapted`
-            so far.
+        NotConverged: ``max_unknowns`` or the floor of rounding was reached; ``partial`` is the answer so far.
     """
-    _check(goal, gen, start, rtol, max_unknowns)
-    history: list[Level] = []
-    here = gen
+    _check(gen, name, start, rtol, max_unknowns, data)
+    history: tuple[Level, ...] = ()
+    answer, here = None, gen
     while True:
         try:
-            answer = goal(here, start=start, **question)
+            answer = ask(here, history)
         except NotConverged as failure:
             if failure.reason not in (UNRESOLVED, NEGATIVE):
                 raise
@@ -115,27 +67,24 @@ def solve_to(
             finer = _refined(here, np.flatnonzero(coarse))
             if finer.G.getSize()[0] > max_unknowns:
                 finer.close()
+                failure.partial = answer
                 raise
             here = _replace(here, finer, gen)
             continue
-        solution: Solution = answer[-1] if isinstance(answer, list) else answer
-        estimate = solution.estimate
-        assert isinstance(estimate, DualWeighted)
-        history.append(_level(solution, estimate))
-        adapted = Adapted(solution, here, tuple(history))
-        logger.info("%s: %s", solution.name, history[-1])
+        history = answer.history
+        logger.info("%s: %s", answer.name, history[-1])
         if _reached(history, rtol):
-            return adapted
-        floor = solution.stats.get("roundoff", 0.0)
+            return answer
+        floor = answer.stats.get("roundoff", 0.0)
         if _stalled(history, floor):
             advice = f"Rounding, about {floor:.0e}, is what is left of the error; take a larger rtol."
-            raise _failure(adapted, "DIVERGED_ROUNDOFF", rtol, advice)
-        finer = _refined(here, _marked(here.domain.comm, estimate.indicators()))
+            raise _failure(answer, "DIVERGED_ROUNDOFF", rtol, advice)
+        finer = _refined(here, _marked(here.domain.comm, answer.estimate.indicators()))
         size = finer.G.getSize()[0]
         if size > max_unknowns:
             finer.close()
             advice = f"The next mesh has {size} unknowns; raise max_unknowns (now {max_unknowns}), rtol or the degree."
-            raise _failure(adapted, "DIVERGED_MAX_UNKNOWNS", rtol, advice)
+            raise _failure(answer, "DIVERGED_MAX_UNKNOWNS", rtol, advice)
         here = _replace(here, finer, gen)
 
 
@@ -149,29 +98,26 @@ def _replace(old: Generator, new: Generator, keep: Generator) -> Generator:
     return new
 
 
-def _check(goal: Any, gen: Generator, start: Any, rtol: float, max_unknowns: int) -> None:
-    if goal not in _VERBS:
-        known = ", ".join(f"fp.{verb.__name__}" for verb in _VERBS)
-        raise ValueError(f"solve_to: the goal is {getattr(goal, '__name__', goal)!r}; expected one of {known}.")
+def _check(gen: Generator, name: str, start: Any, rtol: float, max_unknowns: int, data: Any) -> None:
     if not is_number(rtol) or not 0 < rtol < 1:
-        raise ValueError(f"solve_to: rtol is {rtol!r}; a number between 0 and 1 was expected.")
+        raise ValueError(f"{name}: rtol is {rtol!r}; a number between 0 and 1 was expected.")
     if start is None:
-        raise ValueError("solve_to: start is None; a point or an initial density was expected.")
-    if not is_density(start) and len(as_points(start, gen.domain.dim, "solve_to: start")) != 1:
-        raise ValueError(f"solve_to: start has {len(np.asarray(start))} points; one was expected, or a density.")
+        raise ValueError(f"{name}: start is None; with rtol a point or an initial density was expected.")
+    if not is_density(start) and len(as_points(start, gen.domain.dim, f"{name}: start")) != 1:
+        raise ValueError(f"{name}: start is {len(np.asarray(start))} points; with rtol one was expected, or a density.")
+    if any(isinstance(f, fem.Function) for f in (start, *data)):
+        raise ValueError(
+            f"{name}: start or a source is a Function, which is tied to the first mesh; with rtol a number or a "
+            "callable of x was expected, which can be taken to finer meshes."
+        )
     size = gen.G.getSize()[0]
     if not is_number(max_unknowns) or max_unknowns < size:
-        raise ValueError(f"solve_to: max_unknowns is {max_unknowns!r}; the first mesh has {size} unknowns already.")
+        raise ValueError(
+            f"{name}: max_unknowns is {max_unknowns!r}; at least {size} was expected, as many as the first mesh has."
+        )
 
 
-def _level(solution: Solution, estimate: DualWeighted) -> Level:
-    domain = estimate.gen.domain
-    cells = domain.mesh.topology.index_map(domain.dim).size_global
-    value, error = float(estimate.value()[0]), float(estimate.at_start()[0])
-    return Level(cells, int(solution.stats["unknowns"]), value, error)
-
-
-def _reached(history: list[Level], rtol: float) -> bool:
+def _reached(history: tuple[Level, ...], rtol: float) -> bool:
     """Whether the error bar is small enough, and the one before did not turn out to be wrong.
 
     On a mesh that misses a layer an error bar can be small by accident, so that a first mesh is never trusted.
@@ -182,7 +128,7 @@ def _reached(history: list[Level], rtol: float) -> bool:
     return now.error <= rtol * abs(now.value) and abs(now.value - before.value) <= 2 * (before.error + now.error)
 
 
-def _stalled(history: list[Level], roundoff: float) -> bool:
+def _stalled(history: tuple[Level, ...], roundoff: float) -> bool:
     """Whether the error bar, of the size of the rounding errors, no longer falls."""
     if len(history) < 3:
         return False
@@ -203,9 +149,9 @@ def _marked(comm: MPI.Comm, indicators: np.ndarray) -> np.ndarray:
     return np.flatnonzero(indicators >= np.exp(low) * top)
 
 
-def _failure(adapted: Adapted, reason: str, rtol: float, advice: str) -> NotConverged:
-    last = adapted.history[-1]
-    what = f"{adapted.solution.name} to rtol {rtol:g} ({last.value:.10g} with error bar {last.error:.1e})"
-    failure = NotConverged(what, reason, len(adapted.history), last.error / abs(last.value), "fp_exit_", advice)
-    failure.partial = adapted
+def _failure(answer: Solution, reason: str, rtol: float, advice: str) -> NotConverged:
+    last = answer.history[-1]
+    what = f"{answer.name} to rtol {rtol:g} ({with_bar(last.value, last.error)})"
+    failure = NotConverged(what, reason, len(answer.history), last.error / abs(last.value), "fp_exit_", advice)
+    failure.partial = answer
     return failure

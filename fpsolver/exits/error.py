@@ -22,13 +22,14 @@ import numpy as np
 from dolfinx import fem, la
 from dolfinx.fem.petsc import interpolation_matrix
 
+from .._answer import steps_of
 from .._log import logger
 from .._petsc import LinearSolver, Options
 from ..discretisation.assembly import to_function, to_vector
 from ..discretisation.fluxes import basis_integrals
 from ..discretisation.generator import Generator, derived
 from ..discretisation.metastable import capacity_solver
-from ..discretisation.solution import Solution, as_points, evaluate, locate
+from ..discretisation.solution import Level, Solution, as_points, evaluate, locate
 from ..evolution.initial import Dirac, Gaussian, dirac, load
 from ._killed import backward_operator, is_killed
 
@@ -277,6 +278,9 @@ def with_error_bars(
     start: Any,
     killing: Any = 0.0,
     options: Options | None = None,
+    *,
+    power: int | None = None,
+    history: tuple[Level, ...] | None = None,
 ) -> Solution:
     """The answer with error bars, which are computed at once if a start is given (collective).
 
@@ -288,6 +292,8 @@ def with_error_bars(
         start: points, an initial density, or None.
         killing: the killing rate.
         options: PETSc options of the solves.
+        power: of time in the answer's unit, None of what has no such unit.
+        history: the coarser meshes of an answer to a prescribed accuracy, to which this one is added.
     """
 
     def operator(other: Generator) -> LinearSolver:
@@ -295,10 +301,15 @@ def with_error_bars(
 
     by_capacity = gen.weak.scheme.by_capacities and not is_killed(killing)
     estimate = DualWeighted(gen, chain, again, None if by_capacity else operator, start)
-    solution = Solution(answer.function, answer.stats, answer.name, estimate)
+    about: dict[str, Any] = {"generator": gen, "unit": None if power is None else steps_of(gen.process, power)}
     if start is not None:
-        _warn_if_lost(answer.name, solution.error, estimate.value())
-    return solution
+        value, error = estimate.value(), estimate.at_start()
+        about |= {"start": estimate.start, "value": value, "error": error}
+        if history is not None:
+            cells = gen.domain.mesh.topology.index_map(gen.domain.dim).size_global
+            about["history"] = (*history, Level(cells, gen.G.getSize()[0], float(value[0]), float(error[0])))
+        _warn_if_lost(answer.name, error, value)
+    return Solution(answer.raw, answer.stats, answer.name, estimate, **about)
 
 
 def _warn_if_lost(name: str, error: np.ndarray | None, value: np.ndarray) -> None:

@@ -1,6 +1,7 @@
 """Leaving the domain: expectations over exit paths, each one backward solve with the factorised generator."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from petsc4py import PETSc
@@ -9,6 +10,7 @@ import numpy as np
 import ufl
 from dolfinx import fem
 
+from .._answer import Answer
 from .._errors import agree
 from .._log import logger
 from .._petsc import Options
@@ -16,11 +18,12 @@ from ..discretisation.assembly import assemble_vector, to_function, to_vector
 from ..discretisation.fluxes import basis_integrals, exit_vector
 from ..discretisation.generator import Generator
 from ..discretisation.metastable import capacity_solver
-from ..discretisation.solution import Solution
+from ..discretisation.solution import Level, Solution
 from ..discretisation.solver import statistics
 from ..models.fields import is_number
 from ._guards import check_certain_exit, check_growth, check_reach, check_roundoff, check_sign, need_exit
 from ._killed import backward_operator, is_killed
+from .adapt import MAX_UNKNOWNS, to_accuracy
 from .error import with_error_bars
 
 
@@ -31,6 +34,8 @@ def feynman_kac(
     running: Any = 0.0,
     killing: Any = 0.0,
     start: Any = None,
+    rtol: float | None = None,
+    max_unknowns: int = MAX_UNKNOWNS,
     options: Options | None = None,
     name: str = "expectation",
 ) -> Solution:
@@ -43,23 +48,38 @@ def feynman_kac(
         exit: g, a scalar source for the whole absorbing boundary, or a dictionary part -> source (others: zero).
         running: f, a scalar source or a ``Function`` on ``gen.V``.
         killing: s, a scalar source.
-        options: PETSc options without the prefix ``fp_exit_``.
-        name: what the answer is called.
         start: points of shape (n, d) or (d,), or an initial density as in :func:`fpsolver.exit_distribution`.  For it
             ``solution.error`` gives the error bars, at the price of solving with degrees k + 1 and k − 1 as well
             (about three times the time of the answer).  Without it that is done when the error is first asked for.
+        rtol: refine the mesh until the error bar at the start, one point or density, is at most this times the answer;
+            ``solution.generator`` is then that of the last mesh and ``solution.history`` has them all.
+        max_unknowns: with ``rtol``, no mesh with more unknowns is tried.
+        options: PETSc options without the prefix ``fp_exit_``.
+        name: what the answer is called.
 
     Raises:
         ValueError: nothing absorbs and nothing kills; unknown part; sources that are not finite; the killing rate is so
-            negative that the expectation is infinite.
-        NotConverged: the solve failed.
+            negative that the expectation is infinite; with ``rtol``, sources or coefficients of the process that are
+            tied to the mesh.
+        NotConverged: the solve failed; with ``rtol``, ``max_unknowns`` or the floor of rounding was reached, and
+            ``exception.partial`` is the answer so far.
     """
-    answer = _expectation(gen, exit, running, killing, options, name)
+    time = is_number(running) and running == 1 and is_number(exit) and exit == 0 and not is_killed(killing)
 
     def again(other: Generator) -> list[fem.Function]:
-        return [_expectation(other, exit, running, killing, options, name).function]
+        return [_expectation(other, exit, running, killing, options, name).raw]
 
-    return with_error_bars(gen, answer, [answer.function], again, start, killing, options)
+    def ask(here: Generator, history: tuple[Level, ...] | None = None) -> Solution:
+        answer = _expectation(here, exit, running, killing, options, name)
+        chain = [answer.raw]
+        return with_error_bars(
+            here, answer, chain, again, start, killing, options, power=1 if time else None, history=history
+        )
+
+    if rtol is None:
+        return ask(gen)
+    data = [running, killing, *(exit.values() if isinstance(exit, Mapping) else [exit])]
+    return to_accuracy(ask, gen, name, start, rtol, max_unknowns, data)
 
 
 def _expectation(gen: Generator, exit: Any, running: Any, killing: Any, options: Options | None, name: str) -> Solution:
@@ -158,50 +178,104 @@ def _solve_by_capacity(
     return solution
 
 
-def mean_exit_time(gen: Generator, *, start: Any = None, options: Options | None = None) -> Solution:
+def mean_exit_time(
+    gen: Generator,
+    *,
+    start: Any = None,
+    rtol: float | None = None,
+    max_unknowns: int = MAX_UNKNOWNS,
+    options: Options | None = None,
+) -> Solution:
     """τ(x) = E[exit time | X₀ = x]: Lτ = −1, τ = 0 on the absorbing part (collective).
 
-    In the process' time units: for :class:`~fpsolver.SGD`, divide by the learning rate to count steps.
-    ``start`` as in :func:`feynman_kac`.
+    Also called mean first-passage time, or escape time.  In the process' time units; :meth:`Solution.in_steps` counts
+    steps of an algorithm.  Everything optional as in :func:`feynman_kac`.
     """
-    return feynman_kac(gen, running=1.0, options=options, name="mean exit time", start=start)
+    more: Any = {"start": start, "rtol": rtol, "max_unknowns": max_unknowns, "options": options}
+    return feynman_kac(gen, running=1.0, name="mean exit time", **more)
+
+
+@dataclass(frozen=True)
+class ExitTimeMoments(Answer, Sequence[Solution]):
+    """Moments of the exit time; ``moments[n - 1]`` is the :class:`Solution` E τⁿ."""
+
+    solutions: tuple[Solution, ...]
+
+    def __getitem__(self, i: Any) -> Any:
+        return self.solutions[i]
+
+    def __len__(self) -> int:
+        return len(self.solutions)
+
+    def in_steps(self) -> "ExitTimeMoments":
+        """Moments of the number of steps of an algorithm (collective)."""
+        return ExitTimeMoments(tuple(m.in_steps() for m in self.solutions))
+
+    def __repr__(self) -> str:
+        return "\n".join(str(m).partition("\n")[0] for m in self.solutions)
 
 
 def exit_time_moments(
-    gen: Generator, order: int, *, start: Any = None, options: Options | None = None
-) -> list[Solution]:
-    """[E τ, E τ², ..., E τ^order]: L T_n = −n T_{n−1}, one solve each with the same factors (collective).
+    gen: Generator,
+    order: int,
+    *,
+    start: Any = None,
+    rtol: float | None = None,
+    max_unknowns: int = MAX_UNKNOWNS,
+    options: Options | None = None,
+) -> ExitTimeMoments:
+    """E τ, E τ², ..., E τ^order: L T_n = −n T_{n−1}, one solve each with the same factors (collective).
 
-    ``start`` as in :func:`feynman_kac`; the error bars contain what the lower moments contribute.
+    Everything optional as in :func:`feynman_kac`, with ``rtol`` of the highest moment; error bars contain what the
+    lower moments contribute.
     """
     if not is_number(order) or int(order) != order or order < 1:
-        raise ValueError(f"order is {order!r}; an integer of at least 1 was expected.")
-    moments = _moments(gen, int(order), options)
-    chain = [m.function for m in moments]
+        raise ValueError(f"exit_time_moments: order is {order!r}; an integer of at least 1 was expected.")
 
     def again(n: int) -> Callable[[Generator], list[fem.Function]]:
-        return lambda other: [m.function for m in _moments(other, n, options)]
+        return lambda other: [m.raw for m in _moments(other, n, options)]
 
-    return [
-        with_error_bars(gen, m, chain[: n + 1], again(n + 1), start, options=options) for n, m in enumerate(moments)
-    ]
+    def ask(here: Generator, history: tuple[Level, ...] | None = None) -> list[Solution]:
+        plain, bars = _moments(here, int(order), options), []
+        for n, moment in enumerate(plain, 1):
+            chain, more = [m.raw for m in plain[:n]], history if n == order else None
+            about: Any = {"options": options, "power": n, "history": more}
+            bars.append(with_error_bars(here, moment, chain, again(n), start, **about))
+        return bars
+
+    if rtol is None:
+        return ExitTimeMoments(tuple(ask(gen)))
+    found: list[Solution] = []
+
+    def highest(here: Generator, history: tuple[Level, ...]) -> Solution:
+        found[:] = ask(here, history)
+        return found[-1]
+
+    to_accuracy(highest, gen, "exit_time_moments", start, rtol, max_unknowns)
+    return ExitTimeMoments(tuple(found))
 
 
 def _moments(gen: Generator, order: int, options: Options | None) -> list[Solution]:
     moments = [_expectation(gen, 0.0, 1.0, 0.0, options, "mean exit time")]
     for n in range(2, order + 1):
         cost = fem.Function(gen.V)
-        cost.x.array[:] = n * moments[-1].function.x.array
+        cost.x.array[:] = n * moments[-1].raw.x.array
         moments.append(_expectation(gen, 0.0, cost, 0.0, options, f"exit time moment {n}"))
     return moments
 
 
 def exit_probability(
-    gen: Generator, to: Sequence[str], *, start: Any = None, options: Options | None = None
+    gen: Generator,
+    to: Sequence[str] | str,
+    *,
+    start: Any = None,
+    rtol: float | None = None,
+    max_unknowns: int = MAX_UNKNOWNS,
+    options: Options | None = None,
 ) -> Solution:
     """Probability of leaving through the parts ``to`` rather than the other absorbing parts (collective).
 
-    ``start`` as in :func:`feynman_kac`.
+    Also called splitting probability.  Everything optional as in :func:`feynman_kac`.
     """
     need_exit(gen, "exit_probability")
     names = [to] if isinstance(to, str) else list(to) if isinstance(to, Iterable) else [to]
@@ -209,5 +283,6 @@ def exit_probability(
     if not all(isinstance(part, str) for part in names):
         raise TypeError(f"exit_probability: to is {to!r}; names of absorbing parts were expected: {absorbing}.")
     if not names:
-        raise ValueError(f"exit_probability: no part to leave through is given; absorbing are {absorbing}.")
-    return feynman_kac(gen, exit=dict.fromkeys(names, 1.0), options=options, name="exit probability", start=start)
+        raise ValueError(f"exit_probability: to is empty; names of absorbing parts were expected: {absorbing}.")
+    more: Any = {"start": start, "rtol": rtol, "max_unknowns": max_unknowns, "options": options}
+    return feynman_kac(gen, exit=dict.fromkeys(names, 1.0), name="exit probability", **more)

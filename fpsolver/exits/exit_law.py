@@ -8,6 +8,7 @@ from petsc4py import PETSc
 import numpy as np
 from dolfinx import fem
 
+from .._answer import Answer, steps_of
 from .._errors import NotConverged
 from .._log import logger
 from .._petsc import Options
@@ -25,7 +26,7 @@ from .error import is_density, load_density
 
 
 @dataclass(frozen=True)
-class ExitDistribution:
+class ExitDistribution(Answer):
     """Where and through which part a process leaves.
 
     Attributes:
@@ -41,8 +42,10 @@ class ExitDistribution:
     _gen: Generator
 
     def __repr__(self) -> str:
-        shares = ", ".join(f"{part}={share:.6g}" for part, share in self.probability.items())
-        return f"<exit distribution: {shares}; mean time {self.mean_time:.6g}>"
+        shares = ", ".join(f"{part} {share:.6g}" for part, share in self.probability.items())
+        unit = steps_of(self._gen.process)
+        steps = "" if unit is None else f", {self.mean_time / unit:.6g} steps"
+        return f"exit through {shares}; mean time {self.mean_time:.6g}{steps}"
 
     def density(self, part: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Exit density along a part, at quadrature points of its facets, gathered on every rank (collective).

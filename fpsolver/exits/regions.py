@@ -1,7 +1,7 @@
 """Named regions inside a domain: committors, transition rates, mean first-passage times between them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mpi4py import MPI
@@ -11,6 +11,7 @@ import numpy.typing as npt
 import ufl
 from dolfinx import mesh as dmesh
 
+from .._answer import Answer, need_steps, steps_of
 from .._petsc import Options
 from ..discretisation.assembly import assemble_vector, to_vector
 from ..discretisation.fluxes import basis_integrals, exit_flux
@@ -20,7 +21,7 @@ from ..discretisation.solution import Solution
 from ..discretisation.solver import exit_solver
 from ..longtime.stationary import stationary
 from ._stopped import Region, Resolved, Size, resolve, stopped, total
-from .exit import exit_probability, mean_exit_time
+from .exit import feynman_kac
 
 
 def _over(gen: Generator, region: Resolved, integrand: Any) -> float:
@@ -37,7 +38,7 @@ def _over(gen: Generator, region: Resolved, integrand: Any) -> float:
 
 
 @dataclass(frozen=True)
-class FirstPassage:
+class FirstPassage(Answer):
     """Mean first-passage times between regions.
 
     Attributes:
@@ -51,6 +52,12 @@ class FirstPassage:
     times: npt.NDArray[np.float64]
     solutions: dict[str, Solution]
     sizes: dict[str, Size]
+
+    def in_steps(self) -> "FirstPassage":
+        """Mean numbers of steps of an algorithm (collective)."""
+        solutions = {name: tau.in_steps() for name, tau in self.solutions.items()}
+        generator = next(iter(self.solutions.values())).generator
+        return replace(self, solutions=solutions, times=self.times / generator.process.time_per_step)
 
     def __repr__(self) -> str:
         width = max(10, *(len(name) for name in self.names))
@@ -85,9 +92,9 @@ def first_passage(gen: Generator, regions: Mapping[str, Region], *, options: Opt
     found = resolve(gen.domain, regions)
     times, solutions = np.zeros((len(found), len(found))), {}
     for j, target in enumerate(found):
+        name = f"mean first-passage time to {target.name}"
         with stopped(gen, [target]) as inner:
-            tau = mean_exit_time(inner, options=options)
-        tau.name = f"mean first-passage time to {target.name}"
+            tau = feynman_kac(inner, running=1.0, options=options, name=name)
         solutions[target.name] = tau
         for i, origin in enumerate(found):
             if i != j and origin.point is not None:
@@ -123,13 +130,12 @@ def _two(gen: Generator, A: Region, B: Region) -> list[Resolved]:
 
 
 def _committor(gen: Generator, target: str, options: Options | None) -> Solution:
-    q = exit_probability(gen, target, options=options)
-    q.name = "committor"
+    q = feynman_kac(gen, exit={target: 1.0}, options=options, name="committor")
     return q
 
 
 @dataclass(frozen=True)
-class TransitionRate:
+class TransitionRate(Answer):
     """Transitions between two regions of a stationary process (transition path theory).
 
     Attributes:
@@ -152,9 +158,15 @@ class TransitionRate:
     committor: Solution
     sizes: tuple[Size, Size]
 
+    def in_steps(self) -> "TransitionRate":
+        """Rates per step of an algorithm (collective)."""
+        unit = need_steps(steps_of(self.committor.generator.process), "this transition rate")
+        rates = {name: unit * getattr(self, name) for name in ("rate", "capacity", "k_AB", "k_BA")}
+        return replace(self, **rates)
+
     def __repr__(self) -> str:
-        numbers = ("rate", "k_AB", "k_BA", "share_A", "capacity", "mass")
-        return f"<transition rate: {', '.join(f'{name}={getattr(self, name):.6g}' for name in numbers)}>"
+        numbers = ("k_AB", "k_BA", "share_A", "capacity", "mass")
+        return f"transition rate: {self.rate:.6g}; {', '.join(f'{name} {getattr(self, name):.6g}' for name in numbers)}"
 
 
 def transition_rate(gen: Generator, A: Region, B: Region, *, options: Options | None = None) -> TransitionRate:

@@ -16,6 +16,7 @@ import numpy as np
 import ufl
 
 from .. import _compat
+from .._answer import Answer
 from .._log import logger
 from .._petsc import Options
 from ..discretisation.assembly import to_density, to_function, to_vector
@@ -29,7 +30,7 @@ from ._kernel import Array, Kernel
 
 
 @dataclass(frozen=True)
-class ErgodicLaws:
+class ErgodicLaws(Answer):
     """The invariant laws of which every other is a mixture.
 
     Attributes:
@@ -74,7 +75,7 @@ class ErgodicLaws:
             f"{'a point' if point else f'radius {radius:.3g}'} at {np.array2string(center, precision=4)}"
             for point, radius, center in zip(self.points, self.radii, self.centers, strict=True)
         )
-        return f"<{len(self)} ergodic law(s): {places}>"
+        return f"{len(self)} ergodic law(s): {places}"
 
 
 def ergodic_laws(gen: Generator, *, tolerance: float | None = None, options: Options | None = None) -> ErgodicLaws:

@@ -16,6 +16,7 @@ from dolfinx import fem
 from scipy.optimize import brentq
 from scipy.stats import wasserstein_distance
 
+from .._answer import Answer, doubt, with_bar
 from .._log import logger
 from .._sample import push_forward
 from ..discretisation.generator import Generator
@@ -30,7 +31,7 @@ SUPPORT = 4000  # points of a plan in more than one dimension: a larger one take
 
 
 @dataclass(frozen=True)
-class VanishingNoiseLimit:
+class VanishingNoiseLimit(Answer):
     """A quantity along a sequence of δ, and its limit.
 
     Attributes:
@@ -57,8 +58,10 @@ class VanishingNoiseLimit:
 
     def __repr__(self) -> str:
         if not self.exists:
-            return f"<no limit as δ -> 0: order {self.order} along δ = {self.deltas}>"
-        return f"<limit {self.limit} ± {self.error} as δ -> 0, order {self.order}, {self.predicted:g} predicted>"
+            return f"no limit as δ -> 0: order {self.order} along δ = {self.deltas}"
+        values, errors = np.atleast_1d(self.limit).ravel(), np.atleast_1d(self.error).ravel()
+        limits = ", ".join(with_bar(v, e) + doubt(v, e) for v, e in zip(values.tolist(), errors.tolist(), strict=True))
+        return f"{limits} as δ -> 0\n  order {self.order}, {self.predicted:g} predicted"
 
 
 def vanishing_noise_limit(

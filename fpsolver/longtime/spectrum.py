@@ -1,5 +1,6 @@
 """Slow modes of the generator: its spectrum near zero and the quasi-stationary law of an absorbed process."""
 
+from dataclasses import dataclass, replace
 from typing import Any
 
 from petsc4py import PETSc
@@ -7,6 +8,7 @@ from petsc4py import PETSc
 import numpy as np
 from dolfinx import fem
 
+from .._answer import Answer, figures, need_steps, steps_of
 from .._errors import NotConverged
 from .._log import logger
 from .._petsc import Options, direct_preset, inserted_options
@@ -17,7 +19,7 @@ from ..discretisation.positivity import Limiter, limiter
 from ..discretisation.solution import Solution
 from ..discretisation.solver import statistics
 from ..models.fields import integrate, is_number
-from ._modes import biorthogonal, functions
+from ._modes import Mode, biorthogonal, functions
 
 _SPARE = 4  # modes
 _METASTABLE = 1e-4  # rate relative to the next one below which the next degree must confirm it
@@ -25,7 +27,8 @@ _CHANGE = 0.5
 _DIGITS = 2e-17  # of the scaled pencil's norm: rounding error of slow rates, measured 1e-19 ... 2e-18 in double wells
 
 
-class Spectrum:
+@dataclass(frozen=True)
+class Spectrum(Answer):
     """The slowest modes of G p = λ M p, slowest first.
 
     Attributes:
@@ -36,8 +39,11 @@ class Spectrum:
         residuals: relative residuals of the right modes.
     """
 
-    def __init__(self, eigenvalues: np.ndarray, right: list[Any], left: list[Any], residuals: np.ndarray):
-        self.eigenvalues, self.right, self.left, self.residuals = eigenvalues, right, left, residuals
+    eigenvalues: np.ndarray
+    right: list[Mode]
+    left: list[Mode]
+    residuals: np.ndarray
+    _unit: float | None = None
 
     @property
     def timescales(self) -> np.ndarray:
@@ -45,8 +51,14 @@ class Spectrum:
         with np.errstate(divide="ignore"):
             return -1.0 / self.eigenvalues.real
 
+    def in_steps(self) -> "Spectrum":
+        """Rates per step of an algorithm, so that timescales count steps."""
+        return replace(self, eigenvalues=need_steps(self._unit, "this spectrum") * self.eigenvalues, _unit=None)
+
     def __repr__(self) -> str:
-        return f"<spectrum: {np.array2string(self.eigenvalues, precision=8)}>"
+        times = ", ".join(f"{t:.6g}" for t in self.timescales)
+        steps = "" if self._unit is None else f" = {', '.join(f'{t / self._unit:.6g}' for t in self.timescales)} steps"
+        return f"eigenvalues {np.array2string(self.eigenvalues, precision=8)}\n  timescales {times}{steps}"
 
 
 class QuasiStationary(Solution):
@@ -59,9 +71,26 @@ class QuasiStationary(Solution):
         mode: backward mode φ with ∫ φ·density = 1: P(τ > t | x) ≈ φ(x) e^{−λt} for large t.
     """
 
-    def __init__(self, rate: float, density: fem.Function, mode: fem.Function, stats: dict[str, Any], limiter: Limiter):
-        super().__init__(density, stats, "quasi-stationary density", limiter=limiter)
-        self.rate, self.mode = rate, mode
+    def __init__(
+        self, rate: float, density: fem.Function, mode: fem.Function, stats: Any, limiter: Limiter, gen: Generator
+    ):
+        super().__init__(density, stats, "quasi-stationary density", limiter=limiter, generator=gen)
+        self._rate = rate
+        self._mode = mode
+
+    rate = property(lambda self: self._rate, doc="λ, per unit of time.")
+    mode = property(lambda self: self._mode, doc="The backward mode φ.")
+
+    def in_steps(self) -> "QuasiStationary":
+        """The same with the rate per step of an algorithm (collective)."""
+        unit = need_steps(steps_of(self.generator.process), "this rate")
+        return QuasiStationary(unit * self._rate, self._raw, self._mode, self._stats, self._limiter, self.generator)
+
+    def __repr__(self) -> str:
+        unit = steps_of(self.generator.process)
+        steps = "" if unit is None else f" ({1 / (self._rate * unit):.6g} steps)"
+        text = f"quasi-stationary law: rate {self._rate:.6g}, mean exit time {1 / self._rate:.6g}{steps}"
+        return f"{text}\n  {figures(self._stats)}"
 
     @property
     def density(self) -> fem.Function:
@@ -99,7 +128,11 @@ def spectrum(gen: Generator, k: int = 6, *, options: Options | None = None) -> S
     count = _whole_pairs(values, int(k))
     right, left = (modes[:count] for modes in paired)
     answer = Spectrum(
-        values[:count], functions(gen, right, to_density), functions(gen, left, to_function), residuals[:count]
+        values[:count],
+        functions(gen, right, to_density),
+        functions(gen, left, to_function),
+        residuals[:count],
+        steps_of(gen.process),
     )
     logger.info("%s", answer)
     return answer
@@ -126,7 +159,7 @@ def quasi_stationary(gen: Generator, *, options: Options | None = None) -> Quasi
     mode.x.array[:] *= mass
     stats = {**statistics(gen), "residual": residual}
     stats["minimum"] = limiter(gen).minimum(density)
-    return QuasiStationary(rate, density, mode, stats, limiter(gen))
+    return QuasiStationary(rate, density, mode, stats, limiter(gen), gen)
 
 
 def _slowest(gen: Generator, options: Options | None) -> tuple[float, fem.Function, fem.Function, float]:

@@ -1,0 +1,89 @@
+"""How answers read, what they can be asked, and that they cannot be changed."""
+
+import inspect
+from dataclasses import FrozenInstanceError
+
+import numpy as np
+import pytest
+
+import fpsolver as fp
+
+ETA = 0.5
+
+
+@pytest.fixture(scope="module")
+def gen():
+    sgd = fp.SGD(lambda x: x[0] ** 2 / 2, fp.Isotropic(1.0), learning_rate=ETA)
+    return fp.Generator(sgd, fp.Domain.interval(-1, 1, 6), ["left", "right"], degree=2, scheme="galerkin")
+
+
+@pytest.fixture(scope="module")
+def tau(gen):
+    return fp.mean_exit_time(gen, start=0.1)
+
+
+def test_value_and_error_bar_come_first(tau):
+    first = str(tau).splitlines()[0]
+    assert first.startswith("mean exit time: 4.48") and " ± 0.006 = 8.97" in first and "steps at (0.1)" in first
+    assert float(tau) == tau.value[0] == tau.at(0.1)[0]
+    html = tau._repr_html_()
+    assert html.count("<b") == 1 and first in html and len(html) < 1000
+
+
+def test_many_starts_and_none(gen, tau):
+    many = fp.mean_exit_time(gen, start=[0.0, 0.1, 0.2, 0.3])
+    assert "(4 starts)" in str(many).splitlines()[0]
+    assert np.allclose(many.value, many.at([0.0, 0.1, 0.2, 0.3]), rtol=1e-14)
+    with pytest.raises(TypeError, match="one start"):
+        float(many)
+    assert str(fp.mean_exit_time(gen)).startswith("mean exit time: between ")
+
+
+def test_a_bar_of_more_than_a_tenth_is_warned_about_on_the_first_line():
+    gen = fp.Generator(fp.SDE(1.0, 0.01), fp.Domain.interval(0, 1, 5), ["left", "right"], degree=2, scheme="galerkin")
+    coarse = fp.exit_probability(gen, "right", start=0.05)
+    assert coarse.error[0] > 0.1 * abs(coarse.value[0])
+    assert "WARNING: the error bar is " in str(coarse).splitlines()[0] and "#b00020" in coarse._repr_html_()
+
+
+def test_steps_of_algorithms(gen, tau):
+    steps = tau.in_steps()
+    assert steps.at(0.1)[0] == pytest.approx(tau.at(0.1)[0] / ETA, rel=1e-14)
+    assert steps.error[0] == pytest.approx(tau.error[0] / ETA, rel=1e-14)
+    assert steps.error_at(0.2)[0] == pytest.approx(tau.error_at(0.2)[0] / ETA, rel=1e-12)
+    second, counted = fp.exit_time_moments(gen, 2)[1], fp.exit_time_moments(gen, 2).in_steps()[1]
+    assert counted.at(0.3)[0] == pytest.approx(second.at(0.3)[0] / ETA**2, rel=1e-14)
+    law = fp.quasi_stationary(gen)
+    assert law.in_steps().rate == pytest.approx(law.rate * ETA) and "steps" in str(law).splitlines()[0]
+    modes = fp.spectrum(gen, 2)
+    assert modes.in_steps().timescales == pytest.approx(modes.timescales / ETA)
+    for answer in (fp.exit_probability(gen, "left"), steps):
+        with pytest.raises(ValueError, match="is no time of an algorithm"):
+            answer.in_steps()
+
+
+def test_answers_cannot_be_changed(gen, tau):
+    for name in ("function", "raw", "value", "error", "stats", "name", "estimate", "generator", "history"):
+        with pytest.raises(AttributeError):
+            setattr(tau, name, None)
+    with pytest.raises(TypeError):
+        tau.stats["unknowns"] = 0
+    for answer, name in ((fp.spectrum(gen, 2), "right"), (fp.exit_distribution(gen, 0.1), "mean_time")):
+        with pytest.raises(FrozenInstanceError):
+            setattr(answer, name, None)
+
+
+VERBS = (
+    "feynman_kac mean_exit_time exit_time_moments exit_probability exit_distribution survival evolve backward resume "
+    "stationary spectrum quasi_stationary ergodic_laws committor first_passage transition_rate vanishing_noise_limit"
+).split()
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_the_generator_comes_first_and_what_is_optional_by_keyword(name):
+    first, *others = inspect.signature(getattr(fp, name)).parameters.values()
+    assert first.name == "gen" and first.default is inspect.Parameter.empty
+    for parameter in others:
+        optional = parameter.default is not inspect.Parameter.empty
+        assert optional is (parameter.kind is inspect.Parameter.KEYWORD_ONLY) or (name, parameter.name) == ("spectrum", "k")
+        assert parameter.name not in ("tol", "steps")
