@@ -85,5 +85,8 @@ def test_the_generator_comes_first_and_what_is_optional_by_keyword(name):
     assert first.name == "gen" and first.default is inspect.Parameter.empty
     for parameter in others:
         optional = parameter.default is not inspect.Parameter.empty
-        assert optional is (parameter.kind is inspect.Parameter.KEYWORD_ONLY) or (name, parameter.name) == ("spectrum", "k")
+        assert optional is (parameter.kind is inspect.Parameter.KEYWORD_ONLY) or (name, parameter.name) == (
+            "spectrum",
+            "k",
+        )
         assert parameter.name not in ("tol", "steps")
