@@ -34,7 +34,7 @@ def test_exit_probability_of_parts_that_do_not_absorb():
 
 def test_exit_probability_of_no_part():
     for to in ([], ()):
-        refused(lambda to=to: fp.exit_probability(_gen(), to), ValueError, "exit_probability: to is empty", "left, right")
+        refused(lambda to=to: fp.exit_probability(_gen(), to), ValueError, "to is empty", "left, right")
 
 
 def test_exit_probability_of_what_is_no_name():

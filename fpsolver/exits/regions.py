@@ -21,6 +21,7 @@ from ..discretisation.solution import Solution
 from ..discretisation.solver import exit_solver
 from ..longtime.stationary import stationary
 from ._stopped import Region, Resolved, Size, resolve, stopped, total
+from .adapt import MAX_UNKNOWNS
 from .exit import feynman_kac
 
 
@@ -93,8 +94,7 @@ def first_passage(gen: Generator, regions: Mapping[str, Region], *, options: Opt
     times, solutions = np.zeros((len(found), len(found))), {}
     for j, target in enumerate(found):
         name = f"mean first-passage time to {target.name}"
-        with stopped(gen, [target]) as inner:
-            tau = feynman_kac(inner, running=1.0, options=options, name=name)
+        tau = feynman_kac(stopped(gen, [target]), running=1.0, options=options, name=name)
         solutions[target.name] = tau
         for i, origin in enumerate(found):
             if i != j and origin.point is not None:
@@ -104,21 +104,35 @@ def first_passage(gen: Generator, regions: Mapping[str, Region], *, options: Opt
     return FirstPassage(tuple(regions), times, solutions, {r.name: r.size for r in found})
 
 
-def committor(gen: Generator, A: Region, B: Region, *, options: Options | None = None) -> Solution:
+def committor(
+    gen: Generator,
+    A: Region,
+    B: Region,
+    *,
+    start: Any = None,
+    rtol: float | None = None,
+    max_unknowns: int = MAX_UNKNOWNS,
+    options: Options | None = None,
+) -> Solution:
     """Probability of reaching B before A, from everywhere (collective).
+
+    Also called splitting probability.  The answer's generator is that of the process that stops in A and B.
 
     Args:
         gen: any generator; what absorbs counts as not reaching B.
         A: a region, see :data:`Region`; the committor is zero in it.
         B: a region; the committor is one in it.
+        start: as in :func:`~fpsolver.feynman_kac`, for the error bar.
+        rtol: as there; regions are found anew on every mesh.
+        max_unknowns: as there.
         options: PETSc options without the prefix ``fp_exit_``.
 
     Raises:
         ValueError: as :func:`resolve`, or the process may stay for ever outside both.
     """
     regions = _two(gen, A, B)
-    with stopped(gen, regions) as inner:
-        return _committor(inner, regions[1].name, options)
+    more: Any = {"start": start, "rtol": rtol, "max_unknowns": max_unknowns, "options": options}
+    return _committor(stopped(gen, regions), regions[1].name, **more)
 
 
 def _two(gen: Generator, A: Region, B: Region) -> list[Resolved]:
@@ -129,9 +143,8 @@ def _two(gen: Generator, A: Region, B: Region) -> list[Resolved]:
     return resolve(gen.domain, dict(zip(names, (A, B), strict=True)))
 
 
-def _committor(gen: Generator, target: str, options: Options | None) -> Solution:
-    q = feynman_kac(gen, exit={target: 1.0}, options=options, name="committor")
-    return q
+def _committor(gen: Generator, target: str, **more: Any) -> Solution:
+    return feynman_kac(gen, exit={target: 1.0}, name="committor", **more)
 
 
 @dataclass(frozen=True)
@@ -188,24 +201,24 @@ def transition_rate(gen: Generator, A: Region, B: Region, *, options: Options | 
     if gen.absorbing:
         raise ValueError(f"transition_rate: {', '.join(gen.absorbing)} absorbs, so there is no stationary process.")
     regions = _two(gen, A, B)
-    with stopped(gen, regions) as inner:
-        q = _committor(inner, regions[1].name, options)
-        if gen.weak.scheme.by_capacities:
-            capacity = capacity_solver(inner, "committor", options).effective(*inner.absorbing)
-            whole, u = float(basis_integrals(gen).sum()), to_vector(gen, q.function)
-            mass_B = float(basis_integrals(gen).dot(u))
-            u.destroy()
-            return _transitions(capacity, whole, whole - mass_B, q, regions)
-        rho = stationary(gen).raw
-        v, from_A = ufl.TestFunction(gen.V), inner.territory.facets((regions[0].name,))
-        source = assemble_vector(gen, inner.weak.entrance_data(rho, v, from_A))
-        source.scale(-1.0)
-        r = source.duplicate()
-        exit_solver(inner, "committor", options).solve(source, r)
-        flux = float(exit_flux(inner, regions[1].name).dot(r))
-        share = float(basis_integrals(inner).dot(r)) + (_over(gen, regions[0], rho) if not isinstance(A, str) else 0.0)
-        for vector in (source, r):
-            vector.destroy()
+    inner = stopped(gen, regions)
+    q = _committor(inner, regions[1].name, options=options)
+    if gen.weak.scheme.by_capacities:
+        capacity = capacity_solver(inner, "committor", options).effective(*inner.absorbing)
+        whole, u = float(basis_integrals(gen).sum()), to_vector(gen, q.function)
+        mass_B = float(basis_integrals(gen).dot(u))
+        u.destroy()
+        return _transitions(capacity, whole, whole - mass_B, q, regions)
+    rho = stationary(gen).raw
+    v, from_A = ufl.TestFunction(gen.V), inner.territory.facets((regions[0].name,))
+    source = assemble_vector(gen, inner.weak.entrance_data(rho, v, from_A))
+    source.scale(-1.0)
+    r = source.duplicate()
+    exit_solver(inner, "committor", options).solve(source, r)
+    flux = float(exit_flux(inner, regions[1].name).dot(r))
+    share = float(basis_integrals(inner).dot(r)) + (_over(gen, regions[0], rho) if not isinstance(A, str) else 0.0)
+    for vector in (source, r):
+        vector.destroy()
     return _transitions(flux, 1.0, share, q, regions)
 
 
