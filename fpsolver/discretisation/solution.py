@@ -13,7 +13,7 @@ from dolfinx import fem
 from .._answer import Answer, doubt, figures, need_steps, with_bar
 from .points import as_points, bounds, evaluate, locate
 
-__all__ = ["ErrorEstimate", "Level", "Solution", "as_points", "bounds", "evaluate", "locate", "places"]
+__all__ = ["ErrorEstimate", "Level", "Limits", "Solution", "as_points", "bounds", "evaluate", "locate", "places"]
 
 
 class ErrorEstimate(Protocol):

@@ -59,8 +59,8 @@ class VanishingNoiseLimit(Answer):
     def __repr__(self) -> str:
         if not self.exists:
             return f"no limit as δ -> 0: order {self.order} along δ = {self.deltas}"
-        values, errors = np.atleast_1d(self.limit).ravel(), np.atleast_1d(self.error).ravel()
-        limits = ", ".join(with_bar(v, e) + doubt(v, e) for v, e in zip(values.tolist(), errors.tolist(), strict=True))
+        pairs = np.column_stack([np.ravel(self.limit), np.ravel(self.error)])
+        limits = ", ".join(with_bar(v, e) + doubt(v, e) for v, e in pairs)
         return f"{limits} as δ -> 0\n  order {self.order}, {self.predicted:g} predicted"
 
 

@@ -15,8 +15,8 @@ from .._petsc import Options, direct_preset, inserted_options
 from ..discretisation.assembly import to_density, to_function
 from ..discretisation.generator import Generator
 from ..discretisation.metastable import UNRESOLVED, estimated_rate, slowest_mode
-from ..discretisation.positivity import Limiter, limiter
-from ..discretisation.solution import Solution
+from ..discretisation.positivity import limiter
+from ..discretisation.solution import Limits, Solution
 from ..discretisation.solver import statistics
 from ..models.fields import integrate, is_number
 from ._modes import Mode, biorthogonal, functions
@@ -72,7 +72,7 @@ class QuasiStationary(Solution):
     """
 
     def __init__(
-        self, rate: float, density: fem.Function, mode: fem.Function, stats: Any, limiter: Limiter, gen: Generator
+        self, rate: float, density: fem.Function, mode: fem.Function, stats: Any, limiter: Limits | None, gen: Generator
     ):
         super().__init__(density, stats, "quasi-stationary density", limiter=limiter, generator=gen)
         self._rate = rate
