@@ -1,32 +1,73 @@
-"""What stochastic gradient descent does on a loss landscape, from its Fokker-Planck equation and the dual."""
+"""What stochastic gradient descent does on a loss landscape, from its Fokker-Planck equation and the dual.
+
+A process on a domain with named absorbing parts is a ``Generator``; every question is one verb, the generator first and
+everything optional by keyword.  ``start=`` gives an answer's error bar there, ``rtol=`` refines until it is met.
+
+Where it lives
+    Domain                  meshes with named boundary parts
+What moves
+    SGD, MomentumSGD        stochastic gradient descent by its diffusion: loss, noise, learning rate, batch size
+    Langevin, SDE           overdamped Langevin (Brownian dynamics); any drift and diffusion, degenerate or not
+    Noisy                   a process with a little isotropic noise added
+    Isotropic, Covariance, PerSample, LabelNoise      gradient noises, which add; ``batched``, ``Network``, ``Slice``
+    Noise, Process          the bases of one's own
+    Generator               process + domain + absorbing parts, assembled once
+First phase: how a law moves
+    evolve                  density p(t) (Fokker-Planck, forward Kolmogorov); ``resume`` from a checkpoint
+    backward                E[g(X_t)] from everywhere (backward Kolmogorov, observables, Koopman)
+    gaussian, dirac         initial laws; ``count_steps`` under a schedule of learning rates
+Escape: when and where it leaves
+    mean_exit_time          mean first-passage time (MFPT), escape time, Kramers time
+    exit_time_moments       its moments; ``survival``: P(exit after t)
+    exit_probability        splitting probability, hitting probability, gambler's ruin
+    exit_distribution       through which part and where on it (harmonic measure); occupation density, Green's function
+    feynman_kac             any expectation over exit paths with costs and killing
+    quasi_stationary        law before the exit, its rate: Kramers rate, Yaglom limit, principal eigenvalue
+Between regions: transitions
+    committor               probability of reaching B before A; reaction coordinate (transition path theory)
+    first_passage           mean first-passage times between regions
+    transition_rate         reaction rate, capacity, rate constants
+Long time
+    stationary              invariant density, steady state, Gibbs measure where there is one
+    ergodic_laws            all invariant laws of a degenerate process, and who ends in which
+    spectrum                slow modes and timescales, relaxation, mixing, metastability
+    vanishing_noise_limit   what remains as added noise is taken away; ``wasserstein`` distances
+Paths
+    simulate                paths of the diffusion or of the algorithm itself; ``compare`` with the equation
+Theory, pictures, files
+    diagnostics             concentration, entropy, bounds, Eyring-Kramers formula, landscapes
+    plot, io, landscapes    pictures; ParaView, files; losses to try
+"""
 
 from . import _jit, diagnostics, io, landscapes, plot
 from . import _petsc as _petsc  # first: PETSc reads the command line when it is initialised
 from ._errors import NotConverged, end_all_ranks
 from ._log import set_log_level
+from .discretisation.boundary import FicheraClasses
 from .discretisation.generator import Generator
 from .discretisation.positivity import make_nonnegative
 from .discretisation.solution import Level, Solution
 from .domains.domain import Domain
 from .evolution.evolution import Evolution
 from .evolution.evolve import backward, evolve, resume
-from .evolution.initial import dirac, gaussian
+from .evolution.initial import Dirac, Gaussian, dirac, gaussian
 from .evolution.schedule import count_steps
 from .exits.exit import ExitTimeMoments, exit_probability, exit_time_moments, feynman_kac, mean_exit_time
-from .exits.exit_law import exit_distribution, survival
-from .exits.regions import committor, first_passage, transition_rate
-from .longtime.ergodic import ergodic_laws
+from .exits.exit_law import ExitDensity, ExitDistribution, exit_distribution, survival
+from .exits.regions import FirstPassage, TransitionRate, committor, first_passage, transition_rate
+from .longtime.ergodic import ErgodicLaws, ergodic_laws
 from .longtime.noisy import VanishingNoiseLimit, vanishing_noise_limit, wasserstein
-from .longtime.spectrum import quasi_stationary, spectrum
+from .longtime.spectrum import QuasiStationary, Spectrum, quasi_stationary, spectrum
 from .longtime.stationary import stationary
 from .models.fields import batched
 from .models.network import Network
-from .models.noise import Covariance, Isotropic, LabelNoise, PerSample
+from .models.noise import Covariance, Isotropic, LabelNoise, Noise, PerSample
 from .models.noisy import Noisy
-from .models.process import SDE, SGD, Langevin, MomentumSGD
+from .models.process import SDE, SGD, Langevin, MomentumSGD, Process
 from .models.slices import Slice
 from .montecarlo.compare import Comparison, compare
 from .montecarlo.ensemble import Ensemble
+from .montecarlo.estimates import Estimate
 from .montecarlo.simulate import simulate
 
 __version__ = "0.1.0"
@@ -34,56 +75,78 @@ __version__ = "0.1.0"
 _jit.install()
 end_all_ranks()
 
-__all__ = [
-    "SDE",
-    "SGD",
-    "Comparison",
-    "Covariance",
+__all__ = [  # noqa: RUF022  by question, as in the text above
+    # where it lives
     "Domain",
-    "Ensemble",
-    "Evolution",
-    "ExitTimeMoments",
-    "Generator",
-    "Isotropic",
-    "LabelNoise",
-    "Langevin",
-    "Level",
+    # what moves
+    "SGD",
     "MomentumSGD",
-    "Network",
+    "Langevin",
+    "SDE",
     "Noisy",
-    "NotConverged",
+    "Isotropic",
+    "Covariance",
     "PerSample",
-    "Slice",
-    "Solution",
-    "VanishingNoiseLimit",
-    "backward",
+    "LabelNoise",
     "batched",
-    "committor",
-    "compare",
-    "count_steps",
-    "diagnostics",
-    "dirac",
-    "ergodic_laws",
+    "Network",
+    "Slice",
+    "Noise",
+    "Process",
+    "Generator",
+    "FicheraClasses",
+    # first phase
     "evolve",
-    "exit_distribution",
-    "exit_probability",
-    "exit_time_moments",
-    "feynman_kac",
-    "first_passage",
-    "gaussian",
-    "io",
-    "landscapes",
-    "make_nonnegative",
-    "mean_exit_time",
-    "plot",
-    "quasi_stationary",
+    "backward",
     "resume",
-    "set_log_level",
-    "simulate",
-    "spectrum",
-    "stationary",
+    "gaussian",
+    "dirac",
+    "Gaussian",
+    "Dirac",
+    "count_steps",
+    "make_nonnegative",
+    "Evolution",
+    # escape
+    "mean_exit_time",
+    "exit_time_moments",
     "survival",
+    "exit_probability",
+    "exit_distribution",
+    "feynman_kac",
+    "quasi_stationary",
+    "ExitTimeMoments",
+    "ExitDistribution",
+    "ExitDensity",
+    "QuasiStationary",
+    # between regions
+    "committor",
+    "first_passage",
     "transition_rate",
+    "FirstPassage",
+    "TransitionRate",
+    # long time
+    "stationary",
+    "ergodic_laws",
+    "spectrum",
     "vanishing_noise_limit",
     "wasserstein",
+    "ErgodicLaws",
+    "Spectrum",
+    "VanishingNoiseLimit",
+    # paths
+    "simulate",
+    "compare",
+    "Comparison",
+    "Ensemble",
+    "Estimate",
+    # every answer
+    "Solution",
+    "Level",
+    "NotConverged",
+    # theory, pictures, files
+    "diagnostics",
+    "plot",
+    "io",
+    "landscapes",
+    "set_log_level",
 ]

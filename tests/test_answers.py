@@ -1,7 +1,9 @@
 """How answers read, what they can be asked, and that they cannot be changed."""
 
 import inspect
+import re
 from dataclasses import FrozenInstanceError
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -90,3 +92,35 @@ def test_the_generator_comes_first_and_what_is_optional_by_keyword(name):
             "k",
         )
         assert parameter.name not in ("tol", "steps")
+
+
+def test_probabilities_of_regions():
+    """From x in (−0.6, 0.6) to the right region before the left wall, for Brownian motion."""
+    domain = fp.Domain.interval(-1, 1, 10)
+    gen = fp.Generator(fp.SDE(0.0, 0.5), domain, ["left"], degree=2, scheme="galerkin")
+    for to in (lambda x: x[0] > 0.6, (0.8, 0.2 + 1e-9), [lambda x: x[0] > 0.6]):
+        assert fp.exit_probability(gen, to).at(0.2)[0] == pytest.approx(1.2 / 1.6, rel=1e-12)
+    with pytest.raises(TypeError, match=r"names of absorbing parts .* were expected"):
+        fp.exit_probability(gen, 3)
+
+
+def test_what_is_exported():
+    listed = set(re.findall(r"\w+", fp.__doc__))
+    assert all(hasattr(fp, name) for name in fp.__all__)
+    assert {name for name in fp.__all__ if name[0].islower()} - {"make_nonnegative", "set_log_level"} <= listed
+    for synonym in (
+        "mean first-passage time",
+        "splitting probability",
+        "Kramers",
+        "Yaglom",
+        "transition path",
+        "escape",
+    ):
+        assert synonym in fp.__doc__
+    assert issubclass(fp.SGD, fp.Process) and issubclass(fp.PerSample, fp.Noise)
+    with pytest.raises(TypeError, match="abstract"):
+        fp.Process()
+
+
+def test_the_package_ships_its_types():
+    assert (Path(fp.__file__).parent / "py.typed").exists()

@@ -155,7 +155,8 @@ def test_exit_sides_of_the_square(scheme):
     assert left.probability["right"] == pytest.approx(0.0954141179666134, abs=1e-6)
     assert left.probability["top"] == pytest.approx(left.probability["bottom"], abs=1e-8)
     assert left.mean_time == pytest.approx(fp.mean_exit_time(gen).at((0.25, 0.5))[0], rel=1e-10)
-    points, density, weights = left.density("right")
+    flux = left.density("right")
+    points, density, weights = flux.points, flux.density, flux.weights
     assert np.allclose(points[:, 0], 1)
     assert density @ weights == pytest.approx(left.probability["right"], abs=1e-12)
 
@@ -163,7 +164,8 @@ def test_exit_sides_of_the_square(scheme):
 @pytest.mark.parallel
 def test_exit_density_of_the_disk_is_the_poisson_kernel():
     gen = fp.Generator(fp.SDE((0, 0), 0.5), fp.Domain.disk((0, 0), 1, 0.15), ["boundary"])
-    points, density, weights = fp.exit_distribution(gen, fp.gaussian((0.4, 0.0), 0.05)).density("boundary")
+    flux = fp.exit_distribution(gen, fp.gaussian((0.4, 0.0), 0.05)).density("boundary")
+    points, density, weights = flux.points, flux.density, flux.weights
     kernel = (1 - 0.4**2) / (2 * np.pi * ((points[:, 0] - 0.4) ** 2 + points[:, 1] ** 2))
     assert abs(density - kernel) @ weights < 2e-3  # harmonic functions: a radial start is a point start
     assert density @ weights == pytest.approx(1, abs=1e-10)

@@ -112,6 +112,8 @@ def coefficients(gen: Generator, source: Any, what: str, payoff: bool = False) -
 
 def load(gen: Generator, source: Any, what: str, payoff: bool = False) -> PETSc.Vec:
     """∫ source φ_i, for a payoff with the weight of the scheme (collective)."""
+    if isinstance(source, Solution):
+        source = source.function
     if isinstance(source, Gaussian):
         return _gaussian_load(gen, source)
     if isinstance(source, Dirac):

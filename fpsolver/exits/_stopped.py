@@ -188,13 +188,18 @@ def _resolve(domain: Domain, name: str, region: Region) -> Resolved:
     return Resolved(name, region, cells, facets, point, size)
 
 
+def is_ball(region: Any) -> bool:
+    """Whether this is a ball (centre, radius)."""
+    return isinstance(region, tuple) and len(region) == 2 and is_number(region[1])
+
+
 def _marker(domain: Domain, name: str, region: Any) -> tuple[Marker, Any]:
     if callable(region):
         return region, None
-    if not isinstance(region, tuple) or len(region) != 2 or not is_number(region[1]) or not region[1] > 0:
+    if not is_ball(region) or not region[1] > 0:
         raise ValueError(
-            f"the region {name!r} is {region!r}; expected a boundary part's name, a marker of points x, or a tuple "
-            "(point, radius) with a positive radius"
+            f"the region {name!r} is {region!r}; a boundary part's name, a marker of points x, or a ball "
+            "(centre, radius) with a positive radius was expected."
         )
     centres, radius = as_points(region[0], domain.dim, f"region {name!r}"), float(region[1])
     if len(centres) > 1:

@@ -105,7 +105,7 @@ def _check(gen: Generator, name: str, start: Any, rtol: float, max_unknowns: int
         raise ValueError(f"{name}: start is None; with rtol a point or an initial density was expected.")
     if not is_density(start) and len(as_points(start, gen.domain.dim, f"{name}: start")) != 1:
         raise ValueError(f"{name}: start is {len(np.asarray(start))} points; with rtol one was expected, or a density.")
-    if any(isinstance(f, fem.Function) for f in (start, *data)):
+    if any(isinstance(f, fem.Function | Solution) for f in (start, *data)):
         raise ValueError(
             f"{name}: start or a source is a Function, which is tied to the first mesh; with rtol a number or a "
             "callable of x was expected, which can be taken to finer meshes."

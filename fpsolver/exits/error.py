@@ -45,7 +45,7 @@ Chain = list[fem.Function]
 
 def is_density(start: Any) -> bool:
     """Whether a start is an initial density rather than points."""
-    return isinstance(start, Gaussian | Dirac | fem.Function) or callable(start)
+    return isinstance(start, Gaussian | Dirac | fem.Function | Solution) or callable(start)
 
 
 def load_density(gen: Generator, start: Any) -> PETSc.Vec:

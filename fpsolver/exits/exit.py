@@ -23,6 +23,7 @@ from ..discretisation.solver import statistics
 from ..models.fields import is_number
 from ._guards import check_certain_exit, check_growth, check_reach, check_roundoff, check_sign, need_exit
 from ._killed import backward_operator, is_killed
+from ._stopped import Region, is_ball, stopped
 from .adapt import MAX_UNKNOWNS, to_accuracy
 from .error import with_error_bars
 
@@ -266,23 +267,38 @@ def _moments(gen: Generator, order: int, options: Options | None) -> list[Soluti
 
 def exit_probability(
     gen: Generator,
-    to: Sequence[str] | str,
+    to: Region | Sequence[Region],
     *,
     start: Any = None,
     rtol: float | None = None,
     max_unknowns: int = MAX_UNKNOWNS,
     options: Options | None = None,
 ) -> Solution:
-    """Probability of leaving through the parts ``to`` rather than the other absorbing parts (collective).
+    """Probability of leaving through ``to`` rather than the other absorbing parts (collective).
 
-    Also called splitting probability.  Everything optional as in :func:`feynman_kac`.
+    Also called splitting probability.
+
+    Args:
+        gen: generator with absorbing parts, unless regions are given.
+        to: one or several absorbing parts, or regions as :func:`~fpsolver.committor` takes them, where the process then
+            stops as well.
+        start: as in :func:`feynman_kac`, like all that follow.
+        rtol: as there.
+        max_unknowns: as there.
+        options: as there.
     """
-    need_exit(gen, "exit_probability")
-    names = [to] if isinstance(to, str) else list(to) if isinstance(to, Iterable) else [to]
-    absorbing = ", ".join(gen.absorbing)
+    single = isinstance(to, str) or callable(to) or not isinstance(to, Iterable) or is_ball(to)
+    targets: list[Any] = [to] if single else list(to)
+    regions = {f"target {i}": t for i, t in enumerate(targets, 1) if callable(t) or is_ball(t)}
+    names = [t for t in targets if not (callable(t) or is_ball(t))]
+    if not regions:
+        need_exit(gen, "exit_probability")
+    expected = f"names of absorbing parts ({', '.join(gen.absorbing)}), balls or callables were expected."
     if not all(isinstance(part, str) for part in names):
-        raise TypeError(f"exit_probability: to is {to!r}; names of absorbing parts were expected: {absorbing}.")
-    if not names:
-        raise ValueError(f"exit_probability: to is empty; names of absorbing parts were expected: {absorbing}.")
+        raise TypeError(f"exit_probability: to is {to!r}; {expected}")
+    if not targets:
+        raise ValueError(f"exit_probability: to is empty; {expected}")
+    if regions:
+        gen = stopped(gen, regions)
     more: Any = {"start": start, "rtol": rtol, "max_unknowns": max_unknowns, "options": options}
-    return feynman_kac(gen, exit=dict.fromkeys(names, 1.0), name="exit probability", **more)
+    return feynman_kac(gen, exit=dict.fromkeys([*names, *regions], 1.0), name="exit probability", **more)

@@ -1,6 +1,6 @@
 """The law of the exit: through which part, where on it, and when."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from petsc4py import PETSc
@@ -8,7 +8,7 @@ from petsc4py import PETSc
 import numpy as np
 from dolfinx import fem
 
-from .._answer import Answer, steps_of
+from .._answer import Answer, need_steps, steps_of
 from .._errors import NotConverged
 from .._log import logger
 from .._petsc import Options
@@ -23,6 +23,24 @@ from ..evolution.evolve import backward, evolve
 from ..evolution.initial import dirac
 from ._guards import check_reach, need_exit
 from .error import is_density, load_density
+
+
+@dataclass(frozen=True)
+class ExitDensity(Answer):
+    """Exit density along a part, at quadrature points of its facets.
+
+    Attributes:
+        points: shape (n, d).
+        density: per length or area, shape (n,).
+        weights: shape (n,); ``density @ weights`` is the probability of the part, to rounding.
+    """
+
+    points: np.ndarray
+    density: np.ndarray
+    weights: np.ndarray
+
+    def __repr__(self) -> str:
+        return f"exit density with integral {self.density @ self.weights:.6g} at {len(self.weights)} points"
 
 
 @dataclass(frozen=True)
@@ -47,12 +65,15 @@ class ExitDistribution(Answer):
         steps = "" if unit is None else f", {self.mean_time / unit:.6g} steps"
         return f"exit through {shares}; mean time {self.mean_time:.6g}{steps}"
 
-    def density(self, part: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Exit density along a part, at quadrature points of its facets, gathered on every rank (collective).
+    def in_steps(self) -> "ExitDistribution":
+        """The same with the mean time in steps of an algorithm, and the expected number of visits (collective)."""
+        unit = need_steps(steps_of(self._gen.process), "this exit distribution")
+        visits = fem.Function(self.occupation.function_space, name="visits")
+        visits.x.array[:] = self.occupation.x.array / unit
+        return replace(self, mean_time=self.mean_time / unit, occupation=visits)
 
-        Returns:
-            Points (n, d), density per length or area (n,), weights (n,): ``density @ weights`` is the probability of
-            the part, to rounding.
+    def density(self, part: str) -> ExitDensity:
+        """Exit density along a part, gathered on every rank (collective).
 
         Raises:
             ValueError: the part does not absorb.
@@ -60,7 +81,7 @@ class ExitDistribution(Answer):
         gen = self._gen
         if part not in gen.absorbing:
             raise ValueError(f"exit density: {part!r} does not absorb; absorbing are {', '.join(gen.absorbing)}.")
-        return gen.boundary.flux(self._forward, gen.domain.facets(part), gen.weak)
+        return ExitDensity(*gen.boundary.flux(self._forward, gen.domain.facets(part), gen.weak))
 
 
 def exit_distribution(gen: Generator, start: Any, *, options: Options | None = None) -> ExitDistribution:

@@ -1,6 +1,6 @@
 """Right and left modes of a generator, paired so that they are biorthogonal, also where eigenvalues coincide."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from mpi4py import MPI
 
@@ -13,7 +13,14 @@ from ..discretisation.fluxes import basis_integrals
 from ..discretisation.generator import Generator
 
 Complex = npt.NDArray[np.complex128]
-Mode = tuple[fem.Function, fem.Function]
+
+
+class Mode(NamedTuple):
+    """A mode of an eigenvalue that may be complex."""
+
+    real: fem.Function
+    imaginary: fem.Function
+
 
 _EQUAL = 1e-7  # eigenvalues closer than that, relative to their size, share their modes
 _KERNEL = 1e-12  # likewise those so close to zero, relative to the largest
@@ -93,6 +100,6 @@ def functions(gen: Generator, modes: Complex, make: Any) -> list[Mode]:
         for part in (mode.real, mode.imag):
             vector.array_w[:] = part
             pair.append(make(gen, vector))
-        found.append((pair[0], pair[1]))
+        found.append(Mode(*pair))
     vector.destroy()
     return found

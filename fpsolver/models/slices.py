@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from .._answer import Answer
 from .network import Network
 from .noise import PerSample
 
@@ -140,7 +141,7 @@ class Slice:
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class LeftOut(Answer):
     """What a slice does not see, at points of it.
 
     Attributes:
@@ -153,7 +154,7 @@ class LeftOut:
     noise: np.ndarray
     drift: np.ndarray
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         rows = [f"{'point':>28} {'noise outside':>14} {'drift outside':>14}"]
         for x, noise, drift in zip(self.points, self.noise, self.drift, strict=True):
             where = ", ".join(f"{c:.3g}" for c in x)

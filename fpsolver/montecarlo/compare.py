@@ -10,6 +10,7 @@ from mpi4py import MPI
 import numpy as np
 from scipy import stats
 
+from .._answer import Answer
 from .._errors import import_optional, on_root, together
 from ..discretisation.generator import Generator
 from ..domains.domain import Domain
@@ -73,7 +74,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Answer):
     """What :func:`compare` found; the same on all ranks.  ``print`` shows the table, :meth:`plot` the picture.
 
     Attributes:
@@ -92,7 +93,7 @@ class Comparison:
         """Names of the columns."""
         return tuple(name for name in COLUMNS if name in self.rows[0].values)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         head = "".join(f" {COLUMNS[name][0]:>22}" for name in self.columns)
         lines = [f"{self.quantity}; intervals of {self.rows[0].sgd.level:.0%}", f"{'η':>9}{head} {'discrepancy':>22}"]
         for r in self.rows:

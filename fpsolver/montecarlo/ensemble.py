@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 from scipy import stats as statistics
 
+from .._answer import Answer
 from .estimates import LEVEL, Estimate, mean_of, normal, share_of, tail_mean
 
 Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
-class Ensemble:
+class Ensemble(Answer):
     """Paths that ``simulate`` has followed; the same on all ranks.
 
     Every estimate comes with its confidence interval (95 % unless ``level`` says otherwise), which contains the change
@@ -55,6 +56,14 @@ class Ensemble:
 
     def __len__(self) -> int:
         return len(self.exit_times)
+
+    def __repr__(self) -> str:
+        left = int(np.isfinite(self.exit_times).sum())
+        shares = ", ".join(f"{part} {(self.exit_parts == part).mean():.3g}" for part in self.absorbing)
+        exits = f": {left} have left ({shares})" if self.absorbing else ""
+        when = f" until t = {self.horizon:g}" if np.isfinite(self.horizon) else ""
+        lines = [f"  WARNING: {warning}" for warning in self.warnings]
+        return "\n".join([f"{len(self)} paths ({self.method}){when}{exits}", *lines])
 
     @property
     def warnings(self) -> tuple[str, ...]:

@@ -6,11 +6,13 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
+from .._answer import Answer
+
 LEVEL = 0.95
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Estimate(Answer):
     """A number with an interval.
 
     Attributes:
@@ -50,7 +52,7 @@ class Estimate:
     def __float__(self) -> float:
         return self.value
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         digits = max(0, 1 - int(np.floor(np.log10(self.error)))) if 0 < self.error < np.inf else 4
         note = f" ({self.note})" if self.note else ""
         return f"{self.value:.{digits}f} ± {self.error:.{digits}f}{note}"

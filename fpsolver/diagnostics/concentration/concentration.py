@@ -13,6 +13,7 @@ from petsc4py import PETSc
 import numpy as np
 import ufl
 
+from ..._answer import Answer
 from ..._errors import agree
 from ..._log import logger
 from ..._petsc import Options
@@ -31,7 +32,7 @@ from .regime import loss_expression, rates_of
 
 
 @dataclass(frozen=True)
-class Concentration:
+class Concentration(Answer):
     """What :func:`concentration` finds at n times, around k minima, in r balls each.
 
     Attributes:
@@ -76,7 +77,7 @@ class Concentration:
     drift_rate: np.ndarray | None
     diffusion_rate: np.ndarray | None
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         lines = []
         for k, minimum in enumerate(self.minima):
             lines += [f"within {', '.join(f'{r:g}' for r in self.radii)} of {tuple(map(float, minimum))}:"]

@@ -13,6 +13,7 @@ import ufl
 from dolfinx import fem
 from ufl.algorithms import extract_coefficients
 
+from ..._answer import Answer
 from ..._log import logger
 from ...discretisation.generator import Generator, derived
 from ...discretisation.solution import as_points, bounds, locate
@@ -23,7 +24,7 @@ from ..quadrature import Quadrature, directions
 
 
 @dataclass(frozen=True)
-class Contraction:
+class Contraction(Answer):
     """Constants of the inequality m₂' ≤ −2λ m₂ + S in a ball around x*, measured.
 
     Attributes:
@@ -42,6 +43,10 @@ class Contraction:
     noise: float
     relative_noise: float
     whole: bool
+
+    def __repr__(self) -> str:
+        verdict = "attracts" if self.attracts else "does not attract"
+        return f"{self.point} {verdict}: pull {self.pull:.6g}, noise {self.noise:.6g} within radius {self.radius:.4g}"
 
     @property
     def attracts(self) -> bool:
@@ -175,7 +180,7 @@ def _walls_push_inwards(gen: Generator, x_star: np.ndarray) -> bool:
 
 
 @dataclass(frozen=True)
-class Collapse:
+class Collapse(Answer):
     """Whether the law contracts to a point mass at x*, in mean square.
 
     Attributes:
@@ -193,6 +198,12 @@ class Collapse:
     relative_noise: float
     rate: float
     collapses: bool
+
+    def __repr__(self) -> str:
+        verdict = "collapses" if self.collapses else "does not collapse in mean square"
+        return (
+            f"the law {verdict} to {self.point}: rate {self.rate:.6g} = 2 · {self.pull:.6g} − {self.relative_noise:.6g}"
+        )
 
 
 def collapse(gen: Generator, point: Any, *, distance: float | None = None) -> Collapse:

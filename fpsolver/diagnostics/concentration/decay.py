@@ -10,6 +10,7 @@ import ufl
 from dolfinx import fem
 from scipy.stats import t as student
 
+from ..._answer import Answer
 from ...evolution.evolution import Evolution
 from ...models.noise import samples_of
 from ...models.process import SGD, Langevin
@@ -19,7 +20,7 @@ _FEWEST = 5
 
 
 @dataclass(frozen=True, eq=False)
-class LossDecay:
+class LossDecay(Answer):
     """E f(t) − f* beside the law that the Łojasiewicz inequality gives to the gradient flow.
 
     f' = −|∇f|² ≤ −c² (f − f*)^{2θ}: exponential at the rate c² if θ = 1/2, else t^{−1/(2θ − 1)}.
@@ -49,7 +50,7 @@ class LossDecay:
     measured: float
     measured_interval: tuple[float, float]
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         name = "rate" if self.law == "exponential" else "power of 1/t"
         (a, b), (c, d) = self.predicted_interval, self.measured_interval
         rows = [

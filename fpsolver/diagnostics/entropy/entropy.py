@@ -14,6 +14,7 @@ import numpy as np
 import ufl
 from dolfinx import fem
 
+from ..._answer import Answer
 from ..._errors import agree
 from ..._log import logger
 from ...discretisation.assembly import nodal_weight, to_density, to_vector
@@ -29,7 +30,7 @@ _NOISE = 10.0  # times the most negative value: below it a density is error of t
 
 
 @dataclass(frozen=True)
-class EntropyDecay:
+class EntropyDecay(Answer):
     """Distances of p(t) from p∞ at n times; all arrays of shape (n,).
 
     Attributes:
@@ -56,7 +57,7 @@ class EntropyDecay:
     threshold: np.ndarray
     neglected: np.ndarray
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         head = f"{'t':>10} {'H':>11} {'I':>11} {'dH/dt + I':>11} {'L1':>11} {'chi^2':>11}"
         columns = [self.times, self.entropy, self.fisher, self.balance, self.l1, self.chi_squared]
         if self.modified is not None:
@@ -191,8 +192,27 @@ def entropy_balance(evolution: Evolution, p_inf: Any, *, quadrature: int | None 
     return entropy_decay(evolution, p_inf, quadrature=quadrature).balance
 
 
-def relative_entropy(gen: Generator, p: Any, p_inf: Any, *, threshold: float | None = None) -> tuple[float, float]:
-    """H(p|p∞) = ∫ p ln(p/p∞) − p + p∞, and the mass ∫|p| that was left out as unresolved (collective).
+@dataclass(frozen=True)
+class Functional(Answer):
+    """A functional of a density.
+
+    Attributes:
+        value: of it.
+        neglected: mass ∫|p| that was left out as unresolved.
+    """
+
+    value: float
+    neglected: float
+
+    def __float__(self) -> float:
+        return self.value
+
+    def __repr__(self) -> str:
+        return f"{self.value:.8g}, without a mass of {self.neglected:.2g} that is not resolved"
+
+
+def relative_entropy(gen: Generator, p: Any, p_inf: Any, *, threshold: float | None = None) -> Functional:
+    """H(p|p∞) = ∫ p ln(p/p∞) − p + p∞ (collective).
 
     Args:
         gen: generator on whose domain they live.
@@ -201,13 +221,13 @@ def relative_entropy(gen: Generator, p: Any, p_inf: Any, *, threshold: float | N
         threshold: as for :func:`entropy_decay`.
     """
     found = _single(gen, p, p_inf, None, threshold)
-    return found["entropy"], found["neglected"]
+    return Functional(found["entropy"], found["neglected"])
 
 
 def fisher_information(
     gen: Generator, p: Any, p_inf: Any, *, P: Any = None, threshold: float | None = None
-) -> tuple[float, float]:
-    """∫ p ∇ln h·P∇ln h with h = p/p∞, and the mass ∫|p| that was left out as unresolved (collective).
+) -> Functional:
+    """∫ p ∇ln h·P∇ln h with h = p/p∞ (collective).
 
     Args:
         gen: generator on whose domain they live.
@@ -217,7 +237,7 @@ def fisher_information(
         threshold: as for :func:`entropy_decay`.
     """
     found = _single(gen, p, p_inf, P, threshold)
-    return found["fisher" if P is None else "modified"], found["neglected"]
+    return Functional(found["fisher" if P is None else "modified"], found["neglected"])
 
 
 def _single(gen: Generator, p: Any, p_inf: Any, P: Any, threshold: float | None) -> dict[str, float]:

@@ -16,6 +16,7 @@ import ufl
 from dolfinx import fem
 from scipy import optimize
 
+from ..._answer import Answer
 from ...discretisation.generator import Generator
 from ...models.fields import Space
 
@@ -23,7 +24,7 @@ _RATES = (1e-6, 1e6)  # between which a is sought, relative to max |LV| / max |V
 
 
 @dataclass(frozen=True)
-class Tightness:
+class Tightness(Answer):
     """A Lyapunov function V, evaluated at quadrature points of every cell.
 
     Attributes:
@@ -42,7 +43,7 @@ class Tightness:
     bound: float
     wall: float
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         verdict = "tight" if self.tight else "tightness not shown"
         drawn = f"L V <= {self.inwards:.4g} at the walls, n.D grad V >= {self.wall:.4g} on them"
         mean = f"L V <= {self.constant:.4g} - {self.rate:.4g} V, so that E V <= {self.bound:.4g} in the long run"

@@ -8,6 +8,7 @@ import scipy.linalg
 import ufl
 from ufl.algorithms import extract_coefficients
 
+from ..._answer import Answer
 from ...discretisation.generator import Generator
 from ...longtime.spectrum import spectrum
 from ...models.fields import Space, is_number
@@ -20,7 +21,7 @@ _DEPENDENT = 1e-3  # smallest singular value of unit eigenvectors: below it they
 
 
 @dataclass(frozen=True)
-class ArnoldErb:
+class ArnoldErb(Answer):
     """Decay of a linear process dX = −CX dt + √(2D) dW in the modified functional S_P = ∫ p ∇ln h·P∇ln h.
 
     Attributes:
@@ -39,7 +40,7 @@ class ArnoldErb:
     covariance: np.ndarray
     constant: float
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         P = np.array2string(self.P, precision=4, separator=", ").replace("\n", "")
         why = " (a defective eigenvalue)" if self.defective else ""
         return f"S_P(t) <= e^(-{self.rate:.6g} t) S_P(0){why}, H <= {self.constant:.4g} S_P, P = {P}"
@@ -128,7 +129,7 @@ def _split(A: Array, mu: float) -> tuple[Array, Array]:
 
 
 @dataclass(frozen=True)
-class BakryEmery:
+class BakryEmery(Answer):
     """A pointwise lower bound of curvature, and with it rates of convergence.
 
     Attributes:
@@ -143,6 +144,10 @@ class BakryEmery:
     bound: float
     point: np.ndarray
     reversible: bool
+
+    def __repr__(self) -> str:
+        verdict = "rate" if self.holds else "no rate:"
+        return f"{verdict} {self.bound:.6g} by Bakry-Émery for {self.kind}, attained at {self.point}"
 
     @property
     def holds(self) -> bool:

@@ -11,6 +11,7 @@ import ufl
 from dolfinx import fem
 
 from ... import _sample
+from ..._answer import Answer
 from ...discretisation.generator import Generator
 from ...discretisation.solution import Solution, bounds, evaluate
 from ...domains.domain import Domain
@@ -36,7 +37,7 @@ class Wall:
 
 
 @dataclass(frozen=True)
-class Truncation:
+class Truncation(Answer):
     """Truncation of an invariant law.
 
     Attributes:
@@ -53,7 +54,7 @@ class Truncation:
     mean: np.ndarray
     second_moment: float
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         mean = ", ".join(f"{m:.2e}" for m in np.atleast_1d(self.mean))
         larger = (
             f"on a larger domain: L1 change {self.change:.2e}, outside {self.outside:.2e}, mean moves by ({mean}), "

@@ -11,6 +11,7 @@ from mpi4py import MPI
 
 import numpy as np
 
+from ..._answer import Answer
 from ..._log import logger
 from ...discretisation.generator import Generator
 from ...discretisation.solution import Solution, as_points, locate
@@ -22,7 +23,7 @@ from ._operator import Operator
 
 
 @dataclass(frozen=True, eq=False)
-class Bound:
+class Bound(Answer):
     """One bound of the mean exit time.
 
     Attributes:
@@ -41,9 +42,12 @@ class Bound:
     why: str
     constants: dict[str, float] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        return f"{self.kind} bound {'unknown' if self.value is None else self.value} ({self.name}: {self.why})"
+
 
 @dataclass(frozen=True, eq=False)
-class ExitBounds:
+class ExitBounds(Answer):
     """Lower bound ≤ mean exit time ≤ upper bound, at several starts.
 
     Attributes:
@@ -61,7 +65,7 @@ class ExitBounds:
     consistent: np.ndarray
     bounds: tuple[Bound, ...]
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         rows = [f"{self.lower[0]:.6g} <= {self.computed[0]:.6g} <= {self.upper[0]:.6g}"]
         for b in self.bounds:
             value = "-" if b.value is None else f"{b.value[0]:.6g}"

@@ -8,6 +8,7 @@ import numpy as np
 import ufl
 from scipy.integrate import solve_ivp
 
+from ..._answer import Answer
 from ..._sample import push_forward
 from ...discretisation.solution import as_points, locate
 from ...domains.domain import Domain
@@ -27,7 +28,7 @@ CLOSE = 3.0
 
 
 @dataclass(frozen=True, eq=False)
-class EyringKramers:
+class EyringKramers(Answer):
     """Mean exit time 2π/|λ₋(z)| √(|det H(z)| / det H(m)) e^{(f(z) − f(m))/ε}, for dX = −∇f dt + √(2ε) dW.
 
     Attributes:
@@ -52,6 +53,11 @@ class EyringKramers:
     next_order: float | None
     on_boundary: bool
     failed: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        barrier = f"barrier {self.barrier:.6g} = {self.barrier / self.temperature:.4g} temperatures"
+        failed = [f"  does not hold: {reason}" for reason in self.failed]
+        return "\n".join([f"Eyring-Kramers time {self.time:.6g}; {barrier}", *failed])
 
     @property
     def holds(self) -> bool:

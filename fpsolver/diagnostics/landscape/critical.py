@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from ..._answer import Answer
 from ..._errors import together
 from ..._sample import lattice, push_forward
 from ...discretisation.solution import locate
@@ -17,7 +18,7 @@ _MANY = 20
 
 
 @dataclass(frozen=True, eq=False)
-class CriticalPoint:
+class CriticalPoint(Answer):
     """A zero of ∇f.
 
     Attributes:
@@ -44,6 +45,10 @@ class CriticalPoint:
     kind: str
     covariance: np.ndarray | None = None
     exact: bool = True
+
+    def __repr__(self) -> str:
+        place = ", ".join(f"{c:.6g}" for c in self.point)
+        return f"{self.kind} at ({place}): f = {self.value:.8g}, Hessian's eigenvalues {self.eigenvalues}"
 
 
 def critical_points(process_or_loss: Any, domain: Domain) -> list[CriticalPoint]:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student
 
+from ..._answer import Answer
 from ..._errors import on_root
 from ...discretisation.solution import as_points, locate
 from ...domains.domain import Domain
@@ -16,7 +17,7 @@ _FEWEST = 12
 
 
 @dataclass(frozen=True, eq=False)
-class Exponent:
+class Exponent(Answer):
     """θ in |∇f(x)| ≥ c (f(x) − f*)^θ near a minimum; 1/2 where the Hessian is regular, 1 − 1/q for |x|^q.
 
     Attributes:
@@ -46,7 +47,7 @@ class Exponent:
         """Whether θ = 1/2 is in the interval: the gradient flow then converges exponentially."""
         return self.interval[0] <= 0.5
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         low, high = self.interval
         return f"theta = {self.theta:.4f} [{low:.4f}, {high:.4f}]"
 

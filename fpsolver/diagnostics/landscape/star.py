@@ -9,6 +9,7 @@ import numpy as np
 from scipy.stats import norm
 from scipy.stats import t as student
 
+from ..._answer import Answer
 from ..._errors import together
 from ...discretisation.solution import as_points
 from .points import SampleLosses
@@ -17,7 +18,7 @@ _PAIRS = 2_000_000
 
 
 @dataclass(frozen=True, eq=False)
-class StarConvexity:
+class StarConvexity(Answer):
     """Shares of pairs (point x, sample i) with ⟨∇f_i(x), x − x*⟩ ≥ f_i(x) − f_i(x*).
 
     Along a path on which all pairs have it, E|x − x*|² of SGD decreases as for convex losses.
@@ -42,7 +43,7 @@ class StarConvexity:
     steps: int
     samples: int
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         low, high = self.interval
         return (
             f"star-convex: {self.share:.2%} [{low:.2%}, {high:.2%}] of {self.paths} path(s) x {self.steps} step(s) x "

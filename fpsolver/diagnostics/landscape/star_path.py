@@ -16,12 +16,13 @@ from typing import Any
 
 import numpy as np
 
+from ..._answer import Answer
 from ...models.fields import is_number
 from ...models.network import Network
 
 
 @dataclass(frozen=True, eq=False)
-class StarConvexPath:
+class StarConvexPath(Answer):
     """A path of SGD with reshuffled batches, seen from x*.
 
     Attributes:

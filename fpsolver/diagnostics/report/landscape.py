@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..._answer import Answer
 from ...domains.domain import Domain
 from ...evolution.evolution import Evolution
 from ...montecarlo.ensemble import Ensemble
@@ -22,7 +23,7 @@ from ._interpolating import collapse_at
 
 
 @dataclass(frozen=True, eq=False)
-class PointReport:
+class PointReport(Answer):
     """What the landscape is like at one critical point.
 
     Attributes:
@@ -53,7 +54,7 @@ class PointReport:
 
 
 @dataclass(frozen=True, eq=False)
-class LandscapeReport:
+class LandscapeReport(Answer):
     """All critical points of a loss on a domain, as a readable table and as a picture.
 
     Attributes:
@@ -76,7 +77,7 @@ class LandscapeReport:
         """The minima, the deepest first; also degenerate ones, for which an exponent was found."""
         return tuple(p for p in self.points if p.critical.kind == "minimum" or p.exponent is not None)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         head = f"{'kind':<10} {'point':<26} {'f':>11} {'tr H':>10} {'det H':>10} {'max H':>10} {'tr Sigma':>10}"
         rows = [f"{head} {'align':>6} {'angle':>6}  theta"]
         rows += [_row(p) for p in self.points]
