@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from petsc4py import PETSc
 
@@ -267,7 +267,7 @@ def _moments(gen: Generator, order: int, options: Options | None) -> list[Soluti
 
 def exit_probability(
     gen: Generator,
-    to: Region | Sequence[Region],
+    to: Region | Iterable[Region],
     *,
     start: Any = None,
     rtol: float | None = None,
@@ -287,8 +287,8 @@ def exit_probability(
         max_unknowns: as there.
         options: as there.
     """
-    single = isinstance(to, str) or callable(to) or not isinstance(to, Iterable) or is_ball(to)
-    targets: list[Any] = [to] if single else list(to)
+    many = isinstance(to, Iterable) and not (isinstance(to, str) or callable(to) or is_ball(to))
+    targets: list[Any] = list(cast(Iterable[Any], to)) if many else [to]
     regions = {f"target {i}": t for i, t in enumerate(targets, 1) if callable(t) or is_ball(t)}
     names = [t for t in targets if not (callable(t) or is_ball(t))]
     if not regions:
