@@ -16,6 +16,8 @@ from .._log import logger
 Facets = npt.NDArray[np.int32]
 Marker = Callable[[npt.NDArray[np.float64]], npt.NDArray[np.bool_]]
 
+NUDGE = 1e-8
+"""How far from a vertex, towards the middle of its facet, markers are looked at: on the facet's side of an end there."""
 REST = "unnamed"
 """Name of the part that collects the boundary facets which no other part covers."""
 
@@ -39,9 +41,11 @@ class Boundary:
     corners: npt.NDArray[np.float64]
 
     def marked(self, marker: Marker) -> Facets:
-        """Facets on which the marker holds at the midpoint or at all vertices; the caller completes the messages."""
+        """Facets on which the marker holds at the midpoint or next to all vertices; the caller completes the messages."""
         n, dim, _ = self.corners.shape
-        points = np.concatenate((self.corners.mean(axis=1), self.corners.reshape(-1, dim))).T
+        middle = self.corners.mean(axis=1)
+        near = self.corners + NUDGE * (middle[:, None] - self.corners)
+        points = np.concatenate((middle, near.reshape(-1, dim))).T
         try:
             holds = np.asarray(marker(np.ascontiguousarray(points)))
         except Exception as e:
@@ -110,15 +114,19 @@ class Parts:
 
     def add(self, name: str, facets: Facets, why_empty: str = "it has no facet on the boundary") -> None:
         """Name some facets of the boundary; an empty part is refused."""
-        if not isinstance(name, str) or not name:
-            raise ValueError(f"the name of a boundary part must be a non-empty string, got {name!r}")
-        if name in self.facets:
-            raise ValueError(f"there is a boundary part {name!r} already; the parts are {', '.join(self.facets)}")
+        self.check_new(name)
         if self._comm.allreduce(len(facets)) == 0:
             raise ValueError(f"the boundary part {name!r} is empty: {why_empty}")
         facets = np.array(facets, dtype=np.int32)
         facets.flags.writeable = False
         self.facets[name] = facets
+
+    def check_new(self, name: str) -> None:
+        """Refuse what is no name, and a name that is used."""
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"the name of a boundary part must be a non-empty string, got {name!r}")
+        if name in self.facets:
+            raise ValueError(f"there is a boundary part {name!r} already; the parts are {', '.join(self.facets)}")
 
     def add_given(self, name: str, facets: npt.ArrayLike) -> None:
         """Name facets that the user gives by local indices, those of other ranks dropped."""
@@ -136,15 +144,18 @@ class Parts:
         agree(self._comm, problem)
         self.add(name, found)
 
-    def add_marked(self, name: str, marker: Marker) -> None:
-        """Name the facets on which a marker holds."""
+    def marked(self, name: str, marker: Marker) -> Facets:
+        """The facets on which a marker holds."""
         with together(self._comm):
             try:
-                chosen = self.boundary.marked(marker)
+                return self.boundary.marked(marker)
             except Exception as e:
                 raise ValueError(f"the marker of the part {name!r} {e}") from e
+
+    def add_found(self, name: str, facets: Facets) -> None:
+        """Name the facets on which a marker was found to hold."""
         where = self.boundary.extent(self._comm)
-        self.add(name, chosen, f"its marker holds on no boundary facet; the boundary lies in {where}")
+        self.add(name, facets, f"its marker holds on no boundary facet; the boundary lies in {where}")
 
     def add_rest(self) -> int:
         """Give the facets without a name one, and return how many there are on all ranks."""

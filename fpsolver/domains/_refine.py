@@ -67,16 +67,17 @@ def refine(
     owned = topology.index_map(d).size_local
     vertices = _vertices_of_cells(topology)[:owned]
     numbers = topology.index_map(0).local_to_global(vertices.ravel()).reshape(vertices.shape)
-    cells = _cut(numbers, edges[:owned], bisected, order, _global_edges(topology), topology.index_map(0).size_global)
-    degree = degree or _compat.coordinate_map(mesh).degree
-    keys, points = _nodes(mesh, *cells, degree)
+    cells = cut(numbers, edges[:owned], bisected, order, _global_edges(topology), topology.index_map(0).size_global)
+    cmap = _compat.coordinate_map(mesh)
+    degree = degree or cmap.degree
+    keys, points = nodes(mesh.geometry.x[_compat.geometry_dofmap(mesh)[:owned]][:, :, :d], cmap.degree, *cells, degree, cmap.variant)
     if move is not None:
         points = _moved(mesh.comm, points, degree, move)
-    nodes, x = _number(mesh.comm, keys.reshape(-1, keys.shape[2]), points.reshape(-1, points.shape[2]))
-    nodes = nodes.reshape(keys.shape[:2])
-    facets = {name: _children(mesh, found, *cells, nodes) for name, found in parts.items()}
+    new, x = number(mesh.comm, keys.reshape(-1, keys.shape[2]), points.reshape(-1, points.shape[2]))
+    new = new.reshape(keys.shape[:2])
+    facets = {name: children(_on_cells(mesh, found), *cells[1:], new) for name, found in parts.items()}
     groups = {name: np.flatnonzero(np.isin(cells[2], found)) for name, found in regions.items()}
-    return RawMesh(x, nodes, degree, facets, groups)
+    return RawMesh(x, new, degree, facets, groups)
 
 
 def _table(topology: dmesh.Topology, a: int, b: int) -> npt.NDArray[np.int32]:
@@ -106,7 +107,7 @@ def _bisected_edges(
     topology, d = mesh.topology, mesh.topology.dim
     length = la.vector(topology.index_map(1))
     corners = mesh.geometry.x[_compat.geometry_dofmap(mesh)[:, : d + 1]]
-    pairs = _local_edges(d)
+    pairs = local_edges(d)
     square = ((corners[:, pairs[:, 0]] - corners[:, pairs[:, 1]]) ** 2).sum(axis=2)
     length.array[edges.ravel()] = square.ravel()
     length.scatter_forward()  # bit for bit the same on all ranks
@@ -128,59 +129,95 @@ def _bisected_edges(
         bisected.array[longest[(bisected.array[triangles] > 0).any(axis=1)]] = 1.0
 
 
-def _local_edges(d: int) -> Ints:
+def local_edges(d: int) -> Ints:
     """Vertices of the edges of the reference simplex."""
     return np.array({1: [(0, 1)], 2: [(1, 2), (0, 2), (0, 1)]}.get(d, [(2, 3), (1, 3), (1, 2), (0, 3), (0, 2), (0, 1)]))
 
 
-def _cut(
+def cut(
     numbers: Ints,
     edges: npt.NDArray[np.int32],
     bisected: npt.NDArray[np.bool_],
     order: Ints,
     global_edges: Ints,
     vertices: int,
+    at: Floats | None = None,
 ) -> tuple[Ints, Floats, Ints]:
-    """Children of all owned cells: global vertices, barycentric coordinates of these in the parent, and the parent."""
+    """Children of cells: vertices, barycentric coordinates of these in the parent, and the parent.
+
+    Args:
+        numbers: vertices of the cells, numbered alike everywhere, shape (cells, d + 1).
+        edges: their edges.
+        bisected: which edges are cut.
+        order: the longest is cut first.
+        global_edges: numbers of the edges that are the same everywhere.
+        vertices: number of all vertices; the new ones have higher numbers.
+        at: where edges are cut, as a fraction of the way from the vertex with the lower number; in the middle, if None.
+    """
     d = numbers.shape[1] - 1
-    children, parent = numbers.copy(), np.arange(len(numbers))
+    cells, parent = numbers.copy(), np.arange(len(numbers))
     bary = np.broadcast_to(np.eye(d + 1), (len(numbers), d + 1, d + 1)).copy()
     turns = np.argsort(-order[edges], axis=1)
     for turn in range(edges.shape[1]):
         local = turns[:, turn]
         edge = edges[np.arange(len(edges)), local]
-        ends = np.take_along_axis(numbers, _local_edges(d)[local], axis=1)
-        at = [children == ends[parent, side, None] for side in (0, 1)]
-        cut = bisected[edge][parent] & at[0].any(axis=1) & at[1].any(axis=1)
-        middle = 0.5 * (bary[cut][at[0][cut]] + bary[cut][at[1][cut]])
+        ends = np.take_along_axis(numbers, local_edges(d)[local], axis=1)
+        side = [cells == ends[parent, i, None] for i in (0, 1)]
+        halved = bisected[edge][parent] & side[0].any(axis=1) & side[1].any(axis=1)
+        t = np.full(int(halved.sum()), 0.5) if at is None else at[edge][parent[halved]]
+        first = np.where(ends[parent[halved], 0] < ends[parent[halved], 1], 1.0 - t, t)[:, None]
+        middle = first * bary[halved][side[0][halved]] + (1.0 - first) * bary[halved][side[1][halved]]
         halves = []
-        for side in (0, 1):
-            new, coordinates = children[cut], bary[cut]
-            new[at[side][cut]] = vertices + global_edges[edge][parent[cut]]
-            coordinates[at[side][cut]] = middle
+        for i in (0, 1):
+            new, coordinates = cells[halved], bary[halved]
+            new[side[i][halved]] = vertices + global_edges[edge][parent[halved]]
+            coordinates[side[i][halved]] = middle
             halves.append((new, coordinates))
-        children = np.concatenate([children[~cut], halves[0][0], halves[1][0]])
-        bary = np.concatenate([bary[~cut], halves[0][1], halves[1][1]])
-        parent = np.concatenate([parent[~cut], parent[cut], parent[cut]])
-    return children, bary, parent
+        cells = np.concatenate([cells[~halved], halves[0][0], halves[1][0]])
+        bary = np.concatenate([bary[~halved], halves[0][1], halves[1][1]])
+        parent = np.concatenate([parent[~halved], parent[halved], parent[halved]])
+    return cells, bary, parent
 
 
-def _nodes(mesh: dmesh.Mesh, children: Ints, bary: Floats, parent: Ints, degree: int) -> tuple[Ints, Floats]:
-    """Nodes of the children: keys (cells, nodes, 2d + 2), equal for equal nodes, and coordinates (cells, nodes, d)."""
-    d, cmap = mesh.topology.dim, _compat.coordinate_map(mesh)
-    inside = element(d, degree).points
-    lattice = np.column_stack([1.0 - inside.sum(axis=1), inside])
+def nodes(
+    x: Floats,
+    of_degree: int,
+    cells: Ints,
+    bary: Floats,
+    parent: Ints,
+    degree: int,
+    variant: int = int(basix.LagrangeVariant.equispaced),
+) -> tuple[Ints, Floats]:
+    """Nodes of children: keys (cells, nodes, 2d + 2), equal for equal nodes, and coordinates (cells, nodes, d).
+
+    Args:
+        x: nodes of the parents, shape (parents, nodes, d).
+        of_degree: degree of their maps.
+        cells: vertices of the children.
+        bary: barycentric coordinates of these in the parent.
+        parent: of each child.
+        degree: of the children's maps.
+        variant: where the parents' nodes are.
+    """
+    d = x.shape[2]
+    places = lattice(d, degree)
     # a node is a weighted mean of vertices: its key has their numbers, largest first, and their weights
-    weight = np.broadcast_to(np.rint(lattice * degree).astype(np.int64), (len(children), *lattice.shape))
-    who = np.where(weight > 0, children[:, None, :], -1)
+    weight = np.broadcast_to(np.rint(places * degree).astype(np.int64), (len(cells), *places.shape))
+    who = np.where(weight > 0, cells[:, None, :], -1)
     largest = np.argsort(-who, axis=2)
     keys = np.concatenate([np.take_along_axis(values, largest, axis=2) for values in (who, weight)], axis=2)
-    reference = (lattice @ bary)[:, :, 1:]
-    if not len(children):  # basix aborts where there is no point
-        return keys, np.zeros((0, len(lattice), d))
-    table = element(d, cmap.degree, basix.LagrangeVariant(cmap.variant)).tabulate(0, reference.reshape(-1, d))
+    reference = (places @ bary)[:, :, 1:]
+    if not len(cells):  # basix aborts where there is no point
+        return keys, np.zeros((0, len(places), d))
+    table = element(d, of_degree, basix.LagrangeVariant(variant)).tabulate(0, reference.reshape(-1, d))
     basis = table[0, :, :, 0].reshape(*reference.shape[:2], -1)
-    return keys, basis @ mesh.geometry.x[_compat.geometry_dofmap(mesh)[parent]][:, :, :d]
+    return keys, basis @ x[parent]
+
+
+def lattice(d: int, degree: int) -> Floats:
+    """Barycentric coordinates of equispaced nodes of a simplex, in the order of the element, shape (nodes, d + 1)."""
+    inside = element(d, degree).points
+    return np.column_stack([1.0 - inside.sum(axis=1), inside])
 
 
 def element(
@@ -221,7 +258,7 @@ def _orientations(nodes: Floats, degree: int) -> Floats:
     return np.sign(np.linalg.det(np.einsum("dpn,cnx->cpxd", slopes, nodes)))
 
 
-def _number(comm: MPI.Comm, keys: Ints, points: Floats) -> tuple[Ints, Floats]:
+def number(comm: MPI.Comm, keys: Ints, points: Floats) -> tuple[Ints, Floats]:
     """Number distinct keys from zero across ranks (collective).
 
     Returns:
@@ -252,15 +289,8 @@ def _exchange(comm: MPI.Comm, rows: npt.NDArray, there: Ints, here: Ints) -> npt
     return received
 
 
-def _children(
-    mesh: dmesh.Mesh,
-    facets: npt.NDArray[np.int32],
-    children: Ints,
-    bary: Floats,
-    parent: Ints,
-    nodes: Ints,
-) -> Ints:
-    """Vertices, as new nodes, of the facets into which the given boundary facets are divided, shape (n, d)."""
+def _on_cells(mesh: dmesh.Mesh, facets: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
+    """Which facets of this rank's cells, by the opposite vertex, are among the given ones, shape (cells, d + 1)."""
     topology, d = mesh.topology, mesh.topology.dim
     to_cell, of_cell = topology.connectivity(d - 1, d), _table(topology, d, d - 1)
     cells = to_cell.array[to_cell.offsets[facets]]
@@ -269,10 +299,22 @@ def _children(
         opposite = 1 - opposite  # the facets of an interval are its vertices
     on_part = np.zeros((topology.index_map(d).size_local, d + 1), dtype=bool)
     on_part[cells, opposite] = True
+    return on_part
+
+
+def children(on_part: npt.NDArray[np.bool_], bary: Floats, parent: Ints, new: Ints) -> Ints:
+    """Vertices, as new nodes, of the facets into which some facets of the parents are divided, shape (n, d).
+
+    Args:
+        on_part: which facets of the parents, by the opposite vertex, shape (parents, d + 1).
+        bary: barycentric coordinates of the children's vertices in the parent.
+        parent: of each child.
+        new: the children's nodes.
+    """
     # child facet j lies on parent facet i where the i-th barycentric coordinates of all other vertices vanish
-    found = []
+    found, d = [], on_part.shape[1] - 1
     for j in range(d + 1):
         others = [v for v in range(d + 1) if v != j]
         lies = (bary[:, others] == 0).all(axis=1) & on_part[parent]
-        found.append(nodes[lies.any(axis=1)][:, others])
+        found.append(new[lies.any(axis=1)][:, others])
     return np.concatenate(found)

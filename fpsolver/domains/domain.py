@@ -16,6 +16,8 @@ from .._log import logger
 from . import _gmsh, _meshes, _refine, meshfile
 from ._arguments import check_box, check_polygon, check_round
 from ._arrays import RawMesh
+from ._fit import Fit, Inside
+from ._follow import as_inside, changes_inside_facets, followed
 from ._meshes import GHOSTS
 from ._parts import REST, Facets, Marker, Parts, sides
 
@@ -27,27 +29,36 @@ class Domain:
         mesh: simplices of full dimension (triangles in the plane, not on a surface), with shared facets as ghosts.
         parts: for each name the local indices of its facets, or a marker as in :meth:`mark`.  Without it, the whole
             boundary is one part called "boundary".  Boundary facets that no part covers become the part "unnamed".
+        exact: whether cells are cut where a marker ends inside a facet.
 
     Attributes:
         mesh: the DOLFINx mesh.
         comm: its communicator.
         dim: dimension of the cells and of space.
         boundary: this rank's facets of the boundary, with their cells and corners.
+        defects: for each part or region that the mesh only approximates, the measure by which it is missed.
 
     Raises:
         ValueError: if the mesh or a part is unsuitable; the same on every rank.
     """
 
-    def __init__(self, mesh: dmesh.Mesh, parts: Mapping[str, npt.ArrayLike | Marker] | None = None):
+    def __init__(
+        self, mesh: dmesh.Mesh, parts: Mapping[str, npt.ArrayLike | Marker] | None = None, *, exact: bool = True
+    ):
         self.mesh, self.comm, self.dim = mesh, mesh.comm, mesh.topology.dim
         _meshes.check_mesh(mesh)
         self._parts = Parts(mesh)
+        self._regions: dict[str, Facets] = {}
+        self._markers: dict[str, tuple[Inside, bool]] = {}
+        self.defects: dict[str, float] = {}
         self.boundary = self._parts.boundary
         for name, facets in (parts or {}).items():
             if callable(facets):
-                self._parts.add_marked(name, facets)
+                self._mark(name, facets, exact=exact)
             else:
                 self._parts.add_given(name, facets)
+        if parts is not None and REST not in parts:
+            self._parts.facets.pop(REST, None)  # of the domain while it had fewer parts
         if parts is None:
             self._parts.add("boundary", self.boundary.facets)
         elif (count := self._parts.add_rest()) and parts:
@@ -67,7 +78,7 @@ class Domain:
         """The interval [a, b] in n cells; parts left, right."""
         low, high, cells = check_box("interval", (a,), (b,), (n,))
         mesh = dmesh.create_interval(comm, cells[0], [low[0], high[0]], ghost_mode=GHOSTS, dtype=default_real_type)
-        return cls(mesh, sides(low, high, ("left", "right")))
+        return cls(mesh, sides(low, high, ("left", "right")), exact=False)
 
     @classmethod
     def rectangle(
@@ -97,7 +108,7 @@ class Domain:
         mesh = dmesh.create_rectangle(
             comm, [x0, x1], cells, ghost_mode=GHOSTS, diagonal=dmesh.DiagonalType.__members__[diagonal]
         )
-        return cls(mesh, sides(x0, x1, ("left", "right", "bottom", "top")))
+        return cls(mesh, sides(x0, x1, ("left", "right", "bottom", "top")), exact=False)
 
     @classmethod
     def box(
@@ -109,7 +120,7 @@ class Domain:
         """
         x0, x1, cells = check_box("box", low, high, n)
         mesh = dmesh.create_box(comm, [x0, x1], cells, ghost_mode=GHOSTS)
-        return cls(mesh, sides(x0, x1, ("left", "right", "front", "back", "bottom", "top")))
+        return cls(mesh, sides(x0, x1, ("left", "right", "front", "back", "bottom", "top")), exact=False)
 
     @classmethod
     def disk(
@@ -252,8 +263,12 @@ class Domain:
         return self._divided(np.zeros(0, np.int32), move=f)
 
     def _divided(self, cells: npt.NDArray[np.int32], **how: Any) -> "Domain":
-        share = _refine.refine(self.mesh, cells, self._parts.facets, {}, **how)
+        share = _refine.refine(self.mesh, cells, self._parts.facets, self._regions, **how)
         return self._assembled(self.comm, share)
+
+    def _distributed(self, raw: RawMesh | None) -> "Domain":
+        """The domain of a mesh that rank 0 holds."""
+        return self._distribute(self.comm, lambda: raw)
 
     @classmethod
     def _assembled(cls, comm: MPI.Comm, share: RawMesh) -> "Domain":
@@ -262,6 +277,11 @@ class Domain:
         domain = cls(mesh)
         if share.facets:
             domain._parts.replace({name: np.concatenate(comm.allgather(f)) for name, f in share.facets.items()})
+        first = sum(comm.allgather(len(share.cells))[: comm.rank])
+        owned = np.asarray(mesh.topology.original_cell_index)[: mesh.topology.index_map(share.dim).size_local]
+        for name, rows in share.groups.items():
+            members = np.concatenate(comm.allgather(first + rows))
+            domain._regions[name] = np.flatnonzero(np.isin(owned, members)).astype(np.int32)
         return domain
 
     # -- Boundary parts
@@ -294,18 +314,44 @@ class Domain:
         return pairs.astype(np.int32).ravel()
 
     def mark(self, name: str, marker: Marker) -> None:
-        """Name a further part of the boundary, which may overlap with others.
+        """Name a further part of the boundary, which may overlap with others, exactly to where the marker ends.
+
+        Where it ends inside facets, the mesh is replaced by one whose cells are cut there, which takes nothing from
+        generators that use the domain already.  In one and two dimensions the ends are then right to 1e-10 of the size
+        of the domain.  In three, the rim is followed by chords, and cells there are refined until the area that they
+        miss is below 1e-4 of the part; :attr:`defects` says how much it is.  Pieces of the boundary that a marker
+        reaches around a corner by less than 2e-3 of the size, as ``x[1] > 0.999`` does, are no part of it.
 
         Args:
             name: a name that is not yet used.
             marker: takes points x of shape (dim, n), so that x[i] is the i-th coordinate, and returns n booleans.
-                A boundary facet belongs to the part if the marker holds at its midpoint (so that ``x[0] > 1.9`` and
-                ``x[0] <= 1.9`` split the boundary), or at all its vertices (which alone lie on a curved boundary).
+                On curved boundaries it should also hold near the curve, or at least at all vertices.
 
         Raises:
             ValueError: if the name is used, the marker does not return n booleans, or no boundary facet matches.
         """
-        self._parts.add_marked(name, marker)
+        self._mark(name, marker, exact=True)
+
+    def _mark(self, name: str, marker: Marker, exact: bool) -> None:
+        self._parts.check_new(name)
+        facets = self._parts.marked(name, marker)
+        inside = as_inside(marker, f"part {name!r}")
+        if not exact or not changes_inside_facets(self, inside):
+            self._parts.add_found(name, facets)
+            return
+        domain, fit = followed(self, name, inside, on_boundary=True)
+        if name not in domain.parts:
+            self._parts.add_found(name, facets[:0])
+        self._became(domain, name, inside, True, fit)
+
+    def _became(self, domain: "Domain", name: str, inside: Inside, on_boundary: bool, fit: Fit | None) -> None:
+        """Take over a domain that follows one more marker."""
+        defect = self.comm.bcast(fit.defect if fit else None, root=0)
+        self.mesh, self._parts, self._regions = domain.mesh, domain._parts, domain._regions
+        self.boundary = domain.boundary
+        if defect > 0:
+            self.defects[name] = defect
+            self._markers[name] = (inside, on_boundary)
 
     def __repr__(self) -> str:
         cells = self.mesh.topology.index_map(self.dim).size_global

@@ -1,0 +1,107 @@
+"""Domains whose meshes follow what is marked: gathered on rank 0, fitted there (_fit.py) and distributed again."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from .. import _compat
+from .._errors import on_root
+from ._arrays import RawMesh
+from ._fit import Fit, Inside, changes, follow
+from ._parts import Marker
+
+if TYPE_CHECKING:
+    from .domain import Domain
+
+ACCURACY = 1e-4  # of the measure of what is marked: meshes are refined at its edge until chords are as close
+ROUNDS = 4  # of refinement at most
+
+
+def as_inside(marker: Marker, what: str) -> Inside:
+    """The marker as a checked function of points (n, dim)."""
+
+    def inside(x: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+        values = np.asarray(marker(np.ascontiguousarray(x.T)))
+        if values.shape != (len(x),) or values.dtype != bool:
+            raise ValueError(
+                f"the marker of the {what} returned {values.dtype} of shape {values.shape} for points of shape "
+                f"{x.T.shape}; expected booleans of shape {(len(x),)}, as from lambda x: x[0] > 0."
+            )
+        return values
+
+    return inside
+
+
+def gathered(domain: "Domain") -> RawMesh | None:
+    """The whole mesh on rank 0, None elsewhere; cells in the order of ranks (collective)."""
+    mesh, comm, dim = domain.mesh, domain.comm, domain.dim
+    owned = mesh.topology.index_map(dim).size_local
+    numbers = mesh.geometry.index_map()
+    number = numbers.local_to_global(np.arange(numbers.size_local + numbers.num_ghosts, dtype=np.int32))
+    cells = number[_compat.geometry_dofmap(mesh)[:owned]]
+    first = sum(comm.allgather(owned)[: comm.rank])
+    place = {name: np.searchsorted(domain.boundary.facets, domain.facets(name)) for name in domain.parts}
+    facets = {name: number[domain.boundary.nodes[at]] for name, at in place.items()}
+    groups = {name: first + rows for name, rows in domain._regions.items()}
+    shares = comm.gather((number, mesh.geometry.x[:, :dim], cells, facets, groups), root=0)
+    if shares is None:
+        return None
+    used, points = np.concatenate([s[0] for s in shares]), np.vstack([s[1] for s in shares])
+    unique, where = np.unique(used, return_index=True)
+
+    def renumbered(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        return np.searchsorted(unique, rows)
+
+    return RawMesh(
+        points[where],
+        renumbered(np.vstack([s[2] for s in shares])),
+        _compat.coordinate_map(mesh).degree,
+        {name: renumbered(np.vstack([s[3][name] for s in shares])) for name in domain.parts},
+        {name: np.concatenate([s[4][name] for s in shares]) for name in groups},
+    )
+
+
+def changes_inside_facets(domain: "Domain", inside: Inside) -> bool:
+    """Whether a marker changes inside a facet of the boundary, corners included (collective)."""
+    mesh, boundary = domain.mesh, domain.boundary
+    some = False
+    if len(boundary.facets) and domain.dim > 1:
+        cells = _compat.geometry_dofmap(mesh)[np.unique(boundary.cells)].astype(np.int64)
+        raw = RawMesh(mesh.geometry.x[:, : domain.dim], cells, _compat.coordinate_map(mesh).degree, {})
+        some = len(changes(raw, inside, boundary.nodes.astype(np.int64), corners=False)[0]) > 0
+    return bool(domain.comm.allreduce(int(some)))
+
+
+def followed(
+    domain: "Domain", name: str, inside: Inside, on_boundary: bool, accuracy: float = ACCURACY, rounds: int = ROUNDS
+) -> tuple["Domain", Fit | None]:
+    """A domain in which a marked part or region is a set of facets or cells, refined where chords are too far off.
+
+    Returns:
+        The domain, and on rank 0 how well it fits (collective).
+    """
+    comm = domain.comm
+    for turn in range(rounds + 1):
+        raw = gathered(domain)
+        fit = on_root(comm, lambda raw=raw: follow(raw, inside, on_boundary))  # type: ignore[misc]
+        coarse = comm.bcast(_coarse(fit, accuracy) if fit else None, root=0)
+        if not len(coarse) or turn == rounds:
+            break
+        owned = domain.mesh.topology.index_map(domain.dim).size_local
+        first = sum(comm.allgather(owned)[: comm.rank])
+        domain = domain.refine(coarse[(coarse >= first) & (coarse < first + owned)] - first)
+    share = None
+    if fit:
+        share = fit.raw
+        if fit.surface is None:
+            share.groups[name] = np.flatnonzero(fit.inside)
+        else:
+            share.facets[name] = fit.surface[fit.inside]
+    return domain._distributed(share), fit
+
+
+def _coarse(fit: Fit, accuracy: float) -> npt.NDArray[np.int64]:
+    """Cells to refine."""
+    enough = fit.defect <= accuracy * fit.size and fit.size > 0
+    return fit.coarse[:0] if enough else fit.coarse
