@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Callable, Hashable, Sequence
+from copy import copy
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
@@ -84,7 +85,7 @@ class Generator:
         quadrature: int | None = None,
         options: _petsc.Options | None = None,
     ):
-        territory = Territory(domain, part_names(absorbing))
+        territory = Territory(copy(domain), part_names(absorbing))  # marks may give a domain another mesh
         self._compile(process, territory, choose_degree(degree, domain.dim), scheme, quadrature, dict(options or {}))
 
     def _compile(

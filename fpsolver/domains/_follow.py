@@ -8,7 +8,8 @@ import numpy.typing as npt
 from .. import _compat
 from .._errors import on_root
 from ._arrays import RawMesh
-from ._fit import Fit, Inside, changes, follow
+from ._fit import changes, follow
+from ._measure import Fit, Inside
 from ._parts import Marker
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ Facets = npt.NDArray[np.int32]
 Marker = Callable[[npt.NDArray[np.float64]], npt.NDArray[np.bool_]]
 
 NUDGE = 1e-8
-"""How far from a vertex, towards the middle of its facet, markers are looked at: on the facet's side of an end there."""
+"""How far from a vertex, towards the middle of its facet, markers are looked at: on its side of an end there."""
 REST = "unnamed"
 """Name of the part that collects the boundary facets which no other part covers."""
 
@@ -41,7 +41,7 @@ class Boundary:
     corners: npt.NDArray[np.float64]
 
     def marked(self, marker: Marker) -> Facets:
-        """Facets on which the marker holds at the midpoint or next to all vertices; the caller completes the messages."""
+        """Facets on which the marker holds at the midpoint or by all vertices; the caller completes the messages."""
         n, dim, _ = self.corners.shape
         middle = self.corners.mean(axis=1)
         near = self.corners + NUDGE * (middle[:, None] - self.corners)

@@ -70,7 +70,9 @@ def refine(
     cells = cut(numbers, edges[:owned], bisected, order, _global_edges(topology), topology.index_map(0).size_global)
     cmap = _compat.coordinate_map(mesh)
     degree = degree or cmap.degree
-    keys, points = nodes(mesh.geometry.x[_compat.geometry_dofmap(mesh)[:owned]][:, :, :d], cmap.degree, *cells, degree, cmap.variant)
+    keys, points = nodes(
+        mesh.geometry.x[_compat.geometry_dofmap(mesh)[:owned]][:, :, :d], cmap.degree, *cells, degree, cmap.variant
+    )
     if move is not None:
         points = _moved(mesh.comm, points, degree, move)
     new, x = number(mesh.comm, keys.reshape(-1, keys.shape[2]), points.reshape(-1, points.shape[2]))

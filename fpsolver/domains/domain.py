@@ -16,8 +16,8 @@ from .._log import logger
 from . import _gmsh, _meshes, _refine, meshfile
 from ._arguments import check_box, check_polygon, check_round
 from ._arrays import RawMesh
-from ._fit import Fit, Inside
 from ._follow import as_inside, changes_inside_facets, followed
+from ._measure import Fit, Inside
 from ._meshes import GHOSTS
 from ._parts import REST, Facets, Marker, Parts, sides
 
@@ -227,7 +227,7 @@ class Domain:
         return cls._distribute(comm, lambda: reader(path))
 
     @classmethod
-    def _distribute(cls, comm: MPI.Comm, work: Callable[[], RawMesh]) -> "Domain":
+    def _distribute(cls, comm: MPI.Comm, work: Callable[[], RawMesh | None]) -> "Domain":
         """Make a domain of the arrays that ``work`` gives on rank 0."""
         raw = on_root(comm, work)
         empty = comm.bcast(raw.empty() if raw else None, root=0)
