@@ -11,7 +11,7 @@ from ._arrays import Array, RawMesh
 def edges_of(raw: RawMesh) -> tuple[Array, Array, Array, Array]:
     """Edges as pairs of vertices, the lower first; those of each cell; nodes along each, and a cell around it."""
     d, n = raw.dim, int(raw.cells.max()) + 1
-    local = _refine.localedges_of(d)
+    local = _refine.local_edges(d)
     pairs = raw.cells[:, :][:, local]
     key = np.minimum(pairs[..., 0], pairs[..., 1]) * n + np.maximum(pairs[..., 0], pairs[..., 1])
     unique, first, of_cell = np.unique(key.ravel(), return_index=True, return_inverse=True)
