@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING, Any
 from petsc4py import PETSc
 
 import numpy as np
+import numpy.typing as npt
 import ufl
 from dolfinx import fem, la
+from dolfinx.cpp.la import petsc as la_petsc
 from dolfinx.fem import petsc as fem_petsc
 
 from .._compat import interpolation_points
@@ -16,10 +18,30 @@ if TYPE_CHECKING:
     from .generator import Generator
 
 
-def make_matrix(form: fem.Form, pattern: PETSc.Mat | None = None) -> PETSc.Mat:
-    """A new matrix, with the sparsity pattern of another if one is given (collective)."""
-    matrix = fem_petsc.create_matrix(form) if pattern is None else pattern.duplicate()
+def make_matrix(
+    form: fem.Form, pattern: PETSc.Mat | None = None, idle: npt.NDArray[np.bool_] | None = None
+) -> PETSc.Mat:
+    """A new matrix (collective).
+
+    Args:
+        form: bilinear.
+        pattern: a matrix with the same sparsity pattern, if there is one.
+        idle: local unknowns that belong to no cell, which get −1 on the diagonal.
+    """
+    rows = np.flatnonzero([] if idle is None else idle[: form.function_spaces[0].dofmap.index_map.size_local])
+    if pattern is None:
+        sparsity = fem.create_sparsity_pattern(form)
+        sparsity.insert_diagonal(rows.astype(np.int32))
+        sparsity.finalize()
+        matrix = la_petsc.create_matrix(form.mesh.comm, sparsity)
+    else:
+        matrix = pattern.duplicate()
     fem_petsc.assemble_matrix(matrix, form, [], 0.0)
+    if idle is not None:  # before the end of assembly, which drops what is not set
+        diagonal = matrix.createVecRight()
+        diagonal.set(0.0)
+        diagonal.array_w[rows] = -1.0
+        matrix.setDiagonal(diagonal, PETSc.InsertMode.ADD_VALUES)
     matrix.assemble()
     return matrix
 

@@ -133,15 +133,9 @@ class Generator:
             check_potential(self.domain.mesh, weak.process, weak.potential, self.degree)
         self._settle()
         with PETSc.Log.Stage("fpsolver assemble"):
-            known = model is not None and not model._closed  # sparsity patterns are a third of the time
-            self._forward = make_matrix(
-                self._forms.bind(self._forms.forward, own), model.G if model and known else None
-            )
-            idle = self.territory.idle(self.V)
-            if idle is not None:
-                diagonal = self._forward.getDiagonal()
-                diagonal.array_w[idle[: diagonal.local_size]] = -1.0
-                self._forward.setDiagonal(diagonal)
+            pattern = model.G if model and not model._closed else None  # it is a third of the time
+            form = self._forms.bind(self._forms.forward, own)
+            self._forward = make_matrix(form, pattern, self.territory.idle(self.V))
         return self
 
     def _settle(self) -> None:
