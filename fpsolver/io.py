@@ -1,7 +1,9 @@
 """Fields and domains in files: VTX and XDMF for ParaView, npz for everything else."""
 
+import ctypes
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeAlias
@@ -16,11 +18,12 @@ from dolfinx import io as dio
 from dolfinx import mesh as dmesh
 
 from . import _compat
-from ._errors import on_root
+from ._errors import on_root, together
+from ._files import Staged, store
 from ._log import logger
 from ._sample import degree, lagrange
 from .domains.domain import Domain
-from .domains.meshfile import XDMF_KEY
+from .domains.meshfile import UNSIGNED, XDMF_KEY, sign
 
 SUFFIXES = {".bp": "VTX (ADIOS2)", ".xdmf": "XDMF", ".npz": "NumPy"}
 """The file types of :func:`write`."""
@@ -68,10 +71,14 @@ class Writer:
     """A file that takes fields at one time after the other: ``with Writer("p.bp") as w: w.write(0.1, {"p": p})``.
 
     The fields of every time must be as many as the first ones, with the same names if they are in a dictionary.
-    Closing is collective, as is everything else.
+    Closing is collective, as is everything else.  The file gets its name when it is closed, and until then, or where
+    writing fails, a file of that name stays as it was.
 
     Args:
         path: the file, see :func:`write`.
+
+    Raises:
+        OSError: the file cannot be written, with its name and the reason.
     """
 
     def __init__(self, path: str | Path):
@@ -82,6 +89,7 @@ class Writer:
             raise ValueError(f"{path}: this DOLFINx was built without ADIOS2; write .xdmf or .npz instead")
         self._held: dict[str, fem.Function] = {}
         self._file: Any = None
+        self._staged: Staged | None = None
         self._table: dict[str, Any] = {}
 
     def write(self, t: float, functions: Fields) -> None:
@@ -95,11 +103,12 @@ class Writer:
             raise ValueError(f"{self.path} holds {', '.join(self._held)}; it cannot also take {', '.join(fields)}")
         for name, f in fields.items():
             _transfer(f, self._held[name])
-        if self.path.suffix == ".bp":
-            self._file.write(t)
-        elif self.path.suffix == ".xdmf":
-            for f in self._held.values():
-                self._file.write_function(f, t)
+        if self._staged is not None:
+            with self._writing(sum(f.x.array.nbytes for f in self._held.values())):
+                if self.path.suffix == ".bp":
+                    self._file.write(t)
+                for f in self._held.values() if self.path.suffix == ".xdmf" else ():
+                    self._file.write_function(f, t)
         else:
             self._table["times"].append(t)
             for name, f in self._held.items():
@@ -120,7 +129,6 @@ class Writer:
             raise ValueError(
                 f"{self.path}: XDMF has no cells of degree {order}; write .bp, or make the mesh with order=2"
             )
-        on_root(comm, lambda: self.path.parent.mkdir(parents=True, exist_ok=True))
         family, k = ("Lagrange", order) if self.path.suffix == ".xdmf" else _common_family(fields.values())
         for name, f in fields.items():
             self._held[name] = fem.Function(
@@ -129,28 +137,54 @@ class Writer:
         logger.info(
             "%s: %s as %s of degree %d", self.path, ", ".join(fields), f"{SUFFIXES[self.path.suffix]}, {family}", k
         )
+        if self.path.suffix != ".npz":
+            self._staged = staged = Staged(comm, self.path)
+            held = next(iter(self._held.values())).function_space
+            nodes = mesh.geometry.x.nbytes + 3 * held.tabulate_dof_coordinates().nbytes
+            size = nodes + 8 * (held.dofmap.list.size + mesh.geometry.dofmap.size)
         if self.path.suffix == ".bp":
-            policy = dio.VTXMeshPolicy.reuse
-            self._file = dio.VTXWriter(comm, str(self.path), list(self._held.values()), mesh_policy=policy)
+            with self._writing(size):
+                policy = dio.VTXMeshPolicy.reuse
+                self._file = dio.VTXWriter(comm, str(staged.path), list(self._held.values()), mesh_policy=policy)
         elif self.path.suffix == ".xdmf":
-            self._file = dio.XDMFFile(comm, str(self.path), "w")
-            self._file.write_mesh(mesh)
+            with self._writing(size):
+                self._file = dio.XDMFFile(comm, str(staged.path), "w")
+                self._file.write_mesh(mesh)
         else:
             if reserved := {"points", "cells", "times"} & fields.keys():
                 raise ValueError(f"{self.path}: a function in a .npz file cannot be called {reserved.pop()!r}")
             points, cells = _gathered_nodes(next(iter(self._held.values())).function_space)
             self._table = {"points": points, "cells": cells, "times": [], **{name: [] for name in fields}}
 
+    @contextmanager
+    def _writing(self, size: int) -> Iterator[None]:
+        """Where a library writes so many bytes from this rank; a file that it has failed on is given up."""
+        assert self._staged is not None
+        try:
+            self._staged.claim(size)
+            with self._staged.unfinished(), together(self._staged.comm):
+                yield
+        except BaseException as e:
+            if self._file is not None:
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._file))  # its destructor would end the process
+            self._file = self._staged = None
+            if isinstance(e, RuntimeError):
+                raise OSError(f"{self.path} cannot be written: {e}") from e
+            raise
+
     def close(self) -> None:
-        """Finish the file."""
-        if self._file is not None:
-            self._file.close()
+        """Finish the file, and give it its name."""
+        if self._staged is not None and self._file is not None:
+            staged = self._staged
+            with self._writing(0):
+                self._file.close()
+            staged.publish()
         if self._table:
             comm = next(iter(self._held.values())).function_space.mesh.comm
             table, self._table = self._table, {}
             arrays: dict[str, Any] = {k: np.asarray(v) for k, v in table.items()}
-            on_root(comm, lambda: np.savez_compressed(self.path, **arrays))
-        self._file = None
+            on_root(comm, lambda: store(self.path, lambda file: np.savez_compressed(file, **arrays)))
+        self._file = self._staged = None
 
     def __enter__(self) -> "Writer":
         return self
@@ -164,8 +198,11 @@ class Writer:
 def write_domain(path: str | Path, domain: Domain) -> None:
     """Write a mesh and the names of its boundary parts to an .xdmf file (and the .h5 file that belongs to it).
 
-    :meth:`fpsolver.Domain.read` reads it on any number of ranks.  ParaView shows the parts as the field "parts" on the
-    boundary: part i of ``domain.parts`` adds 2^i.
+    :meth:`fpsolver.Domain.read` reads it on any number of ranks, and refuses files that have changed since.  ParaView
+    shows the parts as the field "parts" on the boundary: part i of ``domain.parts`` adds 2^i.
+
+    Raises:
+        OSError: the files cannot be written, with their name and the reason.
     """
     path = Path(path)
     if path.suffix != ".xdmf":
@@ -175,21 +212,26 @@ def write_domain(path: str | Path, domain: Domain) -> None:
         raise ValueError(f"{path}: XDMF has no cells of degree {order}; make the mesh with order=2")
     if len(domain.parts) > 31:
         raise ValueError(f"{path}: at most 31 boundary parts can be written, got {len(domain.parts)}")
-    on_root(domain.comm, lambda: path.parent.mkdir(parents=True, exist_ok=True))
     facets = np.unique(np.concatenate([domain.facets(name) for name in domain.parts]))
     values = np.zeros(len(facets), dtype=np.int32)
     for i, name in enumerate(domain.parts):
         values[np.isin(facets, domain.facets(name))] += 1 << i
     tags = dmesh.meshtags(mesh, dim - 1, facets.astype(np.int32), values)
     tags.name = "parts"
+    staged = Staged(domain.comm, path)
+    staged.claim(mesh.geometry.x.nbytes + 8 * (mesh.geometry.dofmap.size + (dim + 1) * len(facets)))
     before, mesh.name = mesh.name, "mesh"
     try:
-        with dio.XDMFFile(domain.comm, str(path), "w") as file:
+        with staged.unfinished(), dio.XDMFFile(domain.comm, str(staged.path), "w") as file:
             file.write_mesh(mesh)
             file.write_meshtags(tags, mesh.geometry)
-            file.write_information(XDMF_KEY, json.dumps(domain.parts))
+            file.write_information(XDMF_KEY, json.dumps({"parts": domain.parts, "sha256": UNSIGNED}))
+    except RuntimeError as e:
+        raise OSError(f"{path} cannot be written: {e}") from e
     finally:
         mesh.name = before
+    on_root(domain.comm, lambda: sign(staged.path))
+    staged.publish()
 
 
 # -- Fields

@@ -14,6 +14,7 @@ import numpy as np
 
 from . import _draw
 from ._errors import import_optional, on_root
+from ._files import write_figure
 from ._sample import facet_curves, sample
 from .domains.domain import Domain
 
@@ -221,7 +222,7 @@ def mesh(
 
 def save(fig: "Figure | None", path: str | Path, comm: MPI.Comm = MPI.COMM_WORLD) -> None:
     """Write a figure of rank 0 (collective); missing folders are created."""
-    on_root(comm, lambda: _write(fig, Path(path)))
+    on_root(comm, lambda: write_figure(fig, Path(path)))
 
 
 def _many(functions: Any) -> Sequence[Any]:
@@ -233,14 +234,7 @@ def _finish(comm: MPI.Comm, draw: Callable[[], Any], path: str | Path | None) ->
         import_optional("matplotlib", "fpsolver.plot")
         fig = draw()
         if path is not None:
-            _write(fig, Path(path))
+            write_figure(fig, Path(path))
         return fig
 
     return on_root(comm, work)
-
-
-def _write(fig: "Figure | None", path: Path) -> None:
-    if fig is None:
-        raise ValueError(f"there is no figure to write to {path}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(path, dpi=150)

@@ -1,5 +1,6 @@
 """Whether cells form a mesh: what a file must not have is found on one rank, and named by where it is."""
 
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -149,10 +150,13 @@ def equal_rows(rows: Array) -> tuple[Array, Array, Array, Array]:
 
 def _near(x: Array, centers: Array, radii: Array) -> tuple[Array, Array]:
     """Pairs (ball, point) of the points in each ball."""
-    found = cKDTree(x).query_ball_point(centers, radii * (1 + 1e-9), return_sorted=False)
+    tree, reach = cKDTree(x), radii * (1 + 1e-9)
+    nearest = tree.query(centers, distance_upper_bound=float(reach.max(initial=0.0)))[0]
+    some = np.flatnonzero(nearest <= reach)  # few, where the points are those of the boundary
+    found = tree.query_ball_point(centers[some], reach[some], return_sorted=False)
     sizes = np.fromiter(map(len, found), np.int64, len(found))
-    points = np.concatenate([np.zeros(0, np.int64), *(f for f in found if f)]).astype(np.int64)
-    return np.repeat(np.arange(len(found)), sizes), points
+    points = np.fromiter(chain.from_iterable(found), np.int64, int(sizes.sum()))
+    return np.repeat(some, sizes), points
 
 
 def _barycentric(points: Array, cells: Array, x: Array) -> Array:

@@ -11,10 +11,13 @@ import numpy as np
 
 from .. import _compat
 from .._errors import import_optional
+from .._files import digest
 from ._arrays import SHAPES, Array, RawMesh, tidy
 
 XDMF_KEY = "fpsolver boundary parts"
-"""Under this key an .xdmf file of ours keeps the names of the boundary parts, as a JSON list."""
+"""Under this key an .xdmf file of ours keeps {"parts": names of the boundary parts, "sha256": digest}, as JSON."""
+UNSIGNED = "0" * 64
+"""The digest of a file that has none yet."""
 
 _MESHIO_CELLS = {
     "line": (1, 1),
@@ -60,7 +63,23 @@ def inspect(path: Path) -> list[str] | None:
         if not file.is_file():
             raise FileNotFoundError(f"{path} keeps its numbers in {file.name}, which is not in the same folder")
     information = root.find(f".//Information[@Name='{XDMF_KEY}']")
-    return None if information is None else json.loads(information.get("Value", ""))
+    if information is None:
+        return None
+    try:
+        about = json.loads(information.get("Value", ""))
+        parts, kept = [str(name) for name in about["parts"]], str(about["sha256"])
+    except (ValueError, TypeError, KeyError) as e:
+        raise ValueError(f"{path} does not tell its parts ({e}); write it again by fpsolver.io.write_domain") from e
+    if digest(path, *sorted(data), without=kept) != kept:
+        files = " or ".join(str(p) for p in (path, *sorted(data)))
+        raise ValueError(f"{files} has been damaged or changed since it was written; write the domain again")
+    return parts
+
+
+def sign(path: Path) -> None:
+    """Put the digest of an .xdmf file of ours, and of the .h5 file beside it, where it has :data:`UNSIGNED`."""
+    total = digest(path, path.with_suffix(".h5"), without=UNSIGNED)
+    path.write_text(path.read_text().replace(UNSIGNED, total))
 
 
 def readable_suffixes() -> list[str]:

@@ -8,7 +8,6 @@ it was working on.
 """
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from scipy.spatial import cKDTree
 
 from .. import _compat
 from .._errors import agree, on_root
+from .._files import store
 from .._log import logger
 from .._sample import push_forward
 from ..discretisation.assembly import to_function, to_vector
@@ -87,7 +87,7 @@ class Checkpoint:
             assert v0 is not None
             on_root(self.comm, lambda: self._begin(np.concatenate(places)))
             self._write("start", self._values(v0), time=0.0)
-            on_root(self.comm, lambda: _replace(self.path / ABOUT, json.dumps(about, indent=1).encode()))
+            self._describe(about)
             return v0
         self._compare(kept, about)
         on_root(self.comm, lambda: self._find(np.concatenate(places)))
@@ -98,7 +98,7 @@ class Checkpoint:
         if asked != kept["times"]:
             about["horizon"] = asked[-1]
             about["signature"] = {**_signature(self.gen), **more(asked[-1])}
-            on_root(self.comm, lambda: _replace(self.path / ABOUT, json.dumps(about, indent=1).encode()))
+            self._describe(about)
         return start
 
     def read(self, times: np.ndarray) -> Iterator[tuple[Snapshot, float]]:
@@ -124,6 +124,10 @@ class Checkpoint:
         numbers = {"time": snapshot.time, "integrals": snapshot.integrals, "flow": snapshot.values, "spent": spent}
         self._write(f"{index:05d}", values, **numbers)
 
+    def _describe(self, about: dict[str, Any]) -> None:
+        content = json.dumps(about, indent=1).encode()
+        on_root(self.comm, lambda: store(self.path / ABOUT, lambda file: file.write(content)))
+
     def _begin(self, places: np.ndarray) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
         known = {"points.npz", "start.npz"}
@@ -132,7 +136,7 @@ class Checkpoint:
             raise ValueError(
                 f"{self.path} is not a checkpoint and not empty: there is {sorted(other)[0]!r}. Name a new folder."
             )
-        _replace_npz(self.path / "points.npz", points=places)
+        store(self.path / "points.npz", lambda file: np.savez(file, points=places))
         self._order = np.arange(len(places))
 
     def _find(self, places: np.ndarray) -> None:
@@ -210,7 +214,8 @@ class Checkpoint:
         return on_root(self.comm, load)
 
     def _write(self, name: str, values: np.ndarray | None, **numbers: Any) -> None:
-        on_root(self.comm, lambda: _replace_npz(self.path / f"{name}.npz", values=values, **numbers))
+        path = self.path / f"{name}.npz"
+        on_root(self.comm, lambda: store(path, lambda file: np.savez(file, values=values, **numbers)))
 
 
 def _about(path: Path) -> dict[str, Any] | None:
@@ -254,26 +259,3 @@ def _same(a: Any, b: Any) -> bool:
     if isinstance(a, float) and isinstance(b, float):
         return abs(a - b) <= SAME * max(abs(a), abs(b))
     return bool(a == b)
-
-
-def _replace_npz(path: Path, **arrays: Any) -> None:
-    _store(path, lambda file: np.savez(file, **arrays))
-
-
-def _replace(path: Path, content: bytes) -> None:
-    _store(path, lambda file: file.write(content))
-
-
-def _store(path: Path, write: Callable[[Any], Any]) -> None:
-    """Write a file so that under its name there is, at any moment, all of the old content or all of the new."""
-    part = path.with_name(path.name + ".part")
-    with open(part, "wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the new name too
-    finally:
-        os.close(folder)

@@ -12,6 +12,7 @@ from scipy import stats
 
 from .._answer import Answer
 from .._errors import import_optional, on_root, together
+from .._files import write_figure
 from ..discretisation.generator import Generator
 from ..domains.domain import Domain
 from ..evolution.evolve import backward
@@ -119,8 +120,7 @@ class Comparison(Answer):
 
             figure = Figure(figsize=(10, 4), layout="constrained")
             self._draw(figure.subplots(1, 2))
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(path, dpi=150)
+            write_figure(figure, Path(path))
             return figure
 
         return on_root(comm, work)
