@@ -40,7 +40,7 @@ KILLED = (
     PROBLEM
     + """
 folder, scheme, moment = sys.argv[1:]
-store, count = checkpoint._store, [0]
+store, count = checkpoint.store, [0]
 
 def die():
     if MPI.COMM_WORLD.rank == 0:
@@ -49,7 +49,7 @@ def die():
 def store_or_die(path, write):
     count[0] += path.name[:5].isdigit()
     if count[0] == 4 and moment == "while writing":
-        with open(path.with_name(path.name + ".part"), "wb") as file:
+        with open(path.with_name(f".{path.name}.part"), "wb") as file:
             file.write(b"half a file")
         die()
     if count[0] == 4 and moment == "before renaming":
@@ -58,7 +58,7 @@ def store_or_die(path, write):
     if count[0] == 4:
         die()
 
-checkpoint._store = store_or_die
+checkpoint.store = store_or_die
 fp.evolve(problem(scheme), fp.gaussian((-0.8, 0.3), 0.3), [0.0, 0.05, 0.2, 0.5, 1.0], time_rtol=1e-8,
           checkpoint=folder)
 """
@@ -95,7 +95,7 @@ def test_a_killed_run_goes_on(scheme, moment, ranks, mpirun, tmp_path, points):
     assert dead.returncode != 0
     kept = sorted(p.name for p in folder.glob("0*.npz"))
     assert len(kept) == (4 if moment == "after" else 3), dead.stdout
-    assert list(folder.glob("*.part")) or moment == "after"
+    assert list(folder.glob(".*.part")) or moment == "after"
     mpirun(ranks, RESUMED, str(folder), scheme, str(points), timeout=120)
     found = np.load(f"{folder}.npz")
     whole = fp.evolve(problem(scheme, MPI.COMM_SELF), fp.gaussian((-0.8, 0.3), 0.3), TIMES, time_rtol=TOL)  # noqa: F821
@@ -108,7 +108,7 @@ def test_a_killed_run_goes_on(scheme, moment, ranks, mpirun, tmp_path, points):
     assert abs(found["outflux"] - whole.outflux).max() < 2 * TOL
     assert abs(found["right"] - whole.outflux_by_part["right"]).max() < 2 * TOL
     assert abs(found["mass"] + found["outflux"] - 1).max() < 1e-9
-    assert not list(folder.glob("0*.part")), "what the dead run left is written over"
+    assert not list(folder.glob(".0*.part")), "what the dead run left is written over"
 
 
 def line(**changes):
@@ -270,3 +270,38 @@ def test_a_run_killed_before_it_began_begins_again(tmp_path):
     (folder / "00000.npz").unlink()
     assert len(fp.evolve(line(), START, [0.1, 0.2], checkpoint=folder)) == 2
     shutil.rmtree(folder)
+
+
+@pytest.mark.parallel
+def test_checkpoints_of_other_processes_are_refused(tmp_dir):
+    """Mirrored, rotated, slightly changed: the norm of G and the numbers in it are the same or nearly so."""
+    domain = fp.Domain.interval(-2, 2, 16)
+    start, both = fp.gaussian((0.0,), 0.2), ["left", "right"]
+    processes = {
+        "drift": (fp.SDE((1.0,), 0.2), fp.SDE((-1.0,), 0.2)),
+        "drift of x": (fp.SDE(lambda x: (x[0],), 0.2), fp.SDE(lambda x: (x[0] + 1e-6 * x[0] ** 2,), 0.2)),
+        "diffusion": (fp.SDE((0.0,), lambda x: 0.2 + 0.01 * x[0]), fp.SDE((0.0,), lambda x: 0.2 - 0.01 * x[0])),
+    }
+    for name, (old, new) in processes.items():
+        for scheme in ("galerkin", "dg"):
+            folder = tmp_dir / f"{name} {scheme}"
+            gens = [fp.Generator(p, domain, absorbing=both, degree=2, scheme=scheme) for p in (old, new)]
+            kept = fp.evolve(gens[0], start, [0.1], checkpoint=folder)
+            for again in (
+                lambda g=gens, f=folder: fp.evolve(g[1], start, [0.1], checkpoint=f),
+                lambda g=gens, f=folder: fp.resume(g[1], f),
+            ):
+                with pytest.raises(ValueError, match=name.split()[0] + ".* differ from then"):
+                    again()
+            assert abs(fp.resume(gens[0], folder).mass[-1] - kept.mass[-1]) < 1e-14
+
+
+@pytest.mark.parallel
+def test_checkpoints_of_parts_elsewhere_are_refused(tmp_dir):
+    """The same operator, but the names of the two ends are exchanged."""
+    mesh = fp.Domain.interval(-1, 1, 8).mesh
+    ends = [{a: lambda x: x[0] < 0, b: lambda x: x[0] > 0} for a, b in (("a", "b"), ("b", "a"))]
+    gens = [fp.Generator(fp.SDE((0.3,), 0.2), fp.Domain(mesh, parts), absorbing=["a", "b"], degree=2) for parts in ends]
+    fp.evolve(gens[0], fp.gaussian((0.1,), 0.2), [0.1], checkpoint=tmp_dir / "ends")
+    with pytest.raises(ValueError, match="place of part 'a' and the place of part 'b' differ"):
+        fp.resume(gens[1], tmp_dir / "ends")

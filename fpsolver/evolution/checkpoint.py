@@ -2,9 +2,10 @@
 
 A checkpoint is a folder.  ``points.npz`` has, for every cell and every node in it, a place inside the cell; it tells
 the meaning of the values in ``start.npz`` (time 0) and in ``00000.npz``, ``00001.npz``, ... (the outputs), whatever
-the partition, the numbering or the continuity of the elements.  ``evolution.json`` says of what.  Files are written
-under another name, forced to the disk and then renamed, so that a process that is killed loses no more than the output
-it was working on.
+the partition, the numbering or the continuity of the elements.  ``operator.npz`` and ``evolution.json`` say of what.
+Files are written under another name, forced to the disk and then renamed, so that a process that is killed loses no
+more than the output it was working on.  (Not by adios4dolfinx, which reads on other ranks only with the mesh in the
+same file, ends the process where the disk is full, and has no version for DOLFINx 0.11 in Debian.)
 """
 
 import json
@@ -16,7 +17,7 @@ from mpi4py import MPI
 from petsc4py import PETSc
 
 import numpy as np
-from dolfinx import fem
+from dolfinx import fem, la
 from scipy.spatial import cKDTree
 
 from .. import _compat
@@ -27,6 +28,7 @@ from .._sample import push_forward
 from ..discretisation.assembly import to_function, to_vector
 from ..discretisation.generator import Generator
 from ._expm import Snapshot
+from ._integrate import functionals
 
 VERSION = 1
 INSIDE = 0.9  # nodes are told apart by their images under this contraction of the cell: those of neighbours coincide
@@ -87,10 +89,12 @@ class Checkpoint:
             assert v0 is not None
             on_root(self.comm, lambda: self._begin(np.concatenate(places)))
             self._write("start", self._values(v0), time=0.0)
+            self._write("operator", *self._action())
             self._describe(about)
             return v0
         self._compare(kept, about)
         on_root(self.comm, lambda: self._find(np.concatenate(places)))
+        self._compare_action()
         start = self._vector(self._load("start"))
         if v0 is not None:
             self._compare_start(v0, start)
@@ -130,7 +134,7 @@ class Checkpoint:
 
     def _begin(self, places: np.ndarray) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
-        known = {"points.npz", "start.npz"}
+        known = {"points.npz", "start.npz", "operator.npz"}
         other = [p.name for p in self.path.iterdir() if p.name not in known and not p.name.endswith(".part")]
         if other:
             raise ValueError(
@@ -176,6 +180,39 @@ class Checkpoint:
         if self.comm.bcast(bool(change > 1e-8 * size), root=0):
             raise ValueError(f"{self.path} began with another function at t = 0: they differ by {change / size:.2g}.")
 
+    def _action(self) -> tuple[np.ndarray | None, ...]:
+        """What G does to a function that has no symmetry: its symmetric part, its skew part, flux through each part."""
+        gen = self.gen
+        w, forward, dual = to_vector(gen, _probe(gen)), gen.G.createVecLeft(), gen.G.createVecLeft()
+        gen.G.mult(w, forward)
+        gen.G.multTranspose(w, dual)
+        symmetric, skew = forward + dual, forward - dual
+        flux = functionals(gen, gen.absorbing)[1:]
+        rows = [self._values(v) for v in (symmetric, skew, *flux)]
+        for v in (w, forward, dual, symmetric, skew):
+            v.destroy()
+        return tuple(rows) if rows[0] is not None else (None,)
+
+    def _compare_action(self) -> None:
+        """Refuse another operator, and say what of it differs."""
+        rows, kept = self._action(), self._load("operator")
+
+        def compare() -> None:
+            assert kept is not None
+            names = ["the diffusion", "the drift", *(f"the place of part {part!r}" for part in self.gen.absorbing)]
+            now, then = np.stack([r for r in rows if r is not None]), kept["values"]
+            changes = np.abs(now - then).max(axis=1)
+            scales = np.abs(then).max(axis=1)
+            scales[:2] = scales[:2].max()  # a process without drift has rounding in its skew part
+            if (differs := changes > 1e-8 * scales).any():
+                found = " and ".join(n for n, d in zip(names, differs, strict=True) if d)
+                raise ValueError(
+                    f"{self.path} was written for another process: {found} differ from then, by up to "
+                    f"{(changes / np.maximum(scales, 1e-300)).max():.2g} of its size. Name a new folder."
+                )
+
+        on_root(self.comm, compare)
+
     def _values(self, vector: PETSc.Vec) -> np.ndarray | None:
         """Values at all nodes of all cells in the order of the files, on rank 0."""
         function = to_function(self.gen, vector)
@@ -213,9 +250,12 @@ class Checkpoint:
 
         return on_root(self.comm, load)
 
-    def _write(self, name: str, values: np.ndarray | None, **numbers: Any) -> None:
-        path = self.path / f"{name}.npz"
-        on_root(self.comm, lambda: store(path, lambda file: np.savez(file, values=values, **numbers)))
+    def _write(self, name: str, *rows: np.ndarray | None, **numbers: Any) -> None:
+        def write(file: Any) -> None:
+            values = rows[0] if len(rows) == 1 else np.stack([r for r in rows if r is not None])
+            np.savez(file, **{"values": values, **numbers})
+
+        on_root(self.comm, lambda: store(self.path / f"{name}.npz", write))
 
 
 def _about(path: Path) -> dict[str, Any] | None:
@@ -235,6 +275,29 @@ def _places(gen: Generator) -> np.ndarray:
     x = push_forward(gen.domain.mesh, X, np.arange(_cells(gen)))
     centre = x.mean(axis=1, keepdims=True)
     return (centre + INSIDE * (x - centre)).reshape(-1, gen.domain.dim)
+
+
+def _probe(gen: Generator) -> fem.Function:
+    """A function that tells generators apart: no symmetry of theirs is one of it, on any partition."""
+    low, high = (np.asarray(x) for x in _extent(gen))
+    s = (_places(gen) - low) / (high - low)
+    values = np.cos(3.1 * s @ (1.0 + 0.37 * np.arange(s.shape[1]) ** 2) + 0.4) + 0.5 * (s**2).sum(axis=1)
+    total, count = fem.Function(gen.V), fem.Function(gen.V)
+    dofs = gen.V.dofmap.list[: _cells(gen)].ravel()
+    np.add.at(total.x.array, dofs, values)
+    np.add.at(count.x.array, dofs, 1.0)
+    for f in (total, count):
+        f.x.scatter_reverse(la.InsertMode.add)
+        f.x.scatter_forward()
+    total.x.array[:] /= np.maximum(count.x.array, 1.0)
+    return total
+
+
+def _extent(gen: Generator) -> tuple[np.ndarray, np.ndarray]:
+    x = gen.domain.mesh.geometry.x[:, : gen.domain.dim]
+    comm = gen.domain.comm
+    low = np.min(comm.allgather(x.min(axis=0, initial=np.inf)), axis=0)
+    return low, np.max(comm.allgather(x.max(axis=0, initial=-np.inf)), axis=0)
 
 
 def _signature(gen: Generator) -> dict[str, Any]:
