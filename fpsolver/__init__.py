@@ -11,7 +11,8 @@ What moves
     Noisy                   a process with a little isotropic noise added
     Isotropic, Covariance, PerSample, LabelNoise      gradient noises, which add; ``batched``, ``Network``, ``Slice``
     Noise, Process          the bases of one's own
-    Generator               process + domain + absorbing parts, assembled once
+    Generator               process + domain + absorbing parts, assembled once: the diffusion
+    Chain                   the algorithm itself, by its transition operator: every verb takes it like a generator
 First phase: how a law moves
     evolve                  density p(t) (Fokker-Planck, forward Kolmogorov); ``resume`` from a checkpoint
     backward                E[g(X_t)] from everywhere (backward Kolmogorov, observables, Koopman)
@@ -43,6 +44,7 @@ from . import _jit, diagnostics, io, landscapes, plot
 from . import _petsc as _petsc  # first: PETSc reads the command line when it is initialised
 from ._errors import NotConverged, end_all_ranks
 from ._log import set_log_level
+from .chain import Chain
 from .discretisation.boundary import FicheraClasses
 from .discretisation.generator import Generator
 from .discretisation.positivity import make_nonnegative
@@ -94,6 +96,7 @@ __all__ = [  # noqa: RUF022  by question, as in the text above
     "Noise",
     "Process",
     "Generator",
+    "Chain",
     "FicheraClasses",
     # first phase
     "evolve",

@@ -11,6 +11,7 @@ import numpy as np
 from .._errors import NotConverged
 from .._log import logger
 from .._petsc import Options
+from .._verbs import verb
 from ..discretisation.assembly import to_density
 from ..discretisation.generator import Generator
 from ..discretisation.positivity import Limiter, limiter
@@ -27,6 +28,7 @@ from .initial import Dirac, Gaussian, coefficients
 WIDE = 10.0  # ∫p²/w ∫w / (∫p)² = WIDE²: what is wider needs a smaller time_rtol for the same error of the density
 
 
+@verb
 def evolve(
     gen: Generator,
     initial: Any,
@@ -74,6 +76,7 @@ def evolve(
     return _run(evolution, p0, times, tol, options, schedule, checkpoint)
 
 
+@verb
 def backward(
     gen: Generator,
     payoff: Any,

@@ -14,6 +14,7 @@ from .._answer import Answer
 from .._errors import agree
 from .._log import logger
 from .._petsc import Options
+from .._verbs import verb
 from ..discretisation.assembly import assemble_vector, to_function, to_vector
 from ..discretisation.fluxes import basis_integrals, exit_vector
 from ..discretisation.generator import Generator
@@ -28,6 +29,7 @@ from .adapt import MAX_UNKNOWNS, to_accuracy
 from .error import with_error_bars
 
 
+@verb
 def feynman_kac(
     gen: Generator,
     *,
@@ -179,6 +181,7 @@ def _solve_by_capacity(
     return solution
 
 
+@verb
 def mean_exit_time(
     gen: Generator,
     *,
@@ -216,6 +219,7 @@ class ExitTimeMoments(Answer, Sequence[Solution]):
         return "\n".join(str(m).partition("\n")[0] for m in self.solutions)
 
 
+@verb
 def exit_time_moments(
     gen: Generator,
     order: int,
@@ -265,6 +269,7 @@ def _moments(gen: Generator, order: int, options: Options | None) -> list[Soluti
     return moments
 
 
+@verb
 def exit_probability(
     gen: Generator,
     to: Region | Iterable[Region],

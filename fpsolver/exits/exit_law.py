@@ -12,6 +12,7 @@ from .._answer import Answer, need_steps, steps_of
 from .._errors import NotConverged
 from .._log import logger
 from .._petsc import Options
+from .._verbs import verb
 from ..discretisation.assembly import to_density, to_function, to_vector
 from ..discretisation.fluxes import basis_integrals, exit_flux
 from ..discretisation.generator import Generator
@@ -84,6 +85,7 @@ class ExitDistribution(Answer):
         return ExitDensity(*gen.boundary.flux(self._forward, gen.domain.facets(part), gen.weak))
 
 
+@verb
 def exit_distribution(gen: Generator, start: Any, *, options: Options | None = None) -> ExitDistribution:
     """Exit probabilities of the absorbing parts and the exit density along them (collective).
 
@@ -135,6 +137,7 @@ def _occupation(gen: Generator, source: PETSc.Vec, options: Options | None) -> t
     return g, {part: float(exit_flux(gen, part).dot(g)) for part in gen.absorbing}
 
 
+@verb
 def survival(
     gen: Generator, start: Any, times: Any, *, time_rtol: float = 1e-6, options: Options | None = None
 ) -> np.ndarray:

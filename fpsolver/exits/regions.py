@@ -13,6 +13,7 @@ from dolfinx import mesh as dmesh
 
 from .._answer import Answer, need_steps, steps_of
 from .._petsc import Options
+from .._verbs import verb
 from ..discretisation.assembly import assemble_vector, to_vector
 from ..discretisation.fluxes import basis_integrals, exit_flux
 from ..discretisation.generator import Generator
@@ -68,6 +69,7 @@ class FirstPassage(Answer):
         return "mean time from (row) to (column)\n" + "\n".join(rows)
 
 
+@verb
 def first_passage(gen: Generator, regions: Mapping[str, Region], *, options: Options | None = None) -> FirstPassage:
     """Mean first-passage times between named regions: one factorisation and one solve for each target (collective).
 
@@ -104,6 +106,7 @@ def first_passage(gen: Generator, regions: Mapping[str, Region], *, options: Opt
     return FirstPassage(tuple(regions), times, solutions, {r.name: r.size for r in found})
 
 
+@verb
 def committor(
     gen: Generator,
     A: Region,
@@ -182,6 +185,7 @@ class TransitionRate(Answer):
         return f"transition rate: {self.rate:.6g}; {', '.join(f'{name} {getattr(self, name):.6g}' for name in numbers)}"
 
 
+@verb
 def transition_rate(gen: Generator, A: Region, B: Region, *, options: Options | None = None) -> TransitionRate:
     """Rate of transitions from A to B of the stationary process, reversible or not (collective).
 

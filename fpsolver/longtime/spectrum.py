@@ -12,6 +12,7 @@ from .._answer import Answer, figures, need_steps, steps_of
 from .._errors import NotConverged
 from .._log import logger
 from .._petsc import Options, direct_preset, inserted_options
+from .._verbs import verb
 from ..discretisation.assembly import to_density, to_function
 from ..discretisation.generator import Generator
 from ..discretisation.metastable import UNRESOLVED, estimated_rate, slowest_mode
@@ -98,6 +99,7 @@ class QuasiStationary(Solution):
         return self.function
 
 
+@verb
 def spectrum(gen: Generator, k: int = 6, *, options: Options | None = None) -> Spectrum:
     """The ``k`` eigenvalues of the generator closest to zero, with right and left modes (collective).
 
@@ -138,6 +140,7 @@ def spectrum(gen: Generator, k: int = 6, *, options: Options | None = None) -> S
     return answer
 
 
+@verb
 def quasi_stationary(gen: Generator, *, options: Options | None = None) -> QuasiStationary:
     """Rate, density and backward mode of the slowest decay of an absorbed process (collective).
 

@@ -7,6 +7,7 @@ from dolfinx import fem
 
 from .._log import logger
 from .._petsc import LinearSolver, Options, direct_preset
+from .._verbs import verb
 from ..discretisation.assembly import to_density, to_vector
 from ..discretisation.fluxes import basis_integrals
 from ..discretisation.generator import Generator
@@ -23,6 +24,7 @@ _TOLERANCE = 1e-12
 _SLOW = 1e-3
 
 
+@verb
 def stationary(gen: Generator, *, options: Options | None = None) -> Solution:
     """Density p of the invariant law: G p = 0, ∫p = 1 (collective).
 

@@ -143,7 +143,7 @@ class Native:
     """
 
     def __init__(self, kinds: Sequence[Code], kind: Array, numbers: Array, shape: tuple[int, int]):
-        self.library = _library("\n".join([_HEAD, *_definitions(kinds, len(numbers), *shape), _BODY]))
+        self.library = library("\n".join([_HEAD, *_definitions(kinds, len(numbers), *shape), _BODY]))
         self.kind, self.numbers, self.size = kind.astype(np.intc), np.ascontiguousarray(numbers), numbers.shape[1]
         self.uniform = (numbers == numbers[:, :1]).all(axis=1).astype(np.intc)
         self.dim, self.components = shape
@@ -200,7 +200,7 @@ def _translated(line: str) -> str:
 
 
 @lru_cache(maxsize=64)
-def _library(source: str) -> ctypes.CDLL:
+def library(source: str) -> ctypes.CDLL:
     """The compiled code, from DOLFINx' cache if it is there; every process does this for itself.
 
     Raises:

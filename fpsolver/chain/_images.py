@@ -1,0 +1,123 @@
+"""Where a step leads: the cell of each image, or the absorbing part through which it left.
+
+Walls follow the very rule of ``simulate(method="sgd")``: only ends of steps are seen; an end outside leaves through
+the part of the boundary that the straight step crosses, and is mirrored back where that part reflects.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..pointwise.meeting import land
+from ..pointwise.walls import Walls
+from ._cells import Cells
+from ._points import Points
+from ._steps import Steps
+
+Array = np.ndarray[Any, Any]
+Region = Callable[[Array], Array]
+"""Whether points (n, d) lie in a region, shape (n,)."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """Of the points of some cells, those that stay and those that leave.
+
+    Attributes:
+        source, weight, cell, reference: of the images inside: number of the point they come from, probability of the
+            batch, cell and reference coordinates; shapes (m,), (m,), (m,), (m, d).
+        left_source, left_weight, left_part, left_at: of those that left: the same, the number of the part and the
+            point where they crossed it; shapes (e,), (e,), (e,), (e, d).
+        mirrored: probability times volume of the images that reflecting walls sent back.
+    """
+
+    source: Array
+    weight: Array
+    cell: Array
+    reference: Array
+    left_source: Array
+    left_weight: Array
+    left_part: Array
+    left_at: Array
+    mirrored: float
+
+
+def follow(
+    cells: Cells, walls: Walls, steps: Steps, points: Points, regions: Sequence[Region] = (), parts: int = 0
+) -> Images:
+    """Images of points.
+
+    Args:
+        cells: the mesh.
+        walls: its boundary, with labels 0, ..., parts − 1 where it absorbs.
+        steps: the algorithm.
+        points: where steps begin.
+        regions: further places that absorb whatever ends a step in them, with the labels after those of the walls.
+        parts: number of absorbing parts.
+
+    Raises:
+        ValueError: images that are not finite, or that leave the domain by more than its size where it reflects.
+    """
+    n, nb = len(points.cell), len(steps.weights)
+    with np.errstate(all="ignore"):
+        y = steps.images(np.ascontiguousarray(points.x.T), points.key)
+    y = y.reshape(cells.dim, nb * n).T
+    if not np.isfinite(y.sum()):
+        bad = int(np.flatnonzero(~np.isfinite(y).all(axis=1))[0])
+        raise ValueError(
+            f"Chain: the step from {_point(points.x[bad % n])} with batch {bad // n} is not finite: the gradients are "
+            "not finite there, or the learning rate is too large for their growth."
+        )
+    source, weight = np.tile(np.arange(n), nb), np.repeat(steps.weights, n)
+    cell, reference = cells.locate(y)
+    outside = np.flatnonzero(cell < 0)
+    label, at, mirrored = np.full(len(y), -1), None, 0.0
+    if outside.size:
+        met = land(walls, points.x[source[outside]].T, y[outside].T)
+        label[outside] = met.part
+        stay = outside[~met.out]
+        _refuse_far(cells, points, source, y, stay)
+        back = met.y.T[~met.out]
+        cell[stay], reference[stay] = _inside(cells, back)
+        mirrored = float((weight[stay] * points.weight[source[stay]]).sum())
+        y[stay], at = back, np.full((len(y), cells.dim), np.nan)
+        at[outside] = met.point.T
+    for number, region in enumerate(regions):
+        inside = np.flatnonzero(label < 0)
+        label[inside[np.asarray(region(y[inside]))]] = parts + number
+    gone, stays = np.flatnonzero(label >= 0), np.flatnonzero(label < 0)
+    where = y[gone] if at is None else np.where(np.isnan(at[gone]), y[gone], at[gone])
+    return Images(
+        source[stays], weight[stays], cell[stays], reference[stays],
+        source[gone], weight[gone], label[gone], where, mirrored,
+    )  # fmt: skip
+
+
+def _inside(cells: Cells, y: Array) -> tuple[Array, Array]:
+    """Cells of points that are inside or on the boundary, up to rounding."""
+    cell, reference = cells.nearest(y)
+    if (lost := np.flatnonzero(cell < 0)).size:
+        raise ValueError(
+            f"Chain: the image {_point(y[lost[0]])}, mirrored at the reflecting walls, lies in no cell of the mesh."
+        )
+    return cell, reference
+
+
+def _refuse_far(cells: Cells, points: Points, source: Array, y: Array, stay: Array) -> None:
+    """Mirrors are for steps that cross a wall by a little; what leaves for good needs a part that absorbs it."""
+    low, high = cells.vertices.min(axis=(0, 1)), cells.vertices.max(axis=(0, 1))
+    extent = high - low
+    far = ((y[stay] < low - extent) | (y[stay] > high + extent)).any(axis=1)
+    if far.any():
+        one = stay[far.argmax()]
+        raise ValueError(
+            f"Chain: a step from {_point(points.x[source[one]])} leads to {_point(y[one])}, beyond a reflecting wall "
+            "by more than the domain's size. Declare that part of the boundary as absorbing, enlarge the domain, or "
+            "take a smaller learning rate."
+        )
+
+
+def _point(x: Array) -> str:
+    return "(" + ", ".join(f"{float(c):.6g}" for c in x) + ")"
