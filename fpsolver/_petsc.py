@@ -110,14 +110,19 @@ def inserted_options(prefix: str, given: Options | None, preset: Options) -> Ite
             database.delValue(name)
 
 
+ITERATIVE = {"ksp_rtol": 1e-12, "ksp_max_it": 2000, "ksp_gmres_restart": 200}
+"""What an iterative method gets that the user puts in place of a direct one."""
+
+
 def _without_overridden(prefix: str, given: Options, preset: Options, present: Options) -> Options:
     """The preset without what belongs to a preconditioner that the user has replaced: MUMPS cannot do ILU."""
     for key in ("pc_type", "st_pc_type"):
         chosen = present.get(prefix + key, given.get(key, preset.get(key)))
         if chosen != preset.get(key):
             detail = key.removesuffix("type")
-            return {k: v for k, v in preset.items() if not k.startswith((detail, detail.replace("pc_", "mat_")))}
-    return preset
+            preset = {k: v for k, v in preset.items() if not k.startswith((detail, detail.replace("pc_", "mat_")))}
+    # without these PETSc would be content with 1e-5; "preonly" reads them without effect
+    return {**ITERATIVE, **preset} if "ksp_type" in preset else preset
 
 
 _COMMON_OPTIONS = (

@@ -149,3 +149,11 @@ def test_bad_input():
     refused(lambda: estimate(well, fp.Domain.interval(-0.8, 0.8, 8), 0.5), ValueError, "no minimum inside the mesh")
     lonely = fp.diagnostics.critical_points(double_well, fp.Domain.interval(-0.5, 0.5, 4))[0]
     refused(lambda: estimate(well, line, minimum=lonely), ValueError, "minimum is the maximum", "not a minimum")
+
+
+def test_gradient_flows_of_stiff_losses_are_silent(capfd):
+    """The terminal belongs to the user: solvers in Fortran would write there past Python."""
+    domain = fp.Domain.rectangle((-1.5, -0.5), (1.2, 2.1), (12, 12))
+    found = fp.diagnostics.eyring_kramers(fp.Langevin(fp.landscapes.muller_brown, 15.0), domain, start=(1.1, 1.9))
+    assert found.minimum.point == pytest.approx(fp.landscapes.muller_brown.minima[0], abs=1e-6)
+    assert capfd.readouterr() == ("", "")

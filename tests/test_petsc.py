@@ -178,3 +178,14 @@ def test_iterative_and_direct_solvers_agree():
             values.append(tau.at(points))
             assert tau.stats["residual"] < 1e-11
     check(values[1], values[0], 1e-9)
+
+
+@pytest.mark.parametrize("degree", [1, 4])
+def test_iterative_options_over_a_direct_preset(degree):
+    """PETSc's own tolerance, 1e-5, would leave a residual for which the process is blamed."""
+    square = fp.Domain.rectangle((0, 0), (1, 1), (8, 8))
+    gen = fp.Generator(fp.SDE((0, 0), 1.0), square, square.parts, degree=degree)
+    options = {"ksp_type": "gmres", "pc_type": "hypre"}
+    top = fp.exit_probability(gen, to=["top"], start=(0.5, 0.5), options=options)
+    assert abs(top.at((0.5, 0.5))[0] - 0.25) < 1e-10 and top.stats["iterations"] > 1
+    assert top.error[0] < 1e-9

@@ -146,7 +146,7 @@ def _flow(loss: Loss, x: np.ndarray) -> np.ndarray:
     _, g, H = loss.second(x[None])
     scale = max(float(np.linalg.norm(g)), 1e-6 * float(np.abs(H).max()) * loss.extent, 1e-300)
     if np.linalg.norm(g) > 1e-7 * scale:
-        run = solve_ivp(slope, (0, 1e6 * loss.extent / scale), x, method="LSODA", rtol=1e-6, events=arrived)
+        run = solve_ivp(slope, (0, 1e6 * loss.extent / scale), x, method="BDF", rtol=1e-6, events=arrived)
         x = run.y[:, -1]
     polished = polish(loss, x[None], scale)
     return polished[0] if len(polished) else x
