@@ -12,6 +12,7 @@ from tools import check
 
 import fpsolver as fp
 from fpsolver.discretisation import generator
+from fpsolver.discretisation._walls import lacking_diffusion
 
 
 def _fastest_growth(gen, near):
@@ -58,7 +59,10 @@ def _neuron(n, degree):
 
 def added(gen):
     """The largest diffusion that is added at walls."""
-    return gen.domain.comm.allreduce(float(gen.weak.wall.x.array.max(initial=0.0)), op=MPI.MAX)
+    tensors = lacking_diffusion(gen.boundary, gen.coefficients, gen.territory.stops, gen.degree)
+    value = gen.domain.comm.allreduce(float(np.trace(tensors, axis1=1, axis2=2).max(initial=0.0)), op=MPI.MAX)
+    assert (gen.at_walls is not None) == (value > 0)
+    return value
 
 
 @pytest.mark.parallel
@@ -112,7 +116,7 @@ def test_other_numbers_have_walls_of_their_own():
 @pytest.mark.parametrize("verb", ["evolve", "backward"])
 def test_what_grows_is_refused(verb, monkeypatch):
     """Without the diffusion at walls: by a factor 244 at t = 3, and 129 at t = 1, where nothing can grow."""
-    monkeypatch.setattr(generator, "lacking_diffusion", lambda b, *_: np.zeros(_local_cells(b.mesh)))
+    monkeypatch.setattr(generator, "lacking_diffusion", lambda b, *_: np.zeros((_local_cells(b.mesh), 2, 2)))
     gen = _kinetic(10, 6)
     source = fp.gaussian((1.0, 0.0), 1.0) if verb == "evolve" else lambda x: x[0] ** 2
     with pytest.raises(fp.NotConverged, match=r"DIVERGED_GROWTH.* grew by a factor") as caught:

@@ -1,11 +1,21 @@
-"""Reflecting walls on which the drift presses harder than the mesh resolves, and what keeps dg stable there."""
+"""Reflecting walls on which the drift presses harder than the mesh resolves, and what keeps dg right there.
+
+Nothing flows through such a wall, so the drift q = min(b·n, β·n)⁺ feeds modes inside the cells at it.  Where
+polynomials of degree k do not resolve the layer that forms, those modes grow without bound: with rate 8 for kinetic
+noise in 10 × 10 cells of degree 6.  As p(wall) − p̄ is bounded by √h ‖∇p‖, diffusion of the size κ = h q / 2 inside
+these cells makes them decay.  It acts along the wall's normal n only, as κ n nᵀ: a process that is pressed on a wall
+slides along it, and a solution that does not depend on the distance from the wall is not changed at all.  It couples
+the cells of the layer at the wall, also those that touch the wall in a corner only, through which one that slides must
+pass.  Mass and constants are kept.
+"""
 
 from mpi4py import MPI
 
 import basix
 import numpy as np
 import ufl
-from dolfinx import fem
+from dolfinx import fem, la
+from dolfinx import mesh as dmesh
 
 from .._log import logger
 from ..models.process import Coefficients
@@ -13,13 +23,10 @@ from .boundary import Boundary, neighbours
 
 
 def lacking_diffusion(boundary: Boundary, coefficients: Coefficients, absorbing: np.ndarray, degree: int) -> np.ndarray:
-    """Diffusion κ = (h q / 2 − k n·D̄n)⁺ that cells at reflecting walls lack, shape (local cells,) (collective).
+    """Diffusion κ n nᵀ, κ = (h q / 2 − k n·D̄n)⁺, that cells at walls lack, shape (local cells, d, d) (collective).
 
-    Nothing flows through such a wall, so the drift q = min(b·n, β·n)⁺ feeds modes inside the cells at it.  Where
-    polynomials of degree k do not resolve the layer that forms, those modes grow without bound: with rate 8 for kinetic
-    noise in 10 × 10 cells of degree 6.  As p(wall) − p̄ is bounded by √h ‖∇p‖, diffusion of the size h q / 2 inside
-    these cells makes them decay and changes neither mass nor constants.  D̄ is the mean over the cell: diffusion that
-    only vanishes at the wall, linearly as that of square-root processes, suffices.
+    D̄ is the mean over the cell: diffusion that only vanishes at the wall, linearly as that of square-root processes,
+    suffices.  Cells that touch walls in a vertex or an edge only get the mean over the walls around it.
 
     Args:
         boundary: the Fichera classes.
@@ -29,30 +36,59 @@ def lacking_diffusion(boundary: Boundary, coefficients: Coefficients, absorbing:
     """
     mesh, d = boundary.mesh, boundary.mesh.geometry.dim
     cells_map = mesh.topology.index_map(mesh.topology.dim)
-    wanted = np.zeros(cells_map.size_local + cells_map.num_ghosts)
+    wanted = np.zeros((cells_map.size_local + cells_map.num_ghosts, d, d))
     pressed = np.flatnonzero((boundary.pressure > 0) & ~np.isin(boundary.facets, absorbing))
     if not mesh.comm.allreduce(len(pressed)):
         return wanted
     points, weights = basix.make_quadrature(getattr(basix.CellType, mesh.topology.cell_name()), 4)
     row = [abs(ufl.JacobianDeterminant(mesh)), *(coefficients.D[i, j] for i in range(d) for j in range(d))]
     expression = fem.Expression(ufl.as_vector(row), points)
+    cells, local = (column[:, 0] for column in neighbours(mesh, boundary.facets[pressed]))
+    tensors = np.zeros((0, d, d))
     if len(pressed):
-        cells, n = neighbours(mesh, boundary.facets[pressed])[0][:, 0], boundary.normals[pressed]
-        values = expression.eval(mesh, cells).reshape(len(cells), len(points), -1)
+        values, n = expression.eval(mesh, cells).reshape(len(cells), len(points), -1), boundary.normals[pressed]
         weights = values[..., 0] * weights
         D = np.einsum("cq,cqi->ci", weights, values[..., 1:]) / weights.sum(axis=1)[:, None]
         present = np.einsum("cij,ci,cj->c", D.reshape(-1, d, d), n, n)
-        np.maximum.at(wanted, cells, 0.5 * boundary.pressure[pressed] - degree * present)
-    return wanted
+        lacking = np.maximum(0.5 * boundary.pressure[pressed] - degree * present, 0.0)
+        tensors = lacking[:, None, None] * n[:, :, None] * n[:, None, :]
+    np.add.at(wanted, cells, tensors)
+    return wanted if d == 1 else _spread(mesh, wanted, cells, local, tensors)
 
 
-def warn_of_added(comm: MPI.Comm, added: np.ndarray) -> None:
-    """Warn where diffusion is added (collective)."""
-    value = float(comm.allreduce(float(added.max(initial=0.0)), op=MPI.MAX))
+def _spread(
+    mesh: dmesh.Mesh, wanted: np.ndarray, cells: np.ndarray, local: np.ndarray, tensors: np.ndarray
+) -> np.ndarray:
+    """Give cells that only touch walls the mean over the walls around their vertices (collective)."""
+    d = mesh.geometry.dim
+    V = fem.functionspace(mesh, ("Lagrange", 1, (d * d + 1,)))
+    around, corners = fem.Function(V), V.dofmap.list
+    table = np.column_stack([tensors.reshape(-1, d * d), np.trace(tensors, axis1=1, axis2=2) > 0])
+    nodes = around.x.array.reshape(-1, d * d + 1)
+    for i in range(d + 1):  # the facet opposite to vertex i has the others
+        opposite = np.flatnonzero(local != i)
+        np.add.at(nodes, corners[cells[opposite], i], table[opposite])
+    around.x.scatter_reverse(la.InsertMode.add)
+    around.x.scatter_forward()
+    touching = nodes[corners].sum(axis=1)
+    mean = touching[:, :-1] / np.maximum(touching[:, -1:], 1.0)
+    own = np.trace(wanted, axis1=1, axis2=2) > 0
+    spread = np.where(own[:, None, None], wanted, mean.reshape(-1, d, d))
+    # of a ghost's own walls only its owner knows
+    known = fem.Function(fem.functionspace(mesh, ("DG", 0, (d, d))))
+    known.x.array[:] = spread.ravel()
+    known.x.scatter_forward()
+    return np.asarray(known.x.array.reshape(-1, d, d).copy())
+
+
+def warn_of_added(comm: MPI.Comm, added: np.ndarray) -> float:
+    """The largest diffusion added, with a warning unless it is zero (collective)."""
+    value = float(comm.allreduce(float(np.trace(added, axis1=1, axis2=2).max(initial=0.0)), op=MPI.MAX))
     if value > 0:
         logger.warning(
             "the drift presses on a reflecting wall with less diffusion than this mesh needs there; up to %.3g is "
-            "added inside the cells at it, or modes would grow. That is legitimate only as a truncation of a larger "
-            "space, with negligible mass there; otherwise refine at the wall.",
+            "added across it in the cells at it, or modes would grow. Error bars of exit times contain what that "
+            "changes; densities have none, so let there be negligible mass at the wall, or refine there.",
             value,
         )
+    return value

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,18 @@ class Forms:
         p, v = ufl.TrialFunction(V), ufl.TestFunction(V)
         forms = (weak.mass(p, v), weak.forward(p, v), weak.weight * v * weak.dx)
         return cls(territory, weak, V, *(fem.compile_form(weak.mesh.comm, form) for form in forms))
+
+    @cached_property
+    def wall(self) -> fem.Function:
+        """The symbol of the diffusion tensor that is added at walls."""
+        d = self.weak.mesh.geometry.dim
+        return fem.Function(fem.functionspace(self.weak.mesh, ("DG", 0, (d, d))))
+
+    @cached_property
+    def added(self) -> CompiledForm:
+        """What that adds to −G, compiled when it is first needed (collective)."""
+        form = self.weak.added(self.wall, ufl.TestFunction(self.V), ufl.TrialFunction(self.V))
+        return fem.compile_form(self.weak.mesh.comm, form)
 
     def bind(self, form: CompiledForm, own: Mapping[Any, Any]) -> fem.Form:
         """A compiled form with a generator's own constants and functions."""

@@ -12,6 +12,7 @@ from mpi4py import MPI
 from petsc4py import PETSc
 
 import numpy as np
+from dolfinx import fem
 
 from .. import _petsc
 from .._log import logger
@@ -59,6 +60,7 @@ class Generator:
         M, G: ``PETSc.Mat``, mass and forward operator.
         survey: extremes of the coefficients.
         boundary: the boundary's Fichera classes.
+        at_walls: the part of −G that diffusion added at reflecting walls makes, or None.
         territory: in which cells the process lives, and at which facets it is killed.
         weak: the weak form as UFL, with this generator's own constants.
 
@@ -136,14 +138,31 @@ class Generator:
             pattern = model.G if model and not model._closed else None  # it is a third of the time
             form = self._forms.bind(self._forms.forward, own)
             self._forward = make_matrix(form, pattern, self.territory.idle(self.V))
+            self._add_at_walls()
         return self
 
+    def _add_at_walls(self) -> None:
+        """Add the diffusion that reflecting walls lack, whose matrix is kept: error bars measure what it changes."""
+        self._at_walls: PETSc.Mat | None = None
+        if not self.weak.scheme.upwind:
+            return
+        tensors = lacking_diffusion(self.boundary, self.weak.process, self.territory.stops, self.degree)
+        if warn_of_added(self.domain.comm, tensors) > 0:
+            wall = fem.Function(self._forms.wall.function_space)
+            wall.x.array[:] = tensors.ravel()
+            added = self._forms.bind(self._forms.added, {**self._own, self._forms.wall: wall})
+            self._at_walls = make_matrix(added, self._forward)
+            self._forward.axpy(-1.0, self._at_walls, PETSc.Mat.Structure.SAME_NONZERO_PATTERN)
+
+    @property
+    def at_walls(self) -> PETSc.Mat | None:
+        """What diffusion added at reflecting walls has taken from G; None where nothing was added."""
+        self._check_open()
+        return self._at_walls
+
     def _settle(self) -> None:
-        """Give the weak form what it takes from the mesh and the numbers: diffusion at walls, the weight's range."""
+        """Give the weak form what it takes from the mesh and the numbers: the weight's range."""
         weak = self.weak
-        if weak.wall is not None:
-            weak.wall.x.array[:] = lacking_diffusion(self.boundary, weak.process, self.territory.stops, self.degree)
-            warn_of_added(self.domain.comm, weak.wall.x.array)
         if weak.potential is not None:
             potential = nodal_values(self.V, weak.potential, weak.space).x.array
             check_not_nan(self.domain, potential)
@@ -257,7 +276,7 @@ class Generator:
 
     def close(self) -> None:
         """Free matrices and factors now (collective).  Whatever needs them afterwards says so."""
-        kept = [self._forward, self._mass, *self._derived.values()]
+        kept = [self._forward, self._mass, self._at_walls, *self._derived.values()]
         self._closed, self._derived = True, {}
         for item in kept:
             free = getattr(item, "close", None) or getattr(item, "destroy", None)

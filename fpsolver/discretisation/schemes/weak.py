@@ -59,7 +59,6 @@ class WeakForm:
         potential: U with ``weighted``.
         offset: its minimum, a constant.
         floor: lowest exponent of the weight in each cell, see :func:`~fpsolver.discretisation.forms.lowest_exponents`.
-        wall: with ``dg``, isotropic diffusion added inside cells at walls, see :mod:`.._walls`.
     """
 
     space: Space
@@ -75,7 +74,6 @@ class WeakForm:
     potential: Any = None
     offset: Any = None
     floor: Any = None
-    wall: Any = None
 
     @property
     def mesh(self) -> dolfinx.mesh.Mesh:
@@ -93,7 +91,7 @@ class WeakForm:
         space = replace(self.space, parameters={name: own[c] for name, c in given.items()})
         if self.offset is not None:
             own[self.offset] = self.space.constant(0.0)
-        own |= {f: fem.Function(f.function_space) for f in (self.floor, self.wall) if f is not None}
+        own |= {f: fem.Function(f.function_space) for f in (self.floor,) if f is not None}
 
         def of(expression: Any) -> Any:
             return ufl.replace(expression, own) if isinstance(expression, Expr) else expression
@@ -103,7 +101,7 @@ class WeakForm:
             coefficients = Coefficients(of(self.coefficients.D), of(self.coefficients.beta))
         weak = replace(
             self, space=space, process=process, coefficients=coefficients, weight=of(self.weight),
-            potential=of(self.potential), offset=of(self.offset), floor=of(self.floor), wall=of(self.wall),
+            potential=of(self.potential), offset=of(self.offset), floor=of(self.floor),
         )  # fmt: skip
         return weak, own
 
@@ -168,7 +166,25 @@ class WeakForm:
 
     def interior_facets(self, u: Expr, v: Expr) -> ufl.Form:
         """Upwind drift and the symmetric weighted interior penalty on the facets between cells."""
-        D, beta, n = self.coefficients.D, self.coefficients.beta, ufl.FacetNormal(self.mesh)("+")
+        drift = ufl.dot(ufl.avg(self.coefficients.beta), ufl.FacetNormal(self.mesh)("+"))
+        upwind = drift * jump(u) * ufl.avg(v) + 0.5 * abs(drift) * jump(u) * jump(v)
+        return (upwind + self._penalised(self.coefficients.D, u, v)) * self.dS
+
+    def added(self, K: Expr, u: Expr, v: Expr) -> ufl.Form:
+        """The part of B that diffusion K adds inside the domain."""
+        return ufl.inner(ufl.dot(K, ufl.grad(u)), ufl.grad(v)) * self.dx + self._penalised(K, u, v) * self.dS
+
+    @property
+    def dS(self) -> ufl.Measure:
+        """Measure on the facets between cells."""
+        metadata = {"quadrature_degree": self.quadrature}
+        if self.interior is None:
+            return ufl.dS(domain=self.mesh, metadata=metadata)
+        return ufl.Measure("dS", self.mesh, 1, metadata, self.interior)
+
+    def _penalised(self, D: Expr, u: Expr, v: Expr) -> Expr:
+        """Fluxes of a diffusion through a facet, and the penalty of jumps."""
+        n = ufl.FacetNormal(self.mesh)("+")
         delta = [ufl.dot(ufl.dot(D(s), n), n) for s in "+-"]
         if is_continuous(D):
             weights, gamma = [0.5, 0.5], delta[0]
@@ -181,18 +197,14 @@ class WeakForm:
         def flux(w: Expr) -> Expr:
             return sum(weights[i] * ufl.dot(ufl.dot(D(s), ufl.grad(w)(s)), n) for i, s in enumerate("+-"))
 
-        def jump(w: Expr) -> Expr:
-            return w("+") - w("-")
-
         h = facet_height(self.mesh)
         h = ufl.min_value(h("+"), h("-"))
-        drift = ufl.dot(ufl.avg(beta), n)
-        penalised = (self.alpha * gamma / h + 0.5 * abs(drift)) * jump(u) * jump(v)
-        metadata = {"quadrature_degree": self.quadrature}
-        dS = ufl.dS(domain=self.mesh, metadata=metadata)
-        if self.interior is not None:
-            dS = ufl.Measure("dS", self.mesh, 1, metadata, self.interior)
-        return (penalised - flux(u) * jump(v) - flux(v) * jump(u) + drift * jump(u) * ufl.avg(v)) * dS
+        return self.alpha * gamma / h * jump(u) * jump(v) - flux(u) * jump(v) - flux(v) * jump(u)
+
+
+def jump(w: Expr) -> Expr:
+    """w⁺ − w⁻."""
+    return w("+") - w("-")
 
 
 def facet_height(mesh: dolfinx.mesh.Mesh) -> Expr:
