@@ -59,7 +59,10 @@ def lacking_diffusion(boundary: Boundary, coefficients: Coefficients, absorbing:
 def _spread(
     mesh: dmesh.Mesh, wanted: np.ndarray, cells: np.ndarray, local: np.ndarray, tensors: np.ndarray
 ) -> np.ndarray:
-    """Give cells that only touch walls the mean over the walls around their vertices (collective)."""
+    """Give cells that only touch walls the mean over the walls around their vertices (collective).
+
+    Cells that have walls get what acts along these.
+    """
     d = mesh.geometry.dim
     V = fem.functionspace(mesh, ("Lagrange", 1, (d * d + 1,)))
     around, corners = fem.Function(V), V.dofmap.list
@@ -72,8 +75,8 @@ def _spread(
     around.x.scatter_forward()
     touching = nodes[corners].sum(axis=1)
     mean = touching[:, :-1] / np.maximum(touching[:, -1:], 1.0)
-    own = np.trace(wanted, axis1=1, axis2=2) > 0
-    spread = np.where(own[:, None, None], wanted, mean.reshape(-1, d, d))
+    free = np.eye(d) - wanted @ np.linalg.pinv(wanted, rcond=1e-8, hermitian=True)  # along the cell's own walls
+    spread = wanted + free @ mean.reshape(-1, d, d) @ free
     # of a ghost's own walls only its owner knows
     known = fem.Function(fem.functionspace(mesh, ("DG", 0, (d, d))))
     known.x.array[:] = spread.ravel()

@@ -1,8 +1,9 @@
 """Where the process can go: the control graph on cells, and the parts of the domain that it never leaves.
 
 An edge leads from a cell to its neighbour if the process can cross the facet between them: by diffusion, n·Dn > 0,
-both ways; by drift alone along β·n.  By the support theorem of Stroock and Varadhan (1972) these are the cells that
-paths can reach, as far as the mesh resolves it: a barrier without diffusion counts only where facets follow it.
+both ways; by drift alone along β·n.  Where drift presses it on a wall it slides on (:mod:`._sliding`).  By the support
+theorem of Stroock and Varadhan (1972) these are the cells that paths can reach, as far as the mesh resolves it: a
+barrier without diffusion counts only where facets follow it.
 """
 
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from .. import _compat
 from ..discretisation.boundary import CURVED
 from ..discretisation.facets import cell_volumes, neighbours, on_sides
 from ..discretisation.generator import Generator, derived
+from ._sliding import sliding
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ def _closed_classes(gen: Generator, killed: npt.NDArray[np.bool_] | None) -> Rea
 
 
 def _graph(gen: Generator) -> tuple[npt.NDArray[Any], ...]:
-    """This rank's edges (from, to), cells that exits touch; and of its cells number, volume and bounding box."""
+    """This rank's edges (from, to), nodes that exits touch; and of its cells number, volume and bounding box."""
     mesh, dim = gen.domain.mesh, gen.domain.dim
     index = mesh.topology.index_map(dim)
     owned, first = index.size_local, index.local_range[0]
@@ -109,7 +111,8 @@ def _graph(gen: Generator) -> tuple[npt.NDArray[Any], ...]:
     here, there = (crossing(gen, np.stack([cells[:, s], local[:, s]], axis=1)) for s in range(2))
     ends, diffuses = numbers[cells], here[0] & there[0]
     edges = np.concatenate([ends[diffuses | here[1]], ends[diffuses | there[1]][:, ::-1]])
-    leaves = numbers[_exits(gen, lives)]
+    further, corners = sliding(gen, lives)
+    edges, leaves = np.concatenate([edges, further]), np.concatenate([numbers[_exits(gen, lives)], corners])
     nodes = mesh.geometry.x[_compat.geometry_dofmap(mesh)[:owned]][..., :dim]
     mine = (numbers[:owned], cell_volumes(mesh), nodes.min(axis=1), nodes.max(axis=1))
     return edges, leaves, *(column[lives[:owned]] for column in mine)
@@ -146,9 +149,11 @@ def _analyse(
     edges: npt.NDArray[Any], leaves: npt.NDArray[Any], cells: npt.NDArray[Any], volume: npt.NDArray[Any],
     low: npt.NDArray[Any], high: npt.NDArray[Any],
 ) -> Reach:  # fmt: skip
-    n = len(cells)
-    cells, order = np.sort(cells), np.argsort(cells)
-    volume, low, high = volume[order], low[order], high[order]
+    others = np.setdiff1d(np.concatenate([edges.ravel(), leaves]), cells)  # vertices and edges at walls
+    cells, volume = np.concatenate([cells, others]), np.concatenate([volume, np.zeros(len(others))])
+    low, high = (np.pad(x, ((0, len(others)), (0, 0)), constant_values=v) for x, v in ((low, np.inf), (high, -np.inf)))
+    n, order = len(cells), np.argsort(cells)
+    cells, volume, low, high = cells[order], volume[order], low[order], high[order]
     tail, head = np.searchsorted(cells, edges).T
     exits = np.unique(np.searchsorted(cells, leaves))
     # node n is the outside
