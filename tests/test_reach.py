@@ -95,3 +95,35 @@ def test_an_island_without_an_exit_is_named():
     gen = fp.Generator(fp.SDE((0, 0), 1.0), domain, ["left"], degree=1)
     with pytest.raises(ValueError, match=r"is infinite.*\[2, 3\] x \[0, 3\] \(volume 3\)"):
         fp.mean_exit_time(gen)
+
+
+@pytest.mark.parallel
+@pytest.mark.parametrize("noise", [0.0, 0.05])
+def test_sliding_along_a_wall(noise):
+    """Drift (1, 10) presses on the upper wall and slides to the exit on the right: E τ = 1 − x."""
+    process = fp.SDE(lambda x: (1.0 + 0 * x[0], 10.0 + 0 * x[0]), ((0, 0), (0, noise)))
+    gen = fp.Generator(process, fp.Domain.rectangle((0, 0), (1, 1), (4, 4)), absorbing=["right"])
+    assert closed_classes(gen).closed == ()
+    assert fp.mean_exit_time(gen).at((0.3, 0.5)) == pytest.approx(0.7, rel=1e-10)
+
+
+@pytest.mark.parallel
+@pytest.mark.parametrize("side", [0.2, 5.0])
+def test_sliding_in_space(side):
+    """Along a wall, and along the edge between two: E τ = 1 − x."""
+    process = fp.SDE(lambda x: (1 + 0 * x[0], side + 0 * x[0], 3 + 0 * x[0]), [[0.0] * 3] * 3)
+    gen = fp.Generator(process, fp.Domain.box((0, 0, 0), (1, 1, 1), (2, 2, 2)), absorbing=["right"], degree=1)
+    assert closed_classes(gen).closed == ()
+    assert fp.mean_exit_time(gen).at((0.3, 0.5, 0.5)) == pytest.approx(0.7, rel=1e-10)
+
+
+@pytest.mark.parallel
+def test_sliding_into_a_trap():
+    """On the upper wall b₁ = (x − 0.3)(x − 0.6) leads to 0.3, unless one is beyond 0.6, which is a node."""
+    process = fp.SDE(lambda x: ((x[0] - 0.3) * (x[0] - 0.6), 10.0 + 0 * x[0]), ((0, 0), (0, 0)))
+    gen = fp.Generator(process, fp.Domain.rectangle((0, 0), (1, 1), (5, 5)), absorbing=["right"])
+    (trap,) = closed_classes(gen).closed
+    assert trap.upper == pytest.approx((0.6, 1.0))
+    assert trap.lower[0] <= 0.3 <= trap.upper[0]
+    with pytest.raises(ValueError, match="stays for ever"):
+        fp.mean_exit_time(gen)

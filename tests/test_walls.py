@@ -136,3 +136,29 @@ def test_a_law_that_collapses_between_nodes_is_not_refused(degree):
     gen = fp.Generator(fp.SDE(lambda x: (0.13 - x[0], 0.21 - x[1]), ((0, 0), (0, 0))), domain, degree=degree)
     law = fp.evolve(gen, fp.gaussian((0.7, 0.5), 0.5), [1.0, 20.0], time_rtol=1e-3)
     check(law.mass, [1.0, 1.0], 1e-12)
+
+
+@pytest.mark.parallel
+@pytest.mark.parametrize(("n", "tolerance"), [((3, 8), 5e-6), ((6, 16), 5e-7)])
+def test_diffusion_at_walls_acts_across_them_only(n, tolerance):
+    """dv = −v dt + √2 dW, absorbed at |v| = 2, while dx = 0.3 dt presses on the right wall: T does not depend on x."""
+    process = fp.SDE(lambda x: (0.3 + 0 * x[1], -x[1]), ((0, 0), (0, 1.0)))
+    gen = fp.Generator(process, fp.Domain.rectangle((0, -2), (1, 2), n), absorbing=["bottom", "top"])
+    assert added(gen) > 0
+    tau, exact = fp.mean_exit_time(gen, start=(0.2, 0.5)), 4.37121571615713
+    error = abs(tau.at((0.2, 0.5))[0] - exact)
+    assert error < tolerance
+    assert 0.5 * error <= tau.error[0] < 1e-5
+
+
+@pytest.mark.parallel
+@pytest.mark.parametrize(("shear", "push"), [(1.0, 1.0), (1.0, 10.0), (-0.5, 10.0)])
+@pytest.mark.parametrize("degree", [2, 4])
+def test_error_bars_contain_what_walls_add(shear, push, degree):
+    """Drift (1 + a(1 − y), q) up to y = 1, then along it: what is added at the wall is most of the error."""
+    process = fp.SDE(lambda x: (1 + shear * (1 - x[1]), push + 0 * x[0]), ((0, 0), (0, 0)))
+    gen = fp.Generator(process, fp.Domain.rectangle((0, 0), (1, 1), (8, 8)), absorbing=["right"], degree=degree)
+    rise = 0.5 / push
+    exact = rise + 0.7 - rise - shear * push * rise**2 / 2
+    tau = fp.mean_exit_time(gen, start=(0.3, 0.5))
+    assert 0.5 <= tau.error[0] / abs(tau.at((0.3, 0.5))[0] - exact) <= 2
