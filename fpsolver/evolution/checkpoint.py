@@ -252,7 +252,7 @@ class Checkpoint:
 
     def _write(self, name: str, *rows: np.ndarray | None, **numbers: Any) -> None:
         def write(file: Any) -> None:
-            values = rows[0] if len(rows) == 1 else np.stack([r for r in rows if r is not None])
+            values: Any = rows[0] if len(rows) == 1 else np.stack([r for r in rows if r is not None])
             np.savez(file, **{"values": values, **numbers})
 
         on_root(self.comm, lambda: store(self.path / f"{name}.npz", write))
