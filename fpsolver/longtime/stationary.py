@@ -102,7 +102,13 @@ def _iterate(gen: Generator, solver: LinearSolver, gamma: float) -> tuple[PETSc.
         raise ValueError(
             "stationary: the invariant law is not unique to rounding: a second one, or a mode slower than "
             f"{gamma:.2g} time units, was found. The domain may fall apart into regions the process does not leave, "
-            "or a barrier is too high for double precision. fp.ergodic_laws(gen) gives all invariant laws."
+            "or a barrier is too high for double precision"
+            + (
+                ": scheme='weighted' keeps its accuracy there"
+                if gen.process.potential(gen.weak.space) is not None
+                else ""
+            )
+            + ". fp.ergodic_laws(gen) gives all invariant laws."
         )
     return p, (1.0 / contraction - 1.0) / gamma, iteration
 
