@@ -55,10 +55,7 @@ def test_rate_over_a_very_high_barrier():
 @pytest.mark.parametrize("scheme", ["galerkin", "weighted"])
 @pytest.mark.parametrize("eps", TILTED)
 def test_first_passages_of_a_tilted_well(eps, scheme):
-    domain = fp.Domain.interval(-3, 3, 240)
-    x = domain.mesh.geometry.x[:, 0]
-    for minimum in MINIMA:
-        x[np.argmin(np.abs(x - minimum))] = minimum
+    domain = fp.Domain.interval(-3, 3, 240)  # of whose nodes none is at a minimum
     gen = fp.Generator(fp.Langevin(tilted_well, eps), domain, scheme=scheme)
     passage = fp.first_passage(gen, {"L": lambda x: x[0] <= MINIMA[0], "R": lambda x: x[0] >= MINIMA[1]})
     assert passage.solutions["R"].at(MINIMA[0]) == pytest.approx(TILTED[eps][0], rel=1e-9)
@@ -184,3 +181,40 @@ def test_stationary_questions_need_a_process_that_is_never_killed():
         fp.first_passage(gen, {"L": left, "R": (1.0, 0.3)})
     with pytest.raises(ValueError, match="at least two regions"):
         fp.first_passage(fp.Generator(gen.process, gen.domain), {"L": left})
+
+
+# -- Regions end where they are asked to
+
+
+@pytest.mark.parallel
+@pytest.mark.parametrize(("n", "low"), [(40, 0.757), (7, 0.757), (40, -0.2511)])
+def test_first_passages_to_a_short_interval(n, low):
+    """The mean time from −1.013 up to the end of a region of length 0.04, by quadrature."""
+    gen = fp.Generator(fp.SDE(lambda x: (-x[0],), 0.5), fp.Domain.interval(-2, 2, n))
+    passage = fp.first_passage(gen, {"a": ((-1.013,), 0.02), "b": ((low + 0.02,), 0.02)})
+    y, w = np.polynomial.legendre.leggauss(60)
+
+    def integral(f, a, b):
+        return (b - a) / 2 * (w @ f((a + b) / 2 + (b - a) / 2 * y))
+
+    inner = np.vectorize(lambda z: 2 * np.exp(z**2) * integral(lambda x: np.exp(-(x**2)), -2, z))
+    assert passage.times[0, 1] == pytest.approx(integral(inner, -1.013, low), rel=1e-5 if n < 10 else 1e-8)
+    for size in passage.sizes.values():
+        assert size.resolved == pytest.approx(0.04, rel=1e-8) and size.asked == pytest.approx(size.resolved)
+
+
+@pytest.mark.parametrize(("n", "radius"), [(8, 0.3), (13, 0.21)])
+def test_committor_between_circles(n, radius):
+    """ln(r/a)/ln(b/a) for Brownian motion, on a mesh that knows nothing of the circles."""
+    gen = fp.Generator(fp.SDE((0.0, 0.0), 1.0), fp.Domain.rectangle((-2, -2), (2, 2), (n, n)))
+    q = fp.committor(gen, ((0.1, 0.0), radius), lambda x: (x[0] - 0.1) ** 2 + x[1] ** 2 > 2.25)
+    points = np.array([(0.8, 0.2), (-0.5, 0.6)])
+    exact = np.log(np.hypot(points[:, 0] - 0.1, points[:, 1]) / radius) / np.log(1.5 / radius)
+    assert q.at(points) == pytest.approx(exact, rel=5e-4)
+
+
+def test_a_square_region_is_exact_but_for_its_corners():
+    gen = fp.Generator(fp.SDE((0.0, 0.0), 1.0), fp.Domain.rectangle((0, 0), (1, 1), (5, 5)))
+    square = lambda x: (np.abs(x[0] - 0.33) < 0.11) & (x[1] < 0.17)  # noqa: E731
+    size = fp.first_passage(gen, {"square": square, "top": "top"}).sizes["square"]
+    assert size.resolved == pytest.approx(0.22 * 0.17, rel=3e-4)

@@ -96,7 +96,7 @@ def followed(
     if fit:
         share = fit.raw
         if fit.surface is None:
-            share.groups[name] = np.flatnonzero(fit.inside)
+            share.groups[name] = np.flatnonzero(fit.inside)  # whose edge the next region leaves where it is
         else:
             share.facets[name] = fit.surface[fit.inside]
     return domain._distributed(share), fit

@@ -16,7 +16,7 @@ from .._log import logger
 from . import _gmsh, _meshes, _refine, meshfile
 from ._arguments import check_box, check_polygon, check_round
 from ._arrays import RawMesh
-from ._follow import as_inside, changes_inside_facets, followed
+from ._follow import ACCURACY, as_inside, changes_inside_facets, followed
 from ._measure import Fit, Inside
 from ._meshes import GHOSTS
 from ._parts import REST, Facets, Marker, Parts, sides
@@ -282,6 +282,28 @@ class Domain:
         for name, rows in share.groups.items():
             members = np.concatenate(comm.allgather(first + rows))
             domain._regions[name] = np.flatnonzero(np.isin(owned, members)).astype(np.int32)
+        return domain
+
+    def following(self, region: Marker, name: str = "region") -> "Domain":
+        """A domain in which a region is a set of whole cells, cut at its edge (collective).
+
+        In one dimension its ends are right to 1e-10 of the size of the domain, in two so are regions with straight
+        edges away from their corners.  Curves are followed by chords; cells there are refined until what lies between
+        is below 1e-4 of the region, and a warning says so if it is not.
+
+        Args:
+            region: a marker of points x of shape (dim, n), so that x[i] is the i-th coordinate.
+            name: what messages call it.
+
+        Raises:
+            ValueError: the marker does not return n booleans.
+        """
+        domain, fit = followed(self, name, as_inside(region, f"region {name!r}"), on_boundary=False)
+        defect, size = self.comm.bcast((fit.defect, fit.size) if fit else None, root=0)
+        if defect > ACCURACY * size:
+            logger.warning(
+                "the region %r of size %.4g is followed to %.1e only: refine the domain at its edge", name, size, defect
+            )
         return domain
 
     # -- Boundary parts

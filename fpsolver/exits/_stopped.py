@@ -5,7 +5,7 @@ there as on any boundary: by Nitsche's terms where the process diffuses across, 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cached_property
 from typing import Any
 
@@ -17,6 +17,8 @@ import numpy.typing as npt
 import ufl
 from dolfinx import fem, la
 from dolfinx import mesh as dmesh
+from ufl.algorithms import extract_coefficients
+from ufl.core.expr import Expr
 
 from .._errors import together
 from .._log import logger
@@ -134,6 +136,37 @@ def stopped(gen: Generator, regions: Mapping[str, Region] | list[Resolved]) -> G
     """The generator whose process also stops in regions, named parts of its own (collective)."""
     found = regions if isinstance(regions, list) else resolve(gen.domain, regions)
     return gen.with_territory(Stopped(gen.territory, found))
+
+
+def fitted(gen: Generator, regions: Mapping[str, Region]) -> Generator:
+    """The generator on a mesh that follows the edges of the regions inside (collective).
+
+    A process with a Function among its coefficients is tied to its mesh: there whole cells have to do, and
+    :func:`resolve` warns if they are far off.
+
+    Raises:
+        ValueError: as :func:`resolve`.
+    """
+    inside = {name: region for name, region in regions.items() if not isinstance(region, str)}
+    if not inside or tied_to_mesh(gen.process):
+        return gen
+    domain = gen.domain
+    for name, region in inside.items():
+        domain = domain.following(_marker(domain, name, region)[0], name)
+    return gen.with_domain(domain)
+
+
+def tied_to_mesh(process: Any) -> bool:
+    """Whether a Function is among the coefficients of a process."""
+    if isinstance(process, fem.Function):
+        return True
+    if isinstance(process, Expr):
+        return any(isinstance(c, fem.Function) for c in extract_coefficients(process))
+    if isinstance(process, list | tuple):
+        return any(tied_to_mesh(part) for part in process)
+    if not is_dataclass(process):
+        return False
+    return any(tied_to_mesh(getattr(process, part.name)) for part in fields(process))
 
 
 def resolve(domain: Domain, regions: Mapping[str, Region]) -> list[Resolved]:

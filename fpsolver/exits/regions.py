@@ -21,7 +21,7 @@ from ..discretisation.metastable import capacity_solver
 from ..discretisation.solution import Solution
 from ..discretisation.solver import exit_solver
 from ..longtime.stationary import stationary
-from ._stopped import Region, Resolved, Size, resolve, stopped, total
+from ._stopped import Region, Resolved, Size, fitted, resolve, stopped, total
 from .adapt import MAX_UNKNOWNS
 from .exit import feynman_kac
 
@@ -92,6 +92,7 @@ def first_passage(gen: Generator, regions: Mapping[str, Region], *, options: Opt
         raise TypeError(f"first_passage: regions is {regions!r}; a dictionary name -> region was expected.")
     if len(regions) < 2:
         raise ValueError(f"first_passage: at least two regions were expected, got {list(regions)}.")
+    gen = fitted(gen, regions)
     found = resolve(gen.domain, regions)
     times, solutions = np.zeros((len(found), len(found))), {}
     for j, target in enumerate(found):
@@ -133,17 +134,19 @@ def committor(
     Raises:
         ValueError: as :func:`resolve`, or the process may stay for ever outside both.
     """
-    regions = _two(gen, A, B)
+    gen, regions = _two(gen, A, B)
     more: Any = {"start": start, "rtol": rtol, "max_unknowns": max_unknowns, "options": options}
     return _committor(stopped(gen, regions), regions[1].name, **more)
 
 
-def _two(gen: Generator, A: Region, B: Region) -> list[Resolved]:
-    """Both regions, called A and B or, if they are boundary parts, by their names."""
+def _two(gen: Generator, A: Region, B: Region) -> tuple[Generator, list[Resolved]]:
+    """The generator on a mesh that follows both regions, called A and B or, if they are boundary parts, by name."""
     names = [region if isinstance(region, str) else name for name, region in (("A", A), ("B", B))]
     if names[0] == names[1]:
         raise ValueError(f"committor: A and B are the same part {names[0]!r}.")
-    return resolve(gen.domain, dict(zip(names, (A, B), strict=True)))
+    regions = dict(zip(names, (A, B), strict=True))
+    gen = fitted(gen, regions)
+    return gen, resolve(gen.domain, regions)
 
 
 def _committor(gen: Generator, target: str, **more: Any) -> Solution:
@@ -204,7 +207,7 @@ def transition_rate(gen: Generator, A: Region, B: Region, *, options: Options | 
     """
     if gen.absorbing:
         raise ValueError(f"transition_rate: {', '.join(gen.absorbing)} absorbs, so there is no stationary process.")
-    regions = _two(gen, A, B)
+    gen, regions = _two(gen, A, B)
     inner = stopped(gen, regions)
     q = _committor(inner, regions[1].name, options=options)
     if gen.weak.scheme.by_capacities:
