@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import _compat
-from .._errors import on_root
+from .._errors import on_root, together
 from ._arrays import RawMesh
 from ._fit import changes, follow
 from ._measure import Fit, Inside
@@ -83,15 +83,15 @@ def followed(
         The domain, and on rank 0 how well it fits (collective).
     """
     comm = domain.comm
-    for turn in range(rounds + 1):
+    turn = 0
+    while True:
         raw = gathered(domain)
         fit = on_root(comm, lambda raw=raw: follow(raw, inside, on_boundary))  # type: ignore[misc]
-        coarse = comm.bcast(_coarse(fit, accuracy) if fit else None, root=0)
-        if not len(coarse) or turn == rounds:
+        coarse, levels = comm.bcast(_coarse(fit, accuracy) if fit else None, root=0)
+        if not len(coarse) or turn >= rounds:
             break
-        owned = domain.mesh.topology.index_map(domain.dim).size_local
-        first = sum(comm.allgather(owned)[: comm.rank])
-        domain = domain.refine(coarse[(coarse >= first) & (coarse < first + owned)] - first)
+        levels = min(levels, rounds - turn)
+        domain, turn = _refined(domain, coarse, levels, inside), turn + levels
     share = None
     if fit:
         share = fit.raw
@@ -102,7 +102,27 @@ def followed(
     return domain._distributed(share), fit
 
 
-def _coarse(fit: Fit, accuracy: float) -> npt.NDArray[np.int64]:
-    """Cells to refine."""
-    enough = fit.defect <= accuracy * fit.size and fit.size > 0
-    return fit.coarse[:0] if enough else fit.coarse
+def _coarse(fit: Fit, accuracy: float) -> tuple[npt.NDArray[np.int64], int]:
+    """Cells to refine, and how often: what chords miss falls by four each time."""
+    if fit.size == 0 or not fit.defect > accuracy * fit.size:
+        return fit.coarse[: 0 if fit.size else None], 1
+    return fit.coarse, int(np.ceil(0.5 * np.log2(fit.defect / (accuracy * fit.size))))
+
+
+def _refined(domain: "Domain", coarse: npt.NDArray[np.int64], levels: int, inside: Inside) -> "Domain":
+    """Refine cells, counted over all ranks, and those of their children in which the marker changes (collective)."""
+    name = "cells at the edge"
+    owned = domain.mesh.topology.index_map(domain.dim).size_local
+    first = sum(domain.comm.allgather(owned)[: domain.comm.rank])
+    mine = (coarse[(coarse >= first) & (coarse < first + owned)] - first).astype(np.int32)
+    for level in range(levels):
+        domain = domain._divided(mine, watched={name: mine})
+        mine = domain._regions.pop(name)
+        if level < levels - 1:
+            x = domain.mesh.geometry.x[_compat.geometry_dofmap(domain.mesh)[mine]][:, : domain.dim + 1, : domain.dim]
+            with together(domain.comm):
+                values = (
+                    inside(x.reshape(-1, domain.dim)).reshape(len(mine), -1) if len(mine) else np.zeros((0, 1), bool)
+                )
+            mine = mine[values.any(axis=1) != values.all(axis=1)]
+    return domain

@@ -262,8 +262,10 @@ class Domain:
         """
         return self._divided(np.zeros(0, np.int32), move=f)
 
-    def _divided(self, cells: npt.NDArray[np.int32], **how: Any) -> "Domain":
-        share = _refine.refine(self.mesh, cells, self._parts.facets, self._regions, **how)
+    def _divided(
+        self, cells: npt.NDArray[np.int32], watched: Mapping[str, npt.NDArray[np.int32]] | None = None, **how: Any
+    ) -> "Domain":
+        share = _refine.refine(self.mesh, cells, self._parts.facets, {**self._regions, **(watched or {})}, **how)
         return self._assembled(self.comm, share)
 
     def _distributed(self, raw: RawMesh | None) -> "Domain":
