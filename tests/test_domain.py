@@ -255,23 +255,23 @@ def test_meshes_that_are_refused():
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda: Domain.interval(0, 1, 0), "positive integers, got 0"),
-        (lambda: Domain.interval(0, 1, 2.5), "positive integers, got 2.5"),
+        (lambda: Domain.interval(0, 1, 0), "n is 0; positive integers"),
+        (lambda: Domain.interval(0, 1, 2.5), "n is 2.5; positive integers"),
         (lambda: Domain.interval(1, 1, 3), "below the upper"),
         (lambda: Domain.interval(0, np.inf, 3), "finite"),
         (lambda: Domain.interval(0, "b", 3), "finite"),
         (lambda: Domain.rectangle((0, 0), (1, -1), (2, 2)), "below the upper"),
         (lambda: Domain.rectangle((0, 0), (1, np.nan), (2, 2)), "finite"),
         (lambda: Domain.rectangle((0, 0), (1, 1), (2, -2)), "positive integers"),
-        (lambda: Domain.rectangle((0, 0), (1, 1), 4), "must have 2 entries"),
+        (lambda: Domain.rectangle((0, 0), (1, 1), 4), "2 entries were expected"),
         (lambda: Domain.rectangle((0, 0), (1, 1), (2, 2), diagonal="both"), "crossed, right"),
-        (lambda: Domain.box((0, 0), (1, 1), (2, 2)), "must have 3 entries"),
-        (lambda: Domain.disk((0, 0), 1, 0), "must be positive"),
-        (lambda: Domain.disk((0, 0), -1, 0.1), "must be positive"),
+        (lambda: Domain.box((0, 0), (1, 1), (2, 2)), "3 entries were expected"),
+        (lambda: Domain.disk((0, 0), 1, 0), "positive numbers were expected"),
+        (lambda: Domain.disk((0, 0), -1, 0.1), "positive numbers were expected"),
         (lambda: Domain.disk((0, 0, 0), 1, 0.1), "2 coordinates"),
-        (lambda: Domain.disk((0, 0), 1, 0.1, order=4), "order must be 1, 2 or 3"),
+        (lambda: Domain.disk((0, 0), 1, 0.1, order=4), "1, 2 or 3 was expected"),
         (lambda: Domain.ball((0, 0, 0), np.nan, 0.1), "finite"),
-        (lambda: Domain.annulus((0, 0), 1, 1, 0.1), "r_inner must be smaller"),
+        (lambda: Domain.annulus((0, 0), 1, 1, 0.1), "a smaller r_inner was expected"),
     ],
 )  # fmt: skip
 def test_bad_arguments(make, message):
@@ -446,9 +446,9 @@ def test_polygon():
     [
         ([(0, 0), (1, 0)], 0.1, None, "vertices has shape"),
         ([(0, 0), (1, 0), (0, np.nan)], 0.1, None, "finite"),
-        ([(0, 0), (1, 0), (0, 1)], 0.0, None, "h must be positive"),
-        ([(0, 0), (1, 0), (0, 1)], 0.1, {"a": [3]}, r"edges 0 to 2 may be named once each, got \[3\]"),
-        ([(0, 0), (1, 0), (0, 1)], 0.1, {"a": [0], "b": [0]}, "may be named once each"),
+        ([(0, 0), (1, 0), (0, 1)], 0.0, None, "h is 0.0; a positive number"),
+        ([(0, 0), (1, 0), (0, 1)], 0.1, {"a": [3]}, r"the named edges are \[3\]; each of 0 to 2"),
+        ([(0, 0), (1, 0), (0, 1)], 0.1, {"a": [0], "b": [0]}, "once at most was expected"),
     ],
 )
 def test_bad_polygons(vertices, h, edges, message):

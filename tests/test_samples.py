@@ -113,7 +113,7 @@ def test_the_error_of_tabulation_is_measured_and_lowered_to_the_tolerance(N):
     degrees = []
     for tol in (3e-2, 1e-3, 3e-5):
         space = Space(domain.mesh, 1, 2)
-        tabulate_samples(space, neurons("torch", data=(a, y), tol=tol).samples)
+        tabulate_samples(space, neurons("torch", data=(a, y), rtol=tol).samples)
         (table,) = space.tables.values()
         rows, columns = table.factor.function_space.value_shape
         assert (rows, columns) == (2, N if N == 4 else 2)
@@ -130,7 +130,7 @@ def test_the_error_of_tabulation_is_measured_and_lowered_to_the_tolerance(N):
 def test_error_bars_are_those_of_the_symbolic_losses_and_evaluate_no_sample(monkeypatch):
     domain, sides = fp.Domain.rectangle((-1, -1), (1, 1), (4, 4)), ["left", "right", "bottom", "top"]
     bars = []
-    for noise in (fp.PerSample(UFL), neurons("torch", tol=1e-4)):
+    for noise in (fp.PerSample(UFL), neurons("torch", rtol=1e-4)):
         gen = fp.Generator(fp.SGD(None, noise, 1.0), domain, sides, degree=2)
         with monkeypatch.context() as patch:
             patch.setattr("fpsolver.models.samples.Samples.losses_and_gradients", None)
@@ -143,8 +143,8 @@ def test_error_bars_are_those_of_the_symbolic_losses_and_evaluate_no_sample(monk
 
 @pytest.mark.parallel
 def test_a_tolerance_that_cannot_be_met_is_refused():
-    noise = neurons("torch", data=(20 * A, Y), tol=1e-6)
-    with pytest.raises(ValueError, match=r"cannot be tabulated on this mesh to tol = 1e-06.*Refine the mesh"):
+    noise = neurons("torch", data=(20 * A, Y), rtol=1e-6)
+    with pytest.raises(ValueError, match=r"cannot be tabulated on this mesh to rtol = 1e-06.*Refine the mesh"):
         fp.Generator(fp.SGD(None, noise, 0.3), fp.Domain.rectangle((-2, -2), (2, 2), (2, 2)))
 
 
@@ -275,10 +275,10 @@ def test_unsuitable_data():
         fp.PerSample.from_torch(f, A, chunk=0)
     with pytest.raises(ValueError, match="chunk is 'a'"):
         fp.PerSample.from_torch(f, A, chunk="a")
-    with pytest.raises(ValueError, match="tol is 2"):
-        fp.PerSample.from_torch(f, A, tol=2)
-    with pytest.raises(ValueError, match="tol is 'a'"):
-        fp.PerSample.from_torch(f, A, tol="a")
+    with pytest.raises(ValueError, match="rtol is 2"):
+        fp.PerSample.from_torch(f, A, rtol=2)
+    with pytest.raises(ValueError, match="rtol is 'a'"):
+        fp.PerSample.from_torch(f, A, rtol="a")
     with pytest.raises(TypeError, match="the loss is a int"):
         fp.PerSample.from_torch(3, A)
 

@@ -335,7 +335,7 @@ def test_training_mode_frozen_weights_and_labels_of_any_integer_type():
     exact = np.log(np.exp(out).sum(axis=1)) - out[np.arange(40), (Y > 0).astype(int)]
     for network in networks:
         assert np.allclose(network.losses(w), exact, rtol=1e-9)
-    noise = fp.Slice.noisiest(networks[0], 1).noise(networks[0], tol=1e-2)  # kinks
+    noise = fp.Slice.noisiest(networks[0], 1).noise(networks[0], rtol=1e-2)  # kinks
     gen = fp.Generator(fp.SGD(None, noise, 0.1), fp.Domain.interval(-0.1, 0.1, 16), degree=2)
     assert statistics(gen)["tabulation_error"] < 1e-2
 

@@ -7,10 +7,11 @@ import numpy as np
 from dolfinx import fem
 
 from .. import _petsc
+from .._arguments import check_integer
 from .._errors import agree
 from .._log import logger
 from ..domains.domain import Domain
-from ..models.fields import Space, is_number
+from ..models.fields import Space
 from ..models.process import SDE, Coefficients, Process
 from ._wells import exit_barrier
 from .assembly import nodal_values
@@ -29,9 +30,7 @@ def choose_degree(degree: int | None, dim: int) -> int:
     """The degree, checked, or the default of the dimension."""
     if degree is None:
         return DEFAULT_DEGREE[dim]
-    if not is_number(degree) or int(degree) != degree or degree < 1:
-        raise ValueError(f"degree is {degree!r}; an integer of at least 1 was expected.")
-    return int(degree)
+    return check_integer("degree", degree)
 
 
 def choose_scheme(

@@ -16,7 +16,7 @@ def check_finite(where: str, **given: Sequence[float]) -> dict[str, list[float]]
         except (TypeError, ValueError):
             finite = False
         if not finite:
-            raise ValueError(f"{where}: {name} must be made of finite numbers, got {values}")
+            raise ValueError(f"{where}: {name} is {values}; finite numbers were expected.")
     return {name: [float(v) for v in values] for name, values in given.items()}
 
 
@@ -27,15 +27,13 @@ def check_box(
     where, dim = f"Domain.{kind}", {"interval": 1, "rectangle": 2, "box": 3}[kind]
     for what, values in (("lower corner", low), ("upper corner", high), ("n", n)):
         if np.shape(values) != (dim,):
-            raise ValueError(f"{where}: the {what} must have {dim} entries, got {values!r}")
+            raise ValueError(f"{where}: the {what} is {values!r}; {dim} entries were expected.")
     x = check_finite(where, low=low, high=high, n=n)
     if any(a >= b for a, b in zip(low, high, strict=True)):
         ends = f"[{low[0]}, {high[0]}]" if dim == 1 else f"corners {tuple(low)} and {tuple(high)}"
-        raise ValueError(f"{where}: the lower end must be below the upper one in every coordinate, got {ends}")
+        raise ValueError(f"{where}: the box is {ends}; lower ends below the upper ones were expected.")
     if any(k < 1 or k != int(k) for k in n):
-        raise ValueError(
-            f"{where}: the numbers of cells must be positive integers, got {n[0] if dim == 1 else tuple(n)}"
-        )
+        raise ValueError(f"{where}: n is {n[0] if dim == 1 else tuple(n)}; positive integers were expected.")
     return x["low"], x["high"], [int(k) for k in n]
 
 
@@ -45,14 +43,14 @@ def check_round(
     """Center and radii of a disk, ball or annulus, checked."""
     where = f"Domain.{kind}"
     if len(center) != dim:
-        raise ValueError(f"{where}: center must have {dim} coordinates, got {center}")
+        raise ValueError(f"{where}: center is {center}; {dim} coordinates were expected.")
     values = check_finite(where, center=center, radius=radii, h=[h])
     if h <= 0 or radii[0] <= 0:
-        raise ValueError(f"{where}: radii and h must be positive, got {radii} and {h}")
+        raise ValueError(f"{where}: radii are {radii} and h is {h}; positive numbers were expected.")
     if len(radii) == 2 and radii[0] >= radii[1]:
-        raise ValueError(f"{where}: r_inner must be smaller than r_outer, got {radii[0]} and {radii[1]}")
+        raise ValueError(f"{where}: r_inner is {radii[0]}, r_outer {radii[1]}; a smaller r_inner was expected.")
     if order not in (1, 2, 3):
-        raise ValueError(f"{where}: order must be 1, 2 or 3, got {order}")
+        raise ValueError(f"{where}: order is {order}; 1, 2 or 3 was expected.")
     return values["center"], values["radius"]
 
 
@@ -62,14 +60,18 @@ def check_polygon(
     """Corners of a polygon and the edges of its parts, checked; edges without a name form the part "wall"."""
     corners = np.asarray(vertices, dtype=float)
     if corners.ndim != 2 or corners.shape[1] != 2 or len(corners) < 3 or not np.isfinite(corners).all():
-        raise ValueError(f"Domain.polygon: vertices has shape {corners.shape}; expected (n, 2), n >= 3, finite")
+        raise ValueError(
+            f"Domain.polygon: vertices has shape {corners.shape}; (n, 2) with n >= 3 was expected, all finite."
+        )
     if not np.isfinite(h) or h <= 0:
-        raise ValueError(f"Domain.polygon: h must be positive, got {h}")
+        raise ValueError(f"Domain.polygon: h is {h}; a positive number was expected.")
     _check_simple(corners)
     parts = {name: [int(i) for i in chosen] for name, chosen in (edges or {}).items()}
     named = [i for chosen in parts.values() for i in chosen]
     if len(set(named)) < len(named) or not set(named) <= set(range(len(corners))):
-        raise ValueError(f"Domain.polygon: edges 0 to {len(corners) - 1} may be named once each, got {named}")
+        raise ValueError(
+            f"Domain.polygon: the named edges are {named}; each of 0 to {len(corners) - 1} once at most was expected."
+        )
     if rest := sorted(set(range(len(corners))) - set(named)):
         parts["wall"] = [*parts.get("wall", []), *rest]
     return corners, parts

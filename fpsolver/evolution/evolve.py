@@ -8,6 +8,7 @@ from petsc4py import PETSc
 
 import numpy as np
 
+from .._arguments import check_share
 from .._errors import NotConverged
 from .._log import logger
 from .._petsc import Options
@@ -16,7 +17,6 @@ from ..discretisation.assembly import to_density
 from ..discretisation.generator import Generator
 from ..discretisation.positivity import Limiter, limiter
 from ..discretisation.solver import statistics
-from ..models.fields import is_number
 from ._expm import LEAST
 from ._growth import Growth
 from ._integrate import Autonomous, State
@@ -67,7 +67,7 @@ def evolve(
         NotConverged: ``time_rtol`` could not be met, what leaves is lost in rounding, or the solution grows as no
             density does; ``exception.partial`` is the evolution up to there.
     """
-    times, tol = check_times(times), _check_rtol(time_rtol)
+    times, tol = check_times(times), check_share("time_rtol", time_rtol)
     p0 = _not_zero(coefficients(gen, initial, "initial density"), "initial density")
     evolution = Evolution(gen, "density", gen.absorbing)
     evolution.limiter = _limiter_of_a_density(gen, initial, p0)
@@ -107,7 +107,7 @@ def backward(
         NotConverged: ``time_rtol`` could not be met, or the solution grows as no expectation does;
             ``exception.partial`` is the evolution up to there.
     """
-    times, tol = check_times(times), _check_rtol(time_rtol)
+    times, tol = check_times(times), check_share("time_rtol", time_rtol)
     u0 = _not_zero(coefficients(gen, payoff, "payoff", payoff=True), "payoff")
     return _run(Evolution(gen, "expectation"), u0, times, tol, options, schedule, checkpoint)
 
@@ -226,9 +226,3 @@ def _not_zero(vector: PETSc.Vec, what: str) -> PETSc.Vec:
         vector.destroy()
         raise ValueError(f"{what} is zero everywhere on the domain, and so is all that becomes of it.")
     return vector
-
-
-def _check_rtol(rtol: Any) -> float:
-    if not is_number(rtol) or not 0 < rtol < 1:
-        raise ValueError(f"time_rtol is {rtol!r}; a number between 0 and 1 was expected.")
-    return float(rtol)

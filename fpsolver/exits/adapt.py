@@ -10,6 +10,7 @@ import numpy.typing as npt
 from dolfinx import fem
 
 from .._answer import with_bar
+from .._arguments import check_share
 from .._errors import NotConverged
 from .._log import logger
 from ..discretisation.generator import Generator
@@ -99,8 +100,7 @@ def _replace(old: Generator, new: Generator, keep: Generator) -> Generator:
 
 
 def _check(gen: Generator, name: str, start: Any, rtol: float, max_unknowns: int, data: Any) -> None:
-    if not is_number(rtol) or not 0 < rtol < 1:
-        raise ValueError(f"{name}: rtol is {rtol!r}; a number between 0 and 1 was expected.")
+    check_share(f"{name}: rtol", rtol)
     if start is None:
         raise ValueError(f"{name}: start is None; with rtol a point or an initial density was expected.")
     if not is_density(start) and len(as_points(start, gen.domain.dim, f"{name}: start")) != 1:

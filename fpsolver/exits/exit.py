@@ -11,6 +11,7 @@ import ufl
 from dolfinx import fem
 
 from .._answer import Answer
+from .._arguments import check_integer
 from .._errors import agree
 from .._log import logger
 from .._petsc import Options
@@ -234,14 +235,13 @@ def exit_time_moments(
     Everything optional as in :func:`feynman_kac`, with ``rtol`` of the highest moment; error bars contain what the
     lower moments contribute.
     """
-    if not is_number(order) or int(order) != order or order < 1:
-        raise ValueError(f"exit_time_moments: order is {order!r}; an integer of at least 1 was expected.")
+    order = check_integer("exit_time_moments: order", order)
 
     def again(n: int) -> Callable[[Generator], list[fem.Function]]:
         return lambda other: [m.raw for m in _moments(other, n, options)]
 
     def ask(here: Generator, history: tuple[Level, ...] | None = None) -> list[Solution]:
-        plain, bars = _moments(here, int(order), options), []
+        plain, bars = _moments(here, order, options), []
         for n, moment in enumerate(plain, 1):
             chain, more = [m.raw for m in plain[:n]], history if n == order else None
             about: Any = {"options": options, "power": n, "history": more}

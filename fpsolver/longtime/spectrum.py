@@ -9,6 +9,7 @@ import numpy as np
 from dolfinx import fem
 
 from .._answer import Answer, figures, need_steps, steps_of
+from .._arguments import check_integer
 from .._errors import NotConverged
 from .._log import logger
 from .._petsc import Options, direct_preset, inserted_options
@@ -19,7 +20,7 @@ from ..discretisation.metastable import UNRESOLVED, estimated_rate, slowest_mode
 from ..discretisation.positivity import limiter
 from ..discretisation.solution import Limits, Solution
 from ..discretisation.solver import statistics
-from ..models.fields import integrate, is_number
+from ..models.fields import integrate
 from ._modes import Mode, biorthogonal, functions
 
 _SPARE = 4  # modes
@@ -116,18 +117,17 @@ def spectrum(gen: Generator, k: int = 6, *, options: Options | None = None) -> S
         NotConverged: fewer than ``k`` eigenvalues converged, or the slowest rate is below rounding.
     """
     n = gen.G.getSize()[0]
-    if not is_number(k) or int(k) != k or not 1 <= k < n:
-        raise ValueError(f"spectrum: k is {k!r}; an integer between 1 and {n - 1} (unknowns less one) was expected.")
+    k = check_integer("spectrum: k", k, most=n - 1)
     Gt = gen.G.transpose(PETSc.Mat())
     for spare in (0, _SPARE):  # with some more where a multiple eigenvalue has lost modes of one side
-        values, right, residuals = _solve(gen, gen.G, int(k), min(int(k) + spare, n), options)
+        values, right, residuals = _solve(gen, gen.G, k, min(k + spare, n), options)
         left_values, left, _ = _solve(gen, Gt, len(values), len(values), options)
         paired = biorthogonal(gen, values, right, left_values, left, last=spare > 0)
         if paired is not None:
             break
     Gt.destroy()
     assert paired is not None
-    count = _whole_pairs(values, int(k))
+    count = _whole_pairs(values, k)
     right, left = (modes[:count] for modes in paired)
     answer = Spectrum(
         values[:count],

@@ -40,7 +40,7 @@ def tabulate_samples(space: Space, samples: Samples) -> tuple[Expr, Expr]:
 
     Raises:
         ValueError: values that are not finite, gradients that do not belong to the losses, or an error above
-            ``samples.tol`` at the highest degree.
+            ``samples.rtol`` at the highest degree.
     """
     if samples not in space.tables:
         space.tables[samples] = _tabulate(space, samples)
@@ -57,12 +57,12 @@ def _tabulate(space: Space, samples: Samples) -> Table:
         table = _interpolate(space, samples, degree)
         error = _error(space, table, probes, exact)
         logger.info("loss and covariance of %d samples tabulated at degree %d: error %.1e", samples.size, degree, error)
-        if error <= samples.tol:
+        if error <= samples.rtol:
             return Table(table.loss, table.factor, degree, error)
     raise ValueError(
-        f"PerSample: loss and covariance of the {samples.size} samples cannot be tabulated on this mesh to tol = "
-        f"{samples.tol:g}: the error is {error:.2g} of the largest value at degree {degree}. Refine the mesh, make the "
-        "domain smaller, or accept a larger tol; losses or gradients that jump cannot be tabulated at all."
+        f"PerSample: loss and covariance of the {samples.size} samples cannot be tabulated on this mesh to rtol = "
+        f"{samples.rtol:g}: the error is {error:.2g} of the largest value at degree {degree}. Refine the mesh, make "
+        "the domain smaller, or accept a larger rtol; losses or gradients that jump cannot be tabulated at all."
     )
 
 

@@ -7,7 +7,6 @@ A source is told by its type: a number or nested sequence is constant; a callabl
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from numbers import Real
 from typing import Any
 
 from mpi4py import MPI
@@ -18,6 +17,7 @@ import ufl
 from dolfinx import fem
 from ufl.core.expr import Expr
 
+from .._arguments import is_number
 from .._compat import interpolation_points
 from .._errors import agree, together
 from .._log import logger
@@ -102,11 +102,6 @@ class Space:
     def matrix(self, source: Any, what: str) -> Expr:
         """``source`` as a ``dim`` x ``dim`` matrix; a scalar s stands for s times the identity."""
         return _shaped(self, source, what, (self.dim, self.dim))
-
-
-def is_number(source: Any) -> bool:
-    """Whether ``source`` is a plain real number (so that it can become a parameter)."""
-    return isinstance(source, Real) and not isinstance(source, bool)
 
 
 def _shaped(space: Space, source: Any, what: str, shape: tuple[int, ...]) -> Expr:

@@ -108,11 +108,11 @@ class Network:
         return square / self.size
 
     def restricted(
-        self, origin: Vector, directions: np.ndarray, chunk: int | None = None, tol: float = 1e-3
+        self, origin: Vector, directions: np.ndarray, chunk: int | None = None, rtol: float = 1e-3
     ) -> PerSample:
         """The samples as functions of x in origin + directions x, for :class:`~fpsolver.SGD`; see :class:`Slice`."""
         origin = self.point(origin, "a slice's origin")
-        return PerSample(self._restricted(origin, directions, chunk, tol))
+        return PerSample(self._restricted(origin, directions, chunk, rtol))
 
     def sgd(
         self,
@@ -182,9 +182,9 @@ def _from_torch(model: Any, loss: Callable[..., Any], data: Any) -> Network:
     one_gradient = grad(lambda w, *sample: losses(w, *(a[None] for a in sample))[0])
     gradients = vmap(one_gradient, (None, *[0] * len(arrays)))
 
-    def restricted(origin: Vector, V: np.ndarray, chunk: int | None, tol: float) -> Samples:
+    def restricted(origin: Vector, V: np.ndarray, chunk: int | None, rtol: float) -> Samples:
         o, D = to(origin), to(V)
-        return torch_samples(lambda x, *batch: losses(o + D @ x, *batch), arrays, chunk, tol, V.shape[1], batched=True)
+        return torch_samples(lambda x, *batch: losses(o + D @ x, *batch), arrays, chunk, rtol, V.shape[1], batched=True)
 
     network = Network(
         weights=torch.cat([p.reshape(-1) for p in named.values()]).numpy().copy(),
@@ -233,9 +233,9 @@ def _from_jax(apply: Callable[..., Any], params: Any, loss: Callable[..., Any], 
     one_gradient = jax.grad(lambda w, *sample: losses(w, *(a[None] for a in sample))[0])
     gradients = double(jax.vmap(one_gradient, (None, *[0] * len(arrays))))
 
-    def restricted(origin: Vector, V: np.ndarray, chunk: int | None, tol: float) -> Samples:
+    def restricted(origin: Vector, V: np.ndarray, chunk: int | None, rtol: float) -> Samples:
         return jax_samples(
-            lambda x, *batch: losses(origin + V @ x, *batch), arrays, chunk, tol, V.shape[1], batched=True
+            lambda x, *batch: losses(origin + V @ x, *batch), arrays, chunk, rtol, V.shape[1], batched=True
         )
 
     network = Network(

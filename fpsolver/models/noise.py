@@ -107,7 +107,9 @@ class PerSample(Noise):
     replacement: bool = True
 
     @classmethod
-    def from_torch(cls, f: Callable[..., Any], data: Any, chunk: int | None = None, tol: float = 1e-3) -> "PerSample":
+    def from_torch(
+        cls, f: Callable[..., Any], data: Any, *, chunk: int | None = None, rtol: float = 1e-3
+    ) -> "PerSample":
         """Losses written with PyTorch and differentiated by it; thousands of samples are cheap.
 
         Args:
@@ -115,19 +117,19 @@ class PerSample(Noise):
                 It must be traceable by ``torch.func.vmap``: no ``.item()``, no branches on values.
             data: tuple of arrays or tensors whose first axis counts the samples.
             chunk: pairs of a point and a sample evaluated at a time; fewer need less memory.
-            tol: largest error, relative to the largest value, with which loss and Σ are tabulated on a mesh: their
+            rtol: largest error, relative to the largest value, with which loss and Σ are tabulated on a mesh: their
                 degree is raised until it is met.
 
         Raises:
             ImportError: PyTorch is missing.
             ValueError: data of different lengths, or of less than two samples.
         """
-        return cls(torch_samples(f, data, chunk, tol))
+        return cls(torch_samples(f, data, chunk, rtol))
 
     @classmethod
-    def from_jax(cls, f: Callable[..., Any], data: Any, chunk: int | None = None, tol: float = 1e-3) -> "PerSample":
+    def from_jax(cls, f: Callable[..., Any], data: Any, *, chunk: int | None = None, rtol: float = 1e-3) -> "PerSample":
         """Losses written with JAX; see :meth:`from_torch`.  f is compiled, and evaluated in double precision."""
-        return cls(jax_samples(f, data, chunk, tol))
+        return cls(jax_samples(f, data, chunk, rtol))
 
     def __post_init__(self) -> None:
         if isinstance(self.samples, Batched | Samples):

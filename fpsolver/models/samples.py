@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .fields import is_number
+from .._arguments import check_integer, check_share
 
 # (points (n, d), indices (n, B) or None for all samples) -> losses (n, B), gradients (n, B, d)
 Evaluate = Callable[[np.ndarray, np.ndarray | None], tuple[np.ndarray, np.ndarray]]
@@ -28,14 +28,14 @@ class Samples:
         data: types and shapes of one sample's data, for messages.
         dim: d, where it is known.
         chunk: how many point-sample pairs are evaluated at a time; None: as many as keep arrays in tens of megabytes.
-        tol: largest error of tabulation, relative to the largest value, that a generator accepts.
+        rtol: largest error of tabulation, relative to the largest value, that a generator accepts.
     """
 
     size: int
     data: str
     dim: int | None
     chunk: int | None
-    tol: float
+    rtol: float
     _evaluate: Evaluate
     _largest: Callable[[np.ndarray, np.ndarray | None], int]  # numbers in the largest array of an evaluation
     _known: dict[tuple[int, int], int] = field(default_factory=dict, compare=False, repr=False)
@@ -93,7 +93,7 @@ def _power_of_two(n: int) -> int:
 
 
 def torch_samples(
-    f: Callable[..., Any], data: Any, chunk: int | None, tol: float, dim: int | None = None, batched: bool = False
+    f: Callable[..., Any], data: Any, chunk: int | None, rtol: float, dim: int | None = None, batched: bool = False
 ) -> Samples:
     """Samples of a PyTorch function; see :meth:`fpsolver.PerSample.from_torch`.
 
@@ -130,7 +130,7 @@ def torch_samples(
     def largest(x: np.ndarray, index: np.ndarray | None) -> int:
         return _largest_tensor(lambda: evaluate(x, index))
 
-    return _checked("from_torch", f, arrays, dim, chunk, tol, evaluate, largest)
+    return _checked("from_torch", f, arrays, dim, chunk, rtol, evaluate, largest)
 
 
 def _largest_tensor(call: Callable[[], Any]) -> int:
@@ -152,7 +152,7 @@ def _largest_tensor(call: Callable[[], Any]) -> int:
 
 
 def jax_samples(
-    f: Callable[..., Any], data: Any, chunk: int | None, tol: float, dim: int | None = None, batched: bool = False
+    f: Callable[..., Any], data: Any, chunk: int | None, rtol: float, dim: int | None = None, batched: bool = False
 ) -> Samples:
     """Samples of a JAX function; see :meth:`fpsolver.PerSample.from_jax` and :func:`torch_samples`."""
     try:
@@ -184,7 +184,7 @@ def jax_samples(
                 steps = jax.make_jaxpr(given_ones)(x, *(a[index] for a in arrays)).jaxpr.eqns
         return max(math.prod(v.aval.shape) for step in steps for v in step.outvars)
 
-    return _checked("from_jax", f, arrays, dim, chunk, tol, evaluate, largest)
+    return _checked("from_jax", f, arrays, dim, chunk, rtol, evaluate, largest)
 
 
 def _padded(x: np.ndarray) -> np.ndarray:
@@ -262,14 +262,12 @@ def _checked(
     arrays: list[Any],
     dim: int | None,
     chunk: int | None,
-    tol: float,
+    rtol: float,
     evaluate: Evaluate,
     largest: Callable[[np.ndarray, np.ndarray | None], int],
 ) -> Samples:
     if not callable(f):
         raise TypeError(f"{what}: the loss is a {type(f).__name__}; a function f(x, *sample) was expected.")
-    if chunk is not None and (not is_number(chunk) or int(chunk) != chunk or chunk < 1):
-        raise ValueError(f"{what}: chunk is {chunk!r}; a positive integer was expected.")
-    if not is_number(tol) or not 0 < tol < 1:
-        raise ValueError(f"{what}: tol is {tol!r}; a number between 0 and 1 was expected.")
-    return Samples(len(arrays[0]), described(arrays), dim, chunk and int(chunk), float(tol), evaluate, largest)
+    chunk = None if chunk is None else check_integer(f"{what}: chunk", chunk)
+    rtol = check_share(f"{what}: rtol", rtol)
+    return Samples(len(arrays[0]), described(arrays), dim, chunk, rtol, evaluate, largest)
