@@ -1,6 +1,7 @@
 """How answers read, what they can be asked, and that they cannot be changed."""
 
 import inspect
+import math
 import re
 from dataclasses import FrozenInstanceError
 from pathlib import Path
@@ -92,6 +93,27 @@ def test_the_generator_comes_first_and_what_is_optional_by_keyword(name):
             "k",
         )
         assert parameter.name not in ("tol", "steps")
+
+
+@pytest.mark.parallel
+def test_committors_have_error_bars_and_are_refined():
+    """dX = 3X dt + dW between A = (−1, −0.6) and B = (0.6, 1), whose ends the mesh has: an error function."""
+    gen = fp.Generator(fp.SDE(lambda x: 3 * x[0], 0.5), fp.Domain.interval(-1, 1, 10), degree=2, scheme="galerkin")
+    A, B = (lambda x: x[0] < -0.6), (lambda x: x[0] > 0.6)
+    exact = (1 + math.erf(0.1 * math.sqrt(3)) / math.erf(0.6 * math.sqrt(3))) / 2
+    q = fp.committor(gen, A, B, start=0.1)
+    error = abs(float(q) - exact)
+    assert 0.5 * error <= q.error[0] < 0.1 * exact
+    fine = fp.committor(gen, A, B, start=0.1, rtol=1e-7)
+    assert abs(float(fine) - exact) < 2e-7 * exact and len(fine.history) > 1
+    assert fine.at([-0.9, 0.9]) == pytest.approx([0, 1], abs=1e-14)
+    left = fp.Generator(fp.SDE(0.0, 0.5), gen.domain, ["left"], degree=2, scheme="galerkin")
+    tau = fp.mean_exit_time(
+        left, start=0.0
+    )  # a committor of the same domain before leaves it alone: τ'' = −2, τ'(1) = 0
+    assert float(tau) == pytest.approx(3.0, rel=1e-12) and tau.error[0] < 1e-10
+    passage = fp.first_passage(gen, {"a": A, "b": B})
+    assert np.isfinite(passage.solutions["b"].error_at(0.1)).all()
 
 
 def test_probabilities_of_regions():
