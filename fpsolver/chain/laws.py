@@ -16,7 +16,7 @@ from .._verbs import answers
 from ..discretisation.solution import Solution
 from ..longtime import spectrum as modes
 from ..longtime import stationary as limits
-from ..longtime.spectrum import QuasiStationary, Spectrum
+from ..longtime.spectrum import Mode, QuasiStationary, Spectrum
 from ..models.fields import is_number
 from ._bars import bar, variants
 from ._eigen import eigenpairs, spectral_radius
@@ -197,7 +197,7 @@ def spectrum(chain: Chain, k: int = 6, *, options: Options | None = None) -> Spe
         observables.append(_scaled(re, im, 1.0 / product))
     with np.errstate(divide="ignore"):
         rates = np.log(values.astype(complex)) / chain.time_per_step
-    pair = lambda name, modes: [tuple(chain.function(v, name) for v in m) for m in modes]  # noqa: E731
+    pair = lambda name, modes: [Mode(*(chain.function(v, name) for v in m)) for m in modes]  # noqa: E731
     return Spectrum(rates, pair("right", densities), pair("left", observables), residuals, chain.time_per_step)
 
 
