@@ -55,8 +55,13 @@ def test_refined_meshes_conform_and_keep_shape_and_parts(name):
     cells = [d.mesh.topology.index_map(d.dim).size_global for d in (domain, finer)]
     assert cells[1] > cells[0]
     assert finer.parts == domain.parts
-    assert _measure(finer) == pytest.approx(_measure(domain), rel=1e-12)
-    tolerance = 1e-12 if name in ("interval", "rectangle", "box") else 1e-5  # of the quadrature on curved facets
+    if name == "cubic disk":  # new nodes are on the circle
+        assert abs(_measure(finer) - np.pi) < abs(_measure(domain) - np.pi)
+    else:
+        assert _measure(finer) == pytest.approx(_measure(domain), rel=1e-12)
+    tolerance = (
+        1e-12 if name in ("interval", "rectangle", "box") else 1e-4 if name == "cubic disk" else 1e-5
+    )  # of the quadrature on curved facets
     for part in domain.parts:
         assert _measure(finer, part) == pytest.approx(_measure(domain, part), rel=tolerance)
 

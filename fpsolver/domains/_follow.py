@@ -99,7 +99,9 @@ def followed(
             share.groups[name] = np.flatnonzero(fit.inside)  # whose edge the next region leaves where it is
         else:
             share.facets[name] = fit.surface[fit.inside]
-    return domain._distributed(share), fit
+    found = domain._distributed(share)
+    found._round = domain._round
+    return found, fit
 
 
 def _coarse(fit: Fit, accuracy: float) -> tuple[npt.NDArray[np.int64], int]:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from dolfinx import default_real_type
 from dolfinx import mesh as dmesh
 
+from .. import _compat
 from .._errors import on_root
 from .._log import logger
 from . import _gmsh, _meshes, _refine, meshfile
@@ -20,6 +21,7 @@ from ._follow import ACCURACY, as_inside, changes_inside_facets, followed
 from ._measure import Fit, Inside
 from ._meshes import GHOSTS
 from ._parts import REST, Facets, Marker, Parts, sides
+from ._round import HIGHEST, RoundShape
 
 
 class Domain:
@@ -51,6 +53,7 @@ class Domain:
         self._regions: dict[str, Facets] = {}
         self._markers: dict[str, tuple[Inside, bool]] = {}
         self.defects: dict[str, float] = {}
+        self._round: RoundShape | None = None
         self.boundary = self._parts.boundary
         for name, facets in (parts or {}).items():
             if callable(facets):
@@ -137,8 +140,10 @@ class Domain:
                 are where they make the area exact, and the cap is of order h^6 (exit time at h = 0.3: 5e-9).  Degree 3
                 has order h^4 (area at h = 0.15: 2e-7) and cannot be written as .xdmf.
             comm: communicator.
+
+        Error bars contain what cells of a higher degree would change.
         """
-        return cls._round("disk", 2, center, [radius], h, order, comm)
+        return cls._round_domain("disk", 2, center, [radius], h, order, comm)
 
     @classmethod
     def ball(
@@ -153,7 +158,7 @@ class Domain:
             order: as in :meth:`disk` (volume at h = 0.3: 3e-9 for order 2, 4e-5 for order 3).
             comm: communicator.
         """
-        return cls._round("ball", 3, center, [radius], h, order, comm)
+        return cls._round_domain("ball", 3, center, [radius], h, order, comm)
 
     @classmethod
     def annulus(
@@ -171,7 +176,7 @@ class Domain:
         The parts are inner and outer; ``h`` and ``order`` are as in :meth:`disk` and :meth:`ball`.
         """
         dim = 3 if len(center) == 3 else 2
-        return cls._round("annulus", dim, center, [r_inner, r_outer], h, order, comm)
+        return cls._round_domain("annulus", dim, center, [r_inner, r_outer], h, order, comm)
 
     @classmethod
     def polygon(
@@ -198,11 +203,13 @@ class Domain:
         return cls._distribute(comm, lambda: _gmsh.polygon_geometry(corners, float(h), parts))
 
     @classmethod
-    def _round(
+    def _round_domain(
         cls, kind: str, dim: int, center: Sequence[float], radii: list[float], h: float, order: int, comm: MPI.Comm
     ) -> "Domain":
         middle, r = check_round(kind, dim, center, radii, h, order)
-        return cls._distribute(comm, lambda: _gmsh.round_geometry(kind, dim, middle, r, float(h), order))
+        domain = cls._distribute(comm, lambda: _gmsh.round_geometry(kind, dim, middle, r, float(h), order))
+        domain._round = RoundShape(np.array(middle), tuple(r), float(h)) if order > 1 else None
+        return domain
 
     @classmethod
     def read(cls, path: str | Path, comm: MPI.Comm = MPI.COMM_WORLD) -> "Domain":
@@ -211,8 +218,9 @@ class Domain:
         A ``.msh`` file must have physical groups for parts of the boundary.  An ``.xdmf`` file of
         :func:`fpsolver.io.write_domain` comes back on any number of ranks.  Everything else goes through meshio: sets
         of facets become parts, and where the file knows none, the whole boundary is the part "boundary", to be
-        divided by :meth:`mark`.  Cells that overlap or do not fit together are refused; a mesh in a plane along two
-        axes keeps these two coordinates.  Boundary facets that the named parts leave over become the part "unnamed".
+        divided by :meth:`mark`.  Error bars say nothing of how far the file's cells are from the shape that
+        was meshed.  Cells that overlap or do not fit together are refused; a mesh in a plane along two axes keeps these
+        two coordinates.  Boundary facets that the named parts leave over become the part "unnamed".
 
         Raises:
             FileNotFoundError: if there is no such file.
@@ -247,7 +255,29 @@ class Domain:
         Raises:
             ValueError: something else than indices of owned cells; the same on every rank.
         """
-        return self._divided(_refine.owned_cells(self.mesh, cells))
+        marked = _refine.owned_cells(self.mesh, cells)
+        if self._round is not None and _compat.coordinate_map(self.mesh).degree > 2:
+            return self._on_curve(marked)
+        domain = self._divided(marked)  # quadratic cells keep their curve, which makes the volume exact
+        domain._round = self._round
+        return domain
+
+    def closer(self) -> "Domain | None":
+        """The same cells with polynomials of a higher degree that follow the shape, if it is known (collective).
+
+        Answers on it tell how much the shape of the mesh matters.  None where the cells follow it exactly (boxes,
+        polygons), where it is not known (files), and where the nodes were moved.
+        """
+        degree = _compat.coordinate_map(self.mesh).degree
+        if self._round is None or degree >= HIGHEST:
+            return None
+        return self._on_curve(np.zeros(0, np.int32), degree + 2 - degree % 2)
+
+    def _on_curve(self, cells: npt.NDArray[np.int32], degree: int | None = None) -> "Domain":
+        assert self._round is not None
+        domain = self._divided(cells, degree=degree, move=self._round.snapped)
+        domain._round = self._round
+        return domain
 
     def mapped(self, f: _refine.Move) -> "Domain":
         """A domain whose nodes are where a map takes those of this one, with the same parts (collective).

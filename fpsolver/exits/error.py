@@ -95,6 +95,7 @@ class DualWeighted:
     operator: Callable[[Generator], LinearSolver] | None
     start: Any
     _others: dict[int, Chain] = field(default_factory=dict)
+    _shape: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if self.start is not None and not is_density(self.start):
@@ -103,11 +104,33 @@ class DualWeighted:
 
     def at_start(self) -> np.ndarray:
         """Error bars at the starts, shape (n,)."""
-        return self._bars(lambda gen, u: self._values(gen, u))
+        return self._bars(self._values) + self.of_shape()
 
     def at(self, points: Any) -> np.ndarray:
         """Error bars at points, shape (n,)."""
-        return self._bars(lambda gen, u: evaluate(u, points))
+
+        def measure(gen: Generator, u: fem.Function) -> np.ndarray:
+            return evaluate(u, points)
+
+        return self._bars(measure) + self._of_shape(measure)
+
+    def of_shape(self) -> np.ndarray:
+        """What cells that follow the domain's shape better change at the starts, shape (n,)."""
+        if self._shape is None:
+            self._shape = self._of_shape(self._values)
+        return self._shape
+
+    def _of_shape(self, measure: Callable[[Generator, fem.Function], np.ndarray]) -> np.ndarray:
+        here = measure(self.gen, self.chain[-1])
+        closer = self.gen.domain.closer()
+        if closer is None:
+            return np.zeros_like(here)
+        try:
+            with self.gen.with_domain(closer) as other:
+                return np.abs(measure(other, self.solve(other)[-1]) - here)
+        except Exception as e:  # sources may be tied to the mesh in many ways
+            logger.warning("the error bar leaves out how well curved cells follow the domain's shape: %s", e)
+            return np.zeros_like(here)
 
     def value(self) -> np.ndarray:
         """The answer at the starts, shape (n,)."""
