@@ -75,7 +75,7 @@ def create_form(
     Args:
         compiled: from ``fem.compile_form``.
         V: space of all its arguments.
-        domains: integral type -> tags, or [(id, entities)], where they are restricted; the id is 1.
+        domains: integral type -> tags, or [(id, entities)], where they are restricted.
         own: symbol -> constant or function that takes its place; others stand for themselves.
     """
     symbols = extract_coefficients(compiled.ufl_form)
@@ -84,11 +84,15 @@ def create_form(
     by_position = hasattr(fem.Expression, "argument_space")
     coefficients = {symbols[p if by_position else i]: own.get(symbols[p], symbols[p]) for i, p in enumerate(positions)}
     constants = {c: own.get(c, c) for c in extract_constants(compiled.ufl_form)}
-    kinds = {integral.integral_type() for integral in compiled.ufl_form.integrals()}
+    ids: dict[str, set[int]] = {}
+    for integral in compiled.ufl_form.integrals():
+        here = integral.subdomain_id()
+        here = here if isinstance(here, tuple) else (here,)
+        ids.setdefault(integral.integral_type(), set()).update(i for i in here if isinstance(i, int))
     subdomains = {
-        (kind := getattr(fem.IntegralType, name)): fem.forms.get_integration_domains(kind, tags, [1])
+        (kind := getattr(fem.IntegralType, name)): fem.forms.get_integration_domains(kind, tags, sorted(ids[name]))
         for name, tags in domains.items()
-        if name in kinds and tags is not None
+        if name in ids and tags is not None
     }
     spaces = [V] * len(compiled.ufl_form.arguments())
     return fem.create_form(compiled, spaces, V.mesh, subdomains, coefficients, constants)

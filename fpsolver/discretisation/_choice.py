@@ -119,11 +119,11 @@ def check_walls(scheme: Scheme, boundary: Boundary, domain: Domain, absorbing: S
 
 def check_jumps(scheme: Scheme, process: Process, coefficients: Coefficients) -> None:
     """Refuse a D that jumps where the convention differentiates it."""
-    if not isinstance(process, SDE) or process.convention == "divergence" or not scheme.differentiates_diffusion:
+    if not isinstance(process, SDE) or process.convention != "stratonovich" or not scheme.differentiates_diffusion:
         return
     if not is_continuous(coefficients.D):
         raise ValueError(
-            f"SDE: in the {process.convention!r} convention ∇·D of a D that jumps between cells is no "
-            "function. Give a continuous D, or convention='divergence', or the potential of the invariant density "
-            "(gibbs=) with scheme='weighted'."
+            "SDE: in the 'stratonovich' convention the drift ½∇·D of a D that jumps between cells is no function. Give "
+            "a continuous D, or convention='ito' or 'divergence', or the potential of the invariant density (gibbs=) "
+            "with scheme='weighted'."
         )

@@ -60,9 +60,9 @@ class Forms:
         form = self.weak.added(self.wall, ufl.TestFunction(self.V), ufl.TrialFunction(self.V))
         return fem.compile_form(self.weak.mesh.comm, form)
 
-    def bind(self, form: CompiledForm, own: Mapping[Any, Any]) -> fem.Form:
-        """A compiled form with a generator's own constants and functions."""
-        domains = {"cell": self.weak.cells, "exterior_facet": self.weak.absorbing, "interior_facet": self.weak.interior}
+    def bind(self, form: CompiledForm, weak: WeakForm, own: Mapping[Any, Any]) -> fem.Form:
+        """A compiled form with a generator's own constants, functions and cells."""
+        domains = {"cell": weak.cells, "exterior_facet": weak.absorbing, "interior_facet": weak.interior}
         return _compat.create_form(form, self.V, domains, own)
 
 

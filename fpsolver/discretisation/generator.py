@@ -5,6 +5,7 @@
 
 from collections.abc import Callable, Hashable, Sequence
 from copy import copy
+from dataclasses import replace
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
@@ -31,6 +32,7 @@ from ._walls import lacking_diffusion, warn_of_added
 from .assembly import make_matrix, make_vector, nodal_values
 from .boundary import Boundary, FicheraClasses, Survey, check_potential, survey_cells
 from .forms import Forms, lowest_exponents, weak_form
+from .jumps import Rough, around, complete, midpoints, rough_cells
 from .schemes import named
 from .schemes.weak import WeakForm
 from .territory import Territory
@@ -63,6 +65,7 @@ class Generator:
         at_walls: the part of −G that diffusion added at reflecting walls makes, or None.
         territory: in which cells the process lives, and at which facets it is killed.
         weak: the weak form as UFL, with this generator's own constants.
+        rough: where D or β jumps inside the mesh.
 
     Matrices and factors free themselves with the generator, or earlier with :meth:`close`.
 
@@ -76,6 +79,7 @@ class Generator:
     survey: Survey
     boundary: Boundary
     weak: WeakForm
+    rough: Rough
 
     def __init__(
         self,
@@ -100,7 +104,7 @@ class Generator:
             named(scheme)
         space = process.space(domain.mesh, degree)
         space.tables.update(tables or {})
-        coefficients = process.coefficients(space)
+        coefficients = complete(process, space)
         survey, boundary = _inspect(domain, coefficients, degree)
         if scheme == "auto":
             scheme, why = choose_scheme(process, domain, absorbing, space, survey, boundary)
@@ -111,6 +115,12 @@ class Generator:
         check_jumps(named(scheme), process, coefficients)
         potential = gibbs_potential(process, space) if named(scheme).needs_potential else None
         weak = weak_form(territory, space, coefficients, named(scheme), quadrature, potential)
+        weak = replace(weak, middle=midpoints(weak.mesh, coefficients))
+        rough = rough_cells(weak.mesh, coefficients, weak.scheme.differentiates_diffusion)
+        if domain.comm.allreduce(bool(rough.cells.any()), op=MPI.LOR):
+            weak = replace(weak, rough=fem.Function(fem.functionspace(weak.mesh, ("DG", 0))))
+            weak = around(weak, territory, rough.cells)
+        self.rough = rough
         self._quadrature, self._forms = quadrature, Forms.of(territory, weak)
         return self._assemble(process, weak, {}, survey, boundary, options)
 
@@ -118,6 +128,14 @@ class Generator:
         """Take forms that another generator has compiled, with constants of one's own; check what numbers decide."""
         weak, own = forms.weak.bound(process.parameters())
         domain, absorbing = forms.territory.domain, forms.territory.declared
+        self.rough = rough_cells(weak.mesh, weak.process, weak.scheme.differentiates_diffusion)
+        if weak.rough is not None:
+            weak = around(weak, forms.territory, self.rough.cells)
+        elif domain.comm.allreduce(bool(self.rough.cells.any()), op=MPI.LOR):
+            quadrature, tables = model._quadrature_of(weak.degree), forms.weak.space.tables
+            return self._compile(
+                process, forms.territory, weak.degree, weak.scheme.name, quadrature, model.options, tables
+            )
         survey, boundary = _inspect(domain, weak.process, weak.degree)
         check_walls(weak.scheme, boundary, domain, absorbing)
         self._quadrature, self._forms = model._quadrature_of(weak.degree), forms
@@ -136,7 +154,7 @@ class Generator:
         self._settle()
         with PETSc.Log.Stage("fpsolver assemble"):
             pattern = model.G if model and not model._closed else None  # it is a third of the time
-            form = self._forms.bind(self._forms.forward, own)
+            form = self._forms.bind(self._forms.forward, weak, own)
             self._forward = make_matrix(form, pattern, self.territory.idle(self.V))
             self._add_at_walls()
         return self
@@ -150,7 +168,7 @@ class Generator:
         if warn_of_added(self.domain.comm, tensors) > 0:
             wall = fem.Function(self._forms.wall.function_space)
             wall.x.array[:] = tensors.ravel()
-            added = self._forms.bind(self._forms.added, {**self._own, self._forms.wall: wall})
+            added = self._forms.bind(self._forms.added, self.weak, {**self._own, self._forms.wall: wall})
             self._at_walls = make_matrix(added, self._forward)
             self._forward.axpy(-1.0, self._at_walls, PETSc.Mat.Structure.SAME_NONZERO_PATTERN)
 
@@ -200,8 +218,15 @@ class Generator:
         """The same process on part of the domain: nothing but the two forms is compiled (collective)."""
         forms, other = self._forms, _new()
         weak = forms.weak.restricted(territory.exits, territory.cells, territory.interior)
+        if self.weak.rough is not None:
+            weak = around(
+                replace(weak, rough=fem.Function(self.weak.rough.function_space)), territory, self.rough.cells
+            )
+        other.rough = self.rough
         other._quadrature, other._forms = self._quadrature, Forms.of(territory, weak, self.V)
         weak, own = weak.bound(self.process.parameters())
+        if weak.rough is not None:
+            weak = around(weak, territory, self.rough.cells)
         model = None if self._closed else self
         return other._assemble(self.process, weak, own, self.survey, self.boundary, self.options, model)
 
@@ -256,12 +281,12 @@ class Generator:
         if self._mass is None:
             with PETSc.Log.Stage("fpsolver assemble"):  # discontinuous, it is block diagonal, unlike G
                 pattern = None if self.weak.scheme.family == "DG" else self.G
-                self._mass = make_matrix(self._forms.bind(self._forms.mass, self._own), pattern)
+                self._mass = make_matrix(self._forms.bind(self._forms.mass, self.weak, self._own), pattern)
         return self._mass
 
     def integrate_basis(self) -> PETSc.Vec:
         """∫ w φ_i as a new vector (collective)."""
-        return make_vector(self.V, self._forms.bind(self._forms.integral, self._own))
+        return make_vector(self.V, self._forms.bind(self._forms.integral, self.weak, self._own))
 
     def boundary_report(self) -> dict[str, FicheraClasses]:
         """Measure of each Fichera class on every named part (collective)."""

@@ -104,7 +104,7 @@ def _graph(gen: Generator) -> tuple[npt.NDArray[Any], ...]:
     numbers = np.concatenate([np.arange(first, first + owned), index.ghosts])
     lives = np.full(len(numbers), gen.weak.cells is None)
     if gen.weak.cells is not None:
-        lives[gen.weak.cells.find(1)] = True
+        lives[gen.weak.cells.indices] = True
     cells, local = neighbours(mesh)
     inner = (cells >= 0).all(axis=1) & lives[cells].all(axis=1)
     cells, local = cells[inner], local[inner]

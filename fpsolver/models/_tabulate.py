@@ -7,7 +7,8 @@ smooth where an eigenvalue of Σ touches zero.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from mpi4py import MPI
 
@@ -17,20 +18,21 @@ from dolfinx import fem
 from ufl.core.expr import Expr
 
 from .._log import logger
-from .fields import Space
+from .fields import Space, at_points
 from .samples import Samples
 
 _HIGHEST = 8
+_KINK = 0.02  # of the largest loss: what polynomials of degree 8 may miss of it where its gradient jumps
 _FEW = 8  # samples of which the rectangular factor is tabulated
-_PROBES = 32  # cells per rank in which a table is compared with the function itself
 
 
 @dataclass(frozen=True)
 class Table:
-    """The interpolants, their degree, and their largest error relative to the largest value."""
+    """The interpolants of f and Σ (or of σ), their degree, and their largest error relative to the largest value."""
 
     loss: fem.Function
-    factor: fem.Function
+    factor: fem.Function | None
+    covariance: Expr
     degree: int
     error: float
 
@@ -38,14 +40,46 @@ class Table:
 def tabulate_samples(space: Space, samples: Samples) -> tuple[Expr, Expr]:
     """f and Σ for batches of one sample as UFL; made once per mesh (collective).
 
+    Where polynomials of no degree give Σ to ``samples.rtol``, as with ReLU networks on few samples, whose gradients
+    jump, it is tabulated in the vertices, and exact at the points of ``space.quadrature``.
+
     Raises:
-        ValueError: values that are not finite, gradients that do not belong to the losses, or an error above
-            ``samples.rtol`` at the highest degree.
+        ValueError: values that are not finite, gradients that do not belong to the losses, losses that jump themselves
+            or that the mesh does not resolve.
     """
     if samples not in space.tables:
         space.tables[samples] = _tabulate(space, samples)
     table = space.tables[samples]
-    return table.loss, _covariance(table)
+    if table.error > samples.rtol:
+        space.inexact["PerSample"] = table.error
+        if space.quadrature is not None:
+            return table.loss, _at_points(space, samples)[1]
+    return table.loss, table.covariance
+
+
+def mean_gradient(space: Space, samples: Samples) -> Expr:
+    """∇f, exact at the points of ``space.quadrature`` if f is not tabulated well (collective)."""
+    loss, _ = tabulate_samples(space, samples)
+    if space.quadrature is None or space.tables[samples].error <= samples.rtol:
+        return space.grad(loss)
+    return _at_points(space, samples)[0]
+
+
+def _at_points(space: Space, samples: Samples) -> tuple[Expr, Expr]:
+    """∇f and Σ at the points of a quadrature rule; made once per mesh and rule (collective)."""
+    key = samples, space.quadrature
+    if key not in space.exact:
+        d = space.dim
+
+        def both(x: np.ndarray) -> np.ndarray:
+            _, gradient, covariance = samples.moments(x)
+            return np.concatenate([gradient, covariance.reshape(len(x), d * d)], axis=1)
+
+        table = at_points(space, (d + d * d,), both)
+        gradient = ufl.as_vector([table[i] for i in range(d)])
+        covariance = ufl.as_matrix([[table[d + d * i + j] for j in range(d)] for i in range(d)])
+        space.exact[key] = gradient, covariance
+    return space.exact[key]
 
 
 def _tabulate(space: Space, samples: Samples) -> Table:
@@ -55,15 +89,67 @@ def _tabulate(space: Space, samples: Samples) -> Table:
     exact = _moments(space, samples, places)
     for degree in range(min(space.degree + 1, _HIGHEST), _HIGHEST + 1):
         table = _interpolate(space, samples, degree)
-        error = _error(space, table, probes, exact)
+        errors = _errors(space, table, probes, exact)
+        error = max(errors)
         logger.info("loss and covariance of %d samples tabulated at degree %d: error %.1e", samples.size, degree, error)
         if error <= samples.rtol:
-            return Table(table.loss, table.factor, degree, error)
-    raise ValueError(
-        f"PerSample: loss and covariance of the {samples.size} samples cannot be tabulated on this mesh to rtol = "
-        f"{samples.rtol:g}: the error is {error:.2g} of the largest value at degree {degree}. Refine the mesh, make "
-        "the domain smaller, or accept a larger rtol; losses or gradients that jump cannot be tabulated at all."
+            return replace(table, error=error)
+    if errors[0] > max(samples.rtol, _KINK) or _loss_jumps(space, samples, places):
+        raise ValueError(
+            f"PerSample: loss and covariance of the {samples.size} samples cannot be tabulated on this mesh to rtol = "
+            f"{samples.rtol:g}: the loss's error is {errors[0]:.2g} of the largest value at degree {degree}. Refine "
+            "the mesh, or make the domain smaller; gradients may jump, losses that jump themselves cannot be tabulated."
+        )
+    logger.info(
+        "polynomials of degree %d miss Σ by %.1e of its largest value (do gradients jump, as those of ReLU networks? "
+        "is the mesh too coarse?): it is evaluated at quadrature points instead",
+        degree,
+        error,
     )
+    return _in_vertices(space, samples, error)
+
+
+def _loss_jumps(space: Space, samples: Samples, places: np.ndarray) -> bool:
+    """Whether f itself jumps inside a cell, on any rank: bisection of the lines that gradients explain worst."""
+    x = places.reshape(-1, space.mesh.topology.dim + 2, space.dim)
+    a, b = np.repeat(x[:, 0], x.shape[1] - 1, axis=0), x[:, 1:].reshape(-1, space.dim)
+    jumps = False
+    with space.together():
+        if len(a):
+            ends = [samples.moments(p)[:2] for p in (a, b)]
+            unexplained = _unexplained(a, b, *ends)
+            worst = np.argsort(unexplained)[-64:]
+            a, b, before = a[worst], b[worst], unexplained[worst]
+            left, right = ([m[worst] for m in end] for end in ends)
+            for _ in range(20):
+                m = 0.5 * (a + b)
+                middle = list(samples.moments(m)[:2])
+                first = _unexplained(a, m, left, middle) > _unexplained(m, b, middle, right)
+                a, b = np.where(first[:, None], a, m), np.where(first[:, None], m, b)
+                one, many = first, first[:, None]
+                right = [np.where(c, u, v) for c, u, v in zip((one, many), middle, right, strict=True)]
+                left = [np.where(c, u, v) for c, u, v in zip((one, many), left, middle, strict=True)]
+            after, largest = np.abs(right[0] - left[0]), float(np.abs(ends[0][0]).max())
+            jumps = bool((after > np.maximum(0.05 * before, 1e-6 * largest)).any())
+    return bool(space.mesh.comm.allreduce(jumps, op=MPI.LOR))
+
+
+def _unexplained(a: np.ndarray, b: np.ndarray, at_a: Any, at_b: Any) -> np.ndarray:
+    """|f(b) − f(a) − ½(∇f(a) + ∇f(b))·(b − a)|: a jump of f whole, of a kink what shrinks with the distance."""
+    slopes = 0.5 * np.einsum("ni,ni->n", at_a[1] + at_b[1], b - a)
+    return np.asarray(np.abs(at_b[0] - at_a[0] - slopes))
+
+
+def _in_vertices(space: Space, samples: Samples, error: float) -> Table:
+    """f as of the lowest degree, Σ continuous and linear in each cell, hence semi-definite."""
+    table = _interpolate(space, samples, space.degree + 1)
+    V = fem.functionspace(space.mesh, ("Lagrange", 1, (space.dim, space.dim)))
+    owned = V.dofmap.index_map.size_local
+    _, covariance = _moments(space, samples, V.tabulate_dof_coordinates()[:owned, : space.dim])
+    linear = fem.Function(V)
+    linear.x.array[: covariance.size] = covariance.ravel()
+    linear.x.scatter_forward()
+    return Table(table.loss, None, linear, 1, error)
 
 
 def _compare_ranks(space: Space, samples: Samples, x: np.ndarray) -> None:
@@ -79,10 +165,6 @@ def _compare_ranks(space: Space, samples: Samples, x: np.ndarray) -> None:
         )
 
 
-def _covariance(table: Table) -> Expr:
-    return ufl.dot(table.factor, ufl.transpose(table.factor))
-
-
 def _interpolate(space: Space, samples: Samples, degree: int) -> Table:
     V = fem.functionspace(space.mesh, ("Lagrange", degree))
     owned = V.dofmap.index_map.size_local
@@ -96,7 +178,7 @@ def _interpolate(space: Space, samples: Samples, degree: int) -> Table:
     factor.x.array[: factors.size] = factors.ravel()  # both spaces number their nodes alike: one element, blocked
     for function in (loss, factor):
         function.x.scatter_forward()
-    return Table(loss, factor, degree, np.inf)
+    return Table(loss, factor, ufl.dot(factor, ufl.transpose(factor)), degree, np.inf)
 
 
 def _factors(samples: Samples, x: np.ndarray) -> np.ndarray:
@@ -171,7 +253,7 @@ def _not_differentiable(samples: Samples, x: np.ndarray, f: np.ndarray, gradient
 
 def _probe_cells(space: Space) -> np.ndarray:
     owned = space.mesh.topology.index_map(space.mesh.topology.dim).size_local
-    return np.unique(np.linspace(0, owned - 1, min(_PROBES, owned)).astype(np.int32))
+    return np.arange(owned, dtype=np.int32)  # all: a jump is in few
 
 
 def _places(space: Space, cells: np.ndarray) -> np.ndarray:
@@ -187,11 +269,12 @@ def _probe(space: Space) -> np.ndarray:
     return np.vstack([middle, corners + 0.15 * (middle - corners)])
 
 
-def _error(space: Space, table: Table, cells: np.ndarray, exact: tuple[np.ndarray, np.ndarray]) -> float:
-    worst = 0.0
-    for expression, values in ((table.loss, exact[0]), (_covariance(table), exact[1])):
+def _errors(space: Space, table: Table, cells: np.ndarray, exact: tuple[np.ndarray, np.ndarray]) -> list[float]:
+    """Of f and of Σ, relative to their largest values."""
+    errors = []
+    for expression, values in ((table.loss, exact[0]), (table.covariance, exact[1])):
         found = fem.Expression(expression, _probe(space)).eval(space.mesh, cells).reshape(values.shape)
         largest = space.mesh.comm.allreduce(float(np.abs(values).max(initial=0.0)), op=MPI.MAX)
         difference = space.mesh.comm.allreduce(float(np.abs(found - values).max(initial=0.0)), op=MPI.MAX)
-        worst = max(worst, difference / largest if largest > 0 else 0.0)
-    return worst
+        errors.append(difference / largest if largest > 0 else 0.0)
+    return errors

@@ -6,11 +6,12 @@ A source is told by its type: a number or nested sequence is constant; a callabl
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mpi4py import MPI
 
+import basix.ufl
 import dolfinx
 import numpy as np
 import ufl
@@ -21,6 +22,8 @@ from .._arguments import is_number
 from .._compat import interpolation_points
 from .._errors import agree, together
 from .._log import logger
+
+TABULATED = 1e-3  # of the largest value: what a table of D may miss before D itself is taken at quadrature points
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,9 @@ class Space:
         dim: number of leading coordinates that sources see: d, or d/2 for a kinetic process on (x, v).
         parameters: the named numbers of the process as ``fem.Constant``; changing them recompiles nothing.
         tables: tabulated sources that serve several coefficients.
+        quadrature: degree of the rule at whose points tabulated sources are exact; None: they are interpolated.
+        exact: sources at quadrature points that serve several coefficients.
+        inexact: names of the sources whose interpolation misses them by more than :data:`TABULATED`.
     """
 
     mesh: dolfinx.mesh.Mesh
@@ -64,6 +70,9 @@ class Space:
     dim: int
     parameters: dict[str, fem.Constant] = field(default_factory=dict)
     tables: dict[Any, Any] = field(default_factory=dict)
+    quadrature: int | None = None
+    inexact: dict[str, float] = field(default_factory=dict)
+    exact: dict[Any, Any] = field(default_factory=dict)
 
     @property
     def x(self) -> Expr:
@@ -76,6 +85,10 @@ class Space:
         if not ufl.domain.extract_domains(f):  # a number, of which UFL takes no derivative
             return ufl.as_vector([0.0] * self.dim)
         return ufl.as_vector([f.dx(i) for i in range(self.dim)])
+
+    def at_quadrature(self, degree: int) -> "Space":
+        """The same coordinates and numbers, with tabulated sources exact at the points of a quadrature rule."""
+        return replace(self, quadrature=degree)
 
     def constant(self, value: Any) -> fem.Constant:
         """A constant that no compiled form depends on."""
@@ -162,16 +175,64 @@ def _fit(expression: Expr, what: str, shape: tuple[int, ...]) -> Expr:
 
 
 def tabulate(space: Space, source: Batched, what: str, shape: tuple[int, ...]) -> Expr:
-    """Interpolate a batched source (collective)."""
+    """Interpolate a batched source, or take it at quadrature points (collective)."""
+    if shape and space.quadrature is not None:
+        return at_points(space, shape, lambda x: _symmetric(_values(source, what, x, shape)))
     degree = {0: space.degree + 1, 1: space.degree, 2: 1}[len(shape)]
     V = fem.functionspace(space.mesh, ("Lagrange", degree, shape) if shape else ("Lagrange", degree))
     function = fem.Function(V)
     values = evaluate(space, source, what, V, shape)
     if len(shape) == 2:
         agree(space.mesh.comm, _asymmetric(values, what))
-        values = 0.5 * (values + values.transpose(0, 2, 1))
+        values = _symmetric(values)
     fill(function, values)
+    if len(shape) == 2:
+        measure(space, function, lambda x: _symmetric(_values(source, what, x, shape)), what)
     return function
+
+
+def _symmetric(values: np.ndarray) -> np.ndarray:
+    return 0.5 * (values + values.swapaxes(-1, -2)) if values.ndim == 3 else values
+
+
+def at_points(space: Space, shape: tuple[int, ...], function: Callable[[np.ndarray], np.ndarray]) -> fem.Function:
+    """A function that is exact at the points of ``space.quadrature``, in all local cells (collective)."""
+    mesh = space.mesh
+    element = basix.ufl.quadrature_element(mesh.basix_cell(), shape, degree=space.quadrature)
+    V = fem.functionspace(mesh, element)
+    x = _physical(space, interpolation_points(V.element))
+    values = np.zeros((len(x), *shape))
+    with space.together():
+        for some in np.array_split(np.arange(len(x)), max(1, len(x) // 20_000)):
+            values[some] = function(x[some])
+    answer = fem.Function(V)
+    fill(answer, values)
+    return answer
+
+
+def _physical(space: Space, X: np.ndarray, cells: np.ndarray | None = None) -> np.ndarray:
+    """Reference points in local cells, shape (cells * points, dim)."""
+    mesh = space.mesh
+    if cells is None:
+        local = mesh.topology.index_map(mesh.topology.dim)
+        cells = np.arange(local.size_local + local.num_ghosts, dtype=np.int32)
+    points = fem.Expression(ufl.SpatialCoordinate(mesh), X).eval(mesh, cells)
+    return np.ascontiguousarray(points.reshape(-1, mesh.geometry.dim)[:, : space.dim])
+
+
+def measure(space: Space, table: Expr, exact: Callable[[np.ndarray], np.ndarray], what: str) -> None:
+    """Note by how much a table of D misses the source in the cells' midpoints, relative to the largest (collective)."""
+    mesh = space.mesh
+    middle = basix.geometry(mesh.basix_cell()).mean(axis=0, keepdims=True)
+    owned = np.arange(mesh.topology.index_map(mesh.topology.dim).size_local, dtype=np.int32)
+    x = _physical(space, middle, owned)
+    with space.together():
+        values = exact(x)
+    here = fem.Expression(table, middle).eval(mesh, owned).reshape(values.shape)
+    found = np.abs(values - here).max(initial=0.0), np.abs(values).max(initial=0.0)
+    missed, largest = (mesh.comm.allreduce(float(v), op=MPI.MAX) for v in found)
+    if missed > TABULATED * largest:
+        space.inexact[what] = missed / largest
 
 
 def evaluate(
@@ -181,18 +242,14 @@ def evaluate(
 
     With ``shape`` None any trailing shape is accepted, as long as the first axis counts the points.
     """
-    mesh = space.mesh
-    local = mesh.topology.index_map(mesh.topology.dim)
-    cells = np.arange(local.size_local + local.num_ghosts, dtype=np.int32)
-    points = fem.Expression(ufl.SpatialCoordinate(mesh), interpolation_points(V.element)).eval(mesh, cells)
-    x = points.reshape(-1, mesh.geometry.dim)[:, : space.dim]
+    x = _physical(space, interpolation_points(V.element))
     with space.together():
-        return _values(source, what, np.ascontiguousarray(x), shape)
+        return _values(source, what, x, shape)
 
 
 def _values(source: Batched, what: str, x: np.ndarray, shape: tuple[int, ...] | None) -> np.ndarray:
     try:
-        values = _real(source.function(x), what)
+        values = real_array(source.function(x), what)
     except Exception as error:
         raise ValueError(
             f"{what} failed on a numpy array of points of shape {x.shape}: {type(error).__name__}: {error}"
@@ -211,7 +268,7 @@ def _values(source: Batched, what: str, x: np.ndarray, shape: tuple[int, ...] | 
     return values
 
 
-def _real(values: Any, what: str) -> np.ndarray:
+def real_array(values: Any, what: str) -> np.ndarray:
     """An array of numpy, PyTorch or JAX in double precision."""
     if hasattr(values, "detach"):
         values = values.detach().cpu()

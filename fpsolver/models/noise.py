@@ -13,8 +13,8 @@ from dolfinx import fem
 from ufl.core.expr import Expr
 
 from .._errors import agree
-from ._tabulate import tabulate_samples
-from .fields import Batched, Space, evaluate, fill, is_number
+from ._tabulate import mean_gradient, tabulate_samples
+from .fields import Batched, Space, at_points, evaluate, fill, is_number, measure, real_array
 from .samples import Samples, jax_samples, torch_samples
 
 
@@ -168,6 +168,12 @@ class PerSample(Noise):
         losses = self.losses(space)
         return sum(losses[1:], losses[0]) / len(losses)
 
+    def mean_gradient(self, space: Space) -> Expr:
+        """∇f."""
+        if isinstance(self.samples, Samples):
+            return mean_gradient(space, self.samples)
+        return space.grad(self.mean_loss(space))
+
     def covariance(self, space: Space) -> Expr:
         """σ σᵀ from symbolic gradients or from tabulated ones."""
         if isinstance(self.samples, Batched):
@@ -185,6 +191,9 @@ class PerSample(Noise):
     def _tabulated(self, space: Space) -> Expr:
         """Σ at the nodes of a continuous piecewise linear tensor."""
         assert isinstance(self.samples, Batched)
+        if space.quadrature is not None:
+            Sigma = at_points(space, (space.dim, space.dim), self._moment)
+            return Sigma if self.replacement else self._share(space, space.exact[self.samples, "size"]) * Sigma
         V = fem.functionspace(space.mesh, ("Lagrange", 1, (space.dim, space.dim)))
         g = evaluate(space, self.samples, "PerSample(fp.batched(grads))", V, None)
         problem = None
@@ -193,10 +202,19 @@ class PerSample(Noise):
             problem = f"returned shape {shape}; expected (points, N, {space.dim}) with N of at least 2."
         agree(space.mesh.comm, problem and f"PerSample(fp.batched(grads)): grads {problem}")
         self._check_size(space, g.shape[1])
+        space.exact[self.samples, "size"] = g.shape[1]
         g = g - g.mean(axis=1, keepdims=True)
         function = fem.Function(V)
         fill(function, g.transpose(0, 2, 1) @ g / g.shape[1])
+        measure(space, function, self._moment, "PerSample(fp.batched(grads))")
         return self._share(space, g.shape[1]) * function if not self.replacement else function
+
+    def _moment(self, x: Any) -> Any:
+        """Σ at points."""
+        assert isinstance(self.samples, Batched)
+        g = real_array(self.samples.function(x), "PerSample(fp.batched(grads))")
+        g = g - g.mean(axis=1, keepdims=True)
+        return g.transpose(0, 2, 1) @ g / g.shape[1]
 
     def _check_size(self, space: Space, N: int) -> None:
         """N is known only when the gradients are, and each rank finds its own (collective)."""

@@ -48,7 +48,15 @@ class Noisy(Process):
     def coefficients(self, space: Space) -> Coefficients:
         """D + δI and the same β, as ∇·(δI) = 0."""
         c = self.process.coefficients(space)
-        return Coefficients(c.D + space.parameter("delta", self.delta) * ufl.Identity(c.D.ufl_shape[0]), c.beta)
+        return replace(c, D=c.D + space.parameter("delta", self.delta) * ufl.Identity(c.D.ufl_shape[0]))
+
+    def inside(self, space: Space) -> tuple[Expr, Expr] | None:
+        """D + δI and the same drift."""
+        found = self.process.inside(space)
+        if found is None:
+            return None
+        D, b = found
+        return D + space.parameter("delta", self.delta) * ufl.Identity(D.ufl_shape[0]), b
 
     def potential(self, space: Space) -> Expr | None:
         """U D/(D + δ) where the process has a potential U, and hence isotropic noise of constant level D."""

@@ -4,6 +4,7 @@ dX = b(X) dt + √(2D(X)) dW in the Itô sense.  Its generator is L u = ∇·(D�
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal, Self
 
@@ -19,10 +20,31 @@ CONVENTIONS = ("ito", "stratonovich", "divergence")
 
 @dataclass(frozen=True)
 class Coefficients:
-    """A process on a mesh, as UFL: ``D`` of shape (d, d) and ``beta`` = b − ∇·D of shape (d,)."""
+    """A process on a mesh, as UFL.
+
+    Attributes:
+        D: diffusion, shape (d, d).
+        beta: β, shape (d,): b − ∇·D, with the derivative that UFL takes cell by cell.
+        share: how much of ∇·D was taken off the drift: 1 (Itô), ½ (Stratonovich), 0 (divergence form).  Where D jumps,
+            the derivative is not the divergence, and the forms need to know.
+        drift: the Itô drift b, if ∇·D was taken off it; it can be left out, and is then made from the others.
+        inside: D and the Itô drift b at the points of a quadrature degree, where they are tabulated and the tables miss
+            them by more than a little; None: D and β are what they are everywhere.
+    """
 
     D: Expr
     beta: Expr
+    share: float = 1.0
+    drift: Expr | None = None
+    inside: Callable[[int], tuple[Expr, Expr]] | None = None
+
+    def generator(self, u: Expr, quadrature: int) -> Expr:
+        """L u = D:∇∇u + b·∇u, which contains no derivative of D, for a quadrature degree."""
+        if self.inside is not None:
+            D, b = self.inside(quadrature)
+        else:
+            D, b = self.D, self.beta + ufl.div(self.D) if self.drift is None else self.drift
+        return ufl.inner(D, ufl.grad(ufl.grad(u))) + ufl.dot(b, ufl.grad(u))
 
 
 class Process(ABC):
@@ -39,6 +61,10 @@ class Process(ABC):
     @abstractmethod
     def coefficients(self, space: Space) -> Coefficients:
         """D and β = b − ∇·D on the mesh of ``space``."""
+
+    def inside(self, space: Space) -> tuple[Expr, Expr] | None:
+        """D and the Itô drift b without derivatives of tabulated sources; None: this process has no such form."""
+        return None
 
     def potential(self, space: Space) -> Expr | None:
         """U with invariant density ∝ e^{−U} and no current, where it is known in closed form; None otherwise."""
@@ -104,16 +130,23 @@ class SDE(Process):
 
     def coefficients(self, space: Space) -> Coefficients:
         """β = b − ∇·D (Itô), b − ½∇·D (Stratonovich), b (divergence form)."""
-        drift = space.vector(
-            space.parameter("drift", self.drift) if is_number(self.drift) else self.drift, "SDE: drift"
-        )
+        drift = self._drift(space)
         if is_number(self.diffusion):
             return Coefficients(space.parameter("diffusion", self.diffusion) * ufl.Identity(space.dim), drift)
         D = space.matrix(self.diffusion, "SDE: diffusion")
         if self.convention == "stratonovich":
             _check_stratonovich(D, space)
         share = {"ito": 1.0, "stratonovich": 0.5, "divergence": 0.0}[self.convention]
-        return Coefficients(D, drift - share * ufl.div(D) if share else drift)
+        return Coefficients(D, drift - share * ufl.div(D) if share else drift, share, drift if share == 1 else None)
+
+    def inside(self, space: Space) -> tuple[Expr, Expr] | None:
+        """As given, in the Itô convention."""
+        if self.convention != "ito":
+            return None
+        return space.matrix(self.diffusion, "SDE: diffusion"), self._drift(space)
+
+    def _drift(self, space: Space) -> Expr:
+        return space.vector(space.parameter("drift", self.drift) if is_number(self.drift) else self.drift, "SDE: drift")
 
     def potential(self, space: Space) -> Expr | None:
         """The potential that was given."""
@@ -201,7 +234,15 @@ class SGD(Process):
         eta = space.parameter("learning_rate", self.learning_rate)
         B = space.parameter("batch_size", self.batch_size)
         D = eta / (2 * B) * self.noise.covariance(space)
-        return Coefficients(D, -space.grad(self._modified_loss(space)) - ufl.div(D))
+        drift = -space.grad(self._modified_loss(space))
+        return Coefficients(D, drift - ufl.div(D), 1.0, drift)
+
+    def inside(self, space: Space) -> tuple[Expr, Expr] | None:
+        """To first order, D and −∇f."""
+        if self.order != 1:
+            return None
+        eta, B = space.parameters["learning_rate"], space.parameters["batch_size"]
+        return eta / (2 * B) * self.noise.covariance(space), -mean_gradient(self, space)
 
     def _modified_loss(self, space: Space) -> Expr:
         f = mean_loss(self, space)
@@ -266,13 +307,18 @@ class MomentumSGD(Process):
         B = space.parameter("batch_size", self.batch_size)
         gamma = (1 - space.parameter("momentum", self.momentum)) / root
         X = ufl.SpatialCoordinate(space.mesh)
-        gradient, Sigma = space.grad(mean_loss(self, space)), self.noise.covariance(space)
+        gradient, Sigma = mean_gradient(self, space), self.noise.covariance(space)
         b = [X[m + i] for i in range(m)] + [-gamma * X[m + i] - gradient[i] for i in range(m)]
         D = [
             [root / (2 * B) * Sigma[i - m, j - m] if min(i, j) >= m else ufl.as_ufl(0) for j in range(2 * m)]
             for i in range(2 * m)
         ]
         return Coefficients(ufl.as_matrix(D), ufl.as_vector(b))
+
+    def inside(self, space: Space) -> tuple[Expr, Expr]:
+        """The same, as ∇·D = 0."""
+        c = self.coefficients(space)
+        return c.D, c.beta
 
 
 def _check_sgd(process: SGD | MomentumSGD) -> None:
@@ -290,6 +336,14 @@ def _check_sgd(process: SGD | MomentumSGD) -> None:
         raise ValueError(f"{name}: batch_size is {process.batch_size:g}, but there are only {N} samples.")
     if process.loss is None and per_sample is None:
         raise ValueError(f"{name}: loss=None needs a fp.PerSample noise, whose mean loss is then taken.")
+
+
+def mean_gradient(process: SGD | MomentumSGD, space: Space) -> Expr:
+    """The gradient of the loss of a process as UFL."""
+    samples = samples_of(process.noise)
+    if process.loss is None and samples is not None:
+        return samples.mean_gradient(space)
+    return space.grad(mean_loss(process, space))
 
 
 def mean_loss(process: SGD | MomentumSGD, space: Space) -> Expr:

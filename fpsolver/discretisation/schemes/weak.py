@@ -15,6 +15,8 @@ import dolfinx
 import ufl
 from dolfinx import fem
 from ufl.algorithms import estimate_total_polynomial_degree, extract_coefficients
+from ufl.algorithms.apply_algebra_lowering import apply_algebra_lowering
+from ufl.algorithms.apply_derivatives import apply_derivatives
 from ufl.core.expr import Expr
 
 from ...models.fields import Space
@@ -22,6 +24,9 @@ from ...models.process import Coefficients
 
 if TYPE_CHECKING:
     from .scheme import Scheme
+
+
+ROUGH_QUADRATURE = {1: 20, 2: 14, 3: 4}  # degrees added where D jumps inside cells
 
 
 def quadrature_degree(coefficients: Coefficients, degree: int) -> int:
@@ -59,6 +64,8 @@ class WeakForm:
         potential: U with ``weighted``.
         offset: its minimum, a constant.
         floor: lowest exponent of the weight in each cell, see :func:`~fpsolver.discretisation.forms.lowest_exponents`.
+        rough: one in cells in which D is not differentiated, see :mod:`..jumps`, zero in others; None: there are none.
+        middle: the cells' midpoints where coefficients may jump on facets, else None.
     """
 
     space: Space
@@ -74,6 +81,8 @@ class WeakForm:
     potential: Any = None
     offset: Any = None
     floor: Any = None
+    rough: Any = None
+    middle: Any = None
 
     @property
     def mesh(self) -> dolfinx.mesh.Mesh:
@@ -91,17 +100,17 @@ class WeakForm:
         space = replace(self.space, parameters={name: own[c] for name, c in given.items()})
         if self.offset is not None:
             own[self.offset] = self.space.constant(0.0)
-        own |= {f: fem.Function(f.function_space) for f in (self.floor,) if f is not None}
+        own |= {f: fem.Function(f.function_space) for f in (self.floor, self.rough) if f is not None}
 
         def of(expression: Any) -> Any:
             return ufl.replace(expression, own) if isinstance(expression, Expr) else expression
 
-        process = coefficients = Coefficients(of(self.process.D), of(self.process.beta))
-        if self.coefficients is not self.process:
-            coefficients = Coefficients(of(self.coefficients.D), of(self.coefficients.beta))
+        process, coefficients = (
+            replace(c, D=of(c.D), beta=of(c.beta), drift=of(c.drift)) for c in (self.process, self.coefficients)
+        )
         weak = replace(
             self, space=space, process=process, coefficients=coefficients, weight=of(self.weight),
-            potential=of(self.potential), offset=of(self.offset), floor=of(self.floor),
+            potential=of(self.potential), offset=of(self.offset), floor=of(self.floor), rough=of(self.rough),
         )  # fmt: skip
         return weak, own
 
@@ -112,15 +121,29 @@ class WeakForm:
     @property
     def dx(self) -> ufl.Measure:
         """Cell measure with explicit quadrature degree."""
-        metadata = {"quadrature_degree": self.quadrature}
+        return self._cells((1, 2))
+
+    def _cells(self, ids: int | tuple[int, ...], more: int = 0) -> ufl.Measure:
+        """Measure on smooth cells (1) or rough ones (2), with ``more`` than the quadrature degree."""
+        metadata = {"quadrature_degree": self.quadrature + more}
         if self.cells is None:
             return ufl.dx(domain=self.mesh, metadata=metadata)
-        return ufl.Measure("dx", domain=self.mesh, subdomain_data=self.cells, subdomain_id=1, metadata=metadata)
+        if self.rough is None:
+            ids = 1
+        return ufl.Measure("dx", domain=self.mesh, subdomain_data=self.cells, subdomain_id=ids, metadata=metadata)
 
-    def ds(self, tags: Any) -> ufl.Measure:
-        """Measure on the facets of ``tags`` with value 1, seen from one side."""
+    def ds(self, tags: Any, value: int = 1) -> ufl.Measure:
+        """Measure on the facets of ``tags`` with this value, seen from one side."""
         metadata = {"quadrature_degree": self.quadrature}
-        return ufl.Measure("ds", domain=self.mesh, subdomain_data=tags, subdomain_id=1, metadata=metadata)
+        return ufl.Measure("ds", domain=self.mesh, subdomain_data=tags, subdomain_id=value, metadata=metadata)
+
+    @property
+    def dS(self) -> ufl.Measure:
+        """Measure on the facets between cells that exchange more than the unknowns they share."""
+        metadata = {"quadrature_degree": self.quadrature}
+        if self.interior is None:
+            return ufl.dS(domain=self.mesh, metadata=metadata)
+        return ufl.Measure("dS", self.mesh, 1, metadata, self.interior)
 
     @property
     def alpha(self) -> float:
@@ -139,12 +162,22 @@ class WeakForm:
 
     def _volume(self, u: Expr, v: Expr) -> ufl.Form:
         D, beta = self.coefficients.D, self.coefficients.beta
-        return (ufl.inner(ufl.dot(D, ufl.grad(u)), ufl.grad(v)) - ufl.dot(beta, ufl.grad(u)) * v) * self.dx
+        smooth = ufl.inner(ufl.dot(D, ufl.grad(u)), ufl.grad(v)) - ufl.dot(beta, ufl.grad(u)) * v
+        if self.rough is None:
+            return smooth * self.dx
+        wall = ufl.dot(ufl.dot(D, ufl.grad(u)), ufl.FacetNormal(self.mesh)) * v * self.ds(self.absorbing, 2)
+        further = ROUGH_QUADRATURE[self.mesh.topology.dim]
+        return (
+            smooth * self._cells(1)
+            - self.process.generator(u, self.quadrature + further) * v * self._cells(2, further)
+            + wall
+        )
 
     def exit(self, u: Expr, v: Expr, tags: Any) -> ufl.Form:
         """Facet terms of B on an absorbing part, with homogeneous data."""
         D, n = self.coefficients.D, ufl.FacetNormal(self.mesh)
-        return -ufl.dot(ufl.dot(D, ufl.grad(u)), n) * v * self.ds(tags) + self.exit_data(u, v, tags)
+        smooth = 1.0 if self.rough is None else 1.0 - self.rough
+        return -smooth * ufl.dot(ufl.dot(D, ufl.grad(u)), n) * v * self.ds(tags) + self.exit_data(u, v, tags)
 
     def exit_data(self, g: Expr, v: Expr, tags: Any) -> ufl.Form:
         """ℓ_g(v): backward data g on an absorbing part, and the consistent outflux of v for g = 1.
@@ -166,28 +199,20 @@ class WeakForm:
 
     def interior_facets(self, u: Expr, v: Expr) -> ufl.Form:
         """Upwind drift and the symmetric weighted interior penalty on the facets between cells."""
-        drift = ufl.dot(ufl.avg(self.coefficients.beta), ufl.FacetNormal(self.mesh)("+"))
+        drift = ufl.dot(ufl.avg(self.sided(self.coefficients.beta)), ufl.FacetNormal(self.mesh)("+"))
         upwind = drift * jump(u) * ufl.avg(v) + 0.5 * abs(drift) * jump(u) * jump(v)
-        return (upwind + self._penalised(self.coefficients.D, u, v)) * self.dS
+        return (upwind + self._penalised(self.sided(self.coefficients.D), u, v, self.rough is not None)) * self.dS
 
     def added(self, K: Expr, u: Expr, v: Expr) -> ufl.Form:
         """The part of B that diffusion K adds inside the domain."""
         return ufl.inner(ufl.dot(K, ufl.grad(u)), ufl.grad(v)) * self.dx + self._penalised(K, u, v) * self.dS
 
-    @property
-    def dS(self) -> ufl.Measure:
-        """Measure on the facets between cells."""
-        metadata = {"quadrature_degree": self.quadrature}
-        if self.interior is None:
-            return ufl.dS(domain=self.mesh, metadata=metadata)
-        return ufl.Measure("dS", self.mesh, 1, metadata, self.interior)
-
-    def _penalised(self, D: Expr, u: Expr, v: Expr) -> Expr:
+    def _penalised(self, D: Expr, u: Expr, v: Expr, ito: bool = False) -> Expr:
         """Fluxes of a diffusion through a facet, and the penalty of jumps."""
         n = ufl.FacetNormal(self.mesh)("+")
         delta = [ufl.dot(ufl.dot(D(s), n), n) for s in "+-"]
-        if is_continuous(D):
-            weights, gamma = [0.5, 0.5], delta[0]
+        if ito or (is_continuous(D) and self.middle is None):
+            weights, gamma = [0.5, 0.5], 0.5 * (delta[0] + delta[1])
         else:  # w_i = δ_j / (δ_0 + δ_1): the flux is taken from the side that diffuses less
             total = delta[0] + delta[1]
             some = ufl.gt(total, 0)
@@ -199,7 +224,28 @@ class WeakForm:
 
         h = facet_height(self.mesh)
         h = ufl.min_value(h("+"), h("-"))
-        return self.alpha * gamma / h * jump(u) * jump(v) - flux(u) * jump(v) - flux(v) * jump(u)
+        gradients = -flux(u) * jump(v) if not ito else self.kinks(u, v)
+        return self.alpha * gamma / h * jump(u) * jump(v) + gradients - flux(v) * jump(u)
+
+    def sided(self, expression: Expr) -> Expr:
+        """What a coefficient is on facets seen from either cell: conditions on x decide a little inside of them."""
+        if self.middle is None:
+            return expression
+        x = ufl.SpatialCoordinate(self.mesh)
+        return ufl.replace(apply_derivatives(apply_algebra_lowering(expression)), {x: x + 1e-8 * (self.middle - x)})
+
+    def kinks(self, u: Expr, v: Expr) -> Expr:
+        """What ∇u contributes on facets of rough cells: [χ v Dn·∇u] − [v Dn]·{∇u}, χ one in rough cells.
+
+        Between two of them it is {v Dn}·[∇u]: solutions are C¹, whatever D is there.  Between smooth cells it is
+        −{Dn·∇u}[v].
+        """
+        D, n, total = self.sided(self.coefficients.D), ufl.FacetNormal(self.mesh)("+"), 0
+        for side, sign in (("+", 1.0), ("-", -1.0)):
+            flux = v(side) * ufl.dot(D(side), n)
+            gradient = self.rough(side) * ufl.grad(u)(side) - ufl.avg(ufl.grad(u))
+            total += sign * ufl.dot(flux, gradient)
+        return total
 
 
 def jump(w: Expr) -> Expr:
