@@ -152,6 +152,8 @@ class Generator:
         if weak.potential is not None and isinstance(process, SDE):  # given, not derived
             check_potential(self.domain.mesh, weak.process, weak.potential, self.degree)
         self._settle()
+        if self.domain.comm.size > 1:  # what was left behind: ranks may let go of it in different order
+            PETSc.garbage_cleanup(self.domain.comm)
         with PETSc.Log.Stage("fpsolver assemble"):
             pattern = model.G if model and not model._closed else None  # it is a third of the time
             form = self._forms.bind(self._forms.forward, weak, own)
@@ -298,6 +300,10 @@ class Generator:
                 "this generator is closed: close() or the end of its with block has freed its matrices. Ask before, or "
                 "ask a new one, gen.replace()."
             )
+
+    def opened(self) -> "Generator":
+        """This generator, or one like it if it is closed (collective)."""
+        return self.replace() if self._closed else self
 
     def close(self) -> None:
         """Free matrices and factors now (collective).  Whatever needs them afterwards says so."""

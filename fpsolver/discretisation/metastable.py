@@ -61,7 +61,7 @@ class CapacitySolver:
     across: Floats
 
     def __init__(self, gen: Generator, what: str, preset: Options, options: Options | None):
-        self.gen = gen
+        self.absorbing = gen.absorbing
         cells = None if gen.weak.cells is None else gen.weak.cells.find(1)
         self.wells = find_wells(gen.V, nodal_potential(gen), gen.territory.stops, _DEPTH, cells)
         logger.info("%d metastable well(s) split off", len(self.wells))
@@ -69,8 +69,8 @@ class CapacitySolver:
         self.K.scale(-1.0)
         first, last = self.K.getOwnershipRange()
         self._mine = [int(i) for i in self.wells if first <= i < last]
-        units = [self._unit(int(i)) for i in self.wells]
-        sources = [self._image(e) for e in units] + [exit_flux(gen, part).copy() for part in gen.absorbing]
+        units = [self._unit(gen, int(i)) for i in self.wells]
+        sources = [self._image(gen, e) for e in units] + [exit_flux(gen, part).copy() for part in gen.absorbing]
         self._scale = self.K.getDiagonal()
         self._scale.sqrtabs()
         self._scale.reciprocal()
@@ -82,7 +82,7 @@ class CapacitySolver:
         self.h = [self._stopped(F) for F in sources]
         for h, e in zip(self.h, units, strict=False):
             h.axpy(1.0, e)
-        self._measure()
+        self._measure(gen)
         for v in (*units, *sources):
             v.destroy()
 
@@ -91,18 +91,18 @@ class CapacitySolver:
         """Capacity between the deepest well and the rest."""
         return float(self.between[0].sum() + self.leaving[0].sum())
 
-    def _unit(self, row: int) -> PETSc.Vec:
-        e = self.gen.G.createVecRight()
+    def _unit(self, gen: Generator, row: int) -> PETSc.Vec:
+        e = gen.G.createVecRight()
         e.set(0.0)
         if row in self._mine:
             e.setValue(row, 1.0)
         e.assemble()
         return e
 
-    def _image(self, e: PETSc.Vec) -> PETSc.Vec:
+    def _image(self, gen: Generator, e: PETSc.Vec) -> PETSc.Vec:
         """−K e."""
         F = e.duplicate()
-        self.gen.G.mult(e, F)
+        gen.G.mult(e, F)
         return F
 
     def _stopped(self, F: PETSc.Vec) -> PETSc.Vec:
@@ -117,19 +117,19 @@ class CapacitySolver:
         b.destroy()
         return x
 
-    def _measure(self) -> None:
+    def _measure(self, gen: Generator) -> None:
         """All capacities: C_st from a(h_s, χ_t) or a(h_t, χ_s), whichever does not sink into rounding."""
         n = len(self.wells)
-        steep = np.ptp(nodal_potential(self.gen)[self.gen.V.dofmap.list], axis=1) > _STEEP
+        steep = np.ptp(nodal_potential(gen)[gen.V.dofmap.list], axis=1) > _STEEP
         clean = [h.copy() for h in self.h]
         for h in clean:
             h.array_w[np.abs(h.array_r) < _ROUNDING] = 0.0
         C = np.zeros((len(clean), len(clean)))
         for t in range(len(clean)):
-            chi, current = self._current_into(t)
-            self._check_resolution(t, chi, steep)
+            chi, current = self._current_into(gen, t)
+            self._check_resolution(gen, t, chi, steep)
             C[:, t] = [h.dot(current) for h in clean]
-            C[n:, t] += [exit_flux(self.gen, part).dot(chi) for part in self.gen.absorbing]
+            C[n:, t] += [exit_flux(gen, part).dot(chi) for part in self.absorbing]
             chi.destroy()
             current.destroy()
         for h in clean:
@@ -138,9 +138,9 @@ class CapacitySolver:
         np.fill_diagonal(C, 0.0)
         self.between, self.leaving, self.across = C[:n, :n], C[:n, n:], C[n:, n:]
 
-    def _check_resolution(self, t: int, chi: PETSc.Vec, steep: npt.NDArray[np.bool_]) -> None:
+    def _check_resolution(self, gen: Generator, t: int, chi: PETSc.Vec, steep: npt.NDArray[np.bool_]) -> None:
         """Note the share of a(h_t, χ) that comes from steep cells (collective)."""
-        comm, gen = self.gen.domain.comm, self.gen
+        comm = gen.domain.comm
         if not comm.allreduce(bool(steep.any()), op=MPI.LOR):
             return
         cellwise = fem.Function(fem.functionspace(gen.domain.mesh, ("DG", 0)))
@@ -156,12 +156,12 @@ class CapacitySolver:
             self.steep[:owned] |= steep[:owned] & (found > 0)
         self.unresolved = max(self.unresolved, share)
 
-    def _current_into(self, t: int) -> tuple[PETSc.Vec, PETSc.Vec]:
+    def _current_into(self, gen: Generator, t: int) -> tuple[PETSc.Vec, PETSc.Vec]:
         """χ = χ(h_t), and r with hᵀr = −a(h, χ) over the cells in which χ varies; constants carry no current.
 
         If t is an absorbing part, χ − 1 takes the place of χ there, as the form demands data zero.
         """
-        gen, part = self.gen, t - len(self.wells)
+        part = t - len(self.wells)
         chi = to_function(gen, self.h[t])
         chi.x.array[:] = np.clip((chi.x.array - _STEP[0]) / (_STEP[1] - _STEP[0]), 0.0, 1.0)
         varies = np.ptp(chi.x.array[gen.V.dofmap.list], axis=1) > 0
@@ -180,7 +180,7 @@ class CapacitySolver:
 
     def solve(self, F: PETSc.Vec, data: Mapping[str, float] | None = None) -> PETSc.Vec:
         """The solution of K u = F with constant data on absorbing parts, as a new vector."""
-        n, given = len(self.wells), np.array([(data or {}).get(part, 0.0) for part in self.gen.absorbing])
+        n, given = len(self.wells), np.array([(data or {}).get(part, 0.0) for part in self.absorbing])
         rhs = np.array([h.dot(F) for h in self.h[:n]]) + self.leaving @ given
         c = eliminate(self.between, self.leaving.sum(axis=1), rhs)
         u = self._stopped(F)
@@ -196,7 +196,7 @@ class CapacitySolver:
 
     def effective(self, a: str, b: str) -> float:
         """Capacity between two absorbing parts when the wells float: a sum of positive terms."""
-        i, j = (self.gen.absorbing.index(part) for part in (a, b))
+        i, j = (self.absorbing.index(part) for part in (a, b))
         c = eliminate(self.between, self.leaving.sum(axis=1), self.leaving[:, j])
         return float(self.across[i, j] + self.leaving[:, i] @ c)
 

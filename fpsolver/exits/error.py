@@ -176,6 +176,7 @@ class DualWeighted:
         return vector
 
     def _bars(self, measure: Callable[[Generator, fem.Function], np.ndarray]) -> np.ndarray:
+        self.gen = self.gen.opened()
         bars = self._of_degrees(measure)
         if self.gen.at_walls is not None:  # every degree adds it
             first = self._of_walls([to_vector(self.gen, u) for u in self.chain])
@@ -250,6 +251,7 @@ class DualWeighted:
         The sum Σ_i r_i (z⁺ − I z⁺)_i over the degrees of freedom of the space of degree k + 1, with I the
         interpolation to degree k, is split among the cells around each of them: nothing needs compiling.
         """
+        self.gen = self.gen.opened()
         gen, fine = self._answers(self.gen.degree + 1)
         shares, defects = fem.Function(gen.V), np.zeros(self.gen.G.getLocalSize()[0])
         source = self._functional(gen)

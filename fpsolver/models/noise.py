@@ -174,6 +174,15 @@ class PerSample(Noise):
             return mean_gradient(space, self.samples)
         return space.grad(self.mean_loss(space))
 
+    def mean_source(self) -> Any:
+        """f as a source of coordinates."""
+        if isinstance(self.samples, Batched):
+            raise ValueError("PerSample(fp.batched(grads)) knows gradients, not losses: give the process its loss=.")
+        if isinstance(self.samples, Samples):
+            return self.samples
+        losses = self.samples
+        return lambda x: sum(f(x) for f in losses[1:]) / len(losses) + losses[0](x) / len(losses)
+
     def covariance(self, space: Space) -> Expr:
         """σ σᵀ from symbolic gradients or from tabulated ones."""
         if isinstance(self.samples, Batched):

@@ -8,6 +8,7 @@ import ufl
 from ufl.core.expr import Expr
 
 from .fields import Space, is_number
+from .noise import Noise
 from .process import Coefficients, Process
 
 
@@ -40,6 +41,33 @@ class Noisy(Process):
     def time_per_step(self) -> float | None:
         """As for the process."""
         return self.process.time_per_step
+
+    @property
+    def loss(self) -> Any:
+        """That of the process, as a source; None if it has none."""
+        return self.loss_source()
+
+    def loss_on(self, space: Space) -> Expr | None:
+        """As for the process."""
+        return self.process.loss_on(space)
+
+    def loss_source(self) -> Any:
+        """As for the process."""
+        return self.process.loss_source()
+
+    def gradient_noise(self) -> Noise | None:
+        """As for the process."""
+        return self.process.gradient_noise()
+
+    def isotropic_diffusion(self) -> float | None:
+        """That of the process and δ."""
+        level = self.process.isotropic_diffusion()
+        return None if level is None else level + float(self.delta)
+
+    @property
+    def kinetic(self) -> bool:
+        """As for the process."""
+        return self.process.kinetic
 
     def space(self, mesh: Any, degree: int) -> Space:
         """As for the process."""

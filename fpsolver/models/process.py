@@ -70,6 +70,27 @@ class Process(ABC):
         """U with invariant density ∝ e^{−U} and no current, where it is known in closed form; None otherwise."""
         return None
 
+    def loss_on(self, space: Space) -> Expr | None:
+        """The loss of which it is a descent, as UFL; None for other processes."""
+        return None
+
+    def loss_source(self) -> Any:
+        """The same as a scalar source, of positions only; None for other processes."""
+        return None
+
+    def isotropic_diffusion(self) -> float | None:
+        """ε where D = εI everywhere and the drift is −∇f, known in closed form; None otherwise."""
+        return None
+
+    def gradient_noise(self) -> Noise | None:
+        """The noise of the gradients of which it is a descent; None for other processes."""
+        return None
+
+    @property
+    def kinetic(self) -> bool:
+        """Whether it lives on (x, v) with the loss a function of x."""
+        return False
+
     def space(self, mesh: Any, degree: int) -> Space:
         """The coordinates that this process' sources see."""
         return Space(mesh, degree, mesh.geometry.dim)
@@ -185,6 +206,18 @@ class Langevin(Process):
         D = space.parameter("temperature", self.temperature) * ufl.Identity(space.dim)
         return Coefficients(D, -space.grad(space.scalar(self.loss, "Langevin: loss")))
 
+    def loss_on(self, space: Space) -> Expr:
+        """f."""
+        return space.scalar(self.loss, "Langevin: loss")
+
+    def loss_source(self) -> Any:
+        """f."""
+        return self.loss
+
+    def isotropic_diffusion(self) -> float:
+        """The temperature."""
+        return float(self.temperature)
+
     def potential(self, space: Space) -> Expr:
         """U = f / temperature (Gibbs)."""
         return space.scalar(self.loss, "Langevin: loss") / space.parameter("temperature", self.temperature)
@@ -244,6 +277,24 @@ class SGD(Process):
         eta, B = space.parameters["learning_rate"], space.parameters["batch_size"]
         return eta / (2 * B) * self.noise.covariance(space), -mean_gradient(self, space)
 
+    def loss_on(self, space: Space) -> Expr:
+        """The loss, by default the mean of the samples'."""
+        return mean_loss(self, space)
+
+    def loss_source(self) -> Any:
+        """The same as a source."""
+        return _mean_source(self)
+
+    def gradient_noise(self) -> Noise:
+        """Σ for batches of one sample."""
+        return self.noise
+
+    def isotropic_diffusion(self) -> float | None:
+        """ηs/2B for isotropic noise of constant level s."""
+        if not isinstance(self.noise, Isotropic) or not is_number(self.noise.s):
+            return None
+        return float(self.learning_rate * self.noise.s / (2 * self.batch_size))
+
     def _modified_loss(self, space: Space) -> Expr:
         f = mean_loss(self, space)
         if self.order == 1:
@@ -292,6 +343,23 @@ class MomentumSGD(Process):
     def time_per_step(self) -> float:
         """Time of one step of the algorithm: √η."""
         return float(np.sqrt(self.learning_rate))
+
+    def loss_on(self, space: Space) -> Expr:
+        """The loss, by default the mean of the samples'."""
+        return mean_loss(self, space)
+
+    def loss_source(self) -> Any:
+        """The same as a source."""
+        return _mean_source(self)
+
+    def gradient_noise(self) -> Noise:
+        """Σ for batches of one sample."""
+        return self.noise
+
+    @property
+    def kinetic(self) -> bool:
+        """It is."""
+        return True
 
     def space(self, mesh: Any, degree: int) -> Space:
         """Sources see x, the first half of the coordinates."""
@@ -353,3 +421,11 @@ def mean_loss(process: SGD | MomentumSGD, space: Space) -> Expr:
         assert samples is not None
         return samples.mean_loss(space)
     return space.scalar(process.loss, f"{type(process).__name__}: loss")
+
+
+def _mean_source(process: SGD | MomentumSGD) -> Any:
+    if process.loss is not None:
+        return process.loss
+    samples = samples_of(process.noise)
+    assert samples is not None
+    return samples.mean_source()

@@ -12,8 +12,6 @@ from scipy.stats import t as student
 
 from ..._answer import Answer
 from ...evolution.evolution import Evolution
-from ...models.noise import samples_of
-from ...models.process import SGD, Langevin
 from ..landscape.lojasiewicz import Exponent
 
 _FEWEST = 5
@@ -138,14 +136,10 @@ def _expectations(evolution: Evolution, loss: Any) -> np.ndarray:
 
 
 def _loss(process: Any, space: Any, loss: Any) -> Any:
-    if loss is None and isinstance(process, SGD | Langevin):
-        loss = process.loss
-        samples = samples_of(process.noise) if isinstance(process, SGD) else None
-        if loss is None and samples is not None:
-            return samples.mean_loss(space)
-    if loss is None:
+    found = process.loss_on(space) if loss is None else space.scalar(loss, "loss_decay: loss")
+    if found is None or (loss is None and process.kinetic):
         raise TypeError(f"loss_decay: {type(process).__name__} has no loss; give it (loss=).")
-    return space.scalar(loss, "loss_decay: loss")
+    return found
 
 
 def _rate(rates: np.ndarray) -> tuple[float, tuple[float, float]]:

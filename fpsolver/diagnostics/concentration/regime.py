@@ -11,7 +11,6 @@ from ...discretisation.generator import Generator
 from ...discretisation.solution import Solution
 from ...discretisation.solver import statistics
 from ...models.fields import Space, is_number
-from ...models.process import SGD, Langevin, MomentumSGD, mean_loss
 from ..pointwise import ito_drift
 from ..quadrature import Quadrature
 
@@ -20,12 +19,9 @@ _LARGEST = 1e12
 
 def loss_expression(gen: Generator, loss: Any, what: str) -> Any:
     """The loss of the process as UFL on the generator's mesh, or a given one; None if there is none."""
-    space = gen.process.space(gen.domain.mesh, gen.degree)
     if loss is not None:
         return Space(gen.domain.mesh, gen.degree, gen.domain.dim).scalar(loss, what)
-    if isinstance(gen.process, SGD | MomentumSGD):
-        return mean_loss(gen.process, space)
-    return space.scalar(gen.process.loss, what) if isinstance(gen.process, Langevin) else None
+    return gen.process.loss_on(gen.process.space(gen.domain.mesh, gen.degree))
 
 
 def rates_of(gen: Generator, f: Any) -> tuple[Any, Any]:

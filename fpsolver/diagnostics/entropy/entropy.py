@@ -76,11 +76,6 @@ class EntropyDecay(Answer):
         return -self.entropy_rate / self.entropy
 
     @property
-    def mean_rate(self) -> np.ndarray:
-        """−Δ ln H/Δt between consecutive times, shape (n − 1,)."""
-        return -np.diff(np.log(self.entropy)) / np.diff(self.times)
-
-    @property
     def modified_rate(self) -> np.ndarray:
         """−Δ ln S_P/Δt between consecutive times, shape (n − 1,)."""
         if self.modified is None:

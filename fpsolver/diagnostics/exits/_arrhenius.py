@@ -8,8 +8,7 @@ from ufl.algorithms import extract_coefficients
 
 from ...discretisation.solution import locate
 from ...models.fields import Space
-from ...models.process import SGD, Langevin, MomentumSGD, Process
-from ..landscape.points import loss_of
+from ...models.process import Process
 from ..pointwise import Pointwise
 from ..sampling import largest, supremum
 from ._operator import Operator, Verdict
@@ -18,13 +17,8 @@ from ._passes import Passes, owners
 
 def _energy(process: Process, space: Space) -> Any:
     """The loss as UFL, plus |v|²/2 for kinetic processes; None for others."""
-    if isinstance(process, MomentumSGD):
-        X, m = ufl.SpatialCoordinate(space.mesh), space.dim
-        twin = SGD(process.loss, process.noise, process.learning_rate, process.batch_size)
-        return space.scalar(loss_of(twin), "loss") + sum(X[m + i] ** 2 for i in range(m)) / 2
-    if isinstance(process, Langevin | SGD):
-        return space.scalar(loss_of(process), "loss")
-    return None
+    f, X, m = process.loss_on(space), ufl.SpatialCoordinate(space.mesh), space.dim
+    return f + sum(X[m + i] ** 2 for i in range(m)) / 2 if f is not None and process.kinetic else f
 
 
 def _energy_at(op: Operator, x: np.ndarray) -> np.ndarray:

@@ -12,9 +12,7 @@ from ..._answer import Answer
 from ..._sample import push_forward
 from ...discretisation.solution import as_points, locate
 from ...domains.domain import Domain
-from ...models.fields import is_number
-from ...models.noise import Isotropic
-from ...models.process import SGD, Langevin, Process
+from ...models.process import Process
 from ..landscape.critical import CriticalPoint, contains, find_critical_points, polish
 from ..landscape.points import Loss
 from ..sampling import CellSamples, FacetSamples
@@ -108,11 +106,8 @@ def eyring_kramers(
 
 def _temperature(process: Process) -> float:
     """ε of D = εI; nan if there is none."""
-    if isinstance(process, Langevin):
-        return float(process.temperature)
-    if isinstance(process, SGD) and isinstance(process.noise, Isotropic) and is_number(process.noise.s):
-        return float(process.learning_rate * process.noise.s / (2 * process.batch_size))
-    return float("nan")
+    level = process.isotropic_diffusion()
+    return float("nan") if level is None else level
 
 
 def _well_of(loss: Loss, domain: Domain, start: Any, points: list[CriticalPoint]) -> CriticalPoint:

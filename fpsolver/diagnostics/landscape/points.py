@@ -15,7 +15,7 @@ from ...discretisation.solution import bounds
 from ...domains.domain import Domain
 from ...models.fields import Batched, Space
 from ...models.noise import Noise, PerSample, Sum, samples_of
-from ...models.process import SGD, Langevin, MomentumSGD, Process
+from ...models.process import SGD, MomentumSGD, Process
 from ...models.samples import Samples
 from ..pointwise import Pointwise, compiled, private_simplices
 
@@ -26,22 +26,14 @@ def loss_of(source: Any) -> Any:
     Raises:
         TypeError: a process without a loss, or one whose coordinates are not those of its loss.
     """
-    if isinstance(source, MomentumSGD):
-        raise TypeError("MomentumSGD lives on (x, v): give its loss, and a domain of the positions x.")
-    if isinstance(source, Process):
-        if not isinstance(source, Langevin | SGD):
-            raise TypeError(f"{type(source).__name__} has no loss; expected fp.Langevin, fp.SGD or a loss.")
-        if source.loss is not None:
-            return source.loss
-        samples = samples_of(source.noise)  # type: ignore[union-attr]
-        assert samples is not None
-        if isinstance(samples.samples, Batched):
-            raise ValueError("PerSample(fp.batched(grads)) knows gradients, not losses: give the process its loss=.")
-        if isinstance(samples.samples, Samples):
-            return samples.samples
-        losses = samples.samples
-        return lambda x: sum(f(x) for f in losses[1:]) / len(losses) + losses[0](x) / len(losses)
-    return source
+    if not isinstance(source, Process):
+        return source
+    if source.kinetic:
+        raise TypeError(f"{type(source).__name__} lives on (x, v): give its loss, and a domain of the positions x.")
+    loss = source.loss_source()
+    if loss is None:
+        raise TypeError(f"{type(source).__name__} has no loss; expected fp.Langevin, fp.SGD or a loss.")
+    return loss
 
 
 class Loss:
@@ -181,11 +173,12 @@ def covariance_at(process: Any, points: np.ndarray, comm: MPI.Comm) -> np.ndarra
 
     Collective; the points must be the same on all ranks.
     """
-    if not isinstance(process, SGD) or not len(points) or _has_function(process.noise):
+    noise = process.gradient_noise() if isinstance(process, Process) and not process.kinetic else None
+    if noise is None or not len(points) or _has_function(noise):
         return None
     d = points.shape[1]
     total, symbolic = np.zeros((len(points), d, d)), []
-    for part in getattr(process.noise, "parts", (process.noise,)):
+    for part in getattr(noise, "parts", (noise,)):
         if isinstance(part, PerSample) and isinstance(part.samples, Samples):
             total += part.samples.moments(points)[2]
         else:
