@@ -112,7 +112,8 @@ def _tabulate(space: Space, samples: Samples) -> Table:
 def _loss_jumps(space: Space, samples: Samples, places: np.ndarray) -> bool:
     """Whether f itself jumps inside a cell, on any rank: bisection of the lines that gradients explain worst."""
     x = places.reshape(-1, space.mesh.topology.dim + 2, space.dim)
-    a, b = np.repeat(x[:, 0], x.shape[1] - 1, axis=0), x[:, 1:].reshape(-1, space.dim)
+    a: np.ndarray = np.repeat(x[:, 0], x.shape[1] - 1, axis=0)
+    b: np.ndarray = x[:, 1:].reshape(-1, space.dim)
     jumps = False
     with space.together():
         if len(a):
