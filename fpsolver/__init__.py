@@ -7,6 +7,7 @@ Where it lives
     Domain                  meshes with named boundary parts
 What moves
     SGD, MomentumSGD        stochastic gradient descent by its diffusion: loss, noise, learning rate, batch size
+    Nesterov, RMSprop, Adam, ClippedSGD, SignSGD      other algorithms, for ``Chain`` and ``simulate``
     Langevin, SDE           overdamped Langevin (Brownian dynamics); any drift and diffusion, degenerate or not
     Noisy                   a process with a little isotropic noise added
     Isotropic, Covariance, PerSample, LabelNoise      gradient noises, which add; ``batched``, ``Network``, ``Slice``
@@ -65,6 +66,7 @@ from .models.fields import batched
 from .models.network import Network
 from .models.noise import Covariance, Isotropic, LabelNoise, Noise, PerSample
 from .models.noisy import Noisy
+from .models.optimisers import Adam, ClippedSGD, Nesterov, RMSprop, SignSGD
 from .models.process import SDE, SGD, Langevin, MomentumSGD, Process
 from .models.slices import Slice
 from .montecarlo.compare import Comparison, compare
@@ -83,6 +85,11 @@ __all__ = [  # noqa: RUF022  by question, as in the text above
     # what moves
     "SGD",
     "MomentumSGD",
+    "Nesterov",
+    "RMSprop",
+    "Adam",
+    "ClippedSGD",
+    "SignSGD",
     "Langevin",
     "SDE",
     "Noisy",

@@ -1,5 +1,6 @@
 """The algorithm itself by its transition operator: closed forms, other programs' digits, paths."""
 
+from dataclasses import replace
 from itertools import combinations, product
 
 import numpy as np
@@ -266,3 +267,21 @@ def test_diffusion_limit():
     slopes = np.diff(np.log(gap)) / np.diff(np.log(rates))
     assert (gap > 0).all()
     assert abs(slopes[-1] - 0.5) < 0.1
+
+
+def test_validity_of_the_diffusion():
+    """Two-point noise has a finite range: the diffusion escapes much too fast, and the more so the smaller η."""
+
+    def sample(sign):
+        return lambda x: x[0] ** 4 / 4 - x[0] ** 2 / 2 - sign * x[0]
+
+    process, domain = fp.SGD(None, fp.PerSample([sample(1.0), sample(-1.0)]), 0.2), fp.Domain.interval(-2, 1, 100)
+    found = fp.diagnostics.validity(process, domain, [-1.0], absorbing=["right"], learning_rates=[0.2, 0.1])
+    assert found.chain[0] == pytest.approx(10044.705, rel=1e-4)
+    assert found.ratio[0] > found.ratio[1] > 1.0
+    assert found.valid_from == 0.2
+    assert list(found.valid) == [False, True]
+    assert "within 10% of the algorithm from η = 0.2 on" in str(found)
+    strict = replace(found, tol=0.05)
+    assert strict.valid_from is None
+    assert "not within 5%" in str(strict)

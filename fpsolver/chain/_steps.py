@@ -11,6 +11,7 @@ from scipy.special import ndtri
 
 from .. import _compat
 from ..domains.domain import Domain
+from ..models.optimisers import Optimiser
 from ..models.process import SGD, MomentumSGD
 from ..pointwise.algorithm import Algorithm, Descent
 from ._cells import mixed, uniform
@@ -173,7 +174,7 @@ def steps_of(process: Any, domain: Domain, batches: int | None) -> Steps:
         TypeError: something that is no algorithm.
         ValueError: a batch size that is no integer, or ``batches`` no positive integer.
     """
-    if not isinstance(process, SGD | MomentumSGD):
+    if not isinstance(process, SGD | MomentumSGD | Optimiser):
         raise TypeError(
             f"Chain: process is a {type(process).__name__}; an algorithm was expected: fp.SGD, fp.MomentumSGD or, for "
             "any step of your own, fp.Chain.of_step(step, batches, domain)."
@@ -185,7 +186,8 @@ def steps_of(process: Any, domain: Domain, batches: int | None) -> Steps:
     exact = algorithm.batches <= most and (batches is None or batches >= algorithm.batches)
     if exact and not algorithm.gaussian:
         return Enumerated(algorithm)
-    if exact and domain.dim == 1 and batches is None and not _is_narrow(steps := Blurred(algorithm), domain):
+    normal = domain.dim == 1 and isinstance(process, SGD)
+    if exact and normal and batches is None and not _is_narrow(steps := Blurred(algorithm), domain):
         return steps
     return Drawn(algorithm, batches or DRAWS)
 

@@ -10,6 +10,7 @@ from .entropy.rates import ArnoldErb, BakryEmery, arnold_erb_matrix, bakry_emery
 from .entropy.truncation import Truncation, truncation
 from .exits.bounds import Bound, ExitBounds, exit_bounds
 from .exits.kramers import EyringKramers, eyring_kramers
+from .exits.validity import Validity, validity
 from .landscape.critical import CriticalPoint, critical_points
 from .landscape.lojasiewicz import Exponent, lojasiewicz
 from .landscape.star import StarConvexity, star_convexity
@@ -34,6 +35,7 @@ __all__ = [
     "StarConvexity",
     "Tightness",
     "Truncation",
+    "Validity",
     "arnold_erb_matrix",
     "bakry_emery",
     "collapse",
@@ -57,4 +59,5 @@ __all__ = [
     "star_convexity",
     "tightness",
     "truncation",
+    "validity",
 ]

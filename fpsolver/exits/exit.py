@@ -10,7 +10,7 @@ import numpy as np
 import ufl
 from dolfinx import fem
 
-from .._answer import Answer
+from .._answer import Answer, steps_of
 from .._arguments import check_integer
 from .._errors import agree
 from .._log import logger
@@ -197,6 +197,12 @@ def mean_exit_time(
     steps of an algorithm.  Everything optional as in :func:`feynman_kac`.
     """
     more: Any = {"start": start, "rtol": rtol, "max_unknowns": max_unknowns, "options": options}
+    if steps_of(gen.process) is not None:
+        logger.info(
+            "mean exit time: of the diffusion. How long rare escapes of the algorithm take, all cumulants of its noise "
+            "decide, and the two may differ by orders of magnitude: fp.Chain answers for the algorithm, "
+            "fp.diagnostics.validity compares them."
+        )
     return feynman_kac(gen, running=1.0, name="mean exit time", **more)
 
 

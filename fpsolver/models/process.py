@@ -249,7 +249,7 @@ class SGD(Process):
     order: Literal[1, 2] = 1
 
     def __post_init__(self) -> None:
-        _check_sgd(self)
+        check_sgd(self)
         if self.order not in (1, 2):
             raise ValueError(f"SGD: order is {self.order!r}; the weak order 1 or 2 was expected.")
 
@@ -335,7 +335,7 @@ class MomentumSGD(Process):
     batch_size: float = 1
 
     def __post_init__(self) -> None:
-        _check_sgd(self)
+        check_sgd(self)
         if not is_number(self.momentum) or not 0 <= self.momentum < 1:
             raise ValueError(f"MomentumSGD: momentum is {self.momentum!r}; a number in [0, 1) was expected.")
 
@@ -389,7 +389,8 @@ class MomentumSGD(Process):
         return c.D, c.beta
 
 
-def _check_sgd(process: SGD | MomentumSGD) -> None:
+def check_sgd(process: Any) -> None:
+    """Refuse numbers and noises that no algorithm has."""
     name = type(process).__name__
     _positive("learning_rate", process.learning_rate, name)
     _positive("batch_size", process.batch_size, name)

@@ -11,6 +11,7 @@ from .._errors import agree
 from ..domains.domain import Domain
 from ..evolution.initial import Dirac, Gaussian
 from ..models.fields import is_number
+from ..models.optimisers import Optimiser
 from ..models.process import SGD, MomentumSGD, Process
 from ..pointwise.walls import LevelSet, Walls, walls_of
 
@@ -34,7 +35,7 @@ def check(
     for name, value in (("step", step), ("horizon", horizon)):
         if value is not None and (not is_number(value) or not value > 0):
             raise ValueError(f"simulate: {name} is {value!r}; a positive number was expected.")
-    descent = isinstance(process, SGD | MomentumSGD)
+    descent = isinstance(process, SGD | MomentumSGD | Optimiser)
     if method == "sgd" and not descent:
         raise ValueError(f"simulate: method 'sgd' needs fp.SGD or fp.MomentumSGD, not {type(process).__name__}.")
     if method == "sgd" and step is not None:

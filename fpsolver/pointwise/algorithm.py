@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ..models.optimisers import Optimiser
 from ..models.process import SGD, MomentumSGD
 from .dynamics import Gradient, chunked
 from .family import Backend
@@ -47,14 +48,15 @@ class Algorithm(ABC):
 
 
 class Descent(Algorithm):
-    """Steps of SGD, x' = x − η g_b(x), or with momentum, on (x, v/√η): v' = μ v − η g_b(x), x' = x + v'.
+    """Steps of an optimiser, or of SGD, x' = x − η g_b(x), or with momentum, on (x, v/√η):
+    v' = μ v − η g_b(x), x' = x + v'.
 
     g_b is the mean gradient of the B samples in the batch, plus ∇f − mean gradient where the loss is given beside the
     samples, plus −std/B Σ_{i∈b} ξ_i ∇m_i for labels that are drawn anew, plus Σ^{1/2} ξ/√B for noise of which only the
     covariance is known, where ξ are standard normal.
 
     Args:
-        process: ``SGD`` (of either order: the algorithm is one) or ``MomentumSGD``.
+        process: ``SGD`` (of either order: the algorithm is one), ``MomentumSGD`` or an ``Optimiser``.
         dim: number of coordinates of the state.
         backend: "c" to compile formulas.
 
@@ -68,12 +70,14 @@ class Descent(Algorithm):
         ValueError: B is no integer.
     """
 
-    def __init__(self, process: SGD | MomentumSGD, dim: int, backend: Backend = "numpy"):
+    def __init__(self, process: SGD | MomentumSGD | Optimiser, dim: int, backend: Backend = "numpy"):
         if process.batch_size != int(process.batch_size):
             raise ValueError(f"batch_size is {process.batch_size}; the algorithm needs an integer.")
         self.process, self.dim, self.backend = process, dim, backend
         self.kinetic = isinstance(process, MomentumSGD)
-        self.space = PointSpace(dim, dim // 2 if self.kinetic else dim)
+        self.optimiser = process if isinstance(process, Optimiser) else None
+        weights = self.optimiser.weights(dim) if self.optimiser else dim // 2 if self.kinetic else dim
+        self.space = PointSpace(dim, weights)
         self.gradient, self.batch_size = Gradient(process, self.space, backend), int(process.batch_size)
         self.gaussian = self.gradient.uses_labels or self.gradient.uses_normals
         family = self.gradient.family
@@ -81,7 +85,7 @@ class Descent(Algorithm):
         self._step = chunked(self._one, self.space.dim * (self.gradient.samples if everyone else self.batch_size))
 
     @classmethod
-    def of(cls, process: SGD | MomentumSGD, dim: int) -> "Descent":
+    def of(cls, process: SGD | MomentumSGD | Optimiser, dim: int) -> "Descent":
         """Compiled where that is possible."""
         try:
             return cls(process, dim, "c")
@@ -100,9 +104,14 @@ class Descent(Algorithm):
         return self._step(x, *drawn)
 
     def _one(self, x: Array, sample: Any, label: Any, normal: Any) -> Array:
-        return self._moved(x, self.gradient.batch(x, sample, label, normal))
+        return self._moved(x, self.gradient.batch(self._look(x), sample, label, normal))
+
+    def _look(self, x: Array) -> Array:
+        return self.optimiser.look(x) if self.optimiser else x
 
     def _moved(self, x: Array, g: Array) -> Array:
+        if self.optimiser:
+            return self.optimiser.move(x, g)
         eta, d = self.process.learning_rate, self.space.dim
         if not isinstance(self.process, MomentumSGD):
             return x - eta * g
@@ -111,7 +120,7 @@ class Descent(Algorithm):
 
     def mean(self, x: Array, sample: Any) -> Array:
         """E[Φ_b(x) | samples (B, n)], shape (d, n): the step without label noise and without given covariances."""
-        return self._moved(x, self.gradient.batch(x, sample, None, None))
+        return self._moved(x, self.gradient.batch(self._look(x), sample, None, None))
 
     def spread(self, x: Array, sample: Any) -> Array:
         """A factor (d, K, n) of the covariance of Φ_b(x) given its samples (B, n); K = 0 unless :attr:`gaussian`."""

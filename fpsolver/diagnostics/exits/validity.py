@@ -1,0 +1,117 @@
+"""How far the diffusion of an algorithm is from the algorithm, for exits: both are solved, over learning rates."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..._answer import Answer, with_bar
+from ...chain import Chain
+from ...discretisation.generator import Generator
+from ...domains.domain import Domain
+from ...exits.exit import mean_exit_time
+from ...models.process import SGD, MomentumSGD
+
+
+@dataclass(frozen=True)
+class Validity(Answer):
+    """Mean exit times of an algorithm and of its diffusion, in steps.
+
+    Attributes:
+        learning_rates: η, ascending, shape (n,).
+        chain, chain_error: steps of the algorithm and their error bars, shape (n,).
+        diffusion, diffusion_error: steps by the diffusion, shape (n,).
+        tol: relative difference that is still called agreement.
+    """
+
+    learning_rates: np.ndarray
+    chain: np.ndarray
+    chain_error: np.ndarray
+    diffusion: np.ndarray
+    diffusion_error: np.ndarray
+    tol: float
+
+    @property
+    def ratio(self) -> np.ndarray:
+        """Steps of the algorithm over those of the diffusion, shape (n,)."""
+        return self.chain / self.diffusion
+
+    @property
+    def valid(self) -> np.ndarray:
+        """Whether both agree up to the tolerance, error bars included, shape (n,)."""
+        unsure = self.chain_error / self.chain + self.diffusion_error / self.diffusion
+        return np.abs(self.ratio - 1) + unsure * self.ratio <= self.tol
+
+    @property
+    def valid_from(self) -> float | None:
+        """The smallest η from which on, upwards, the diffusion is within the tolerance at all that were asked."""
+        good = self.valid
+        if not good[-1]:
+            return None
+        return float(self.learning_rates[len(good) - int(np.argmin(np.append(good[::-1], False)))])
+
+    def __repr__(self) -> str:
+        where = self.valid_from
+        verdict = (
+            f"the diffusion is not within {self.tol:.0%} of the algorithm at the largest learning rate"
+            if where is None
+            else f"the diffusion is within {self.tol:.0%} of the algorithm from η = {where:g} on"
+        )
+        rows = [f"{verdict}\n{'η':>9} {'algorithm, steps':>24} {'diffusion, steps':>24} {'ratio':>9}"]
+        for i, eta in enumerate(self.learning_rates):
+            cells = [
+                with_bar(float(self.chain[i]), float(self.chain_error[i])),
+                with_bar(float(self.diffusion[i]), float(self.diffusion_error[i])),
+            ]
+            rows.append(f"{eta:9.4g} {cells[0]:>24} {cells[1]:>24} {self.ratio[i]:9.4g}")
+        return "\n".join(rows)
+
+
+def validity(
+    process: SGD | MomentumSGD,
+    domain: Domain,
+    start: Any,
+    *,
+    absorbing: Sequence[str] | str,
+    learning_rates: Sequence[float] | None = None,
+    tol: float = 0.1,
+    degree: int | None = None,
+    scheme: str = "auto",
+) -> Validity:
+    """Whether mean exit times of the diffusion can be taken for the algorithm's (collective).
+
+    Rare exits are decided by all cumulants of the noise, of which a diffusion has two; the ratio tends to zero or to
+    infinity as η falls unless the noise is Gaussian, and to one only where exits are not rare.
+
+    Args:
+        process: an algorithm that has a diffusion.
+        domain: where, with straight cells.
+        start: a point (d,).
+        absorbing: parts through which paths leave.
+        learning_rates: those asked for; by default that of the process, its half and its double.
+        tol: relative difference that is called agreement.
+        degree: of the generator.
+        scheme: of the generator.
+
+    Raises:
+        TypeError: no algorithm with a diffusion.
+    """
+    if not isinstance(process, SGD | MomentumSGD):
+        raise TypeError(f"validity: process is a {type(process).__name__}; fp.SGD or fp.MomentumSGD was expected.")
+    eta = process.learning_rate
+    rates = np.sort(np.array([eta / 2, eta, 2 * eta] if learning_rates is None else learning_rates, dtype=float))
+    rows = []
+    for rate in rates:
+        one = process.with_parameters(learning_rate=float(rate))
+        steps = mean_exit_time(Chain(one, domain, absorbing), start=start).in_steps()  # type: ignore[arg-type]
+        with Generator(one, domain, absorbing, degree=degree, scheme=scheme) as gen:
+            diffusion = mean_exit_time(gen, start=start).in_steps()
+            rows.append([_first(a) for s in (steps, diffusion) for a in (s.value, s.error)])
+    chain, chain_error, pde, pde_error = np.array(rows).T
+    return Validity(rates, chain, chain_error, pde, pde_error, tol)
+
+
+def _first(values: np.ndarray | None) -> float:
+    assert values is not None  # the question has a start
+    return float(values[0])
