@@ -48,8 +48,7 @@ class Algorithm(ABC):
 
 
 class Descent(Algorithm):
-    """Steps of an optimiser, or of SGD, x' = x − η g_b(x), or with momentum, on (x, v/√η):
-    v' = μ v − η g_b(x), x' = x + v'.
+    """Steps of an optimiser, of SGD, x' = x − η g_b(x), or of momentum: v' = μ v − η g_b(x), x' = x + v' on (x, v/√η).
 
     g_b is the mean gradient of the B samples in the batch, plus ∇f − mean gradient where the loss is given beside the
     samples, plus −std/B Σ_{i∈b} ξ_i ∇m_i for labels that are drawn anew, plus Σ^{1/2} ξ/√B for noise of which only the
