@@ -253,10 +253,14 @@ def _moved(comm: MPI.Comm, points: Floats, degree: int, move: Move) -> Floats:
 
 
 def _orientations(nodes: Floats, degree: int) -> Floats:
-    """Sign of det J of cells with nodes (cells, nodes, d), at their vertices and midpoints: (cells, d + 2)."""
+    """Sign of det J of cells with nodes (cells, nodes, d), close to their vertices and at midpoints: (cells, d + 2).
+
+    At a vertex itself it may vanish: maps that grade a mesh towards a wall may have no slope there.
+    """
     d = nodes.shape[2]
     corners = basix.geometry(basix.CellType[SHAPES[d]])
-    slopes = element(d, degree).tabulate(1, np.vstack([corners, corners.mean(axis=0)]))[1:, :, :, 0]
+    middle = corners.mean(axis=0)
+    slopes = element(d, degree).tabulate(1, np.vstack([corners + 0.01 * (middle - corners), middle]))[1:, :, :, 0]
     return np.sign(np.linalg.det(np.einsum("dpn,cnx->cpxd", slopes, nodes)))
 
 
