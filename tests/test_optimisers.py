@@ -92,7 +92,7 @@ def test_relu(backend):
         noise = fp.PerSample.from_jax(
             lambda w, a, y: (jnp.maximum(a * w[0] + 0.3, 0.0) - y) ** 2 / 2 + 0.05 * w[0] ** 2, (a, y)
         )
-    process, domain = fp.SGD(None, noise, 0.7), fp.Domain.interval(-0.7, 0.6, 80)
+    process, domain = fp.SGD(None, noise, 0.7), fp.Domain.interval(-0.55, 0.6, 80)
     tau = fp.mean_exit_time(fp.Chain(process, domain, ["left"]), start=[0.1])
     paths = fp.simulate(process, domain, (0.1,), absorbing="left", method="sgd", paths=10_000)
     within(paths.mean_exit_time(), float(tau), 2 * float(tau.error[0]))
