@@ -19,7 +19,7 @@ from ._arguments import check_box, check_polygon, check_round
 from ._arrays import RawMesh
 from ._follow import ACCURACY, as_inside, changes_inside_facets, followed
 from ._measure import Fit, Inside
-from ._meshes import GHOSTS
+from ._meshes import GHOSTS, end_exactly
 from ._parts import REST, Facets, Marker, Parts, sides
 from ._round import HIGHEST, RoundShape
 
@@ -81,6 +81,7 @@ class Domain:
         """The interval [a, b] in n cells; parts left, right."""
         low, high, cells = check_box("interval", (a,), (b,), (n,))
         mesh = dmesh.create_interval(comm, cells[0], [low[0], high[0]], ghost_mode=GHOSTS, dtype=default_real_type)
+        end_exactly(mesh, low, high)
         return cls(mesh, sides(low, high, ("left", "right")), exact=False)
 
     @classmethod
@@ -111,6 +112,7 @@ class Domain:
         mesh = dmesh.create_rectangle(
             comm, [x0, x1], cells, ghost_mode=GHOSTS, diagonal=dmesh.DiagonalType.__members__[diagonal]
         )
+        end_exactly(mesh, x0, x1)
         return cls(mesh, sides(x0, x1, ("left", "right", "bottom", "top")), exact=False)
 
     @classmethod
@@ -123,6 +125,7 @@ class Domain:
         """
         x0, x1, cells = check_box("box", low, high, n)
         mesh = dmesh.create_box(comm, [x0, x1], cells, ghost_mode=GHOSTS)
+        end_exactly(mesh, x0, x1)
         return cls(mesh, sides(x0, x1, ("left", "right", "front", "back", "bottom", "top")), exact=False)
 
     @classmethod
