@@ -150,7 +150,7 @@ def test_potential_of_a_noisy_gibbs_process():
 
 def test_a_noisy_process_passes_on_what_it_wraps():
     noisy = gate(0.1)
-    assert noisy.parameters() == {"learning_rate": 0.1, "batch_size": 1.0, "delta": 0.1}
+    assert noisy.numbers() == {"learning_rate": 0.1, "batch_size": 1.0, "delta": 0.1}
     assert noisy.with_parameters(learning_rate=0.2, delta=0.3) == fp.Noisy(
         noisy.process.with_parameters(learning_rate=0.2), 0.3
     )

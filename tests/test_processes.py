@@ -218,7 +218,7 @@ def test_noises_add():
     noise = fp.PerSample(SAMPLES) + fp.Isotropic(0.5) + fp.Covariance(((1, 0.5), (0.5, 2))) + fp.Isotropic(0.25)
     D = [_values(fp.SGD(LOSS, n, 2.0), POINTS)[0] for n in (noise, fp.PerSample(SAMPLES))]
     check(D[0] - D[1], np.broadcast_to([[1.75, 0.5], [0.5, 2.75]], (3, 2, 2)), 1e-13)
-    assert fp.SGD(LOSS, noise, 2.0).parameters() == {"learning_rate": 2.0, "batch_size": 1.0, "s": 0.75}
+    assert fp.SGD(LOSS, noise, 2.0).numbers() == {"learning_rate": 2.0, "batch_size": 1.0, "s": 0.75}
 
 
 def test_samples_with_added_noise_know_their_mean_loss():
@@ -264,11 +264,11 @@ def test_replacing_numbers_equals_a_fresh_generator(scheme, monkeypatch):
 
 
 def test_numbers_of_processes():
-    assert fp.Langevin(LOSS, 0.2).parameters() == {"temperature": 0.2}
-    assert fp.SDE(1.0, 0.5).parameters() == {"drift": 1.0, "diffusion": 0.5}
+    assert fp.Langevin(LOSS, 0.2).numbers() == {"temperature": 0.2}
+    assert fp.SDE(1.0, 0.5).numbers() == {"drift": 1.0, "diffusion": 0.5}
     assert fp.Langevin(LOSS, 0.2).with_parameters(temperature=0.3).temperature == 0.3
     momentum = fp.MomentumSGD(LOSS, fp.Isotropic(1.0), 0.1, 0.9)
-    assert set(momentum.parameters()) == {"learning_rate", "momentum", "batch_size", "s"}
+    assert set(momentum.numbers()) == {"learning_rate", "momentum", "batch_size", "s"}
     with fp.Generator(fp.SDE(1.0, 0.5), _line(), BOX[1]) as gen, gen.replace(drift=0.0) as still:
         check(fp.mean_exit_time(still).at([0.0, 0.5]), [1.0, 0.75], 1e-12)
 

@@ -13,6 +13,7 @@ from .._errors import agree
 from ..discretisation.solution import Solution, as_points
 from ..evolution.initial import Dirac, Gaussian
 from ..models.fields import Batched, is_number
+from ..models.process import Process
 from ..pointwise.family import lambdify
 from ..pointwise.lambdify import PointSpace
 from ._cells import Cells
@@ -33,7 +34,8 @@ def field(chain: Chain, source: Any, what: str) -> Field:
         return _of_function(chain, source, what)
     if isinstance(source, Batched):
         return lambda x: np.asarray(source.function(x), dtype=float).reshape(len(x))
-    space = PointSpace(chain.domain.dim)
+    process = chain.process if isinstance(chain.process, Process) else None
+    space = PointSpace(chain.domain.dim, process=process)
     values = lambdify([space.scalar(source, what)], space)
     return lambda x: np.broadcast_to(values(np.ascontiguousarray(x.T))[0], len(x))
 

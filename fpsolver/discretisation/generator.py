@@ -18,6 +18,7 @@ from dolfinx import fem
 from .. import _petsc
 from .._log import logger
 from ..domains.domain import Domain, part_names
+from ..models.fields import Space
 from ..models.process import SDE, Coefficients, Process
 from ._choice import (
     check_jumps,
@@ -96,14 +97,15 @@ class Generator:
 
     def _compile(
         self, process: Process, territory: Territory, degree: int, scheme: str, quadrature: int | None,
-        options: dict[str, Any], tables: dict[Any, Any] | None = None,
+        options: dict[str, Any], model: Space | None = None,
     ) -> Self:  # fmt: skip
         """Choose the scheme and compile its forms, on this generator's constants."""
         domain, absorbing = territory.domain, territory.declared
         if scheme != "auto":
             named(scheme)
         space = process.space(domain.mesh, degree)
-        space.tables.update(tables or {})
+        if model is not None:
+            space.inherit(model)
         coefficients = complete(process, space)
         survey, boundary = _inspect(domain, coefficients, degree)
         if scheme == "auto":
@@ -126,15 +128,15 @@ class Generator:
 
     def _rebind(self, process: Process, forms: Forms, model: "Generator", same_matrices: bool) -> Self:
         """Take forms that another generator has compiled, with constants of one's own; check what numbers decide."""
-        weak, own = forms.weak.bound(process.parameters())
+        weak, own = forms.weak.bound(process.numbers())
         domain, absorbing = forms.territory.domain, forms.territory.declared
         self.rough = rough_cells(weak.mesh, weak.process, weak.scheme.differentiates_diffusion)
         if weak.rough is not None:
             weak = around(weak, forms.territory, self.rough.cells)
         elif domain.comm.allreduce(bool(self.rough.cells.any()), op=MPI.LOR):
-            quadrature, tables = model._quadrature_of(weak.degree), forms.weak.space.tables
+            quadrature, known = model._quadrature_of(weak.degree), forms.weak.space
             return self._compile(
-                process, forms.territory, weak.degree, weak.scheme.name, quadrature, model.options, tables
+                process, forms.territory, weak.degree, weak.scheme.name, quadrature, model.options, known
             )
         survey, boundary = _inspect(domain, weak.process, weak.degree)
         check_walls(weak.scheme, boundary, domain, absorbing)
@@ -193,7 +195,7 @@ class Generator:
     def replace(self, **numbers: float) -> "Generator":
         """The generator of the same process with other numbers (``learning_rate=0.2``): nothing is recompiled.
 
-        Collective.  Which numbers a process has, ``process.parameters()`` tells.
+        Collective.  Which numbers a process has, ``process.numbers()`` tells.
         """
         return _new()._rebind(self.process.with_parameters(**numbers), self._forms, self, same_matrices=True)
 
@@ -206,15 +208,16 @@ class Generator:
         known = self._forms.other_degrees
         if degree in known:
             return _new()._rebind(self.process, known[degree], self, same_matrices=False)
-        quadrature, tables = self._quadrature_of(degree), self.weak.space.tables
-        other = _new()._compile(self.process, self.territory, degree, self.scheme, quadrature, self.options, tables)
+        quadrature, model = self._quadrature_of(degree), self.weak.space
+        other = _new()._compile(self.process, self.territory, degree, self.scheme, quadrature, self.options, model)
         known[degree] = other._forms
         return other
 
     def with_domain(self, domain: Domain) -> "Generator":
         """The same process, degree and scheme on another domain with parts of the same names (collective)."""
         territory = self.territory.on(domain)
-        return _new()._compile(self.process, territory, self.degree, self.scheme, self._quadrature, self.options)
+        quadrature, model = self._quadrature, self.weak.space
+        return _new()._compile(self.process, territory, self.degree, self.scheme, quadrature, self.options, model)
 
     def with_territory(self, territory: Territory) -> "Generator":
         """The same process on part of the domain: nothing but the two forms is compiled (collective)."""
@@ -226,7 +229,7 @@ class Generator:
             )
         other.rough = self.rough
         other._quadrature, other._forms = self._quadrature, Forms.of(territory, weak, self.V)
-        weak, own = weak.bound(self.process.parameters())
+        weak, own = weak.bound(self.process.numbers())
         if weak.rough is not None:
             weak = around(weak, territory, self.rough.cells)
         model = None if self._closed else self

@@ -304,7 +304,7 @@ def _signature(gen: Generator) -> dict[str, Any]:
     """What an evolution depends on; drift and noise, which may be functions, through the matrix they give."""
     return {
         "process": type(gen.process).__name__,
-        "parameters": gen.process.parameters(),
+        "parameters": gen.process.numbers(),
         "absorbing parts": list(gen.absorbing),
         "scheme": gen.scheme,
         "degree": gen.degree,

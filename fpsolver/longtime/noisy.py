@@ -86,7 +86,7 @@ def vanishing_noise_limit(
     Raises:
         ValueError: the process is not noisy; unsuitable ``deltas``; ``quantity`` does not give finite numbers.
     """
-    if "delta" not in gen.process.parameters():
+    if "delta" not in gen.process.numbers():
         raise ValueError(
             f"vanishing_noise_limit: {type(gen.process).__name__} has no parameter delta; give the generator "
             "fp.Noisy(process, delta)."

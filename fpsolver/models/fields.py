@@ -1,10 +1,12 @@
 """Sources of coefficients (numbers, callables, tabulated functions) become UFL expressions on a mesh.
 
-A source is told by its type: a number or nested sequence is constant; a callable of ``x`` gives UFL;
-:func:`batched` wraps a function of an ``(n, d)`` array, which is tabulated; a dolfinx ``Function`` is used as it is.
+A source is told by its type: a number or nested sequence is constant; a callable of ``x`` gives UFL, and gets the
+numbers of the process that it asks for by further arguments, ``lambda x, F: F * x[0]``; :func:`batched` wraps a
+function of an ``(n, d)`` array, which is tabulated; a dolfinx ``Function`` is copied as it is.
 """
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,6 +18,8 @@ import dolfinx
 import numpy as np
 import ufl
 from dolfinx import fem
+from ufl.algorithms import extract_coefficients
+from ufl.algorithms.analysis import extract_constants
 from ufl.core.expr import Expr
 
 from .._arguments import is_number
@@ -59,6 +63,9 @@ class Space:
         degree: polynomial degree of tabulated sources.
         dim: number of leading coordinates that sources see: d, or d/2 for a kinetic process on (x, v).
         parameters: the named numbers of the process as ``fem.Constant``; changing them recompiles nothing.
+        numbers: what these numbers are, also of those that no source has asked for yet.
+        given: names of the numbers that the user has named.
+        copies: what constants and Functions in the user's formulas were when they were first seen.
         tables: tabulated sources that serve several coefficients.
         quadrature: degree of the rule at whose points tabulated sources are exact; None: they are interpolated.
         exact: sources at quadrature points that serve several coefficients.
@@ -73,6 +80,9 @@ class Space:
     quadrature: int | None = None
     inexact: dict[str, float] = field(default_factory=dict)
     exact: dict[Any, Any] = field(default_factory=dict)
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    given: frozenset[str] = frozenset()
+    copies: dict[Any, Any] = field(default_factory=dict)
 
     @property
     def x(self) -> Expr:
@@ -100,6 +110,41 @@ class Space:
             self.parameters[name] = self.constant(value)
         return self.parameters[name]
 
+    def named(self, source: Callable[..., Any], what: str) -> dict[str, Any]:
+        """The numbers that a callable of x asks for by name, as constants."""
+        wanted = _wanted(source, self.given)
+        missing = [name for name in wanted if name not in self.numbers]
+        if missing:
+            hint = " Time enters by evolve(schedule={'t': lambda t: t})." if "t" in missing else ""
+            known = ", ".join(sorted(self.numbers)) or "(none)"
+            raise ValueError(
+                f"{what} asks for {', '.join(missing)} besides x; the process has the numbers {known}. Name it in "
+                f"parameters={{{missing[0]!r}: 1.0}}, or give it a default value.{hint}"
+            )
+        return {name: self.parameter(name, self.numbers[name]) for name in wanted}
+
+    def owned(self, expression: Expr) -> Expr:
+        """The expression with copies of the constants and Functions in it, which others may change later."""
+        known = set(self.parameters.values())
+        found = [c for c in extract_constants(expression) if isinstance(c, fem.Constant) and c not in known]
+        copies = {c: self.frozen(self.copies.setdefault(c, np.array(c.value))) for c in found}
+        for f in extract_coefficients(expression):
+            if isinstance(f, fem.Function):
+                if f not in self.copies:
+                    self.copies[f] = f.copy()
+                copies[f] = self.copies[f]
+        return ufl.replace(expression, copies) if copies else expression
+
+    def inherit(self, model: "Space") -> None:
+        """Take what another space has copied, and on the same mesh what it has tabulated."""
+        self.copies = model.copies
+        if self.mesh is model.mesh:
+            self.tables.update(model.tables)
+
+    def frozen(self, value: np.ndarray) -> Any:
+        """A constant of any shape."""
+        return fem.Constant(self.mesh, np.array(value))
+
     def together(self) -> AbstractContextManager[None]:
         """Where the user's functions run: what one rank raises, all raise (collective)."""
         return together(self.mesh.comm)
@@ -125,8 +170,27 @@ def _shaped(space: Space, source: Any, what: str, shape: tuple[int, ...]) -> Exp
             raise ValueError(f"{what}: the Function lives on another mesh than the domain's; interpolate it first.")
     elif callable(source) and not isinstance(source, Expr):
         with space.together():
-            source = _called(source, space.x, what)
-    return _fit(_as_ufl(space, source, what), what, shape)
+            named = space.named(source, what)
+            source = _called(lambda x: source(x, **named), space.x, what)
+    return _fit(space.owned(_as_ufl(space, source, what)), what, shape)
+
+
+def _wanted(source: Callable[..., Any], given: frozenset[str]) -> list[str]:
+    """Names of the arguments behind x without a value of their own, and of those that the user has given values."""
+    try:
+        arguments = list(inspect.signature(source).parameters.values())[1:]
+    except (TypeError, ValueError):  # some compiled functions tell nothing
+        return []
+    named = [a for a in arguments if a.kind in (a.POSITIONAL_OR_KEYWORD, a.KEYWORD_ONLY)]
+    return [a.name for a in named if a.name in given or a.default is a.empty]
+
+
+def bound(source: Any, numbers: Mapping[str, float], given: frozenset[str]) -> Any:
+    """A callable of x alone, with a process' numbers put in; any other source as it is."""
+    if isinstance(source, Batched | Expr | fem.Function) or not callable(source):
+        return source
+    values = {name: numbers[name] for name in _wanted(source, given) if name in numbers}
+    return (lambda x: source(x, **values)) if values else source
 
 
 def _called(source: Callable[[Any], Any], x: Expr, what: str) -> Any:

@@ -174,13 +174,13 @@ class PerSample(Noise):
             return mean_gradient(space, self.samples)
         return space.grad(self.mean_loss(space))
 
-    def mean_source(self) -> Any:
-        """f as a source of coordinates."""
+    def mean_source(self, bind: Callable[[Any], Any]) -> Any:
+        """f as a source of coordinates; ``bind`` puts the process' numbers into a loss."""
         if isinstance(self.samples, Batched):
             raise ValueError("PerSample(fp.batched(grads)) knows gradients, not losses: give the process its loss=.")
         if isinstance(self.samples, Samples):
             return self.samples
-        losses = self.samples
+        losses = [bind(f) for f in self.samples]
         return lambda x: sum(f(x) for f in losses[1:]) / len(losses) + losses[0](x) / len(losses)
 
     def covariance(self, space: Space) -> Expr:

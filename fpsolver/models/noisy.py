@@ -47,6 +47,11 @@ class Noisy(Process):
         """That of the process, as a source; None if it has none."""
         return self.loss_source()
 
+    @property
+    def temperature(self) -> float:
+        """That of the process, where it has one, and δ."""
+        return float(self.process.temperature + self.delta)  # type: ignore[attr-defined]
+
     def loss_on(self, space: Space) -> Expr | None:
         """As for the process."""
         return self.process.loss_on(space)
@@ -94,9 +99,9 @@ class Noisy(Process):
         D = self.process.coefficients(space).D[0, 0]
         return U * D / (D + space.parameter("delta", self.delta))
 
-    def parameters(self) -> dict[str, float]:
+    def numbers(self) -> dict[str, float]:
         """Those of the process and ``"delta"``."""
-        return {**self.process.parameters(), "delta": float(self.delta)}
+        return {**self.process.numbers(), "delta": float(self.delta)}
 
     def with_parameters(self, **changes: float) -> Self:
         """The same process with other numbers."""

@@ -4,7 +4,7 @@ They are chains, not diffusions: :class:`~fpsolver.Chain` and ``simulate(method=
 """
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Never
 
 import numpy as np
@@ -25,6 +25,7 @@ class Optimiser(Process):
         noise: of the gradient.
         learning_rate: η.
         batch_size: B.
+        parameters: numbers by name, as of :class:`~fpsolver.SGD`.
     """
 
     copies: ClassVar[int] = 1
@@ -34,6 +35,7 @@ class Optimiser(Process):
     noise: Noise
     learning_rate: float
     batch_size: float = 1
+    parameters: Any = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         check_sgd(self)

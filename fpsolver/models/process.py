@@ -4,15 +4,15 @@ dX = b(X) dt + √(2D(X)) dW in the Itô sense.  Its generator is L u = ∇·(D�
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import ufl
 from ufl.core.expr import Expr
 
-from .fields import Space, is_number
+from .fields import Space, bound, is_number
 from .noise import Isotropic, Noise, isotropic_level, samples_of, with_isotropic_level
 
 CONVENTIONS = ("ito", "stratonovich", "divergence")
@@ -93,11 +93,12 @@ class Process(ABC):
 
     def space(self, mesh: Any, degree: int) -> Space:
         """The coordinates that this process' sources see."""
-        return Space(mesh, degree, mesh.geometry.dim)
+        return space_of(self, mesh, degree, mesh.geometry.dim)
 
-    def parameters(self) -> dict[str, float]:
-        """The numbers that can change without recompiling anything: ``{"learning_rate": 0.1, ...}``."""
+    def numbers(self) -> dict[str, float]:
+        """All that can change without recompiling anything: ``{"learning_rate": 0.1, ...}`` and what the user named."""
         numbers = {f.name: float(getattr(self, f.name)) for f in fields(self) if is_number(getattr(self, f.name))}  # type: ignore[arg-type]
+        numbers |= getattr(self, "parameters", {})
         noise = getattr(self, "noise", None)
         if noise is not None and (s := isotropic_level(noise)) is not None:
             numbers["s"] = s
@@ -109,13 +110,37 @@ class Process(ABC):
         Raises:
             ValueError: unknown name; the known ones are listed.
         """
-        known = self.parameters()
+        known = self.numbers()
         for name in changes:
             if name not in known:
                 raise ValueError(f"{type(self).__name__} has no numeric parameter {name!r}; it has {sorted(known)}.")
         if "s" in changes:
             changes["noise"] = with_isotropic_level(self.noise, changes.pop("s"))  # type: ignore
+        named = getattr(self, "parameters", {})
+        if any(name in named for name in changes):
+            changes["parameters"] = {name: changes.pop(name, value) for name, value in named.items()}  # type: ignore
         return replace(self, **changes)  # type: ignore[type-var]
+
+
+def space_of(process: Process, mesh: Any, degree: int, dim: int) -> Space:
+    """Where sources of ``dim`` coordinates become UFL that sees the numbers of a process."""
+    return Space(mesh, degree, dim, numbers=process.numbers(), given=frozenset(getattr(process, "parameters", {})))
+
+
+def _own_numbers(process: Any) -> None:
+    """Copy ``parameters``, checked; whoever has given them may change the mapping later."""
+    what, given = type(process).__name__, process.parameters
+    if given is not None and not isinstance(given, Mapping):
+        raise TypeError(
+            f'{what}: parameters is a {type(given).__name__}; names and numbers, {{"F": 1.0}}, were expected.'
+        )
+    taken = {f.name for f in fields(process)} | {"s", "delta", "x"}
+    for name, value in (given or {}).items():
+        if not isinstance(name, str) or not name.isidentifier() or name in taken:
+            raise ValueError(f"{what}: parameters has {name!r}; a name was expected that is none of {sorted(taken)}.")
+        if not is_number(value) or not np.isfinite(value):
+            raise ValueError(f"{what}: parameters has {name} = {value!r}; a finite number was expected.")
+    object.__setattr__(process, "parameters", {name: float(value) for name, value in (given or {}).items()})
 
 
 def _positive(name: str, value: float, what: str) -> None:
@@ -136,14 +161,18 @@ class SDE(Process):
         gibbs: scalar source U if the invariant density e^{−U} without current is known, as in one dimension it always
             is: U = ln D − ∫ b/D (Itô).  The ``weighted`` scheme needs it; a generator checks β = −D∇U cell by cell.
             With that scheme D may jump where the mesh has facets.
+        parameters: numbers by name, which formulas see as further arguments: ``lambda x, F: F * x[0]`` with
+            ``{"F": 1.0}``.  ``gen.replace(F=2.0)`` recompiles nothing.
     """
 
     drift: Any
     diffusion: Any
     convention: str = "ito"
     gibbs: Any = None
+    parameters: Any = None
 
     def __post_init__(self) -> None:
+        _own_numbers(self)
         if self.convention not in CONVENTIONS:
             raise ValueError(
                 f"SDE: convention {self.convention!r} is unknown; expected one of {', '.join(CONVENTIONS)}."
@@ -193,12 +222,21 @@ def _check_stratonovich(D: Expr, space: Space) -> None:
 
 @dataclass(frozen=True)
 class Langevin(Process):
-    """Overdamped Langevin: b = −∇f, D = temperature · I, with invariant density ∝ e^{−f/temperature}."""
+    """Overdamped Langevin: b = −∇f, D = temperature · I, with invariant density ∝ e^{−f/temperature}.
+
+    Attributes:
+        loss: scalar source f.
+        temperature: ε.
+        parameters: numbers by name, which formulas see as further arguments: ``lambda x, F: F * x[0]`` with
+            ``{"F": 1.0}``.  ``gen.replace(F=2.0)`` recompiles nothing.
+    """
 
     loss: Any
     temperature: float
+    parameters: Any = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
+        _own_numbers(self)
         _positive("temperature", self.temperature, "Langevin")
 
     def coefficients(self, space: Space) -> Coefficients:
@@ -212,7 +250,7 @@ class Langevin(Process):
 
     def loss_source(self) -> Any:
         """f."""
-        return self.loss
+        return bound(self.loss, self.numbers(), frozenset(self.parameters))
 
     def isotropic_diffusion(self) -> float:
         """The temperature."""
@@ -240,6 +278,8 @@ class SGD(Process):
         learning_rate: η.
         batch_size: B (sampled with replacement, unless ``PerSample`` says otherwise).
         order: weak order of the approximation, 1 or 2.
+        parameters: numbers by name, which formulas see as further arguments: ``lambda x, F: F * x[0]`` with
+            ``{"F": 1.0}``.  ``gen.replace(F=2.0)`` recompiles nothing.
     """
 
     loss: Any
@@ -247,15 +287,16 @@ class SGD(Process):
     learning_rate: float
     batch_size: float = 1
     order: Literal[1, 2] = 1
+    parameters: Any = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         check_sgd(self)
         if self.order not in (1, 2):
             raise ValueError(f"SGD: order is {self.order!r}; the weak order 1 or 2 was expected.")
 
-    def parameters(self) -> dict[str, float]:
-        """The numbers that can change without recompiling; the order is none of them."""
-        return {name: value for name, value in super().parameters().items() if name != "order"}
+    def numbers(self) -> dict[str, float]:
+        """All that can change without recompiling; the order is none of them."""
+        return {name: value for name, value in super().numbers().items() if name != "order"}
 
     @property
     def time_per_step(self) -> float:
@@ -324,6 +365,8 @@ class MomentumSGD(Process):
         learning_rate: η.
         momentum: μ in [0, 1).
         batch_size: B.
+        parameters: numbers by name, which formulas see as further arguments: ``lambda x, F: F * x[0]`` with
+            ``{"F": 1.0}``.  ``gen.replace(F=2.0)`` recompiles nothing.
     """
 
     scaling = ("learning_rate",)
@@ -333,6 +376,7 @@ class MomentumSGD(Process):
     learning_rate: float
     momentum: float
     batch_size: float = 1
+    parameters: Any = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         check_sgd(self)
@@ -366,7 +410,7 @@ class MomentumSGD(Process):
         d = mesh.geometry.dim
         if d % 2:
             raise ValueError(f"MomentumSGD lives on (x, v): the domain's dimension must be even, it is {d}.")
-        return Space(mesh, degree, d // 2)
+        return space_of(self, mesh, degree, d // 2)
 
     def coefficients(self, space: Space) -> Coefficients:
         """b = (v, −γv − ∇f), D = diag(0, √η/(2B) Σ(x)); ∇·D = 0 because Σ does not depend on v."""
@@ -392,6 +436,7 @@ class MomentumSGD(Process):
 def check_sgd(process: Any) -> None:
     """Refuse numbers and noises that no algorithm has."""
     name = type(process).__name__
+    _own_numbers(process)
     _positive("learning_rate", process.learning_rate, name)
     _positive("batch_size", process.batch_size, name)
     if not isinstance(process.noise, Noise):
@@ -425,8 +470,11 @@ def mean_loss(process: SGD | MomentumSGD, space: Space) -> Expr:
 
 
 def _mean_source(process: SGD | MomentumSGD) -> Any:
+    def bind(source: Any) -> Any:
+        return bound(source, process.numbers(), frozenset(process.parameters))
+
     if process.loss is not None:
-        return process.loss
+        return bind(process.loss)
     samples = samples_of(process.noise)
     assert samples is not None
-    return samples.mean_source()
+    return samples.mean_source(bind)

@@ -244,7 +244,7 @@ def _row(
             for g, tol in zip(gens, (TOL, TOL / 100), strict=True)
         )
         pde = computed(value, abs(value - better))
-        space = PointSpace(gen.domain.dim)
+        space = PointSpace(gen.domain.dim, process=process)
         with together(gen.domain.comm):
             g = lambdify([space.scalar(quantity, "compare: quantity")], space)
 

@@ -76,7 +76,7 @@ class Descent(Algorithm):
         self.kinetic = isinstance(process, MomentumSGD)
         self.optimiser = process if isinstance(process, Optimiser) else None
         weights = self.optimiser.weights(dim) if self.optimiser else dim // 2 if self.kinetic else dim
-        self.space = PointSpace(dim, weights)
+        self.space = PointSpace(dim, weights, process)
         self.gradient, self.batch_size = Gradient(process, self.space, backend), int(process.batch_size)
         self.gaussian = self.gradient.uses_labels or self.gradient.uses_normals
         family = self.gradient.family

@@ -88,7 +88,7 @@ class Diffusion:
         return self._coefficients(x)
 
     def _general(self, process: Process) -> Coefficients:
-        space, d = PointSpace(self.dim), self.dim
+        space, d = PointSpace(self.dim, process=process), self.dim
         ito = isinstance(process, SDE) and process.convention == "ito"
         c = (replace(process, convention="divergence") if ito else process).coefficients(space)  # type: ignore[type-var]
         b = lambdify([c.beta if ito else c.beta + ufl.div(c.D)], space, self.backend)
@@ -97,7 +97,7 @@ class Diffusion:
 
     def _gradient_descent(self, process: Any) -> Coefficients:
         kinetic, eta = isinstance(process, MomentumSGD), process.learning_rate
-        space = PointSpace(self.dim, self.dim // 2 if kinetic else self.dim)
+        space = PointSpace(self.dim, self.dim // 2 if kinetic else self.dim, process)
         d = space.dim
         gradient = Gradient(process, space, self.backend)
         compiled = gradient.family is not None and gradient.family.native is not None

@@ -15,11 +15,13 @@ import numpy as np
 import ufl
 from dolfinx import fem
 from ufl import classes
+from ufl.algorithms.analysis import extract_constants
 from ufl.algorithms.apply_algebra_lowering import apply_algebra_lowering
 from ufl.algorithms.apply_derivatives import apply_derivatives
 from ufl.core.expr import Expr
 
 from ..models.fields import Batched, Space
+from ..models.process import Process
 
 _UNARY = {
     "Sqrt": "sqrt", "Exp": "exp", "Ln": "log", "Cos": "cos", "Sin": "sin", "Tan": "tan", "Cosh": "cosh",
@@ -36,11 +38,14 @@ class PointSpace(Space):
     Args:
         dim: number of coordinates of the process, any.
         seen: how many of them, the leading ones, sources see; all by default.
+        process: whose numbers sources may ask for.
     """
 
-    def __init__(self, dim: int, seen: int | None = None):
+    def __init__(self, dim: int, seen: int | None = None, process: Process | None = None):
         domain = ufl.Mesh(basix.ufl.element("Lagrange", "interval", 1, shape=(dim,)))
         super().__init__(domain, 1, seen or dim)
+        if process is not None:
+            self.numbers, self.given = process.numbers(), frozenset(getattr(process, "parameters", {}))
         self.tabulated: dict[Any, Batched] = {}
 
     @property
@@ -57,6 +62,15 @@ class PointSpace(Space):
         """The number itself, remembered by its name."""
         self.parameters[name] = ufl.as_ufl(float(value))
         return self.parameters[name]
+
+    def owned(self, expression: Expr) -> Expr:
+        """The expression with the values of its constants."""
+        copies = {c: self.frozen(c.value) for c in extract_constants(expression) if isinstance(c, fem.Constant)}
+        return ufl.replace(expression, copies) if copies else expression
+
+    def frozen(self, value: np.ndarray) -> Any:
+        """Numbers of any shape."""
+        return ufl.as_ufl(float(value)) if np.ndim(value) == 0 else ufl.as_tensor(np.asarray(value, float).tolist())
 
     def together(self) -> AbstractContextManager[None]:
         """No communicator belongs to it: what may raise on one rank alone, the caller wraps."""

@@ -10,7 +10,8 @@ from ... import _compat
 from ...discretisation.generator import Generator
 from ...discretisation.solution import Solution
 from ...discretisation.solver import statistics
-from ...models.fields import Space, is_number
+from ...models.fields import is_number
+from ...models.process import space_of
 from ..pointwise import ito_drift
 from ..quadrature import Quadrature
 
@@ -20,7 +21,7 @@ _LARGEST = 1e12
 def loss_expression(gen: Generator, loss: Any, what: str) -> Any:
     """The loss of the process as UFL on the generator's mesh, or a given one; None if there is none."""
     if loss is not None:
-        return Space(gen.domain.mesh, gen.degree, gen.domain.dim).scalar(loss, what)
+        return space_of(gen.process, gen.domain.mesh, gen.degree, gen.domain.dim).scalar(loss, what)
     return gen.process.loss_on(gen.process.space(gen.domain.mesh, gen.degree))
 
 

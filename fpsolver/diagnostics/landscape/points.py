@@ -15,7 +15,7 @@ from ...discretisation.solution import bounds
 from ...domains.domain import Domain
 from ...models.fields import Batched, Space
 from ...models.noise import Noise, PerSample, Sum, samples_of
-from ...models.process import SGD, MomentumSGD, Process
+from ...models.process import SGD, MomentumSGD, Process, space_of
 from ...models.samples import Samples
 from ..pointwise import Pointwise, compiled, private_simplices
 
@@ -155,8 +155,11 @@ class SampleLosses:
             return
         self.size = len(found.samples)
 
+        def where(mesh: dmesh.Mesh) -> Space:
+            return space_of(source, mesh, 1, dim) if isinstance(source, Process) else Space(mesh, 1, dim)
+
         def rows(mesh: dmesh.Mesh) -> Expr:
-            return ufl.as_tensor([[f, *(f.dx(i) for i in range(dim))] for f in found.losses(Space(mesh, 1, dim))])
+            return ufl.as_tensor([[f, *(f.dx(i) for i in range(dim))] for f in found.losses(where(mesh))])
 
         self._table = Pointwise(dim, rows, comm)
 
@@ -188,7 +191,7 @@ def covariance_at(process: Any, points: np.ndarray, comm: MPI.Comm) -> np.ndarra
     # small cells at the points, in whose corners batched sources are tabulated
     small = 1e-6 * (1 + float(np.abs(points).max())) * np.concatenate([np.zeros((1, d)), np.eye(d)])
     mesh = private_simplices(d, points[:, None] + small)
-    Sigma = Sum(tuple(symbolic)).covariance(Space(mesh, 1, d))
+    Sigma = Sum(tuple(symbolic)).covariance(space_of(process, mesh, 1, d))
     return total + compiled(mesh, Sigma, np.zeros((1, d)), comm)(np.arange(len(points), dtype=np.int32))[:, 0]
 
 

@@ -97,7 +97,11 @@ class WeakForm:
         """
         given = self.space.parameters
         own = {c: self.space.constant(numbers.get(name, c.value)) for name, c in given.items()}
-        space = replace(self.space, parameters={name: own[c] for name, c in given.items()})
+        space = replace(
+            self.space,
+            parameters={name: own[c] for name, c in given.items()},
+            numbers={**self.space.numbers, **numbers},
+        )
         if self.offset is not None:
             own[self.offset] = self.space.constant(0.0)
         own |= {f: fem.Function(f.function_space) for f in (self.floor, self.rough) if f is not None}
