@@ -39,7 +39,7 @@ _STEP = (0.1, 0.9)  # χ rises from 0 to 1 while h does between these: where h i
 _DEPTH = 5.0  # in units of U: a well of this depth that is not split off costs two digits
 _ROUNDING = 1e-11  # what is left of h in wells that it does not reach; the capacity is then known from the other side
 _STEEP = 12.0  # variation of U over a cell beyond which polynomials resolve no current, and error bars no error
-_UNRESOLVED = 0.5  # share of a capacity that may come from such cells: they lie beside most passes, unlike in them
+_UNRESOLVED = 0.45  # share of a capacity that may come from such cells: they lie beside most passes, unlike in them
 _ITERATIONS, _CONVERGED = 200, 1e-10  # of inverse iteration; the mode's change, in its norm
 
 
