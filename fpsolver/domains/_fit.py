@@ -83,9 +83,8 @@ def _crossings(raw: RawMesh, inside: Inside, outer: Array | None) -> tuple[Array
     t = np.linspace(0.0, 1.0, _SAMPLES + 1)
     values = inside(along(x, t).reshape(-1, raw.dim)).reshape(len(x), len(t))
     differ = values[:, 1:] != values[:, :-1]
-    if outer is not None and raw.degree > 1:  # markers of a curve hold at vertices, but not everywhere between
-        near = inside(along(raw.points[nodes], np.array([NUDGE, 1 - NUDGE])).reshape(-1, raw.dim)).reshape(len(x), 2)
-        differ[near.all(axis=1)] = False
+    if outer is not None:
+        differ[_chords(raw, inside, pairs, nodes, values)] = False
     some = np.flatnonzero(differ.any(axis=1))
     # of several changes on an edge the one that is next to its middle comes first
     nearest = np.argmin(np.where(differ[some], np.abs(np.arange(_SAMPLES) + 0.5 - _SAMPLES / 2), np.inf), axis=1)
@@ -95,6 +94,23 @@ def _crossings(raw: RawMesh, inside: Inside, outer: Array | None) -> tuple[Array
         same = inside(along(x[some], middle[:, None])[:, 0]) == before if len(some) else before
         low, high = np.where(same, middle, low), np.where(same, high, middle)
     return pairs[some], 0.5 * (low + high)
+
+
+def _chords(raw: RawMesh, inside: Inside, pairs: Array, nodes: Array, values: Array) -> Array:
+    """Which edges of the boundary stand for a marked curve or surface: markers of it hold at vertices only.
+
+    On straight edges that is told from two windows, one at each end, by the size of what is marked.
+    """
+    at = lambda t: inside(along(raw.points[nodes], t).reshape(-1, raw.dim)).reshape(len(nodes), -1)  # noqa: E731
+    ends = at(np.array([NUDGE, 1 - NUDGE])).all(axis=1)
+    if raw.degree > 1 or not ends.any():
+        return np.asarray(ends)
+    length = np.linalg.norm(raw.points[pairs[:, 1]] - raw.points[pairs[:, 0]], axis=1)
+    share = np.minimum(_TOLERANCE * np.ptp(raw.points, axis=0).max() / length, 0.5)
+    beside = np.stack([share, 1 - share], axis=1)[..., None]
+    a, b = raw.points[pairs].transpose(1, 0, 2)
+    wide = inside((a[:, None] + beside * (b - a)[:, None]).reshape(-1, raw.dim)).reshape(-1, 2).any(axis=1)
+    return np.asarray(ends & ~wide & ~values[:, 1:-1].any(axis=1))
 
 
 def _around_a_corner(raw: RawMesh, inside: Inside, outer: Array, pairs: Array, t: Array, length: Array) -> Array:

@@ -90,7 +90,8 @@ def followed(
         coarse, levels = comm.bcast(_coarse(fit, accuracy) if fit else None, root=0)
         if not len(coarse) or turn >= rounds:
             break
-        levels = min(levels, rounds - turn)
+        # the rim of a part may become exact on the way, when edges meet its corners
+        levels = 1 if on_boundary else min(levels, rounds - turn)
         domain, turn = _refined(domain, coarse, levels, inside), turn + levels
     share = None
     if fit:

@@ -45,14 +45,15 @@ def measured(raw: RawMesh, parent: Array, inside: Inside, on_boundary: bool) -> 
     x = raw.points[top]
     middle = _centers(raw, top) if on_boundary else x.mean(axis=1)
     member = inside(middle)
+    solid = member  # not by vertices only
     if on_boundary:  # markers of a curve hold at vertices
         near = x + NUDGE * (middle[:, None] - x)
-        member |= inside(near.reshape(-1, d)).reshape(len(x), d).all(axis=1)
+        member = member | inside(near.reshape(-1, d)).reshape(len(x), d).all(axis=1)
     measure = measures_of(x)
     signed: Array = np.zeros(0)
     coarse: Array = np.zeros(0, dtype=np.int64)
     if top.shape[1] > 2:
-        signed, sides = _distances(top, x, member, inside)
+        signed, sides = _distances(top, x, member, solid, inside)
         bad = np.abs(signed) > 0.05 * np.abs(signed).sum() / max(len(signed), 1)
         coarse = np.unique(sides[bad])
     if on_boundary:
@@ -81,10 +82,11 @@ def _find_cells(raw: RawMesh, facets: Array) -> Array:
     return np.flatnonzero(find(facets, faces)[of_cell].any(axis=1))
 
 
-def _distances(top: Array, x: Array, member: Array, inside: Inside) -> tuple[Array, Array]:
+def _distances(top: Array, x: Array, member: Array, solid: Array, inside: Inside) -> tuple[Array, Array]:
     """For each simplex between inside and outside: measure of what lies between it and the marked set, and its sides.
 
     The set is looked for from the middle, normally to the simplex: beyond it (positive), or before (negative).
+    Members that are not solid stand for a curved piece, and nothing is missed before the edges of these.
     """
     m = top.shape[1] - 1
     opposite = np.array([[v for v in range(m + 1) if v != i] for i in range(m + 1)])
@@ -108,6 +110,8 @@ def _distances(top: Array, x: Array, member: Array, inside: Inside) -> tuple[Arr
             q, _ = np.linalg.qr((face[:, 1:] - face[:, :1]).transpose(0, 2, 1))
             apex = apex - (q @ (q.transpose(0, 2, 1) @ apex[..., None]))[..., 0]
         wrong = inside(middle + 1e-6 * apex) == (side == 1)
+        if side == 0:
+            wrong &= solid[tops[:, 0]]
         low: Array = np.full(len(face), 1e-6)
         high: Array = np.ones(len(face))
         for _ in range(30):
