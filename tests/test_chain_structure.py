@@ -56,14 +56,14 @@ MAKERS = {
 
 
 VALUES = {
-    "samples": 13.5052025539343,
-    "batches": 5.38695963782085,
-    "without replacement": 3.33427469614482,
+    "samples": 13.5052041009015,
+    "batches": 5.38723794771097,
+    "without replacement": 3.33461821935527,
     "Gaussian noise": 45.900756422215,
-    "drawn noise": 126.26736759576,
-    "labels": 11.5599038028385,
-    "momentum": 14.9199739040255,
-    "a step": 102.966256538687,
+    "drawn noise": 126.267388590647,
+    "labels": 11.5627248053136,
+    "momentum": 14.9150530447938,
+    "a step": 102.92972077693,
     "a cube": 3.24263660872072,
 }  # on one rank
 
