@@ -376,8 +376,9 @@ class Domain:
         Where it ends inside facets, the mesh is replaced by one whose cells are cut there, which takes nothing from
         generators that use the domain already.  In one and two dimensions the ends are then right to 1e-10 of the size
         of the domain.  In three, the rim is followed by chords, and cells there are refined until the area that they
-        miss is below 1e-4 of the part; :attr:`defects` says how much it is.  Pieces of the boundary that a marker
-        reaches around a corner by less than 2e-3 of the size, as ``x[1] > 0.999`` does, are no part of it.
+        miss is below 1e-4 of the part or they were halved four times; :attr:`defects` says how much it is.  Pieces of
+        the boundary that a marker reaches around a corner by less than 2e-3 of the size, as ``x[1] > 0.999`` does, are
+        no part of it.
 
         Args:
             name: a name that is not yet used.

@@ -18,6 +18,7 @@ from ufl.algorithms import estimate_total_polynomial_degree, extract_coefficient
 from ufl.algorithms.apply_algebra_lowering import apply_algebra_lowering
 from ufl.algorithms.apply_derivatives import apply_derivatives
 from ufl.core.expr import Expr
+from ufl.corealg.traversal import unique_pre_traversal
 
 from ...models.fields import Space
 from ...models.process import Coefficients
@@ -235,8 +236,11 @@ class WeakForm:
         """What a coefficient is on facets seen from either cell: conditions on x decide a little inside of them."""
         if self.middle is None:
             return expression
-        x = ufl.SpatialCoordinate(self.mesh)
-        return ufl.replace(apply_derivatives(apply_algebra_lowering(expression)), {x: x + 1e-8 * (self.middle - x)})
+        x, lowered = ufl.SpatialCoordinate(self.mesh), apply_derivatives(apply_algebra_lowering(expression))
+        inside = {x: x + 1e-8 * (self.middle - x)}
+        conditions = (c for c in unique_pre_traversal(lowered) if isinstance(c, ufl.classes.Condition))
+        decided = {c: ufl.replace(c, inside) for c in conditions}
+        return ufl.replace(lowered, decided) if decided else lowered
 
     def kinks(self, u: Expr, v: Expr) -> Expr:
         """What ∇u contributes on facets of rough cells: [χ v Dn·∇u] − [v Dn]·{∇u}, χ one in rough cells.
