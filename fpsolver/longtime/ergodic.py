@@ -65,7 +65,9 @@ class ErgodicLaws(Answer):
             initial = initial.raw
         source = load(self._gen, initial, "initial density")
         vectors = [to_vector(self._gen, p.function) for p in self.probabilities]
-        weights = np.array([source.dot(v) for v in vectors])
+        weights, mass = np.array([source.dot(v) for v in vectors]), float(source.sum())
+        if abs(weights.sum() - mass) < 1e-9 * abs(mass):  # rounding of null vectors, in the share of each alike
+            weights *= mass / weights.sum()
         for v in (source, *vectors):
             v.destroy()
         return weights
