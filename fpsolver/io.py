@@ -141,7 +141,7 @@ class Writer:
             self._staged = staged = Staged(comm, self.path)
             held = next(iter(self._held.values())).function_space
             nodes = mesh.geometry.x.nbytes + 3 * held.tabulate_dof_coordinates().nbytes
-            size = nodes + 8 * (held.dofmap.list.size + mesh.geometry.dofmap.size)
+            size = nodes + 8 * (held.dofmap.list.size + _compat.geometry_dofmap(mesh).size)
         if self.path.suffix == ".bp":
             with self._writing(size):
                 policy = dio.VTXMeshPolicy.reuse
@@ -219,7 +219,7 @@ def write_domain(path: str | Path, domain: Domain) -> None:
     tags = dmesh.meshtags(mesh, dim - 1, facets.astype(np.int32), values)
     tags.name = "parts"
     staged = Staged(domain.comm, path)
-    staged.claim(mesh.geometry.x.nbytes + 8 * (mesh.geometry.dofmap.size + (dim + 1) * len(facets)))
+    staged.claim(mesh.geometry.x.nbytes + 8 * (_compat.geometry_dofmap(mesh).size + (dim + 1) * len(facets)))
     before, mesh.name = mesh.name, "mesh"
     try:
         with staged.unfinished(), dio.XDMFFile(domain.comm, str(staged.path), "w") as file:

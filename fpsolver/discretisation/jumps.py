@@ -23,6 +23,7 @@ import ufl
 from dolfinx import fem
 from dolfinx import mesh as dmesh
 
+from .. import _compat
 from ..models.fields import Space
 from ..models.process import Coefficients, Process
 from .facets import neighbours
@@ -248,7 +249,7 @@ def _beside_jumps(
 def _normals(mesh: dmesh.Mesh, cells: np.ndarray, local: np.ndarray) -> np.ndarray:
     """Unit normals of facets between the corners, up to their sign."""
     d = mesh.geometry.dim
-    corners = mesh.geometry.x[mesh.geometry.dofmap[cells][:, : d + 1]][..., :d]
+    corners = mesh.geometry.x[_compat.geometry_dofmap(mesh)[cells][:, : d + 1]][..., :d]
     if d == 1:
         return np.ones((len(cells), 1))
     keep = np.array([[v for v in range(d + 1) if v != i] for i in range(d + 1)])[local]
