@@ -263,7 +263,7 @@ if COMM.rank == 0:
         gap = f"{sgd.value / pde - 1:+.1%} ± {sgd.error / pde:.1%}"
         cells = f"{gap:>14} {steps - 1:>+11.1%} {tail - 1:>+9.1%} {both / pde - 1:>+6.0%}"
         print(f"{eta:4g} {pde:11.4f} {error:10.1e} {exact:13.4f} {sgd!s:>17} {cells}")
-    print(f"tabulation error of loss and Σ: {base.stats()['tabulation_error']:.1e}")
+    print(f"tabulation error of loss and Σ: {tau.stats['tabulation_error']:.1e}")
 
 assert inside[1][1] < 1e-3 * inside[1][0], "the PDE's own error is small"
 assert stay.mean_exit_time(level=0.999).scaled(1 / small).covers(inside[1][0]), "PDE and SGD agree in the basin"
@@ -273,4 +273,4 @@ for _, pde, error, exact, sgd, (steps, _), both in rows:
     assert sgd.low > pde, "the algorithm is slower over the barrier than its diffusion"
     assert abs(sgd.value - both) < 3.3 / 1.96 * sgd.error, "long steps and the exponent explain it"
     assert sgd.low > steps * pde, "long steps alone do not"
-assert base.stats()["tabulation_error"] < 1e-3
+assert tau.stats["tabulation_error"] < 1e-3
