@@ -18,7 +18,7 @@ from . import _gmsh, _meshes, _refine, meshfile
 from ._arguments import check_box, check_polygon, check_round
 from ._arrays import RawMesh
 from ._follow import ACCURACY, as_inside, changes_inside_facets, followed
-from ._measure import Fit, Inside
+from ._measure import Fit
 from ._meshes import GHOSTS, end_exactly
 from ._parts import REST, Facets, Marker, Parts, sides
 from ._round import HIGHEST, RoundShape
@@ -51,7 +51,6 @@ class Domain:
         _meshes.check_mesh(mesh)
         self._parts = Parts(mesh)
         self._regions: dict[str, Facets] = {}
-        self._markers: dict[str, tuple[Inside, bool]] = {}
         self.defects: dict[str, float] = {}
         self._round: RoundShape | None = None
         self.boundary = self._parts.boundary
@@ -400,16 +399,15 @@ class Domain:
         domain, fit = followed(self, name, inside, on_boundary=True)
         if name not in domain.parts:
             self._parts.add_found(name, facets[:0])
-        self._became(domain, name, inside, True, fit)
+        self._became(domain, name, fit)
 
-    def _became(self, domain: "Domain", name: str, inside: Inside, on_boundary: bool, fit: Fit | None) -> None:
+    def _became(self, domain: "Domain", name: str, fit: Fit | None) -> None:
         """Take over a domain that follows one more marker."""
         defect = self.comm.bcast(fit.defect if fit else None, root=0)
         self.mesh, self._parts, self._regions = domain.mesh, domain._parts, domain._regions
         self.boundary = domain.boundary
         if defect > 0:
             self.defects[name] = defect
-            self._markers[name] = (inside, on_boundary)
 
     def __repr__(self) -> str:
         cells = self.mesh.topology.index_map(self.dim).size_global

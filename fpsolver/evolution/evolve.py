@@ -57,7 +57,7 @@ def evolve(
             (begin, number or function), the first at 0: ``{"learning_rate": [(0, 0.4), (10, 0.1)]}``.  They replace
             those of ``gen.process``.  For SGD t = Σ ηₖ (one step advances t by its own learning rate), and
             :func:`~fpsolver.count_steps` counts steps.  A piece of constant numbers costs one factorisation; functions
-            cost six per step.  Jumps and bends inside a function cost steps: begin a new pair there.
+            cost one per step.  Jumps and bends inside a function cost steps: begin a new pair there.
         checkpoint: folder in which the state at every output time is kept, complete at any moment.  If it holds some
             already, the evolution goes on from there, on any number of ranks.
 
