@@ -218,6 +218,7 @@ def test_from_an_existing_mesh():
     mesh = dmesh.create_unit_square(WORLD, 4, 4)
     left = dmesh.locate_entities_boundary(mesh, 1, lambda x: np.isclose(x[0], 0))
     domain = Domain(mesh, {"left": left, "right": lambda x: np.isclose(x[0], 1)})
+    assert domain.mesh is mesh
     _whole, parts = measures(domain)
     assert parts == pytest.approx({"left": 1, "right": 1, "unnamed": 2})
     assert Domain(mesh).parts == ("boundary",)

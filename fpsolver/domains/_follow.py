@@ -80,7 +80,7 @@ def followed(
     """A domain in which a marked part or region is a set of facets or cells, refined where chords are too far off.
 
     Returns:
-        The domain, and on rank 0 how well it fits (collective).
+        The domain, which is the given one if a part ends where facets do, and on rank 0 how well it fits (collective).
     """
     comm = domain.comm
     turn = 0
@@ -93,6 +93,8 @@ def followed(
         # the rim of a part may become exact on the way, when edges meet its corners
         levels = 1 if on_boundary else min(levels, rounds - turn)
         domain, turn = _refined(domain, coarse, levels, inside), turn + levels
+    if on_boundary and comm.bcast(fit is not None and turn == 0 and _same(fit.raw, raw), root=0):
+        return domain, fit  # whose numbers of facets somebody may hold
     share = None
     if fit:
         share = fit.raw
@@ -103,6 +105,10 @@ def followed(
     found = domain._distributed(share)
     found._round = domain._round
     return found, fit
+
+
+def _same(a: RawMesh, b: RawMesh | None) -> bool:
+    return b is not None and np.array_equal(a.points, b.points) and np.array_equal(a.cells, b.cells)
 
 
 def _coarse(fit: Fit, accuracy: float) -> tuple[npt.NDArray[np.int64], int]:

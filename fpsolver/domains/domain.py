@@ -397,6 +397,9 @@ class Domain:
             self._parts.add_found(name, facets)
             return
         domain, fit = followed(self, name, inside, on_boundary=True)
+        if domain is self:
+            self._parts.add_found(name, facets)
+            return
         if name not in domain.parts:
             self._parts.add_found(name, facets[:0])
         self._became(domain, name, fit)
