@@ -63,11 +63,13 @@ from .longtime.noisy import VanishingNoiseLimit, vanishing_noise_limit, wasserst
 from .longtime.spectrum import QuasiStationary, Spectrum, quasi_stationary, spectrum
 from .longtime.stationary import stationary
 from .models.fields import batched
+from .models.langevin import Langevin
 from .models.network import Network
 from .models.noise import Covariance, Isotropic, LabelNoise, Noise, PerSample
 from .models.noisy import Noisy
 from .models.optimisers import Adam, ClippedSGD, Nesterov, RMSprop, SignSGD
-from .models.process import SDE, SGD, Langevin, MomentumSGD, Process
+from .models.process import SDE, Process
+from .models.sgd import SGD, MomentumSGD
 from .models.slices import Slice
 from .montecarlo.compare import Comparison, compare
 from .montecarlo.ensemble import Ensemble

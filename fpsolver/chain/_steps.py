@@ -12,7 +12,7 @@ from scipy.special import ndtri
 from .. import _compat
 from ..domains.domain import Domain
 from ..models.optimisers import Optimiser
-from ..models.process import SGD, MomentumSGD
+from ..models.sgd import SGD
 from ..pointwise.algorithm import Algorithm, Descent
 from ._cells import mixed, uniform
 from ._points import lattice
@@ -174,7 +174,7 @@ def steps_of(process: Any, domain: Domain, batches: int | None) -> Steps:
         TypeError: something that is no algorithm.
         ValueError: a batch size that is no integer, or ``batches`` no positive integer.
     """
-    if not isinstance(process, SGD | MomentumSGD | Optimiser):
+    if not isinstance(process, Optimiser):
         raise TypeError(
             f"Chain: process is a {type(process).__name__}; an algorithm was expected: fp.SGD, fp.MomentumSGD or, for "
             "any step of your own, fp.Chain.of_step(step, batches, domain)."

@@ -18,7 +18,8 @@ from dolfinx import fem
 from ufl.core.expr import Expr
 
 from .._log import logger
-from .fields import Space, at_points
+from ._batched import at_points
+from .fields import Space
 from .samples import Samples
 
 _HIGHEST = 8

@@ -13,7 +13,6 @@ from typing import Any
 
 from mpi4py import MPI
 
-import basix.ufl
 import dolfinx
 import numpy as np
 import ufl
@@ -23,11 +22,8 @@ from ufl.algorithms.analysis import extract_constants
 from ufl.core.expr import Expr
 
 from .._arguments import is_number
-from .._compat import interpolation_points
-from .._errors import agree, together
-from .._log import logger
-
-TABULATED = 1e-3  # of the largest value: what a table of D may miss before D itself is taken at quadrature points
+from .._errors import together
+from ._batched import tabulate
 
 
 @dataclass(frozen=True)
@@ -69,7 +65,7 @@ class Space:
         tables: tabulated sources that serve several coefficients.
         quadrature: degree of the rule at whose points tabulated sources are exact; None: they are interpolated.
         exact: sources at quadrature points that serve several coefficients.
-        inexact: names of the sources whose interpolation misses them by more than :data:`TABULATED`.
+        inexact: names of the sources whose interpolation misses them by more than a thousandth.
     """
 
     mesh: dolfinx.mesh.Mesh
@@ -100,9 +96,9 @@ class Space:
         """The same coordinates and numbers, with tabulated sources exact at the points of a quadrature rule."""
         return replace(self, quadrature=degree)
 
-    def constant(self, value: Any) -> fem.Constant:
-        """A constant that no compiled form depends on."""
-        return fem.Constant(self.mesh, dolfinx.default_scalar_type(value))
+    def constant(self, value: Any) -> Any:
+        """A number or an array of any shape that no compiled form depends on."""
+        return fem.Constant(self.mesh, np.array(value, dtype=dolfinx.default_scalar_type))
 
     def parameter(self, name: str, value: float) -> fem.Constant:
         """The constant of a process' named number."""
@@ -125,14 +121,13 @@ class Space:
 
     def owned(self, expression: Expr) -> Expr:
         """The expression with copies of the constants and Functions in it, which others may change later."""
-        known = set(self.parameters.values())
-        found = [c for c in extract_constants(expression) if isinstance(c, fem.Constant) and c not in known]
-        copies = {c: self.frozen(self.copies.setdefault(c, np.array(c.value))) for c in found}
+        copies, own = {}, set(self.parameters.values())
+        for c in extract_constants(expression):
+            if isinstance(c, fem.Constant) and c not in own:
+                copies[c] = self.constant(self.copies.setdefault(c, np.array(c.value)))
         for f in extract_coefficients(expression):
             if isinstance(f, fem.Function):
-                if f not in self.copies:
-                    self.copies[f] = f.copy()
-                copies[f] = self.copies[f]
+                copies[f] = self.copies[f] if f in self.copies else self.copies.setdefault(f, f.copy())
         return ufl.replace(expression, copies) if copies else expression
 
     def inherit(self, model: "Space") -> None:
@@ -140,10 +135,6 @@ class Space:
         self.copies = model.copies
         if self.mesh is model.mesh:
             self.tables.update(model.tables)
-
-    def frozen(self, value: np.ndarray) -> Any:
-        """A constant of any shape."""
-        return fem.Constant(self.mesh, np.array(value))
 
     def together(self) -> AbstractContextManager[None]:
         """Where the user's functions run: what one rank raises, all raise (collective)."""
@@ -171,7 +162,13 @@ def _shaped(space: Space, source: Any, what: str, shape: tuple[int, ...]) -> Exp
     elif callable(source) and not isinstance(source, Expr):
         with space.together():
             named = space.named(source, what)
-            source = _called(lambda x: source(x, **named), space.x, what)
+            try:
+                source = source(space.x, **named)
+            except Exception as error:
+                raise TypeError(
+                    f"{what} failed on UFL coordinates ({type(error).__name__}: {error}). Write it with UFL (ufl.exp, "
+                    "ufl.sin, x[0]**2, ...), or wrap a numpy, torch or jax function of an (n, d) array in fp.batched()."
+                ) from error
     return _fit(space.owned(_as_ufl(space, source, what)), what, shape)
 
 
@@ -191,16 +188,6 @@ def bound(source: Any, numbers: Mapping[str, float], given: frozenset[str]) -> A
         return source
     values = {name: numbers[name] for name in _wanted(source, given) if name in numbers}
     return (lambda x: source(x, **values)) if values else source
-
-
-def _called(source: Callable[[Any], Any], x: Expr, what: str) -> Any:
-    try:
-        return source(x)
-    except Exception as error:
-        raise TypeError(
-            f"{what} failed on UFL coordinates ({type(error).__name__}: {error}). Write it with UFL (ufl.exp, "
-            "ufl.sin, x[0]**2, ...), or wrap a numpy, torch or jax function of an (n, d) array in fp.batched()."
-        ) from error
 
 
 def _as_ufl(space: Space, value: Any, what: str) -> Expr:
@@ -236,146 +223,6 @@ def _fit(expression: Expr, what: str, shape: tuple[int, ...]) -> Expr:
     raise ValueError(
         f"{what} has shape {found}; {names[len(shape)]} was expected in {max(shape, default=1)} dimension(s)."
     )
-
-
-def tabulate(space: Space, source: Batched, what: str, shape: tuple[int, ...]) -> Expr:
-    """Interpolate a batched source, or take it at quadrature points (collective)."""
-    if shape and space.quadrature is not None:
-        return at_points(space, shape, lambda x: _symmetric(_values(source, what, x, shape)))
-    degree = {0: space.degree + 1, 1: space.degree, 2: 1}[len(shape)]
-    V = fem.functionspace(space.mesh, ("Lagrange", degree, shape) if shape else ("Lagrange", degree))
-    function = fem.Function(V)
-    values = evaluate(space, source, what, V, shape)
-    if len(shape) == 2:
-        agree(space.mesh.comm, _asymmetric(values, what))
-        values = _symmetric(values)
-    fill(function, values)
-    if len(shape) == 2:
-        measure(space, function, lambda x: _symmetric(_values(source, what, x, shape)), what)
-    return function
-
-
-def _symmetric(values: np.ndarray) -> np.ndarray:
-    return 0.5 * (values + values.swapaxes(-1, -2)) if values.ndim == 3 else values
-
-
-def at_points(space: Space, shape: tuple[int, ...], function: Callable[[np.ndarray], np.ndarray]) -> fem.Function:
-    """A function that is exact at the points of ``space.quadrature``, in all local cells (collective)."""
-    mesh = space.mesh
-    element = basix.ufl.quadrature_element(mesh.basix_cell(), shape, degree=space.quadrature)
-    V = fem.functionspace(mesh, element)
-    x = _physical(space, interpolation_points(V.element))
-    values = np.zeros((len(x), *shape))
-    with space.together():
-        for some in np.array_split(np.arange(len(x)), max(1, len(x) // 20_000)):
-            values[some] = function(x[some])
-    answer = fem.Function(V)
-    fill(answer, values)
-    return answer
-
-
-def _physical(space: Space, X: np.ndarray, cells: np.ndarray | None = None) -> np.ndarray:
-    """Reference points in local cells, shape (cells * points, dim)."""
-    mesh = space.mesh
-    if cells is None:
-        local = mesh.topology.index_map(mesh.topology.dim)
-        cells = np.arange(local.size_local + local.num_ghosts, dtype=np.int32)
-    points = fem.Expression(ufl.SpatialCoordinate(mesh), X).eval(mesh, cells)
-    return np.ascontiguousarray(unrounded(mesh, points.reshape(-1, mesh.geometry.dim))[:, : space.dim])
-
-
-def unrounded(mesh: dolfinx.mesh.Mesh, points: np.ndarray) -> np.ndarray:
-    """Points (n, d) of this rank's cells, those outside its nodes' box by rounding moved onto it.
-
-    Tables of measured values end exactly where the domain does, and refuse what lies beyond.
-    """
-    nodes = mesh.geometry.x[:, : points.shape[1]]
-    if not len(nodes):
-        return points
-    low, high = nodes.min(axis=0), nodes.max(axis=0)
-    moved = np.clip(points, low, high)
-    return np.where(np.abs(moved - points) <= 1e-12 * (1.0 + np.maximum(np.abs(low), np.abs(high))), moved, points)
-
-
-def measure(space: Space, table: Expr, exact: Callable[[np.ndarray], np.ndarray], what: str) -> None:
-    """Note by how much a table of D misses the source in the cells' midpoints, relative to the largest (collective)."""
-    mesh = space.mesh
-    middle = basix.geometry(mesh.basix_cell()).mean(axis=0, keepdims=True)
-    owned = np.arange(mesh.topology.index_map(mesh.topology.dim).size_local, dtype=np.int32)
-    x = _physical(space, middle, owned)
-    with space.together():
-        values = exact(x)
-    here = fem.Expression(table, middle).eval(mesh, owned).reshape(values.shape)
-    found = np.abs(values - here).max(initial=0.0), np.abs(values).max(initial=0.0)
-    missed, largest = (mesh.comm.allreduce(float(v), op=MPI.MAX) for v in found)
-    if missed > TABULATED * largest:
-        space.inexact[what] = missed / largest
-
-
-def evaluate(
-    space: Space, source: Batched, what: str, V: fem.FunctionSpace, shape: tuple[int, ...] | None
-) -> np.ndarray:
-    """Values of ``source`` at the interpolation points of this rank's cells, shape (cells * points, ...) (collective).
-
-    With ``shape`` None any trailing shape is accepted, as long as the first axis counts the points.
-    """
-    x = _physical(space, interpolation_points(V.element))
-    with space.together():
-        return _values(source, what, x, shape)
-
-
-def _values(source: Batched, what: str, x: np.ndarray, shape: tuple[int, ...] | None) -> np.ndarray:
-    try:
-        values = real_array(source.function(x), what)
-    except Exception as error:
-        raise ValueError(
-            f"{what} failed on a numpy array of points of shape {x.shape}: {type(error).__name__}: {error}"
-        ) from error
-    if shape is not None and values.shape != (len(x), *shape):
-        raise ValueError(
-            f"{what} returned shape {values.shape} for points of shape {x.shape}; expected {(len(x), *shape)}."
-        )
-    if values.shape[:1] != (len(x),):
-        raise ValueError(
-            f"{what} returned shape {values.shape} for points of shape {x.shape}; the first axis must match."
-        )
-    if not np.isfinite(values).all():
-        bad = x[np.argwhere(~np.isfinite(values))[0, 0]]
-        raise ValueError(f"{what} is not finite at {tuple(float(c) for c in bad)}.")
-    return values
-
-
-def real_array(values: Any, what: str) -> np.ndarray:
-    """An array of numpy, PyTorch or JAX in double precision."""
-    if hasattr(values, "detach"):
-        values = values.detach().cpu()
-    found = np.asarray(values)
-    if found.dtype.kind not in "biuf":
-        raise TypeError(f"returned {type(values).__name__} of {found.dtype}; real numbers were expected")
-    if found.dtype.kind == "f" and found.dtype.itemsize < 8:
-        logger.warning(
-            "%s returned %s, so that its derivatives have few digits; compute in float64 (PyTorch: .double(), JAX: "
-            "jax.config.update('jax_enable_x64', True))",
-            what,
-            found.dtype,
-        )
-    return found.astype(dolfinx.default_scalar_type)
-
-
-def _asymmetric(values: np.ndarray, what: str) -> str | None:
-    off = float(np.abs(values - values.transpose(0, 2, 1)).max(initial=0.0))
-    largest = float(np.abs(values).max(initial=0.0))
-    return f"{what} is not symmetric: entries differ by up to {off:.3g}." if off > 1e-8 * largest else None
-
-
-def fill(function: fem.Function, values: np.ndarray) -> None:
-    """Set ``function`` from its values at the interpolation points of all local cells, shape (cells * points, ...)."""
-    V = function.function_space
-    dofs = V.dofmap.list.ravel()
-    size = values.size // max(len(dofs), 1)
-    if size:
-        function.x.array.reshape(-1, size)[dofs] = values.reshape(len(dofs), size)
-    function.x.scatter_forward()
 
 
 def integrate(mesh: dolfinx.mesh.Mesh, expression: Expr, degree: int) -> float:

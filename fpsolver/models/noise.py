@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import ufl
-from dolfinx import fem
 from ufl.core.expr import Expr
 
-from .._errors import agree
+from ._batched import real_array
 from ._tabulate import mean_gradient, tabulate_samples
-from .fields import Batched, Space, at_points, evaluate, fill, is_number, measure, real_array
+from .fields import Batched, Space, is_number
 from .samples import Samples, jax_samples, torch_samples
 
 
@@ -153,13 +152,16 @@ class PerSample(Noise):
             ValueError: gradients were given instead of losses, so the mean loss is unknown.
             TypeError: the losses are functions of PyTorch or JAX.
         """
+        if isinstance(self.samples, Samples):
+            raise TypeError("the losses are functions of PyTorch or JAX, which have no UFL form.")
+        return [space.scalar(f, f"PerSample: loss of sample {i}") for i, f in enumerate(self._formulas())]
+
+    def _formulas(self) -> Sequence[Callable[[Any], Any]]:
         if isinstance(self.samples, Batched):
             raise ValueError(
                 "PerSample(fp.batched(grads)) knows gradients, not losses: give the process its loss= explicitly."
             )
-        if isinstance(self.samples, Samples):
-            raise TypeError("the losses are functions of PyTorch or JAX, which have no UFL form.")
-        return [space.scalar(f, f"PerSample: loss of sample {i}") for i, f in enumerate(self.samples)]
+        return self.samples  # type: ignore[return-value]
 
     def mean_loss(self, space: Space) -> Expr:
         """f = (1/N) Σ f_i."""
@@ -176,63 +178,45 @@ class PerSample(Noise):
 
     def mean_source(self, bind: Callable[[Any], Any]) -> Any:
         """f as a source of coordinates; ``bind`` puts the process' numbers into a loss."""
-        if isinstance(self.samples, Batched):
-            raise ValueError("PerSample(fp.batched(grads)) knows gradients, not losses: give the process its loss=.")
         if isinstance(self.samples, Samples):
             return self.samples
-        losses = [bind(f) for f in self.samples]
+        losses = [bind(f) for f in self._formulas()]
         return lambda x: sum(f(x) for f in losses[1:]) / len(losses) + losses[0](x) / len(losses)
 
     def covariance(self, space: Space) -> Expr:
         """σ σᵀ from symbolic gradients or from tabulated ones."""
         if isinstance(self.samples, Batched):
-            return self._tabulated(space)
+            return self._tabulated(space, self.samples.function)
         if isinstance(self.samples, Samples):
-            return self._share(space, self.samples.size) * tabulate_samples(space, self.samples)[1]
+            return self._shared(space, self.samples.size, tabulate_samples(space, self.samples)[1])
         gradients = [space.grad(f) for f in self.losses(space)]
         mean = sum(gradients[1:], gradients[0]) / len(gradients)
-        columns = [g - mean for g in gradients]
-        return self._share(space, len(columns)) * _mean_outer(columns)
+        return self._shared(space, len(gradients), _mean_outer([g - mean for g in gradients]))
 
-    def _share(self, space: Space, N: int) -> Any:
-        return 1 if self.replacement else (N - space.parameters.get("batch_size", 1)) / (N - 1)
+    def _shared(self, space: Space, N: int, Sigma: Expr) -> Expr:
+        """What drawing without replacement leaves of Σ."""
+        return Sigma if self.replacement else (N - space.parameters.get("batch_size", 1)) / (N - 1) * Sigma
 
-    def _tabulated(self, space: Space) -> Expr:
-        """Σ at the nodes of a continuous piecewise linear tensor."""
-        assert isinstance(self.samples, Batched)
-        if space.quadrature is not None:
-            Sigma = at_points(space, (space.dim, space.dim), self._moment)
-            return Sigma if self.replacement else self._share(space, space.exact[self.samples, "size"]) * Sigma
-        V = fem.functionspace(space.mesh, ("Lagrange", 1, (space.dim, space.dim)))
-        g = evaluate(space, self.samples, "PerSample(fp.batched(grads))", V, None)
-        problem = None
-        if g.ndim != 3 or g.shape[2] != space.dim or g.shape[1] < 2:
-            shape = f"(points, {', '.join(map(str, g.shape[1:]))})" if g.ndim > 1 else "(points,)"
-            problem = f"returned shape {shape}; expected (points, N, {space.dim}) with N of at least 2."
-        agree(space.mesh.comm, problem and f"PerSample(fp.batched(grads)): grads {problem}")
-        self._check_size(space, g.shape[1])
-        space.exact[self.samples, "size"] = g.shape[1]
-        g = g - g.mean(axis=1, keepdims=True)
-        function = fem.Function(V)
-        fill(function, g.transpose(0, 2, 1) @ g / g.shape[1])
-        measure(space, function, self._moment, "PerSample(fp.batched(grads))")
-        return self._share(space, g.shape[1]) * function if not self.replacement else function
+    def _tabulated(self, space: Space, gradients: Callable[[Any], Any]) -> Expr:
+        """Σ of gradients at points, as a batched matrix source (collective)."""
+        what, sizes = "PerSample(fp.batched(grads))", set[int]()
 
-    def _moment(self, x: Any) -> Any:
-        """Σ at points."""
-        assert isinstance(self.samples, Batched)
-        g = real_array(self.samples.function(x), "PerSample(fp.batched(grads))")
-        g = g - g.mean(axis=1, keepdims=True)
-        return g.transpose(0, 2, 1) @ g / g.shape[1]
+        def moment(x: Any) -> Any:
+            g = real_array(gradients(x), what)
+            if g.ndim != 3 or g.shape[0] != len(x) or g.shape[1] < 2 or g.shape[2] != space.dim:
+                raise ValueError(f"grads returned shape {g.shape}; expected (points, N, {space.dim}), N at least 2.")
+            sizes.add(g.shape[1])
+            g = g - g.mean(axis=1, keepdims=True)
+            return g.transpose(0, 2, 1) @ g / g.shape[1]
 
-    def _check_size(self, space: Space, N: int) -> None:
-        """N is known only when the gradients are, and each rank finds its own (collective)."""
-        sizes = space.mesh.comm.allgather(N)
-        if len(set(sizes)) > 1:
-            raise ValueError(f"PerSample(fp.batched(grads)): the number of samples differs between ranks: {sizes}.")
+        Sigma = space.matrix(Batched(moment), what)
+        found = sorted(set().union(*space.mesh.comm.allgather(sizes)))
+        if len(found) > 1:
+            raise ValueError(f"{what}: the number of samples differs between points or ranks: {found}.")
         batch = space.parameters.get("batch_size")
-        if batch is not None and float(batch.value) > N:
-            raise ValueError(f"batch_size is {float(batch.value):g}, but grads returned only {N} samples.")
+        if batch is not None and float(batch.value) > found[0]:
+            raise ValueError(f"batch_size is {float(batch.value):g}, but grads returned only {found[0]} samples.")
+        return self._shared(space, found[0], Sigma)
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,19 @@
-"""Algorithms other than plain SGD, as maps of their state: Nesterov, RMSprop, Adam, clipping, sign descent.
+"""Algorithms as maps of their state: what all of them share, and those that are chains and no diffusions.
 
-They are chains, not diffusions: :class:`~fpsolver.Chain` and ``simulate(method="sgd")`` take them.
+:class:`~fpsolver.Chain` and ``simulate(method="sgd")`` take them all; SGD and momentum (sgd.py) are diffusions as well.
 """
 
 from abc import abstractmethod
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Never
+from typing import Any
 
 import numpy as np
+from ufl.core.expr import Expr
 
-from .fields import Space, is_number
-from .noise import Noise
-from .process import Process, check_sgd
+from .._arguments import check_positive
+from .fields import Space, bound, is_number
+from .noise import Noise, PerSample, samples_of
+from .process import Coefficients, Process, own_numbers
 
 Array = np.ndarray[Any, Any]
 
@@ -20,43 +22,51 @@ Array = np.ndarray[Any, Any]
 class Optimiser(Process):
     """An algorithm whose step is a function of its state and of one stochastic gradient.
 
-    Attributes:
-        loss: scalar source f; None with ``PerSample``: the mean loss.
-        noise: of the gradient.
-        learning_rate: η.
-        batch_size: B.
-        parameters: numbers by name, as of :class:`~fpsolver.SGD`.
-    """
+    Coordinates of the domain are the weights, then other numbers of the state in blocks.
 
-    copies: ClassVar[int] = 1
-    """Numbers of state per weight: coordinates of the domain are the weights, then the others in blocks."""
+    Attributes:
+        loss: scalar source f of the weights; None with a :class:`~fpsolver.PerSample` noise means the mean loss.
+        noise: Σ for batches of one sample.
+        learning_rate: η.
+        batch_size: B (sampled with replacement, unless ``PerSample`` says otherwise).
+        parameters: numbers by name, as of :class:`~fpsolver.SDE`.
+    """
 
     loss: Any
     noise: Noise
     learning_rate: float
-    batch_size: float = 1
     parameters: Any = field(default=None, kw_only=True)
 
+    @property
+    @abstractmethod
+    def batch_size(self) -> float:
+        """B: a field of every algorithm, in the order of its own arguments."""
+
     def __post_init__(self) -> None:
-        check_sgd(self)
+        name = type(self).__name__
+        own_numbers(self)
+        check_positive(f"{name}: learning_rate", self.learning_rate)
+        check_positive(f"{name}: batch_size", self.batch_size)
+        if not isinstance(self.noise, Noise):
+            raise TypeError(
+                f"{name}: noise is a {type(self.noise).__name__}; expected fp.Isotropic, fp.Covariance, fp.PerSample "
+                "or a sum of them."
+            )
+        samples = samples_of(self.noise)
+        if samples is not None and samples.size is not None and self.batch_size > samples.size:
+            raise ValueError(f"{name}: batch_size is {self.batch_size:g}, but there are only {samples.size} samples.")
+        if self.loss is None and samples is None:
+            raise ValueError(f"{name}: loss=None needs a fp.PerSample noise, whose mean loss is then taken.")
+        for share in ("momentum", "decay", "beta1", "beta2"):
+            if not is_number(value := getattr(self, share, 0.0)) or not 0 <= value < 1:
+                raise ValueError(f"{name}: {share} is {value!r}; a number in [0, 1) was expected.")
+        for positive in ("threshold", "epsilon"):
+            check_positive(f"{name}: {positive}", getattr(self, positive, 1.0))
 
     @property
     def time_per_step(self) -> float:
-        """Time of one step: η."""
+        """Time of one step of the algorithm: η."""
         return self.learning_rate
-
-    def weights(self, dim: int) -> int:
-        """Number of weights of a state of ``dim`` coordinates.
-
-        Raises:
-            ValueError: ``dim`` is no multiple of the numbers per weight.
-        """
-        if dim % self.copies:
-            raise ValueError(
-                f"{type(self).__name__} has {self.copies} coordinates per weight: the domain's dimension must be a "
-                f"multiple of that, it is {dim}."
-            )
-        return dim // self.copies
 
     def look(self, state: Array) -> Array:
         """States (d, ...) whose weights are where the gradient is taken."""
@@ -66,7 +76,7 @@ class Optimiser(Process):
     def move(self, state: Array, g: Array) -> Array:
         """States (d, ...) after a step with gradients g (weights, ...)."""
 
-    def coefficients(self, space: Space) -> Never:
+    def coefficients(self, space: Space) -> Coefficients:
         """There are none.
 
         Raises:
@@ -74,26 +84,37 @@ class Optimiser(Process):
         """
         raise TypeError(f"{type(self).__name__} is an algorithm, not a diffusion: ask fp.Chain, or fp.SGD's generator.")
 
-    def _fraction(self, name: str) -> None:
-        value = getattr(self, name)
-        if not is_number(value) or not 0 <= value < 1:
-            raise ValueError(f"{type(self).__name__}: {name} is {value!r}; a number in [0, 1) was expected.")
+    def _samples(self) -> PerSample | None:
+        """Those whose mean is the loss."""
+        return samples_of(self.noise) if self.loss is None else None
 
-    def _positive(self, name: str) -> None:
-        value = getattr(self, name)
-        if not is_number(value) or not value > 0:
-            raise ValueError(f"{type(self).__name__}: {name} is {value!r}; a positive number was expected.")
+    def loss_on(self, space: Space) -> Expr | None:
+        """The loss, by default the mean of the samples'."""
+        samples = self._samples()
+        return samples.mean_loss(space) if samples else super().loss_on(space)
+
+    def loss_source(self) -> Any:
+        """The same as a source."""
+        samples = self._samples()
+        bind = lambda source: bound(source, self.numbers(), frozenset(self.parameters))  # noqa: E731
+        return samples.mean_source(bind) if samples else super().loss_source()
+
+    def gradient(self, space: Space) -> Expr:
+        """∇f as UFL."""
+        samples = self._samples()
+        return samples.mean_gradient(space) if samples else space.grad(self.loss_on(space))
+
+    def gradient_noise(self) -> Noise:
+        """Σ for batches of one sample."""
+        return self.noise
 
 
 @dataclass(frozen=True)
 class ClippedSGD(Optimiser):
     """x' = x − η g min(1, c/|g|), c the ``threshold`` (gradient clipping by norm)."""
 
+    batch_size: float = 1
     threshold: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._positive("threshold")
 
     def move(self, state: Array, g: Array) -> Array:
         """One step."""
@@ -105,54 +126,54 @@ class ClippedSGD(Optimiser):
 class SignSGD(Optimiser):
     """x' = x − η sign(g)."""
 
+    batch_size: float = 1
+
     def move(self, state: Array, g: Array) -> Array:
         """One step."""
         return state - self.learning_rate * np.sign(g)
 
 
-@dataclass(frozen=True)
-class Nesterov(Optimiser):
-    """v' = μ v − η g(x + μ v), x' = x + v' on (x, V), V = v/√η, as :class:`~fpsolver.MomentumSGD`; time √η per step."""
+class HeavyBall(Optimiser):
+    """On (x, V), V = v/√η: what momentum and Nesterov's variant of it share."""
 
-    copies: ClassVar[int] = 2
-    scaling: ClassVar[tuple[str, ...]] = ("learning_rate",)
-
-    momentum: float = 0.9
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._fraction("momentum")
+    scaling = ("learning_rate",)
+    copies = 2
+    momentum: float
 
     @property
     def time_per_step(self) -> float:
-        """Time of one step: √η."""
+        """Time of one step of the algorithm: √η."""
         return float(np.sqrt(self.learning_rate))
 
-    def look(self, state: Array) -> Array:
-        """Ahead, at x + μ v."""
-        m = len(state) // 2
-        return np.concatenate((state[:m] + self.momentum * self.time_per_step * state[m:], state[m:]))
-
     def move(self, state: Array, g: Array) -> Array:
-        """One step."""
+        """v' = μ v − η g, x' = x + v'."""
         m, root = len(state) // 2, self.time_per_step
         v = self.momentum * state[m:] - root * g
         return np.concatenate((state[:m] + root * v, v))
 
 
 @dataclass(frozen=True)
+class Nesterov(HeavyBall):
+    """v' = μ v − η g(x + μ v), x' = x + v' on (x, V), V = v/√η, as :class:`~fpsolver.MomentumSGD`; time √η per step."""
+
+    batch_size: float = 1
+    momentum: float = 0.9
+
+    def look(self, state: Array) -> Array:
+        """Ahead, at x + μ v."""
+        m = len(state) // 2
+        return np.concatenate((state[:m] + self.momentum * self.time_per_step * state[m:], state[m:]))
+
+
+@dataclass(frozen=True)
 class RMSprop(Optimiser):
     """s' = β s + (1 − β) g², x' = x − η g/(√s' + ε) on (x, s)."""
 
-    copies: ClassVar[int] = 2
+    copies = 2
 
+    batch_size: float = 1
     decay: float = 0.99
     epsilon: float = 1e-8
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._fraction("decay")
-        self._positive("epsilon")
 
     def move(self, state: Array, g: Array) -> Array:
         """One step."""
@@ -169,23 +190,17 @@ class Adam(Optimiser):
     is AdamW.
     """
 
-    copies: ClassVar[int] = 3
+    copies = 3
 
+    batch_size: float = 1
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-8
     weight_decay: float = 0.0
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._fraction("beta1")
-        self._fraction("beta2")
-        self._positive("epsilon")
-
     def move(self, state: Array, g: Array) -> Array:
         """One step."""
-        m = len(state) // 3
-        x, first, second = state[:m], state[m : 2 * m], state[2 * m :]
+        x, first, second = np.split(state, 3)
         first = self.beta1 * first + (1 - self.beta1) * g
         second = self.beta2 * second + (1 - self.beta2) * g * g
         change = first / (np.sqrt(np.maximum(second, 0.0)) + self.epsilon) + self.weight_decay * x

@@ -12,7 +12,7 @@ from ..domains.domain import Domain
 from ..evolution.initial import Dirac, Gaussian
 from ..models.fields import is_number
 from ..models.optimisers import Optimiser
-from ..models.process import SGD, MomentumSGD, Process
+from ..models.process import Process
 from ..pointwise.walls import LevelSet, Walls, walls_of
 
 Array = np.ndarray[Any, Any]
@@ -35,8 +35,7 @@ def check(
     for name, value in (("step", step), ("horizon", horizon)):
         if value is not None and (not is_number(value) or not value > 0):
             raise ValueError(f"simulate: {name} is {value!r}; a positive number was expected.")
-    descent = isinstance(process, SGD | MomentumSGD | Optimiser)
-    if method == "sgd" and not descent:
+    if method == "sgd" and not isinstance(process, Optimiser):
         raise ValueError(f"simulate: method 'sgd' needs fp.SGD or fp.MomentumSGD, not {type(process).__name__}.")
     if method == "sgd" and step is not None:
         raise ValueError("simulate: the algorithm's step is its learning rate; step= is for method 'sde'.")

@@ -8,7 +8,6 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..models.optimisers import Optimiser
-from ..models.process import SGD, MomentumSGD
 from .dynamics import Gradient, chunked
 from .family import Backend
 from .lambdify import PointSpace
@@ -55,13 +54,14 @@ class Descent(Algorithm):
     covariance is known, where ξ are standard normal.
 
     Args:
-        process: ``SGD`` (of either order: the algorithm is one), ``MomentumSGD`` or an ``Optimiser``.
+        process: any algorithm; of ``SGD`` of either order there is one.
         dim: number of coordinates of the state.
         backend: "c" to compile formulas.
 
     Attributes:
         gradient: the stochastic gradient.
         batch_size: B.
+        samples: N, 1 where none is drawn.
         gaussian: whether there is noise besides the choice of samples, so that Φ_b(x) is a normal variable.
 
     Raises:
@@ -69,22 +69,20 @@ class Descent(Algorithm):
         ValueError: B is no integer.
     """
 
-    def __init__(self, process: SGD | MomentumSGD | Optimiser, dim: int, backend: Backend = "numpy"):
+    def __init__(self, process: Optimiser, dim: int, backend: Backend = "numpy"):
         if process.batch_size != int(process.batch_size):
             raise ValueError(f"batch_size is {process.batch_size}; the algorithm needs an integer.")
         self.process, self.dim, self.backend = process, dim, backend
-        self.kinetic = isinstance(process, MomentumSGD)
-        self.optimiser = process if isinstance(process, Optimiser) else None
-        weights = self.optimiser.weights(dim) if self.optimiser else dim // 2 if self.kinetic else dim
-        self.space = PointSpace(dim, weights, process)
+        self.space = PointSpace(dim, process.weights(dim), process)
         self.gradient, self.batch_size = Gradient(process, self.space, backend), int(process.batch_size)
         self.gaussian = self.gradient.uses_labels or self.gradient.uses_normals
         family = self.gradient.family
         everyone = family is not None and family.native is None and process.loss is not None
         self._step = chunked(self._one, self.space.dim * (self.gradient.samples if everyone else self.batch_size))
+        self.samples = self.gradient.samples if self.gradient.uses_samples else 1
 
     @classmethod
-    def of(cls, process: SGD | MomentumSGD | Optimiser, dim: int) -> "Descent":
+    def of(cls, process: Optimiser, dim: int) -> "Descent":
         """Compiled where that is possible."""
         try:
             return cls(process, dim, "c")
@@ -103,33 +101,24 @@ class Descent(Algorithm):
         return self._step(x, *drawn)
 
     def _one(self, x: Array, sample: Any, label: Any, normal: Any) -> Array:
-        return self._moved(x, self.gradient.batch(self._look(x), sample, label, normal))
-
-    def _look(self, x: Array) -> Array:
-        return self.optimiser.look(x) if self.optimiser else x
-
-    def _moved(self, x: Array, g: Array) -> Array:
-        if self.optimiser:
-            return self.optimiser.move(x, g)
-        eta, d = self.process.learning_rate, self.space.dim
-        if not isinstance(self.process, MomentumSGD):
-            return x - eta * g
-        v = self.process.momentum * x[d:] - np.sqrt(eta) * g
-        return np.concatenate((x[:d] + np.sqrt(eta) * v, v))
+        return self.process.move(x, self.gradient.batch(self.process.look(x), sample, label, normal))
 
     def mean(self, x: Array, sample: Any) -> Array:
         """E[Φ_b(x) | samples (B, n)], shape (d, n): the step without label noise and without given covariances."""
-        return self._moved(x, self.gradient.batch(self._look(x), sample, None, None))
+        return self._one(x, sample, None, None)
 
     def spread(self, x: Array, sample: Any) -> Array:
-        """A factor (d, K, n) of the covariance of Φ_b(x) given its samples (B, n); K = 0 unless :attr:`gaussian`."""
-        columns, eta = self.gradient.spread(x, sample), self.process.learning_rate
-        return np.concatenate((-eta * columns, -np.sqrt(eta) * columns)) if self.kinetic else -eta * columns
+        """A factor (d, K, n) of the covariance of Φ_b(x) given its samples (B, n); K = 0 unless :attr:`gaussian`.
+
+        Of steps that are affine in the gradient, as those of SGD and momentum.
+        """
+        columns = self.gradient.spread(x, sample)
+        return self.process.move(np.zeros((self.dim, *columns.shape[1:])), columns)
 
     @property
     def batches(self) -> int:
         """How many different batches there are; order does not count."""
-        N, B = (self.gradient.samples if self.gradient.uses_samples else 1), self.batch_size
+        N, B = self.samples, self.batch_size
         return 1 if N == 1 else comb(N + B - 1, B) if self.gradient.replacement else comb(N, B)
 
     def all_batches(self, most: int) -> tuple[Array, Array]:
@@ -140,7 +129,7 @@ class Descent(Algorithm):
         """
         if self.batches > most:
             raise ValueError(f"there are {self.batches} different batches, more than {most}.")
-        N, B = (self.gradient.samples if self.gradient.uses_samples else 1), self.batch_size
+        N, B = self.samples, self.batch_size
         if N == 1:
             return np.zeros((B, 1), dtype=int), np.ones(1)
         if not self.gradient.replacement:

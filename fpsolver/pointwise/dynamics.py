@@ -12,7 +12,8 @@ import ufl
 
 from ..models.fields import Batched
 from ..models.noise import LabelNoise, Noise, PerSample, parts_of, samples_of
-from ..models.process import SDE, SGD, MomentumSGD, Process
+from ..models.optimisers import Optimiser
+from ..models.process import SDE, Process
 from ..models.samples import Samples
 from .family import Backend, Differentiated, Family, Quantities, Tabulated, lambdify, stack
 from .lambdify import PointSpace, generate
@@ -78,10 +79,8 @@ class Diffusion:
     def __init__(self, process: Process, dim: int, backend: Backend = "numpy"):
         self.dim, self.backend = dim, backend
         self.temporaries = dim * dim
-        if isinstance(process, SGD | MomentumSGD):
-            self._coefficients = self._gradient_descent(process)
-        else:
-            self._coefficients = self._general(process)
+        descent = isinstance(process, Optimiser)
+        self._coefficients = self._gradient_descent(process) if descent else self._general(process)
 
     def __call__(self, x: Array) -> tuple[Array, Array]:
         """(b (d, n), S (d, K, n)); the last axis of S has length one where S is constant."""
@@ -96,21 +95,21 @@ class Diffusion:
         return lambda x: (b(x), root(x).reshape(d, d, -1))
 
     def _gradient_descent(self, process: Any) -> Coefficients:
-        kinetic, eta = isinstance(process, MomentumSGD), process.learning_rate
-        space = PointSpace(self.dim, self.dim // 2 if kinetic else self.dim, process)
+        space, step = PointSpace(self.dim, process.weights(self.dim), process), process.time_per_step
+        process.coefficients(space)  # algorithms without a diffusion refuse
         d = space.dim
         gradient = Gradient(process, space, self.backend)
         compiled = gradient.family is not None and gradient.family.native is not None
         self.temporaries = d * d if compiled else max(d * d, d * gradient.samples)
-        scale = np.sqrt((np.sqrt(eta) if kinetic else eta) / process.batch_size)
+        scale = np.sqrt(step / process.batch_size)
         second = getattr(process, "order", 1) == 2
 
         def coefficients(x: Array) -> tuple[Array, Array]:
             mean, columns = gradient.moments(x, second)
             S = scale * (triangular_root(columns) if columns.shape[1] > d else columns)
-            if not kinetic:
+            if not process.kinetic:
                 return -mean, S
-            gamma = (1 - process.momentum) / np.sqrt(eta)
+            gamma = (1 - process.momentum) / step
             v = x[d:]
             return np.concatenate((v, -gamma * v - mean)), np.concatenate((np.zeros_like(S), S))
 

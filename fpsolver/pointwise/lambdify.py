@@ -55,8 +55,8 @@ class PointSpace(Space):
         return ufl.as_vector([X[i] for i in range(self.dim)])
 
     def constant(self, value: Any) -> Any:
-        """The number itself."""
-        return ufl.as_ufl(float(value))
+        """The numbers themselves."""
+        return ufl.as_ufl(float(value)) if np.ndim(value) == 0 else ufl.as_tensor(np.asarray(value, float).tolist())
 
     def parameter(self, name: str, value: float) -> Any:
         """The number itself, remembered by its name."""
@@ -65,12 +65,8 @@ class PointSpace(Space):
 
     def owned(self, expression: Expr) -> Expr:
         """The expression with the values of its constants."""
-        copies = {c: self.frozen(c.value) for c in extract_constants(expression) if isinstance(c, fem.Constant)}
+        copies = {c: self.constant(c.value) for c in extract_constants(expression) if isinstance(c, fem.Constant)}
         return ufl.replace(expression, copies) if copies else expression
-
-    def frozen(self, value: np.ndarray) -> Any:
-        """Numbers of any shape."""
-        return ufl.as_ufl(float(value)) if np.ndim(value) == 0 else ufl.as_tensor(np.asarray(value, float).tolist())
 
     def together(self) -> AbstractContextManager[None]:
         """No communicator belongs to it: what may raise on one rank alone, the caller wraps."""

@@ -15,8 +15,9 @@ from ...discretisation.solution import bounds
 from ...domains.domain import Domain
 from ...models.fields import Batched, Space
 from ...models.noise import Noise, PerSample, Sum, samples_of
-from ...models.process import SGD, MomentumSGD, Process, space_of
+from ...models.process import Process, space_of
 from ...models.samples import Samples
+from ...models.sgd import SGD, MomentumSGD
 from ..pointwise import Pointwise, compiled, private_simplices
 
 

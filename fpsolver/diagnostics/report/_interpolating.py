@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from ...domains.domain import Domain
-from ...models.process import SGD
+from ...models.sgd import SGD
 from ..concentration.contraction import Collapse
 from ..landscape.critical import CriticalPoint
 from ..landscape.points import covariance_at
