@@ -35,7 +35,12 @@ def tabulate(space: "Space", source: "Batched", what: str, shape: tuple[int, ...
     function = fem.Function(fem.functionspace(space.mesh, ("Lagrange", degree, shape)))
     _fill(space, function, values)
     if matrix:
-        _measure(space, function, values, what)
+        middle = basix.geometry(space.mesh.basix_cell()).mean(axis=0, keepdims=True)
+        x = physical(space, middle)
+        with space.together():
+            exact = values(x)
+        if (error := missed(space, function, middle, exact)) > TABULATED:
+            space.inexact[what] = error
     return function
 
 
@@ -51,7 +56,7 @@ def at_points(space: "Space", shape: tuple[int, ...], function: Callable[[np.nda
 def _fill(space: "Space", answer: fem.Function, function: Callable[[np.ndarray], np.ndarray]) -> None:
     """Set ``answer`` from the values at the interpolation points of all local cells (collective)."""
     V = answer.function_space
-    x, dofs = _physical(space, interpolation_points(V.element)), V.dofmap.list.ravel()
+    x, dofs = physical(space, interpolation_points(V.element), ghosts=True), V.dofmap.list.ravel()
     with space.together():
         parts = [function(p) for p in np.array_split(x, max(1, len(x) // 20_000))]
     if len(dofs):
@@ -59,13 +64,15 @@ def _fill(space: "Space", answer: fem.Function, function: Callable[[np.ndarray],
     answer.x.scatter_forward()
 
 
-def _physical(space: "Space", X: np.ndarray, cells: np.ndarray | None = None) -> np.ndarray:
-    """Reference points in local cells, shape (cells * points, dim)."""
+def _local_cells(space: "Space", ghosts: bool) -> np.ndarray:
+    local = space.mesh.topology.index_map(space.mesh.topology.dim)
+    return np.arange(local.size_local + ghosts * local.num_ghosts, dtype=np.int32)
+
+
+def physical(space: "Space", X: np.ndarray, ghosts: bool = False) -> np.ndarray:
+    """Reference points in this rank's cells, shape (cells * points, dim)."""
     mesh = space.mesh
-    if cells is None:
-        local = mesh.topology.index_map(mesh.topology.dim)
-        cells = np.arange(local.size_local + local.num_ghosts, dtype=np.int32)
-    points = fem.Expression(ufl.SpatialCoordinate(mesh), X).eval(mesh, cells)
+    points = fem.Expression(ufl.SpatialCoordinate(mesh), X).eval(mesh, _local_cells(space, ghosts))
     return np.ascontiguousarray(unrounded(mesh, points.reshape(-1, mesh.geometry.dim))[:, : space.dim])
 
 
@@ -82,19 +89,19 @@ def unrounded(mesh: dolfinx.mesh.Mesh, points: np.ndarray) -> np.ndarray:
     return np.where(np.abs(moved - points) <= 1e-12 * (1.0 + np.maximum(np.abs(low), np.abs(high))), moved, points)
 
 
-def _measure(space: "Space", table: Expr, exact: Callable[[np.ndarray], np.ndarray], what: str) -> None:
-    """Note by how much a table of D misses the source in the cells' midpoints, relative to the largest (collective)."""
-    mesh = space.mesh
-    middle = basix.geometry(mesh.basix_cell()).mean(axis=0, keepdims=True)
-    owned = np.arange(mesh.topology.index_map(mesh.topology.dim).size_local, dtype=np.int32)
-    x = _physical(space, middle, owned)
-    with space.together():
-        values = exact(x)
-    here = fem.Expression(table, middle).eval(mesh, owned).reshape(values.shape)
+def missed(space: "Space", table: Expr, X: np.ndarray, values: np.ndarray) -> float:
+    """By how much a table misses values at points of this rank's cells, relative to the largest (collective).
+
+    Args:
+        space: where.
+        table: of any shape.
+        X: shape (points, d).
+        values: shape (cells * points, ...).
+    """
+    here = fem.Expression(table, X).eval(space.mesh, _local_cells(space, False)).reshape(values.shape)
     found = np.abs(values - here).max(initial=0.0), np.abs(values).max(initial=0.0)
-    missed, largest = (mesh.comm.allreduce(float(v), op=MPI.MAX) for v in found)
-    if missed > TABULATED * largest:
-        space.inexact[what] = missed / largest
+    most, largest = (space.mesh.comm.allreduce(float(v), op=MPI.MAX) for v in found)
+    return most / largest if largest > 0 else 0.0
 
 
 def _values(source: "Batched", what: str, x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

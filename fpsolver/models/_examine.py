@@ -7,20 +7,8 @@ import numpy as np
 Vector = np.ndarray
 
 
-def unsuitable(
-    w: Vector,
-    losses: Callable[[Vector], Vector],
-    jvp: Callable[[Vector, Vector], Vector],
-    two: Callable[[Vector], Vector],
-) -> str | None:
-    """What is wrong with the losses, None if nothing is.
-
-    Args:
-        w: weights (P,).
-        losses: weights -> losses of all samples (N,).
-        jvp: weights, v (P,) -> their derivatives along v (N,).
-        two: weights -> losses of the first two samples, evaluated without the others.
-    """
+def unsuitable(w: Vector, losses: Callable[..., Vector], jvp: Callable[[Vector, Vector], Vector]) -> str | None:
+    """What is wrong with the losses of a network at weights w, None if nothing is."""
     f = losses(w)
     if not np.isfinite(f).all():
         bad = np.flatnonzero(~np.isfinite(f))
@@ -28,13 +16,13 @@ def unsuitable(
     small = 1e-9 * float(np.abs(f).max())
     if not np.allclose(f, losses(w), rtol=1e-6, atol=small):
         return "are random: they differ from call to call (drop-out that evaluation mode does not switch off?)."
-    if not np.allclose(f[:2], two(w), rtol=1e-6, atol=small):
+    if not np.allclose(f[:2], losses(w, np.arange(2)), rtol=1e-6, atol=small):
         return "of samples depend on the others of their batch (batch normalisation without running statistics?)."
     return _not_differentiable(w, f, losses, jvp)
 
 
 def _not_differentiable(
-    w: Vector, f: Vector, losses: Callable[[Vector], Vector], jvp: Callable[[Vector, Vector], Vector]
+    w: Vector, f: Vector, losses: Callable[..., Vector], jvp: Callable[[Vector, Vector], Vector]
 ) -> str | None:
     """Compare derivatives in a random direction with differences, over all samples: few of them are near kinks."""
     v = np.random.default_rng(0).standard_normal(len(w))

@@ -18,7 +18,7 @@ from dolfinx import fem
 from ufl.core.expr import Expr
 
 from .._log import logger
-from ._batched import at_points
+from ._batched import at_points, missed, physical
 from .fields import Space
 from .samples import Samples
 
@@ -48,9 +48,7 @@ def tabulate_samples(space: Space, samples: Samples) -> tuple[Expr, Expr]:
         ValueError: values that are not finite, gradients that do not belong to the losses, losses that jump themselves
             or that the mesh does not resolve.
     """
-    if samples not in space.tables:
-        space.tables[samples] = _tabulate(space, samples)
-    table = space.tables[samples]
+    table = _table(space, samples)
     if table.error > samples.rtol:
         space.inexact["PerSample"] = table.error
         if space.quadrature is not None:
@@ -60,37 +58,42 @@ def tabulate_samples(space: Space, samples: Samples) -> tuple[Expr, Expr]:
 
 def mean_gradient(space: Space, samples: Samples) -> Expr:
     """∇f, exact at the points of ``space.quadrature`` if f is not tabulated well (collective)."""
-    loss, _ = tabulate_samples(space, samples)
-    if space.quadrature is None or space.tables[samples].error <= samples.rtol:
-        return space.grad(loss)
+    table = _table(space, samples)
+    if space.quadrature is None or table.error <= samples.rtol:
+        return space.grad(table.loss)
     return _at_points(space, samples)[0]
+
+
+def _table(space: Space, samples: Samples) -> Table:
+    if samples not in space.tables:
+        space.tables[samples] = _tabulate(space, samples)
+    return space.tables[samples]
 
 
 def _at_points(space: Space, samples: Samples) -> tuple[Expr, Expr]:
     """∇f and Σ at the points of a quadrature rule; made once per mesh and rule (collective)."""
-    key = samples, space.quadrature
+    key, d = (samples, space.quadrature), space.dim
     if key not in space.exact:
-        d = space.dim
 
         def both(x: np.ndarray) -> np.ndarray:
             _, gradient, covariance = samples.moments(x)
-            return np.concatenate([gradient, covariance.reshape(len(x), d * d)], axis=1)
+            return np.concatenate([gradient[:, None], covariance], axis=1)
 
-        table = at_points(space, (d + d * d,), both)
-        gradient = ufl.as_vector([table[i] for i in range(d)])
-        covariance = ufl.as_matrix([[table[d + d * i + j] for j in range(d)] for i in range(d)])
-        space.exact[key] = gradient, covariance
+        table = at_points(space, (1 + d, d), both)
+        rows = [[table[i, j] for j in range(d)] for i in range(1 + d)]
+        space.exact[key] = ufl.as_vector(rows[0]), ufl.as_matrix(rows[1:])
     return space.exact[key]
 
 
 def _tabulate(space: Space, samples: Samples) -> Table:
-    probes = _probe_cells(space)
-    places = _places(space, probes)
+    probe = _probe(space)
+    places = physical(space, probe)  # in all cells: a jump is in few
     _compare_ranks(space, samples, places)
     exact = _moments(space, samples, places)
     for degree in range(min(space.degree + 1, _HIGHEST), _HIGHEST + 1):
         table = _interpolate(space, samples, degree)
-        errors = _errors(space, table, probes, exact)
+        pairs = zip((table.loss, table.covariance), exact, strict=True)
+        errors = [missed(space, expression, probe, values) for expression, values in pairs]
         error = max(errors)
         logger.info("loss and covariance of %d samples tabulated at degree %d: error %.1e", samples.size, degree, error)
         if error <= samples.rtol:
@@ -144,14 +147,23 @@ def _unexplained(a: np.ndarray, b: np.ndarray, at_a: Any, at_b: Any) -> np.ndarr
 
 def _in_vertices(space: Space, samples: Samples, error: float) -> Table:
     """f as of the lowest degree, Σ continuous and linear in each cell, hence semi-definite."""
-    table = _interpolate(space, samples, space.degree + 1)
-    V = fem.functionspace(space.mesh, ("Lagrange", 1, (space.dim, space.dim)))
-    owned = V.dofmap.index_map.size_local
-    _, covariance = _moments(space, samples, V.tabulate_dof_coordinates()[:owned, : space.dim])
-    linear = fem.Function(V)
-    linear.x.array[: covariance.size] = covariance.ravel()
-    linear.x.scatter_forward()
-    return Table(table.loss, None, linear, 1, error)
+    V = fem.functionspace(space.mesh, ("Lagrange", 1))
+    _, covariance = _moments(space, samples, _nodes(space, V))
+    linear = _function(space, 1, covariance)
+    return Table(_interpolate(space, samples, space.degree + 1).loss, None, linear, 1, error)
+
+
+def _nodes(space: Space, V: fem.FunctionSpace) -> np.ndarray:
+    """This rank's, shape (n, dim)."""
+    return V.tabulate_dof_coordinates()[: V.dofmap.index_map.size_local, : space.dim]
+
+
+def _function(space: Space, degree: int, values: np.ndarray) -> fem.Function:
+    """Of values at this rank's nodes; spaces of all shapes number them alike: one element, blocked (collective)."""
+    function = fem.Function(fem.functionspace(space.mesh, ("Lagrange", degree, values.shape[1:])))
+    function.x.array[: values.size] = values.ravel()
+    function.x.scatter_forward()
+    return function
 
 
 def _compare_ranks(space: Space, samples: Samples, x: np.ndarray) -> None:
@@ -168,18 +180,10 @@ def _compare_ranks(space: Space, samples: Samples, x: np.ndarray) -> None:
 
 
 def _interpolate(space: Space, samples: Samples, degree: int) -> Table:
-    V = fem.functionspace(space.mesh, ("Lagrange", degree))
-    owned = V.dofmap.index_map.size_local
-    x = V.tabulate_dof_coordinates()[:owned, : space.dim]
+    x = _nodes(space, fem.functionspace(space.mesh, ("Lagrange", degree)))
     values, covariance = _moments(space, samples, x)
-    factors = _factors(samples, x) if samples.size <= _FEW else _roots(covariance)
-    shape = factors.shape[1:]
-    loss = fem.Function(V)
-    factor = fem.Function(fem.functionspace(space.mesh, ("Lagrange", degree, shape)))
-    loss.x.array[:owned] = values
-    factor.x.array[: factors.size] = factors.ravel()  # both spaces number their nodes alike: one element, blocked
-    for function in (loss, factor):
-        function.x.scatter_forward()
+    loss = _function(space, degree, values)
+    factor = _function(space, degree, _factors(samples, x) if samples.size <= _FEW else _roots(covariance))
     return Table(loss, factor, ufl.dot(factor, ufl.transpose(factor)), degree, np.inf)
 
 
@@ -198,8 +202,12 @@ def _moments(space: Space, samples: Samples, x: np.ndarray) -> tuple[np.ndarray,
     """f and Σ at this rank's points, where they must be finite and belong to each other (collective)."""
     f, gradient, covariance = _evaluate(space, samples, x)
     with space.together():
+        for v in (f, covariance):
+            if not np.isfinite(v).all():
+                bad = x[np.argwhere(~np.isfinite(v))[0, 0]]
+                raise ValueError(f"PerSample: the loss or its gradient is not finite at {tuple(map(float, bad))}.")
         with _explained(f"beside points of shape {x.shape}"):
-            problem = _not_finite(x, f, covariance) or _not_differentiable(samples, x, f, gradient)
+            problem = _not_differentiable(samples, x, f, gradient)
         if problem:
             raise ValueError(f"PerSample: the loss {problem}")
     if not space.mesh.comm.allreduce(bool(gradient.any() or covariance.any()), op=MPI.LOR):
@@ -220,14 +228,6 @@ def _explained(where: str) -> Iterator[None]:
         yield
     except Exception as error:
         raise ValueError(f"PerSample: the loss failed {where}: {type(error).__name__}: {error}") from error
-
-
-def _not_finite(x: np.ndarray, *values: np.ndarray) -> str | None:
-    for v in values:
-        if not np.isfinite(v).all():
-            bad = x[np.argwhere(~np.isfinite(v))[0, 0]]
-            return f"or its gradient is not finite at {tuple(float(c) for c in bad)}."
-    return None
 
 
 def _not_differentiable(samples: Samples, x: np.ndarray, f: np.ndarray, gradient: np.ndarray) -> str | None:
@@ -253,30 +253,8 @@ def _not_differentiable(samples: Samples, x: np.ndarray, f: np.ndarray, gradient
     )
 
 
-def _probe_cells(space: Space) -> np.ndarray:
-    owned = space.mesh.topology.index_map(space.mesh.topology.dim).size_local
-    return np.arange(owned, dtype=np.int32)  # all: a jump is in few
-
-
-def _places(space: Space, cells: np.ndarray) -> np.ndarray:
-    """Some points in the interior of each cell, shape (cells * points, dim)."""
-    x = fem.Expression(ufl.SpatialCoordinate(space.mesh), _probe(space)).eval(space.mesh, cells)
-    return x.reshape(-1, space.mesh.geometry.dim)[:, : space.dim]
-
-
 def _probe(space: Space) -> np.ndarray:
     """Points of the reference cell in its middle and towards its corners, none of them a node up to degree 8."""
     d = space.mesh.topology.dim
     middle, corners = np.array([0.3819, 0.2764, 0.1459][:d]), np.vstack([np.zeros(d), np.eye(d)])
     return np.vstack([middle, corners + 0.15 * (middle - corners)])
-
-
-def _errors(space: Space, table: Table, cells: np.ndarray, exact: tuple[np.ndarray, np.ndarray]) -> list[float]:
-    """Of f and of Σ, relative to their largest values."""
-    errors = []
-    for expression, values in ((table.loss, exact[0]), (table.covariance, exact[1])):
-        found = fem.Expression(expression, _probe(space)).eval(space.mesh, cells).reshape(values.shape)
-        largest = space.mesh.comm.allreduce(float(np.abs(values).max(initial=0.0)), op=MPI.MAX)
-        difference = space.mesh.comm.allreduce(float(np.abs(found - values).max(initial=0.0)), op=MPI.MAX)
-        errors.append(difference / largest if largest > 0 else 0.0)
-    return errors

@@ -142,34 +142,39 @@ class Space:
 
     def scalar(self, source: Any, what: str) -> Expr:
         """``source`` as a scalar expression."""
-        return _shaped(self, source, what, ())
+        return self._shaped(source, what, ())
 
     def vector(self, source: Any, what: str) -> Expr:
         """``source`` as a vector of length ``dim``; in 1D a scalar will do."""
-        return _shaped(self, source, what, (self.dim,))
+        return self._shaped(source, what, (self.dim,))
 
     def matrix(self, source: Any, what: str) -> Expr:
         """``source`` as a ``dim`` x ``dim`` matrix; a scalar s stands for s times the identity."""
-        return _shaped(self, source, what, (self.dim, self.dim))
+        return self._shaped(source, what, (self.dim, self.dim))
 
+    def _shaped(self, source: Any, what: str, shape: tuple[int, ...]) -> Expr:
+        if isinstance(source, Batched | fem.Function):
+            return _fit(self.tabulated(source, what, shape), what, shape)
+        if callable(source) and not isinstance(source, Expr):
+            with self.together():
+                named = self.named(source, what)
+                try:
+                    source = source(self.x, **named)
+                except Exception as error:
+                    raise TypeError(
+                        f"{what} failed on UFL coordinates ({type(error).__name__}: {error}). Write it with UFL "
+                        "(ufl.exp, ufl.sin, x[0]**2, ...), or wrap a numpy, torch or jax function of an (n, d) array "
+                        "in fp.batched()."
+                    ) from error
+        return _fit(self.owned(_as_ufl(self, source, what)), what, shape)
 
-def _shaped(space: Space, source: Any, what: str, shape: tuple[int, ...]) -> Expr:
-    if isinstance(source, Batched):
-        return tabulate(space, source, what, shape)
-    if isinstance(source, fem.Function):
-        if source.function_space.mesh is not space.mesh and source.function_space.mesh != space.mesh:
+    def tabulated(self, source: Any, what: str, shape: tuple[int, ...]) -> Expr:
+        """A function of many points, or a dolfinx Function."""
+        if isinstance(source, Batched):
+            return tabulate(self, source, what, shape)
+        if source.function_space.mesh is not self.mesh and source.function_space.mesh != self.mesh:
             raise ValueError(f"{what}: the Function lives on another mesh than the domain's; interpolate it first.")
-    elif callable(source) and not isinstance(source, Expr):
-        with space.together():
-            named = space.named(source, what)
-            try:
-                source = source(space.x, **named)
-            except Exception as error:
-                raise TypeError(
-                    f"{what} failed on UFL coordinates ({type(error).__name__}: {error}). Write it with UFL (ufl.exp, "
-                    "ufl.sin, x[0]**2, ...), or wrap a numpy, torch or jax function of an (n, d) array in fp.batched()."
-                ) from error
-    return _fit(space.owned(_as_ufl(space, source, what)), what, shape)
+        return self.owned(source)
 
 
 def _wanted(source: Callable[..., Any], given: frozenset[str]) -> list[str]:

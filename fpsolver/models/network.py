@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from .._arguments import check_integer, check_positive
+from ._autodiff import Library, check_losses, described, jax_library, torch_library
 from ._examine import unsuitable
-from .fields import is_number
 from .noise import PerSample
-from .samples import Samples, check_losses, described, jax_samples, numpy_data, torch_data, torch_samples
+from .samples import Samples, differentiated
 
 Vector = np.ndarray
 
@@ -129,13 +130,10 @@ class Network:
             ValueError: a learning rate that is not positive, a batch larger than the data, numbers of steps that are
                 no integers, weights of another network, or training that diverges.
         """
-        if not is_number(learning_rate) or not 0 < learning_rate < np.inf:
-            raise ValueError(f"sgd: learning_rate is {learning_rate!r}; a positive number was expected.")
+        check_positive("sgd: learning_rate", learning_rate)
         if not isinstance(batch_size, Integral) or not 1 <= batch_size <= self.size:
             raise ValueError(f"sgd: batch_size is {batch_size!r}; there are {self.size} samples.")
-        for name, value, least in (("steps", steps, 0), ("every", every, 1)):
-            if not isinstance(value, Integral) or value < least:
-                raise ValueError(f"sgd: {name} is {value!r}; an integer of at least {least} was expected.")
+        steps, every = check_integer("sgd: steps", steps, 0), check_integer("sgd: every", every)
         random, w = np.random.default_rng(seed), self.point(start, "sgd").copy()
         path = [w.copy()]
         for step in range(1, steps + 1):
@@ -151,13 +149,10 @@ class Network:
 
 
 def _from_torch(model: Any, loss: Callable[..., Any], data: Any) -> Network:
-    try:
-        import torch
-        from torch.func import functional_call, grad, jvp, vjp, vmap
-    except ImportError as error:
-        raise ImportError(
-            "Network.from_torch needs PyTorch: install python3-torch (apt) or torch (pip, conda)."
-        ) from error
+    library = torch_library("Network.from_torch")
+    import torch
+    from torch.func import functional_call
+
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"Network.from_torch: the model is a {type(model).__name__}; a torch.nn.Module was expected.")
     model = copy.deepcopy(model).double().eval()
@@ -167,118 +162,77 @@ def _from_torch(model: Any, loss: Callable[..., Any], data: Any) -> Network:
         raise TypeError(
             f"Network.from_torch: the model has no weights: none of its {frozen} parameter arrays requires a gradient."
         )
-    sizes = [p.numel() for p in named.values()]
-    arrays = torch_data(data, "Network.from_torch")
 
-    def losses(w: Any, *batch: Any) -> Any:
-        _check_weights(w, sum(sizes))
-        pieces = torch.split(w, sizes)
+    def outputs(w: Any, inputs: Any) -> Any:
+        pieces = torch.split(w, [p.numel() for p in named.values()])
         params = {name: piece.reshape(p.shape) for (name, p), piece in zip(named.items(), pieces, strict=True)}
-        return _one_per_sample(loss(functional_call(model, params, (batch[0],)), *batch[1:]), len(batch[0]))
+        return functional_call(model, params, (inputs,))
 
-    everything = lambda w: losses(w, *arrays)  # noqa: E731
-    to, back = lambda a: torch.as_tensor(_array(a)), lambda t: t.detach().numpy()
-    mean_gradient = grad(lambda w, *batch: losses(w, *batch).mean())
-    one_gradient = grad(lambda w, *sample: losses(w, *(a[None] for a in sample))[0])
-    gradients = vmap(one_gradient, (None, *[0] * len(arrays)))
-
-    def restricted(origin: Vector, V: np.ndarray, chunk: int | None, rtol: float) -> Samples:
-        o, D = to(origin), to(V)
-        return torch_samples(lambda x, *batch: losses(o + D @ x, *batch), arrays, chunk, rtol, V.shape[1], batched=True)
-
-    network = Network(
-        weights=torch.cat([p.reshape(-1) for p in named.values()]).numpy().copy(),
-        shapes=tuple(tuple(p.shape) for p in named.values()),
-        size=len(arrays[0]),
-        losses=lambda w, i=None: back(losses(to(w), *(arrays if i is None else (a[to(i)] for a in arrays)))),
-        jvp=lambda w, v: back(jvp(everything, (to(w),), (to(v),))[1]),
-        vjp=lambda w, c: back(vjp(everything, to(w))[1](to(c))[0]),
-        hvp=lambda w, v: back(jvp(lambda u: mean_gradient(u, *arrays), (to(w),), (to(v),))[1]),
-        batch_gradient=lambda w, i: back(mean_gradient(to(w), *(a[to(i)] for a in arrays))),
-        sample_gradients=lambda w, i: back(gradients(to(w), *(a[to(i)] for a in arrays))),
-        filter_axis=0,
-        _restricted=restricted,
-    )
-    return _checked(network, "Network.from_torch", arrays, lambda w: back(losses(to(w), *(a[:2] for a in arrays))))
+    weights = torch.cat([p.reshape(-1) for p in named.values()]).numpy().copy()
+    return _built(library, weights, [tuple(p.shape) for p in named.values()], outputs, loss, data)
 
 
 def _from_jax(apply: Callable[..., Any], params: Any, loss: Callable[..., Any], data: Any) -> Network:
-    try:
-        import jax
-        from jax.flatten_util import ravel_pytree
-    except ImportError as error:
-        raise ImportError("Network.from_jax needs JAX: install jax (pip, conda).") from error
-    arrays = numpy_data(data, "Network.from_jax")
+    library = jax_library("Network.from_jax")
+    import jax
+    from jax.flatten_util import ravel_pytree
+
     with jax.enable_x64(True):
         weights, unravel = ravel_pytree(jax.tree.map(lambda p: np.asarray(p, dtype=float), params))
     if not len(weights):
         raise TypeError("Network.from_jax: the model has no weights: params is an empty tree.")
+    shapes = [tuple(np.shape(p)) for p in jax.tree.leaves(params)]
+    return _built(library, np.array(weights), shapes, lambda w, inputs: apply(unravel(w), inputs), loss, data)
+
+
+def _built(
+    library: Library,
+    weights: Vector,
+    shapes: list[tuple[int, ...]],
+    outputs: Callable[[Any, Any], Any],
+    loss: Callable[..., Any],
+    data: Any,
+) -> Network:
+    """The network, if it can be evaluated and differentiated, and its losses are functions of weights and samples."""
+    arrays, func, numpy = library.data(data), library.func, library.numpy
 
     def losses(w: Any, *batch: Any) -> Any:
-        _check_weights(w, len(weights))
-        return _one_per_sample(loss(apply(unravel(w), batch[0]), *batch[1:]), len(batch[0]))
-
-    def double(function: Callable[..., Any]) -> Callable[..., Vector]:
-        compiled = jax.jit(function)
-
-        def call(*arguments: Any) -> Vector:
-            with jax.enable_x64(True):
-                return np.array(compiled(*map(_array, arguments)))
-
-        return call
-
-    everything = lambda w: losses(w, *arrays)  # noqa: E731
-    mean_gradient = jax.grad(lambda w, *batch: losses(w, *batch).mean())
-    one_step, some = double(mean_gradient), double(losses)
-    one_gradient = jax.grad(lambda w, *sample: losses(w, *(a[None] for a in sample))[0])
-    gradients = double(jax.vmap(one_gradient, (None, *[0] * len(arrays))))
+        if tuple(w.shape) != weights.shape:
+            raise ValueError(f"Network: the weights have shape {tuple(w.shape)}; expected {weights.shape}.")
+        n = len(batch[0])
+        expected = f"expected ({n},), one for each sample (reduction='none')"
+        return check_losses(loss(outputs(w, batch[0]), *batch[1:]), (n,), "Network", f"{n} samples", expected)
 
     def restricted(origin: Vector, V: np.ndarray, chunk: int | None, rtol: float) -> Samples:
-        return jax_samples(
-            lambda x, *batch: losses(origin + V @ x, *batch), arrays, chunk, rtol, V.shape[1], batched=True
-        )
+        o, D = library.array(origin), library.array(V)
+        part = lambda x, *batch: losses(o + D @ x, *batch)  # noqa: E731
+        return differentiated(library, part, data, chunk, rtol, V.shape[1], batched=True)
 
+    everything = lambda w: losses(w, *arrays)  # noqa: E731
+    mean_gradient = func.grad(lambda w, *batch: losses(w, *batch).mean())
+    one_gradient = func.grad(lambda w, *sample: losses(w, *(a[None] for a in sample))[0])
+    some, one_step = numpy(losses), numpy(mean_gradient)
+    gradients = numpy(func.vmap(one_gradient, (None, *[0] * len(arrays))))
     network = Network(
-        weights=np.array(weights),
-        shapes=tuple(tuple(np.shape(p)) for p in jax.tree.leaves(params)),
+        weights=weights,
+        shapes=tuple(shapes),
         size=len(arrays[0]),
         losses=lambda w, i=None: some(w, *(arrays if i is None else (a[i] for a in arrays))),
-        jvp=double(lambda w, v: jax.jvp(everything, (w,), (v,))[1]),
-        vjp=double(lambda w, c: jax.vjp(everything, w)[1](c)[0]),
-        hvp=double(lambda w, v: jax.jvp(lambda u: mean_gradient(u, *arrays), (w,), (v,))[1]),
+        jvp=numpy(lambda w, v: func.jvp(everything, (w,), (v,))[1]),
+        vjp=numpy(lambda w, c: func.vjp(everything, w)[1](c)[0]),
+        hvp=numpy(lambda w, v: func.jvp(lambda u: mean_gradient(u, *arrays), (w,), (v,))[1]),
         batch_gradient=lambda w, i: one_step(w, *(a[i] for a in arrays)),
         sample_gradients=lambda w, i: gradients(w, *(a[i] for a in arrays)),
-        filter_axis=-1,
+        filter_axis=library.filter_axis,
         _restricted=restricted,
     )
-    return _checked(network, "Network.from_jax", arrays, double(lambda w: losses(w, *(a[:2] for a in arrays))))
-
-
-def _array(a: Any) -> np.ndarray:
-    """Indices as they are, everything else in double precision."""
-    a = np.asarray(a)
-    return a if a.dtype.kind in "iu" else np.ascontiguousarray(a, dtype=float)
-
-
-def _check_weights(w: Any, size: int) -> None:
-    if tuple(w.shape) != (size,):
-        raise ValueError(f"Network: the weights have shape {tuple(w.shape)}; expected ({size},).")
-
-
-def _one_per_sample(values: Any, n: int) -> Any:
-    expected = f"expected ({n},), one for each sample (reduction='none')"
-    return check_losses(values, (n,), "Network", f"{n} samples", expected)
-
-
-def _checked(network: Network, what: str, arrays: list[Any], first_two: Callable[[Vector], Vector]) -> Network:
-    """The network, if it can be evaluated and differentiated, and its losses are functions of weights and samples."""
     try:
-        problem = unsuitable(network.weights, network.losses, network.jvp, first_two)
+        problem = unsuitable(weights, network.losses, network.jvp)
     except Exception as error:
         raise ValueError(
-            f"{what}: model and loss fail on {network.size} samples of {described(arrays)}: "
+            f"{library.what}: model and loss fail on {network.size} samples of {described(arrays)}: "
             f"{type(error).__name__}: {error}"
         ) from error
     if problem:
-        raise ValueError(f"{what}: the losses {problem}")
+        raise ValueError(f"{library.what}: the losses {problem}")
     return network

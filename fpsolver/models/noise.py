@@ -11,10 +11,11 @@ from typing import Any
 import ufl
 from ufl.core.expr import Expr
 
+from ._autodiff import jax_library, torch_library
 from ._batched import real_array
 from ._tabulate import mean_gradient, tabulate_samples
 from .fields import Batched, Space, is_number
-from .samples import Samples, jax_samples, torch_samples
+from .samples import Samples, differentiated
 
 
 class Noise(ABC):
@@ -123,12 +124,12 @@ class PerSample(Noise):
             ImportError: PyTorch is missing.
             ValueError: data of different lengths, or of less than two samples.
         """
-        return cls(torch_samples(f, data, chunk, rtol))
+        return cls(differentiated(torch_library("from_torch"), f, data, chunk, rtol))
 
     @classmethod
     def from_jax(cls, f: Callable[..., Any], data: Any, *, chunk: int | None = None, rtol: float = 1e-3) -> "PerSample":
         """Losses written with JAX; see :meth:`from_torch`.  f is compiled, and evaluated in double precision."""
-        return cls(jax_samples(f, data, chunk, rtol))
+        return cls(differentiated(jax_library("from_jax"), f, data, chunk, rtol))
 
     def __post_init__(self) -> None:
         if isinstance(self.samples, Batched | Samples):
@@ -212,7 +213,7 @@ class PerSample(Noise):
         Sigma = space.matrix(Batched(moment), what)
         found = sorted(set().union(*space.mesh.comm.allgather(sizes)))
         if len(found) > 1:
-            raise ValueError(f"{what}: the number of samples differs between points or ranks: {found}.")
+            raise ValueError(f"{what}: the number of samples differs between ranks: {found}.")
         batch = space.parameters.get("batch_size")
         if batch is not None and float(batch.value) > found[0]:
             raise ValueError(f"batch_size is {float(batch.value):g}, but grads returned only {found[0]} samples.")

@@ -8,8 +8,12 @@ import ufl
 from ufl.core.expr import Expr
 
 from .fields import Space, is_number
-from .noise import Noise
 from .process import Coefficients, Process
+
+
+def _of_process(name: str) -> Any:
+    """What the process answers."""
+    return property(lambda self: getattr(self.process, name))
 
 
 @dataclass(frozen=True)
@@ -32,51 +36,20 @@ class Noisy(Process):
         if not is_number(self.delta) or not np.isfinite(self.delta) or self.delta < 0:
             raise ValueError(f"Noisy: delta is {self.delta!r}; a finite number of at least 0 was expected.")
 
-    @property
-    def scaling(self) -> tuple[str, ...]:  # type: ignore[override]
-        """As for the process."""
-        return self.process.scaling
-
-    @property
-    def time_per_step(self) -> float | None:
-        """As for the process."""
-        return self.process.time_per_step
-
-    @property
-    def loss(self) -> Any:
-        """That of the process, as a source; None if it has none."""
-        return self.loss_source()
+    loss = property(lambda self: self.process.loss_source())
+    scaling, copies, kinetic, parameters = map(_of_process, ("scaling", "copies", "kinetic", "parameters"))
+    time_per_step, space, gradient_noise = map(_of_process, ("time_per_step", "space", "gradient_noise"))
+    loss_on, loss_source = map(_of_process, ("loss_on", "loss_source"))
 
     @property
     def temperature(self) -> float:
         """That of the process, where it has one, and δ."""
         return float(self.process.temperature + self.delta)  # type: ignore[attr-defined]
 
-    def loss_on(self, space: Space) -> Expr | None:
-        """As for the process."""
-        return self.process.loss_on(space)
-
-    def loss_source(self) -> Any:
-        """As for the process."""
-        return self.process.loss_source()
-
-    def gradient_noise(self) -> Noise | None:
-        """As for the process."""
-        return self.process.gradient_noise()
-
     def isotropic_diffusion(self) -> float | None:
         """That of the process and δ."""
         level = self.process.isotropic_diffusion()
         return None if level is None else level + float(self.delta)
-
-    @property
-    def kinetic(self) -> bool:
-        """As for the process."""
-        return self.process.kinetic
-
-    def space(self, mesh: Any, degree: int) -> Space:
-        """As for the process."""
-        return self.process.space(mesh, degree)
 
     def coefficients(self, space: Space) -> Coefficients:
         """D + δI and the same β, as ∇·(δI) = 0."""
@@ -85,11 +58,9 @@ class Noisy(Process):
 
     def inside(self, space: Space) -> tuple[Expr, Expr] | None:
         """D + δI and the same drift."""
-        found = self.process.inside(space)
-        if found is None:
+        if (found := self.process.inside(space)) is None:
             return None
-        D, b = found
-        return D + space.parameter("delta", self.delta) * ufl.Identity(D.ufl_shape[0]), b
+        return found[0] + space.parameter("delta", self.delta) * ufl.Identity(found[0].ufl_shape[0]), found[1]
 
     def potential(self, space: Space) -> Expr | None:
         """U D/(D + δ) where the process has a potential U, and hence isotropic noise of constant level D."""

@@ -4,7 +4,6 @@ Losses are differentiated forward with respect to x: in the few dimensions of a 
 evaluations, however many weights x stands for.
 """
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from .._arguments import check_integer, check_share
+from ._autodiff import Library, check_losses, described
 
 # (points (n, d), indices (n, B) or None for all samples) -> losses (n, B), gradients (n, B, d)
 Evaluate = Callable[[np.ndarray, np.ndarray | None], tuple[np.ndarray, np.ndarray]]
@@ -92,182 +92,49 @@ def _power_of_two(n: int) -> int:
     return 1 << max(0, n.bit_length() - 1)
 
 
-def torch_samples(
-    f: Callable[..., Any], data: Any, chunk: int | None, rtol: float, dim: int | None = None, batched: bool = False
+def differentiated(
+    library: Library,
+    f: Callable[..., Any],
+    data: Any,
+    chunk: int | None,
+    rtol: float,
+    dim: int | None = None,
+    batched: bool = False,
 ) -> Samples:
-    """Samples of a PyTorch function; see :meth:`fpsolver.PerSample.from_torch`.
+    """Samples of a PyTorch or JAX function; see :meth:`fpsolver.PerSample.from_torch`.
 
     ``dim``: number of coordinates.  ``batched``: f(x, *batch) gives the losses of all samples of a batch at once.
     """
-    try:
-        import torch
-        from torch.func import jvp, vmap
-    except ImportError as error:
-        raise ImportError("from_torch needs PyTorch: install python3-torch (apt) or torch (pip, conda).") from error
-    arrays = torch_data(data, "from_torch")
-    one = lambda x, *sample: _scalar(f(x, *sample), "from_torch")  # noqa: E731
+    what, arrays, jvp, vmap = library.what, library.data(data), library.func.jvp, library.func.vmap
+    if not callable(f):
+        raise TypeError(f"{what}: the loss is a {type(f).__name__}; a function f(x, *sample) was expected.")
+    one = lambda x, *sample: check_losses(f(x, *sample), (), what, "one sample", "a scalar was expected")  # noqa: E731
     losses = f if batched else lambda x, *batch: vmap(one, (None, *[0] * len(batch)))(x, *batch)
 
     def value_and_gradients(x: Any, *batch: Any) -> tuple[Any, Any]:
-        value, columns = None, []
-        for direction in torch.eye(len(x), dtype=x.dtype):
-            value, derivative = jvp(lambda y: losses(y, *batch), (x,), (direction,))
-            columns.append(derivative)
-        return value, torch.stack(columns, dim=-1)
+        pairs = [jvp(lambda y: losses(y, *batch), (x,), (library.array(e),)) for e in np.eye(len(x))]
+        return pairs[0][0], library.stack([derivative for _, derivative in pairs], -1)
 
-    every = vmap(value_and_gradients, (0, *[None] * len(arrays)))
-    some = vmap(value_and_gradients)
+    all_samples, given_ones = vmap(value_and_gradients, (0, *[None] * len(arrays))), vmap(value_and_gradients)
+    every, some = library.numpy(all_samples), library.numpy(given_ones)
+    padded = _padded if library.pads else lambda a: a
 
     def evaluate(x: np.ndarray, index: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        points = torch.as_tensor(x)
-        with torch.no_grad():
-            if index is None:
-                values, gradients = every(points, *arrays)
-            else:
-                values, gradients = some(points, *(a[torch.as_tensor(index)] for a in arrays))
-        return values.numpy(), gradients.numpy()
+        n, x = len(x), padded(x)
+        values, gradients = every(x, *arrays) if index is None else some(x, *(a[padded(index)] for a in arrays))
+        return values[:n], gradients[:n]
 
     def largest(x: np.ndarray, index: np.ndarray | None) -> int:
-        return _largest_tensor(lambda: evaluate(x, index))
+        if index is None:
+            return library.largest(all_samples, x, *arrays)
+        return library.largest(given_ones, x, *(a[index] for a in arrays))
 
-    return _checked("from_torch", f, arrays, dim, chunk, rtol, evaluate, largest)
-
-
-def _largest_tensor(call: Callable[[], Any]) -> int:
-    """Numbers in the largest tensor that a call makes."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-    from torch.utils._pytree import tree_leaves
-
-    sizes = [1]
-
-    class Sizes(TorchDispatchMode):
-        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            result = function(*args, **(kwargs or {}))
-            sizes.extend(t.numel() for t in tree_leaves(result) if hasattr(t, "numel"))
-            return result
-
-    with Sizes():
-        call()
-    return max(sizes)
-
-
-def jax_samples(
-    f: Callable[..., Any], data: Any, chunk: int | None, rtol: float, dim: int | None = None, batched: bool = False
-) -> Samples:
-    """Samples of a JAX function; see :meth:`fpsolver.PerSample.from_jax` and :func:`torch_samples`."""
-    try:
-        import jax
-    except ImportError as error:
-        raise ImportError("from_jax needs JAX: install jax (pip, conda).") from error
-    arrays = numpy_data(data, "from_jax")
-    one = lambda x, *sample: _scalar(f(x, *sample), "from_jax")  # noqa: E731
-    losses = f if batched else lambda x, *batch: jax.vmap(one, (None, *[0] * len(batch)))(x, *batch)
-    both = lambda x, *batch: (losses(x, *batch), jax.jacfwd(losses)(x, *batch))  # noqa: E731
-    all_samples, given_ones = jax.vmap(both, (0, *[None] * len(arrays))), jax.vmap(both)
-    every, some = jax.jit(all_samples), jax.jit(given_ones)
-
-    def evaluate(x: np.ndarray, index: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        n, x = len(x), _padded(x)
-        with jax.enable_x64(True):
-            if index is None:
-                values, gradients = every(x, *arrays)
-            else:
-                index = _padded(index)
-                values, gradients = some(x, *(a[index] for a in arrays))
-            return np.asarray(values, dtype=float)[:n], np.asarray(gradients, dtype=float)[:n]
-
-    def largest(x: np.ndarray, index: np.ndarray | None) -> int:
-        with jax.enable_x64(True):
-            if index is None:
-                steps = jax.make_jaxpr(all_samples)(x, *arrays).jaxpr.eqns
-            else:
-                steps = jax.make_jaxpr(given_ones)(x, *(a[index] for a in arrays)).jaxpr.eqns
-        return max(math.prod(v.aval.shape) for step in steps for v in step.outvars)
-
-    return _checked("from_jax", f, arrays, dim, chunk, rtol, evaluate, largest)
-
-
-def _padded(x: np.ndarray) -> np.ndarray:
-    """The last row repeated up to a power of two: JAX compiles anew for every number of points."""
-    missing = (1 << (len(x) - 1).bit_length()) - len(x) if len(x) else 0
-    return np.concatenate([x, np.repeat(x[-1:], missing, axis=0)])
-
-
-def numpy_data(data: Any, what: str) -> list[np.ndarray]:
-    """Arrays, those of floating point numbers in double precision, with one number, at least two, of samples."""
-    return [a.astype(float) if a.dtype.kind == "f" else a for a in map(np.asarray, _check_data(data, what))]
-
-
-def torch_data(data: Any, what: str) -> list[Any]:
-    """As :func:`numpy_data`, as tensors; integers in the type of PyTorch's labels."""
-    import torch
-
-    arrays = [torch.as_tensor(a).detach() for a in _check_data(data, what)]
-    return [a.double() if a.is_floating_point() else a if a.dtype == torch.bool else a.long() for a in arrays]
-
-
-def _check_data(data: Any, what: str) -> list[Any]:
-    arrays = []
-    for given in data if isinstance(data, list | tuple) else [data]:
-        a = given if hasattr(given, "is_floating_point") else _array(given)  # a tensor, or made an array
-        if a is None or not len(a.shape) or (isinstance(a, np.ndarray) and a.dtype.kind not in "biuf"):
-            found = f"of shape {tuple(a.shape)} and type {a.dtype}" if hasattr(given, "shape") and a is not None else ""
-            raise TypeError(
-                f"{what}: data has a {type(given).__name__} {found}; a tuple of arrays of real numbers was expected, "
-                "whose first axes count the samples."
-            )
-        arrays.append(a)
-    sizes = {len(a) for a in arrays}
-    if len(sizes) != 1 or min(sizes, default=0) < 2:
-        raise ValueError(
-            f"{what}: data has {sorted(sizes)} samples; a tuple of arrays, all of one length of at least "
-            "two, was expected."
-        )
-    return arrays
-
-
-def described(arrays: list[Any]) -> str:
-    """Types and shapes of one sample's data."""
-    return ", ".join(f"{str(a.dtype).removeprefix('torch.')} {tuple(a.shape[1:])}" for a in arrays)
-
-
-def _array(given: Any) -> np.ndarray | None:
-    try:
-        return np.asarray(given)
-    except Exception:  # whatever it is, it is no array
-        return None
-
-
-def _scalar(value: Any, what: str) -> Any:
-    return check_losses(value, (), what, "one sample", "a scalar was expected")
-
-
-def check_losses(value: Any, shape: tuple[int, ...], what: str, of: str, expected: str) -> Any:
-    """Losses as they must be: arrays of a shape, in double precision."""
-    if not hasattr(value, "shape") or not hasattr(value, "dtype"):
-        raise TypeError(f"{what}: the loss of {of} is a {type(value).__name__}; {expected}.")
-    if tuple(value.shape) != shape:
-        raise ValueError(f"{what}: the loss of {of} has shape {tuple(value.shape)}; {expected}.")
-    if not str(value.dtype).endswith("float64"):
-        raise TypeError(
-            f"{what}: the loss of {of} has type {value.dtype}; float64 was expected, as of x and of the data. "
-            "Something converts it (.float(), argmax, counting)."
-        )
-    return value
-
-
-def _checked(
-    what: str,
-    f: Any,
-    arrays: list[Any],
-    dim: int | None,
-    chunk: int | None,
-    rtol: float,
-    evaluate: Evaluate,
-    largest: Callable[[np.ndarray, np.ndarray | None], int],
-) -> Samples:
-    if not callable(f):
-        raise TypeError(f"{what}: the loss is a {type(f).__name__}; a function f(x, *sample) was expected.")
     chunk = None if chunk is None else check_integer(f"{what}: chunk", chunk)
     rtol = check_share(f"{what}: rtol", rtol)
     return Samples(len(arrays[0]), described(arrays), dim, chunk, rtol, evaluate, largest)
+
+
+def _padded(x: np.ndarray) -> np.ndarray:
+    """The last row repeated up to a power of two."""
+    missing = (1 << (len(x) - 1).bit_length()) - len(x) if len(x) else 0
+    return np.concatenate([x, np.repeat(x[-1:], missing, axis=0)])

@@ -13,7 +13,7 @@ from ..evolution.initial import Dirac, Gaussian
 from ..models.fields import is_number
 from ..models.optimisers import Optimiser
 from ..models.process import Process
-from ..pointwise.walls import LevelSet, Walls, walls_of
+from ..pointwise.walls import Walls, walls_of
 
 Array = np.ndarray[Any, Any]
 
@@ -73,7 +73,7 @@ def walls_around(domain: Any, absorbing: tuple[str, ...], d: int) -> tuple[Walls
         raise TypeError(f"simulate: domain is a {type(domain).__name__}; expected a Domain, a function or None.")
     if absorbing not in ((), ("boundary",)):
         raise ValueError("simulate: a domain given as a function has one part, 'boundary'.")
-    return LevelSet(domain, d), ("boundary",)
+    return walls_of(domain, (), d), ("boundary",)
 
 
 def check_memory(comm: MPI.Comm, paths: int, d: int, records: int) -> None:

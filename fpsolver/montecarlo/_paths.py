@@ -17,11 +17,7 @@ BLOCK = 1024
 class Draws:
     """Random numbers for paths in blocks: one counter-based stream (Philox) per block of paths.
 
-    Args:
-        seed: of the whole ensemble.
-        blocks: numbers of the blocks.
-        block: place in ``blocks`` of each path, in increasing order.
-        level: ensembles of one seed and different levels have numbers of their own.
+    ``block`` is the place in ``blocks`` of each path, in increasing order; levels have numbers of their own.
     """
 
     def __init__(self, seed: int, blocks: Sequence[int], block: Array, level: int = 0):
@@ -61,32 +57,24 @@ class Draws:
 class Swarm:
     """The paths of some blocks that have not left yet, and what is known of all of them.
 
-    Attributes:
-        x: positions, shape (d, n).
-        ids: their numbers within the swarm, shape (n,).
-        draws: their random numbers.
-        slack: how far each is from the boundary at least, shape (n,).
-        time, part, point: of the exit, shapes (all,), (all,), (d, all); not a number and -1 before it.
-        records: positions at recorded times, shape (times, d, all), not a number after the exit.
-        kept, asked: steps that were star-convex, and steps looked at, for each path.
-        diverged: when a path was no longer finite, shape (all,), not a number where it stayed so; ``point`` is where
-            it was before.
-        leapt: whether a wall has mirrored a step of more than half the domain, shape (all,).
-        steps, mirrored: of all paths together, and those that a wall has mirrored.
-        rounds: steps in time.
+    Before an exit its time and point are not a number, its part is -1, and so are records after it.
     """
 
-    x: Array
+    x: Array  # positions, shape (d, n)
     draws: Draws
-    records: Array
-    ids: Array = field(init=False)
-    slack: Array = field(init=False)
-    time: Array = field(init=False)
+    records: Array  # positions at recorded times, shape (times, d, all)
+    ids: Array = field(init=False)  # their numbers within the swarm, shape (n,)
+    slack: Array = field(init=False)  # how far each is from the boundary at least, shape (n,)
+    time: Array = field(init=False)  # of the exit, shape (all,)
     part: Array = field(init=False)
-    point: Array = field(init=False)
-    steps: int = 0
+    point: Array = field(init=False)  # shape (d, all); of those that diverge, where they were before
+    kept: Array = field(init=False)  # steps that were star-convex, for each path,
+    asked: Array = field(init=False)  # and steps looked at
+    diverged: Array = field(init=False)  # when a path was no longer finite, shape (all,)
+    leapt: Array = field(init=False)  # whether a wall has mirrored a step of more than half the domain
+    steps: int = 0  # of all paths together, and those that a wall has mirrored
     mirrored: int = 0
-    rounds: int = 0
+    rounds: int = 0  # steps in time
 
     def __post_init__(self) -> None:
         d, n = self.x.shape

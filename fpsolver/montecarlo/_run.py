@@ -1,7 +1,7 @@
 """An ensemble of paths with steps of one length: blocks of paths divided among the ranks, followed to their ends."""
 
 import time as clock
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,6 @@ import numpy as np
 
 from .._errors import together
 from ..evolution.initial import Dirac, Gaussian
-from ..models.process import Process
 from ..pointwise.algorithm import Descent
 from ..pointwise.dynamics import Diffusion, Gradient, chunked
 from ..pointwise.family import Backend
@@ -31,16 +30,7 @@ _GATHERED = ("time", "part", "point", "records", "kept", "asked", "diverged", "l
 
 @dataclass(frozen=True)
 class Plan:
-    """What is followed, all but the length of the steps.
-
-    Attributes:
-        process, start, method, seed, paths, walls, absorbing, minimum, comm: as of ``simulate``.
-        dim: number of coordinates.
-        record: times at which positions are recorded.
-        end: when paths that have not left are stopped.
-        unit: time of one step of the algorithm.
-        backend: the one asked for.
-    """
+    """What is followed, all but the length of the steps, as of ``simulate``."""
 
     process: Any
     start: Any
@@ -52,45 +42,40 @@ class Plan:
     minimum: Any
     comm: MPI.Comm
     dim: int
-    record: Array
-    end: float
-    unit: float | None
+    record: Array  # times at which positions are recorded
+    end: float  # when paths that have not left are stopped
+    unit: float | None  # time of one step of the algorithm
     backend: str
 
     def run(self, length: float, level: int = 0) -> Ensemble:
-        """Follow all paths with steps of at most this length (collective).
-
-        Args:
-            length: of the steps.
-            level: ensembles of different levels have random numbers of their own.
-        """
+        """Follow all paths with steps of at most this length, with a level's own random numbers (collective)."""
         begin, comm = clock.perf_counter(), self.comm
         blocks = [(b, min(BLOCK, self.paths - b * BLOCK)) for b in range(comm.rank, -(-self.paths // BLOCK), comm.size)]
         swarms: list[Swarm] = []
         with together(comm), _naming_simulate():
-            mover = mover_of(self.process, self.dim, self.method, self.backend, self.minimum)
+            advance, backend = _mover(self)
             for i in range(0, len(blocks), POOL):
                 swarms.append(self._begin(blocks[i : i + POOL], level))
-                self._follow(swarms[-1], mover, length)
+                self._follow(swarms[-1], advance, length)
         gathered = [_joined(comm, [getattr(s, name) for s in swarms], blocks, self.paths) for name in _GATHERED]
         exits, parts, points, records, kept, asked, diverged, leapt = gathered
         names = np.array([*self.absorbing, ""])
         moved, mirrored = (comm.allreduce(sum(getattr(s, what) for s in swarms)) for what in ("steps", "mirrored"))
         stats = {"paths": self.paths, "path_steps": moved, "seconds": clock.perf_counter() - begin, "step": length}
-        stats |= {"backend": mover.backend, "seed": self.seed, "blocks": -(-self.paths // BLOCK)}
+        stats |= {"backend": backend, "seed": self.seed, "blocks": -(-self.paths // BLOCK)}
         stats["steps"] = comm.allreduce(sum(s.rounds for s in swarms), op=MPI.SUM) // comm.size
         stats |= {"diverged": int(np.isfinite(diverged).sum()), "mirrored": mirrored, "leapt": int(leapt.sum())}
         convexity = np.stack((kept, asked)) if self.minimum is not None else None
         where = (exits, names[parts.astype(int)], points.T, self.record, records.transpose(0, 2, 1), diverged)
         return Ensemble(self.method, *where, self.end, self.absorbing, self.unit, stats, convexity)
 
-    def _follow(self, swarm: Swarm, mover: "_Sde | _Algorithm", length: float) -> None:
+    def _follow(self, swarm: Swarm, advance: "Advance", length: float) -> None:
         rest = last = 0
         for k, (t, dt, index) in enumerate(time_steps([float(t) for t in self.record], self.end, length), 1):
             before, swarm.rounds = swarm.x, k
             if dt > 0:
                 with np.errstate(all="ignore"):  # what is not finite is found by the swarm
-                    mover.advance(swarm, self.walls, t, dt)
+                    advance(swarm, self.walls, t, dt)
             if index >= 0:
                 swarm.records[index][:, swarm.ids] = swarm.x
             if not swarm.ids.size:
@@ -154,63 +139,60 @@ def _naming_simulate() -> Iterator[None]:
     """Say that what fails is a simulation."""
     try:
         yield
-    except (ValueError, TypeError, FloatingPointError) as e:
-        raise ValueError(f"simulate: {e}") from e
-    except RuntimeError as e:
-        raise RuntimeError(f"simulate: {e}") from e
+    except (ValueError, TypeError, FloatingPointError, RuntimeError) as e:
+        raise (RuntimeError if isinstance(e, RuntimeError) else ValueError)(f"simulate: {e}") from e
 
 
-def mover_of(process: Any, d: int, method: str, backend: str, minimum: Any) -> "_Sde | _Algorithm":
-    def make(backend: Backend) -> "_Sde | _Algorithm":
-        return _Algorithm(process, d, backend, minimum) if method == "sgd" else _Sde(process, d, backend)
-
-    try:
-        return make("numpy" if backend == "numpy" else "c")
-    except NotCompilable:
-        if backend == "c":
-            raise
-        return make("numpy")
+Advance = Callable[[Swarm, Walls | None, float, float], None]
 
 
-class _Sde:
-    """Moves paths of the diffusion."""
+def _mover(plan: Plan) -> tuple[Advance, str]:
+    """What moves paths from a time by a step, and the backend of it: compiled where that is possible."""
+    make = _algorithm if plan.method == "sgd" else _diffusion
+    if plan.backend != "numpy":
+        try:
+            return make(plan, "c"), "c"
+        except NotCompilable:
+            if plan.backend == "c":
+                raise
+    return make(plan, "numpy"), "numpy"
 
-    def __init__(self, process: Process, d: int, backend: Backend):
-        self.backend = backend
-        diffusion = Diffusion(process, d, backend)
-        self.coefficients = chunked(diffusion, diffusion.temporaries)
 
-    def advance(self, swarm: Swarm, walls: Walls | None, t: float, dt: float) -> None:
-        diffuse(swarm, self.coefficients, walls, t, dt)
+def _diffusion(plan: Plan, backend: Backend) -> Advance:
+    diffusion = Diffusion(plan.process, plan.dim, backend)
+    coefficients = chunked(diffusion, diffusion.temporaries)
+    return lambda swarm, walls, t, dt: diffuse(swarm, coefficients, walls, t, dt)
 
 
-class _Algorithm:
-    """Moves paths of SGD."""
+def _algorithm(plan: Plan, backend: Backend) -> Advance:
+    algorithm = Descent(plan.process, plan.dim, backend)
+    compare = None if plan.minimum is None else _star(plan, algorithm)
 
-    def __init__(self, process: Any, d: int, backend: Backend, minimum: Any):
-        self.algorithm, self.backend = Descent(process, d, backend), backend
-        self.reference = None if minimum is None else self._star(process, minimum)
-
-    def _star(self, process: Any, minimum: Any) -> tuple[Gradient, Array, Array]:
-        """Losses and gradients of the samples, x* (d, 1), and the losses there (N,)."""
-        family, space = self.algorithm.gradient.family, self.algorithm.space
-        if process.loss is not None or family is None or not hasattr(family, "kind"):
-            raise ValueError("minimum= needs an SGD process with loss=None and PerSample losses.")
-        point = np.asarray(minimum, dtype=float).reshape(-1, 1)
-        if len(point) != space.dim:
-            raise ValueError(f"minimum has {len(point)} coordinates; {space.dim} were expected.")
-        values = Gradient(process, space, values=True)
-        N = np.arange(values.samples)[None]
-        assert values.family is not None
-        return values, point, values.family.chosen(np.broadcast_to(point, (len(point), values.samples)), N)[0, 0]
-
-    def advance(self, swarm: Swarm, walls: Walls | None, t: float, dt: float) -> None:
-        drawn = self.algorithm.draw(swarm.draws)
-        if self.reference is not None:
-            values, point, at = self.reference
-            x, sample = swarm.x[: len(point)], drawn[0]
-            f, slope = values.batch_values(x, sample)
-            gap = f - at[sample].mean(axis=0)
+    def advance(swarm: Swarm, walls: Walls | None, t: float, dt: float) -> None:
+        drawn = algorithm.draw(swarm.draws)
+        if compare is not None:
             swarm.asked[swarm.ids] += 1
-            swarm.kept[swarm.ids] += (slope * (x - point)).sum(axis=0) >= gap - 1e-12 * np.abs(f)
-        descend(swarm, self.algorithm.step, walls, t + dt, drawn)
+            swarm.kept[swarm.ids] += compare(swarm.x, drawn[0])
+        descend(swarm, algorithm.step, walls, t + dt, drawn)
+
+    return advance
+
+
+def _star(plan: Plan, algorithm: Descent) -> Callable[[Array, Array], Array]:
+    """Whether steps from x (d, n) with samples (B, n) are star-convex, see :meth:`Ensemble.star_convexity`."""
+    family, process = algorithm.gradient.family, plan.process
+    if process.loss is not None or family is None or not hasattr(family, "kind"):
+        raise ValueError("minimum= needs an SGD process with loss=None and PerSample losses.")
+    point = np.asarray(plan.minimum, dtype=float).reshape(-1, 1)
+    if len(point) != algorithm.space.dim:
+        raise ValueError(f"minimum has {len(point)} coordinates; {algorithm.space.dim} were expected.")
+    values = Gradient(process, algorithm.space, values=True).family
+    assert values is not None
+    at = values.chosen(np.broadcast_to(point, (len(point), values.size)), np.arange(values.size)[None])[0, 0]
+
+    def kept(x: Array, sample: Array) -> Array:
+        x, found = x[: len(point)], values.batch(x, sample)
+        f, slope = found[0], found[1:]
+        return (slope * (x - point)).sum(axis=0) >= f - at[sample].mean(axis=0) - 1e-12 * np.abs(f)
+
+    return kept

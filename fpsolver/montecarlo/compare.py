@@ -1,6 +1,6 @@
 """Where the diffusion approximation holds: PDE, paths of the diffusion and the algorithm itself, side by side."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +32,7 @@ STEPS = "mean exit time in steps"
 TOL = 1e-6
 """Of expectations in time, relative."""
 COLUMNS = {"pde": ("PDE", "k.-"), "sde": ("SDE paths", "C0o"), "sgd": ("SGD paths", "C3s")}
-"""Titles and marks of the columns, in their order; a row need not have all of them."""
+"""Titles and marks of the columns."""
 
 
 @dataclass(frozen=True)
@@ -41,32 +41,20 @@ class Row:
 
     Attributes:
         learning_rate: η.
-        values: the same quantity by the names in ``COLUMNS``, exit times in steps: ``"pde"`` with its error bar (for
-            expectations at a time the difference from one degree more and a hundredth of the tolerance in time), paths
-            of the diffusion ``"sde"`` and of the algorithm ``"sgd"`` with their intervals.
+        pde: exit times in steps, or the expectation, by the equation, with its error bar (for expectations the
+            difference from one degree more and a hundredth of the tolerance in time).
+        sde: by paths of the diffusion.
+        sgd: by the algorithm.
         discrepancy: SGD minus PDE, for exit times relative to the PDE; its interval contains the PDE's error bar.
         doubts: sentences on the columns that are not to be trusted, and why.
     """
 
     learning_rate: float
-    values: Mapping[str, Estimate]
+    pde: Estimate
+    sde: Estimate
+    sgd: Estimate
     discrepancy: Estimate
     doubts: tuple[str, ...] = ()
-
-    @property
-    def pde(self) -> Estimate:
-        """By the equation."""
-        return self.values["pde"]
-
-    @property
-    def sde(self) -> Estimate:
-        """By paths of the diffusion."""
-        return self.values["sde"]
-
-    @property
-    def sgd(self) -> Estimate:
-        """By the algorithm."""
-        return self.values["sgd"]
 
     @property
     def significant(self) -> bool:
@@ -89,23 +77,17 @@ class Comparison(Answer):
     quantity: str
     order: Estimate | None
 
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """Names of the columns."""
-        return tuple(name for name in COLUMNS if name in self.rows[0].values)
-
     def __repr__(self) -> str:
-        head = "".join(f" {COLUMNS[name][0]:>22}" for name in self.columns)
+        head = "".join(f" {title:>22}" for title, _ in COLUMNS.values())
         lines = [f"{self.quantity}; intervals of {self.rows[0].sgd.level:.0%}", f"{'η':>9}{head} {'discrepancy':>22}"]
         for r in self.rows:
-            cells = "".join(f" {r.values[name]!s:>22}" for name in self.columns)
             mark = "" if r.significant else "  (within noise)"
-            lines.append(f"{r.learning_rate:9.4g}{cells} {r.discrepancy!s:>22}{mark}")
+            lines.append(
+                f"{r.learning_rate:9.4g} {r.pde!s:>22} {r.sde!s:>22} {r.sgd!s:>22} {r.discrepancy!s:>22}{mark}"
+            )
         lines += [f"η = {r.learning_rate:g}: {doubt}" for r in self.rows for doubt in r.doubts]
-        fitted = (
-            "not fitted: fewer than two discrepancies are told from zero" if self.order is None else str(self.order)
-        )
-        return "\n".join([*lines, f"order of the discrepancy in η: {fitted}"])
+        order = self.order or "not fitted: fewer than two discrepancies are told from zero"
+        return "\n".join([*lines, f"order of the discrepancy in η: {order}"])
 
     def plot(self, path: str | Path, comm: MPI.Comm = MPI.COMM_WORLD) -> "Figure | None":
         """Draw values and discrepancies against η (collective; needs matplotlib); missing folders are created.
@@ -128,10 +110,9 @@ class Comparison(Answer):
     def _draw(self, axes: Any) -> None:
         eta = np.array([r.learning_rate for r in self.rows])
         left, right = axes
-        for name in self.columns:
-            found = [r.values[name] for r in self.rows]
+        for name, (title, mark) in COLUMNS.items():
+            found = [getattr(r, name) for r in self.rows]
             bars = np.array([(f.value - f.low, f.high - f.value) for f in found]).T
-            title, mark = COLUMNS[name]
             label = f"{title}, ± {max(f.error for f in found):.1g} or less" if not found[0].count else title
             left.errorbar(eta, [f.value for f in found], bars, fmt=mark, capsize=4, label=label)
         relative = self.quantity == STEPS
@@ -211,12 +192,8 @@ def compare(
             gens = [Generator(one, domain, absorbing, degree, scheme)]
             if time is not None:
                 gens.append(Generator(one, domain, absorbing, gens[0].degree + 1, gens[0].scheme))
-            models = models or gens
+            models = gens
         rows.append(_row(gens, one, eta, start, quantity, time, absorbing, paths, substeps, seed))
-        for gen in gens if gens is not models else ():
-            gen.close()
-    for gen in models:
-        gen.close()
     return Comparison(tuple(rows), name, fit_order(rates, [r.discrepancy for r in rows]))
 
 
@@ -252,21 +229,16 @@ def _row(
             return paths.expectation(lambda x: g(x)[0])[0]
 
     with together(gen.domain.comm):
-        values = {"pde": pde, "sde": estimate(sde), "sgd": estimate(sgd)}
-    gap = _discrepancy(pde, values["sgd"], relative=isinstance(quantity, str))
-    return Row(eta, values, gap, tuple(_doubts(values, sde, sgd)))
+        by_sde, by_sgd = estimate(sde), estimate(sgd)
+    size = abs(pde.value) if isinstance(quantity, str) else 1.0
+    low, high = (by_sgd.low - pde.high) / size, (by_sgd.high - pde.low) / size
+    gap = Estimate((by_sgd.value - pde.value) / size, low, high, by_sgd.level, by_sgd.count)
+    return Row(eta, pde, by_sde, by_sgd, gap, tuple(_doubts(pde, by_sde, sde, sgd)))
 
 
-def _discrepancy(base: Estimate, found: Estimate, relative: bool) -> Estimate:
-    """How far ``found`` is from a computed value, with both their uncertainties."""
-    size = abs(base.value) if relative else 1.0
-    low, high = (found.low - base.high) / size, (found.high - base.low) / size
-    return Estimate((found.value - base.value) / size, low, high, found.level, found.count)
-
-
-def _doubts(values: Mapping[str, Estimate], sde: Ensemble, sgd: Ensemble) -> list[str]:
+def _doubts(pde: Estimate, paths: Estimate, sde: Ensemble, sgd: Ensemble) -> list[str]:
     """Which columns are not to be trusted: the PDE and the paths of its diffusion are two ways to one number."""
-    doubts, pde, paths = [], values["pde"], values["sde"]
+    doubts = []
     if not abs(pde.value - paths.value) <= pde.error + 1.5 * paths.error:  # three standard deviations
         who = {
             None: "one of them: leave substeps= out to have the step of the paths chosen",
@@ -292,12 +264,10 @@ def fit_order(rates: Sequence[float], discrepancies: Sequence[Estimate], level: 
     x, y = np.log([e for e, _ in known]), np.log([abs(d.value) for _, d in known])
     z = float(stats.norm.ppf((1 + known[0][1].level) / 2))
     sigma = np.array([max(d.error / z / abs(d.value), 1e-12) for _, d in known])
-    A = np.column_stack((np.ones_like(x), x)) / sigma[:, None]
-    covariance = np.linalg.inv(A.T @ A)
-    solution = covariance @ A.T @ (y / sigma)
+    fit, covariance = np.polyfit(x, y, 1, w=1 / sigma, cov="unscaled")
     freedom = len(x) - 2
-    excess = float(((y / sigma - A @ solution) ** 2).sum() / freedom) if freedom else 1.0
-    deviation = float(np.sqrt(covariance[1, 1] * max(1.0, excess)))
+    excess = float((((y - np.polyval(fit, x)) / sigma) ** 2).sum() / freedom) if freedom else 1.0
+    deviation = float(np.sqrt(covariance[0, 0] * max(1.0, excess)))
     left = len(rates) - len(known)
     note = f"{left} learning rate(s) left out, within noise" if left else ""
-    return normal(float(solution[1]), deviation, len(x), level, note)
+    return normal(float(fit[0]), deviation, len(x), level, note)

@@ -27,15 +27,9 @@ class Numbers(Protocol):
 
 
 class Algorithm(ABC):
-    """X' = Φ_b(X), b drawn afresh in each step.
-
-    Attributes:
-        dim: number of coordinates of the state.
-        backend: what evaluates it, "c" or "numpy".
-    """
+    """X' = Φ_b(X) in ``dim`` coordinates, b drawn afresh in each step."""
 
     dim: int
-    backend: Backend = "numpy"
 
     @abstractmethod
     def draw(self, numbers: Numbers) -> tuple[Any, ...]:
@@ -47,22 +41,12 @@ class Algorithm(ABC):
 
 
 class Descent(Algorithm):
-    """Steps of an optimiser, of SGD, x' = x − η g_b(x), or of momentum: v' = μ v − η g_b(x), x' = x + v' on (x, v/√η).
+    """Steps of an algorithm that takes one stochastic gradient each.
 
     g_b is the mean gradient of the B samples in the batch, plus ∇f − mean gradient where the loss is given beside the
     samples, plus −std/B Σ_{i∈b} ξ_i ∇m_i for labels that are drawn anew, plus Σ^{1/2} ξ/√B for noise of which only the
-    covariance is known, where ξ are standard normal.
-
-    Args:
-        process: any algorithm; of ``SGD`` of either order there is one.
-        dim: number of coordinates of the state.
-        backend: "c" to compile formulas.
-
-    Attributes:
-        gradient: the stochastic gradient.
-        batch_size: B.
-        samples: N, 1 where none is drawn.
-        gaussian: whether there is noise besides the choice of samples, so that Φ_b(x) is a normal variable.
+    covariance is known, where ξ are standard normal.  Φ_b(x) is then a normal variable, if the step is linear:
+    ``gaussian``.
 
     Raises:
         NotCompilable: for "c", if the samples are no formulas.
@@ -72,7 +56,7 @@ class Descent(Algorithm):
     def __init__(self, process: Optimiser, dim: int, backend: Backend = "numpy"):
         if process.batch_size != int(process.batch_size):
             raise ValueError(f"batch_size is {process.batch_size}; the algorithm needs an integer.")
-        self.process, self.dim, self.backend = process, dim, backend
+        self.process, self.dim = process, dim
         self.space = PointSpace(dim, process.weights(dim), process)
         self.gradient, self.batch_size = Gradient(process, self.space, backend), int(process.batch_size)
         self.gaussian = self.gradient.uses_labels or self.gradient.uses_normals

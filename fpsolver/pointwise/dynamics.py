@@ -3,21 +3,17 @@
 Everything works on states of shape (d, n).
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import ufl
 
-from ..models.fields import Batched
 from ..models.noise import LabelNoise, Noise, PerSample, parts_of, samples_of
-from ..models.optimisers import Optimiser
-from ..models.process import SDE, Process
-from ..models.samples import Samples
-from .family import Backend, Differentiated, Family, Quantities, Tabulated, lambdify, stack
+from ..models.process import Process
+from ..models.sgd import SGD, MomentumSGD
+from .family import Backend, Family, gradients_of, gradients_of_formulas, lambdify, stack
 from .lambdify import PointSpace, generate
-from .native import NotCompilable
 
 Array = np.ndarray[Any, Any]
 Coefficients = Callable[[Array], tuple[Array, Array]]
@@ -68,18 +64,12 @@ def semidefinite_root(matrix: Array) -> Array:
 
 
 class Diffusion:
-    """Drift b and a factor S with S Sᵀ = 2D of any process.
-
-    Args:
-        process: which one.
-        dim: number of its coordinates.
-        backend: "c" to compile formulas.
-    """
+    """Drift b and a factor S with S Sᵀ = 2D of any process of ``dim`` coordinates."""
 
     def __init__(self, process: Process, dim: int, backend: Backend = "numpy"):
         self.dim, self.backend = dim, backend
         self.temporaries = dim * dim
-        descent = isinstance(process, Optimiser)
+        descent = isinstance(process, SGD | MomentumSGD)
         self._coefficients = self._gradient_descent(process) if descent else self._general(process)
 
     def __call__(self, x: Array) -> tuple[Array, Array]:
@@ -88,24 +78,22 @@ class Diffusion:
 
     def _general(self, process: Process) -> Coefficients:
         space, d = PointSpace(self.dim, process=process), self.dim
-        ito = isinstance(process, SDE) and process.convention == "ito"
-        c = (replace(process, convention="divergence") if ito else process).coefficients(space)  # type: ignore[type-var]
-        b = lambdify([c.beta if ito else c.beta + ufl.div(c.D)], space, self.backend)
-        root = _root(2 * c.D, space, self.backend)
+        if (known := process.inside(space)) is None:
+            c = process.coefficients(space)
+            known = c.D, c.beta + ufl.div(c.D)
+        b, root = lambdify([known[1]], space, self.backend), _root(2 * known[0], space, self.backend)
         return lambda x: (b(x), root(x).reshape(d, d, -1))
 
     def _gradient_descent(self, process: Any) -> Coefficients:
         space, step = PointSpace(self.dim, process.weights(self.dim), process), process.time_per_step
-        process.coefficients(space)  # algorithms without a diffusion refuse
         d = space.dim
         gradient = Gradient(process, space, self.backend)
         compiled = gradient.family is not None and gradient.family.native is not None
         self.temporaries = d * d if compiled else max(d * d, d * gradient.samples)
         scale = np.sqrt(step / process.batch_size)
-        second = getattr(process, "order", 1) == 2
 
         def coefficients(x: Array) -> tuple[Array, Array]:
-            mean, columns = gradient.moments(x, second)
+            mean, columns = gradient.moments(x)
             S = scale * (triangular_root(columns) if columns.shape[1] > d else columns)
             if not process.kinetic:
                 return -mean, S
@@ -130,10 +118,8 @@ def _root(matrix: Any, space: PointSpace, backend: Backend) -> Callable[[Array],
 class Gradient:
     """The stochastic gradient of an SGD process.
 
-    Attributes:
-        samples: N, or 1 without per-sample losses.
-        uses_samples, uses_labels, uses_normals: which random numbers a step needs: indices of samples and noise of
-            their labels, (B, n) each, and d normal numbers per path for noise of given covariance.
+    A step draws indices of samples, (B, n), if there are ``samples`` = N > 1, noise of their labels, (B, n), if it
+    ``uses_labels``, and d normal numbers per path for noise of given covariance, if it ``uses_normals``.
     """
 
     def __init__(self, process: Any, space: PointSpace, backend: Backend = "numpy", values: bool = False):
@@ -144,8 +130,8 @@ class Gradient:
         rest = [p for p in parts_of(noise) if not isinstance(p, PerSample | LabelNoise)]
         if len(labels) > 1 or len([p for p in parts_of(noise) if isinstance(p, PerSample)]) > 1:
             raise ValueError("paths take one PerSample and one LabelNoise at most; join their samples in one.")
-        self.family = self._family(per_sample, values)
-        self.models = _gradients(labels[0].outputs(space), space, backend) if labels else None
+        self.family = gradients_of(per_sample, space, backend, values) if per_sample else None
+        self.models = gradients_of_formulas(labels[0].outputs(space), space, backend) if labels else None
         self.std = labels[0].std if labels else 0.0
         sizes = {f.size for f in (self.family, self.models) if f is not None}
         if len(sizes) > 1:
@@ -163,17 +149,6 @@ class Gradient:
             self.root = _root(covariance, space, backend)
         self.uses_samples = self.family is not None or self.models is not None
         self.uses_labels, self.uses_normals = self.models is not None, self.root is not None
-
-    def _family(self, noise: PerSample | None, values: bool) -> Quantities | None:
-        if noise is None:
-            return None
-        if isinstance(noise.samples, Batched | Samples):
-            if self.backend == "c":
-                raise NotCompilable("backend='c' compiles formulas of samples, not their functions; take 'numpy'.")
-            if isinstance(noise.samples, Batched):
-                return Tabulated(noise.samples, self.space.dim)
-            return Differentiated(noise.samples, self.space.dim, values)
-        return _gradients(noise.losses(self.space), self.space, self.backend, values)
 
     def _modified(self, noise: PerSample | None) -> Callable[[Array], Array]:
         """∇(f + (η/4)|∇f|²) = ∇f + (η/2) ∇∇f ∇f."""
@@ -196,28 +171,23 @@ class Gradient:
 
         return gradient
 
-    def moments(self, x: Array, second_order: bool = False) -> tuple[Array, Array]:
-        """Mean (d, n) and a factor (d, K, n) of the covariance for batches of one sample."""
+    def moments(self, x: Array) -> tuple[Array, Array]:
+        """Mean (d, n), modified to second order, and a factor (d, K, n) of the covariance for batches of one sample."""
         columns, d, n = [], self.space.dim, x.shape[1]
-        mean = self.loss(x) if self.loss is not None and not second_order else None
+        given = self.modified or self.loss
+        mean = given(x) if given else None
         if self.family is not None:
             average, factor = self.family.scatter(x)
             mean = average if mean is None else mean
-            columns.append(factor * np.sqrt(self.share()) if not self.replacement else factor)
+            if not self.replacement:  # what drawing without it leaves of the covariance
+                factor = factor * np.sqrt((self.samples - self.process.batch_size) / (self.samples - 1))
+            columns.append(factor)
         if self.models is not None:
             columns.append(self.models.scatter(x, centred=False)[1] * self.std)
         if self.root is not None:
             columns.append(np.broadcast_to(self.root(x), (d, d, n)))
-        if second_order:
-            assert self.modified is not None
-            mean = self.modified(x)
         assert mean is not None
         return mean, columns[0] if len(columns) == 1 else np.concatenate(columns, axis=1)
-
-    def share(self) -> float:
-        """What drawing without replacement leaves of the covariance: (N − B)/(N − 1)."""
-        N, B = self.samples, self.process.batch_size
-        return 1.0 if self.replacement else (N - B) / (N - 1)
 
     def batch(self, x: Array, sample: Any, label: Any, normal: Any) -> Array:
         """The stochastic gradient (d, n) of a batch, without those noises for which None is given."""
@@ -242,16 +212,6 @@ class Gradient:
         if self.root is not None:
             columns.append(np.broadcast_to(self.root(x), (d, d, n)) / np.sqrt(self.process.batch_size))
         return np.concatenate(columns, axis=1) if columns else np.zeros((d, 0, n))
-
-    def batch_values(self, x: Array, sample: Array) -> tuple[Array, Array]:
-        """Losses (n,) and gradients (d, n) of a batch; only of a gradient made with ``values``."""
-        assert self.family is not None
-        found = self.family.batch(x, sample)
-        return found[0], found[1:]
-
-
-def _gradients(functions: Sequence[Any], space: PointSpace, backend: Backend, values: bool = False) -> Family:
-    return Family([[f, space.grad(f)] if values else [space.grad(f)] for f in functions], space, backend)
 
 
 def chunked(function: Callable[..., Any], per_path: int) -> Callable[..., Any]:

@@ -9,6 +9,7 @@ import ufl
 from ufl.core.expr import Expr
 
 from ..models.fields import Batched, is_number
+from ..models.noise import PerSample
 from ..models.samples import Samples
 from .lambdify import PointSpace, generate
 from .native import LONGEST, Native, NotCompilable
@@ -18,15 +19,10 @@ Backend = Literal["numpy", "c"]
 
 
 class Quantities(ABC):
-    """Some components of N samples; points have shape (d, n).
-
-    Attributes:
-        size: N.
-        native: compiled code for the means, where there is some.
-    """
+    """Some components of N samples; points have shape (d, n)."""
 
     size: int
-    native: Native | None = None
+    native: Native | None = None  # compiled code for the means, where there is some
 
     @abstractmethod
     def everyone(self, x: Array) -> Array:
@@ -75,8 +71,7 @@ class Family(Quantities):
         self.members = [np.array(m) for m in kinds.values()]
         self.functions = [codes[m[0]].compile() for m in self.members]
         self.numbers = [np.array([codes[i].numbers for i in m]).T for m in self.members]
-        self.kind = np.zeros(self.size, dtype=int)
-        self.place = np.zeros(self.size, dtype=int)
+        self.kind, self.place = np.zeros((2, self.size), dtype=int)
         for k, m in enumerate(self.members):
             self.kind[m], self.place[m] = k, np.arange(len(m))
         if backend == "c":
@@ -92,7 +87,7 @@ class Family(Quantities):
             self.native = Native(first, self.kind, numbers, shape)
 
     def everyone(self, x: Array) -> Array:
-        """Of all samples."""
+        """Samples of one kind together."""
         parts = []
         for function, members, numbers in zip(self.functions, self.members, self.numbers, strict=True):
             c = [row[0] if (row == row[0]).all() else row[:, None] for row in numbers]
@@ -100,7 +95,7 @@ class Family(Quantities):
         return np.concatenate(parts, axis=1)
 
     def chosen(self, x: Array, sample: Array) -> Array:
-        """Of some."""
+        """By every kind's function."""
         place, result = self.place[sample], None
         for k, (function, numbers) in enumerate(zip(self.functions, self.numbers, strict=True)):
             c = [row[0] if (row == row[0]).all() else row[place % len(row)] for row in numbers]
@@ -110,7 +105,7 @@ class Family(Quantities):
         return result
 
 
-class Tabulated(Quantities):
+class _Tabulated(Quantities):
     """Per-sample gradients of ``fp.batched(grads)``."""
 
     def __init__(self, source: Batched, dim: int):
@@ -118,7 +113,6 @@ class Tabulated(Quantities):
         self.size = self.everyone(np.zeros((dim, 1))).shape[1]
 
     def everyone(self, x: Array) -> Array:
-        """Of all samples."""
         points = np.ascontiguousarray(x[: self.dim].T)
         g = np.asarray(self.function(points), dtype=float)
         if g.ndim != 3 or g.shape[0] != len(points) or g.shape[2] != self.dim:
@@ -126,22 +120,19 @@ class Tabulated(Quantities):
         return g.transpose(2, 1, 0)
 
     def chosen(self, x: Array, sample: Array) -> Array:
-        """Of some, from those of all."""
         return np.take_along_axis(self.everyone(x), sample[None], axis=1)
 
 
-class Differentiated(Quantities):
+class _Differentiated(Quantities):
     """Losses, if ``values``, and gradients of PyTorch's and JAX's samples."""
 
     def __init__(self, samples: Samples, dim: int, values: bool):
         self.samples, self.size, self.dim, self.values = samples, samples.size, dim, values
 
     def everyone(self, x: Array) -> Array:
-        """Of all samples."""
         return self._arranged(*self.samples.losses_and_gradients(x[: self.dim].T))
 
     def chosen(self, x: Array, sample: Array) -> Array:
-        """Of some."""
         return self._arranged(*self.samples.losses_and_gradients(x[: self.dim].T, np.ascontiguousarray(sample.T)))
 
     def _arranged(self, f: Array, g: Array) -> Array:
@@ -149,14 +140,24 @@ class Differentiated(Quantities):
         return np.concatenate((f.T[None], gradients)) if self.values else gradients
 
 
-def lambdify(expressions: Any, space: PointSpace, backend: Backend = "numpy") -> Callable[[Array], Array]:
-    """A function that maps points (d, n) to the components of the expressions, shape (components, n).
+def gradients_of(noise: PerSample, space: PointSpace, backend: Backend, values: bool = False) -> Quantities:
+    """Gradients of samples, with ``values`` behind their losses."""
+    if not isinstance(noise.samples, Batched | Samples):
+        return gradients_of_formulas(noise.losses(space), space, backend, values)
+    if backend == "c":
+        raise NotCompilable("backend='c' compiles formulas of samples, not their functions; take 'numpy'.")
+    if isinstance(noise.samples, Batched):
+        return _Tabulated(noise.samples, space.dim)
+    return _Differentiated(noise.samples, space.dim, values)
 
-    Args:
-        expressions: one UFL expression or several, of any shape.
-        space: whose coordinates they are written in.
-        backend: as of :class:`Family`.
-    """
+
+def gradients_of_formulas(f: Sequence[Expr], space: PointSpace, backend: Backend, values: bool = False) -> Family:
+    """The same of UFL expressions."""
+    return Family([[e, space.grad(e)] if values else [space.grad(e)] for e in f], space, backend)
+
+
+def lambdify(expressions: Any, space: PointSpace, backend: Backend = "numpy") -> Callable[[Array], Array]:
+    """A function that maps points (d, n) to the components of one UFL expression or several, shape (components, n)."""
     one = isinstance(expressions, Expr) or is_number(expressions)
     return Family([[ufl.as_ufl(e) for e in ([expressions] if one else expressions)]], space, backend).average
 

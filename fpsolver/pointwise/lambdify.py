@@ -23,30 +23,27 @@ from ufl.core.expr import Expr
 from ..models.fields import Batched, Space
 from ..models.process import Process
 
-_UNARY = {
+_FUNCTIONS = {
     "Sqrt": "sqrt", "Exp": "exp", "Ln": "log", "Cos": "cos", "Sin": "sin", "Tan": "tan", "Cosh": "cosh",
     "Sinh": "sinh", "Tanh": "tanh", "Acos": "arccos", "Asin": "arcsin", "Atan": "arctan", "Abs": "abs",
+    "MaxValue": "maximum", "MinValue": "minimum", "Atan2": "arctan2", "AndCondition": "logical_and",
+    "OrCondition": "logical_or", "NotCondition": "logical_not",
 }  # fmt: skip
-_BINARY = {"MaxValue": "maximum", "MinValue": "minimum", "Atan2": "arctan2", "AndCondition": "logical_and",
-           "OrCondition": "logical_or"}  # fmt: skip
 _COMPARE = {"EQ": "==", "NE": "!=", "LE": "<=", "GE": ">=", "LT": "<", "GT": ">"}
 
 
 class PointSpace(Space):
     """Where sources become UFL for evaluation at points: coordinates without a mesh, numbers as they are.
 
-    Args:
-        dim: number of coordinates of the process, any.
-        seen: how many of them, the leading ones, sources see; all by default.
-        process: whose numbers sources may ask for.
+    Of ``dim`` coordinates, any number, sources see the leading ``seen``, and they may ask for numbers of ``process``.
     """
 
     def __init__(self, dim: int, seen: int | None = None, process: Process | None = None):
         domain = ufl.Mesh(basix.ufl.element("Lagrange", "interval", 1, shape=(dim,)))
         super().__init__(domain, 1, seen or dim)
         if process is not None:
-            self.numbers, self.given = process.numbers(), frozenset(getattr(process, "parameters", {}))
-        self.tabulated: dict[Any, Batched] = {}
+            self.numbers, self.given = process.numbers(), frozenset(process.parameters)
+        self.batched: dict[Any, Batched] = {}
 
     @property
     def x(self) -> Expr:
@@ -72,30 +69,17 @@ class PointSpace(Space):
         """No communicator belongs to it: what may raise on one rank alone, the caller wraps."""
         return nullcontext()
 
-    def scalar(self, source: Any, what: str) -> Expr:
-        """``source`` as a scalar expression."""
-        return self._placeholder(source, what, ()) or super().scalar(source, what)
-
-    def vector(self, source: Any, what: str) -> Expr:
-        """``source`` as a vector."""
-        return self._placeholder(source, what, (self.dim,)) or super().vector(source, what)
-
-    def matrix(self, source: Any, what: str) -> Expr:
-        """``source`` as a matrix."""
-        return self._placeholder(source, what, (self.dim, self.dim)) or super().matrix(source, what)
-
-    def _placeholder(self, source: Any, what: str, shape: tuple[int, ...]) -> Any:
-        if isinstance(source, fem.Function):
+    def tabulated(self, source: Any, what: str, shape: tuple[int, ...]) -> Any:
+        """A placeholder for a function of many points."""
+        if not isinstance(source, Batched):
             raise ValueError(
                 f"{what} is a dolfinx Function, which paths cannot evaluate off its mesh; give a callable of x or "
                 "fp.batched(f)."
             )
-        if not isinstance(source, Batched):
-            return None
         # a degree of which UFL drops no derivative
         element = basix.ufl.element("Lagrange", "interval", 5, **({"shape": shape} if shape else {}))
         coefficient = ufl.Coefficient(ufl.FunctionSpace(self.mesh, element))
-        self.tabulated[coefficient] = source
+        self.batched[coefficient] = source
         return coefficient
 
 
@@ -183,46 +167,38 @@ class _Writer:
                 return self.emit(ops[0], at, env)
             case classes.Coefficient() | classes.Grad():
                 return self._tabulated(e, at)
-        if kind in _UNARY:
-            return self.name(f"np.{_UNARY[kind]}({self.emit(ops[0], at, env)})")
-        if kind in _BINARY:
-            return self.name(f"np.{_BINARY[kind]}({self.emit(ops[0], (), env)}, {self.emit(ops[1], (), env)})")
         if kind in _COMPARE:
             return self.name(f"{self.emit(ops[0], (), env)} {_COMPARE[kind]} {self.emit(ops[1], (), env)}")
-        if kind == "NotCondition":
-            return self.name(f"np.logical_not({self.emit(ops[0], (), env)})")
+        if kind in _FUNCTIONS:
+            arguments = [self.emit(o, at if len(ops) == 1 else (), env) for o in ops]
+            return self.name(f"np.{_FUNCTIONS[kind]}({', '.join(arguments)})")
         raise ValueError(
             f"paths cannot evaluate the UFL node {kind}: expected arithmetic, powers, elementary functions, "
             "conditionals, max and min of x. Wrap a numpy function of an (n, d) array in fp.batched()."
         )
 
     def _sum(self, terms: list[str]) -> str:
-        terms = [t for t in terms if t != "0.0"]
-        total = terms[0] if terms else "0.0"
-        for t in terms[1:]:
-            total = self.name(f"{total} + {t}")
-        return total
+        return self._joined("+", "0.0", terms)
 
     def _product(self, factors: list[str]) -> str:
-        if "0.0" in factors:
-            return "0.0"
-        factors = [f for f in factors if f != "1.0"]
-        total = factors[0] if factors else "1.0"
-        for f in factors[1:]:
-            total = self.name(f"{total} * {f}")
-        return total
+        return "0.0" if "0.0" in factors else self._joined("*", "1.0", factors)
+
+    def _joined(self, sign: str, neutral: str, operands: list[str]) -> str:
+        first, *rest = [o for o in operands if o != neutral] or [neutral]
+        for o in rest:
+            first = self.name(f"{first} {sign} {o}")
+        return first
 
     def _power(self, base: str, exponent: Expr, env: dict[int, int]) -> str:
         power = float(exponent) if isinstance(exponent, classes.ScalarValue) else None
-        if power is not None and power in (1.0, 2.0, 3.0, 4.0):  # a tenth of the time of a general power
+        if power in (1.0, 2.0, 3.0, 4.0):  # a tenth of the time of a general power
             square = self.name(f"{base} * {base}") if power > 1 else base
-            return {1.0: lambda: base, 2.0: lambda: square, 3.0: lambda: self.name(f"{square} * {base}"),
-                    4.0: lambda: self.name(f"{square} * {square}")}[power]()  # fmt: skip
+            return square if power < 3 else self.name(f"{square} * {base if power == 3 else square}")
         return self.name(f"{base} ** {repr(power) if power is not None else self.emit(exponent, (), env)}")
 
     def _tabulated(self, e: Expr, at: tuple[int, ...]) -> str:
         gradient = isinstance(e, classes.Grad)
-        source = self.space.tabulated.get(e.ufl_operands[0] if gradient else e)
+        source = self.space.batched.get(e.ufl_operands[0] if gradient else e)
         if source is None:
             what = "second derivatives of fp.batched functions" if gradient else "dolfinx Functions"
             raise ValueError(f"paths cannot evaluate {what}: write the source with UFL as a callable of x.")
@@ -263,12 +239,9 @@ def _callback(
 
 @dataclass(frozen=True)
 class Code:
-    """Generated code of scalar expressions.
+    """Generated code of scalar expressions: a function of (x, c, f), the same for those that differ in numbers c only.
 
-    Attributes:
-        source: its text, a function of (x, c, f); the same for expressions that differ in numbers only.
-        numbers: the numbers c.
-        callbacks: the functions f, those of ``fp.batched`` sources.
+    The functions f are those of ``fp.batched`` sources.
     """
 
     source: str

@@ -15,23 +15,15 @@ BRIDGE_REACH = 3.8
 
 @dataclass(frozen=True)
 class Meeting:
-    """What happened to paths that came near the walls in a step.
+    """What happened to m paths that came near the walls in a step."""
 
-    Attributes:
-        out: which of them left, shape (m,).
-        fraction, part, point: when within the step, through which absorbing part, and where, for all m.
-        y: where the others are, reflected, shape (d, m).
-        slack: their distance from the boundary, shape (m,).
-        mirrored: numbers of those that a wall put back.
-    """
-
-    out: Array
-    fraction: Array
-    part: Array
-    point: Array
-    y: Array
-    slack: Array
-    mirrored: Array
+    out: Array  # which of them left, shape (m,)
+    fraction: Array  # when within the step,
+    part: Array  # through which absorbing part,
+    point: Array  # and where, for all
+    y: Array  # where the others are, reflected, shape (d, m)
+    slack: Array  # their distance from the boundary, shape (m,)
+    mirrored: Array  # numbers of those that a wall put back
 
 
 def meet(walls: Walls, x: Array, y: Array, spread: Array | None, uniform: Array | None) -> Meeting:

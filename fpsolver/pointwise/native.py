@@ -133,14 +133,7 @@ class NotCompilable(ValueError):
 
 
 class Native:
-    """Means over samples in compiled code.
-
-    Args:
-        kinds: one code for each kind of samples, without callbacks.
-        kind: which kind each sample is, shape (N,).
-        numbers: the numbers of each sample, shape (K, N).
-        shape: numbers of coordinates and of components.
-    """
+    """Means over N samples in compiled code: of each, its ``kind`` and its ``numbers`` (K, N)."""
 
     def __init__(self, kinds: Sequence[Code], kind: Array, numbers: Array, shape: tuple[int, int]):
         self.library = library("\n".join([_HEAD, *_definitions(kinds, len(numbers), *shape), _BODY]))

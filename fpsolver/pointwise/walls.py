@@ -19,19 +19,12 @@ REFLECTING = -1
 
 
 class Walls(ABC):
-    """The boundary as one or several surfaces; points have shape (d, n).
-
-    Attributes:
-        surfaces: their number.
-        lipschitz: whether :meth:`distance` changes by no more than the way gone, as distances do.
-        quick: whether it costs no more than a step.
-        extent: of the domain in each coordinate, shape (d,), where it is known.
-    """
+    """The boundary as one or several surfaces; points have shape (d, n)."""
 
     surfaces = 1
-    lipschitz = True
-    quick = False
-    extent: Array | None = None
+    lipschitz = True  # whether distance() changes by no more than the way gone, as distances do
+    quick = False  # whether it costs no more than a step
+    extent: Array | None = None  # of the domain in each coordinate, shape (d,), where it is known
 
     def depth(self, x: Array) -> Array:
         """Distance to the nearest surface, shape (n,)."""
@@ -63,7 +56,7 @@ class _Labels:
         return self.labels[self.tree.query(x.T)[1]]
 
 
-class Box(Walls):
+class _Box(Walls):
     """An interval, a rectangle or a box; surfaces are lower and upper sides of each coordinate in turn."""
 
     quick = True
@@ -79,25 +72,21 @@ class Box(Walls):
                 self.sides.append(_Labels(centers[on], labels[on]))
 
     def distance(self, x: Array) -> Array:
-        """Distances to the planes of the sides."""
         return np.stack((x - self.low, self.high - x), axis=1).reshape(-1, x.shape[1])
 
     def depth(self, x: Array) -> Array:
-        """Distance to the nearest side."""
         return np.minimum(x - self.low, self.high - x).min(axis=0)
 
     def normal(self, surface: int, x: Array) -> Array:
-        """Plus or minus a unit vector."""
         n = np.zeros_like(x)
         n[surface // 2] = 1.0 if surface % 2 else -1.0
         return n
 
     def label(self, surface: int, x: Array) -> Array:
-        """Label of the nearest facet of the side."""
         return self.sides[surface].at(x)
 
 
-class Round(Walls):
+class _Round(Walls):
     """A disk, a ball, or what lies between two concentric circles or spheres, whose smooth boundary is meant."""
 
     def __init__(self, center: Array, radii: Sequence[float], corners: Array, labels: Array):
@@ -110,21 +99,18 @@ class Round(Walls):
         self.labels = [_Labels(corners[o].mean(axis=1), labels[o]) for o in on]
 
     def distance(self, x: Array) -> Array:
-        """Differences of radii."""
         r = np.linalg.norm(x - self.center, axis=0)
         return np.stack([sign * (radius - r) for radius, sign in self.spheres])
 
     def normal(self, surface: int, x: Array) -> Array:
-        """Radial."""
         away = x - self.center
         return self.spheres[surface][1] * away / np.linalg.norm(away, axis=0)
 
     def label(self, surface: int, x: Array) -> Array:
-        """Label of the nearest facet on the circle or sphere."""
         return self.labels[surface].at(x)
 
 
-class Facets(Walls):
+class _Facets(Walls):
     """Any boundary of straight facets: one surface, the nearest facet, found among those with the nearest centres.
 
     Distances are exact except deep inside, where they may be a tenth too long.
@@ -169,22 +155,20 @@ class Facets(Walls):
         return sign * distance[row, best], candidates[row, best], closest[row, best]
 
     def distance(self, x: Array) -> Array:
-        """Exact signed distance to the nearest facet."""
         return self.nearest(x)[0][None]
 
     def normal(self, surface: int, x: Array) -> Array:
-        """From the nearest point on the boundary to x, or the facet's where x is on it."""
+        # from the nearest point on the boundary to x, or the facet's where x is on it
         signed, facet, closest = self.nearest(x)
         far = np.abs(signed) > 1e-9 * self.reach
         away = (closest.T - x) / np.where(far, signed, 1.0)
         return np.where(far, away, self.normals[facet].T)
 
     def label(self, surface: int, x: Array) -> Array:
-        """Label of the nearest facet."""
         return self.labels[self.nearest(x)[1]]
 
 
-class LevelSet(Walls):
+class _LevelSet(Walls):
     """{g > 0} for a function g of points (d, n); the distance is g/|∇g|, right to first order near the boundary."""
 
     lipschitz = False
@@ -192,25 +176,21 @@ class LevelSet(Walls):
     def __init__(self, g: Callable[[Array], Array], dim: int):
         self.g, self.dim = g, dim
 
-    def _gradient(self, x: Array) -> Array:
-        columns = []
-        for i in range(self.dim):
-            e = np.zeros_like(x)
-            e[i] = 1e-5 * np.maximum(1.0, np.abs(x[i]))
-            columns.append((self.g(x + e) - self.g(x - e)) / (2 * e[i]))
-        return np.stack(columns)
+    def _gradient(self, x: Array) -> tuple[Array, Array]:
+        """∇g, and its size."""
+        h = 1e-5 * np.maximum(1.0, np.abs(x))
+        steps = [np.where(np.arange(self.dim)[:, None] == i, h, 0.0) for i in range(self.dim)]
+        gradient = np.stack([(self.g(x + e) - self.g(x - e)) / (2 * h[i]) for i, e in enumerate(steps)])
+        return gradient, np.maximum(np.linalg.norm(gradient, axis=0), 1e-300)
 
     def distance(self, x: Array) -> Array:
-        """g/|∇g|."""
-        return (self.g(x) / np.maximum(np.linalg.norm(self._gradient(x), axis=0), 1e-300))[None]
+        return (self.g(x) / self._gradient(x)[1])[None]
 
     def normal(self, surface: int, x: Array) -> Array:
-        """Minus the direction of ∇g."""
-        gradient = self._gradient(x)
-        return -gradient / np.maximum(np.linalg.norm(gradient, axis=0), 1e-300)
+        gradient, size = self._gradient(x)
+        return -gradient / size
 
     def label(self, surface: int, x: Array) -> Array:
-        """It has one part."""
         return np.zeros(x.shape[1], dtype=int)
 
 
@@ -251,12 +231,14 @@ def _on_segment(x: Array, a: Array, b: Array) -> Array:
     return a + np.clip(t, 0.0, 1.0)[..., None] * along
 
 
-def walls_of(domain: Domain, absorbing: Sequence[str]) -> Walls:
-    """The boundary of a domain, on every rank in full (collective).
+def walls_of(domain: Domain | Callable[[Array], Array], absorbing: Sequence[str], dim: int = 0) -> Walls:
+    """The boundary of a domain, or of {g > 0} for g in ``dim`` coordinates, on every rank in full (collective).
 
     Raises:
         ValueError: an unknown part, or curved cells whose boundary is neither a circle nor a sphere.
     """
+    if not isinstance(domain, Domain):
+        return _LevelSet(domain, dim)
     boundary, comm, dim = domain.boundary, domain.comm, domain.dim
     labels = np.full(len(boundary.facets), REFLECTING)
     for k, name in reversed(list(enumerate(absorbing))):
@@ -268,17 +250,17 @@ def walls_of(domain: Domain, absorbing: Sequence[str]) -> Walls:
     tolerance = 1e-9 * (high - low).max()
     flat = [(np.abs(corners - plane) < tolerance).all(axis=1).any(axis=1) for plane in (low, high)]
     if (flat[0] | flat[1]).all():
-        return Box(low, high, corners, labels)
+        return _Box(low, high, corners, labels)
     if _compat.coordinate_map(domain.mesh).degree > 1:
         center, radii = _spheres(domain, corners)
-        return Round(center, radii, corners, labels)
+        return _Round(center, radii, corners, labels)
     edges = corners[:, 1:] - corners[:, :1]
     if dim == 2:
         normals = np.stack((edges[:, 0, 1], -edges[:, 0, 0]), axis=1)
     else:
         normals = np.cross(edges[:, 0], edges[:, 1])
     outward = np.sign(np.sum(normals * (corners[:, 0] - inner), axis=1))
-    return Facets(corners, normals * (outward / np.linalg.norm(normals, axis=1))[:, None], labels)
+    return _Facets(corners, normals * (outward / np.linalg.norm(normals, axis=1))[:, None], labels)
 
 
 def _spheres(domain: Domain, corners: Array) -> tuple[Array, list[float]]:
@@ -286,9 +268,8 @@ def _spheres(domain: Domain, corners: Array) -> tuple[Array, list[float]]:
     boundary, comm = domain.boundary, domain.comm
     everything = corners.reshape(-1, domain.dim)
     parts = [boundary.corners[np.searchsorted(boundary.facets, domain.facets(p))] for p in domain.parts]
-    sets = [np.concatenate(comm.allgather(p)).reshape(-1, domain.dim) for p in parts]
     size = np.ptp(everything, axis=0).max()
-    for x in (everything, *sets):
+    for x in (everything, *(np.concatenate(comm.allgather(p)).reshape(-1, domain.dim) for p in parts)):
         matrix = np.column_stack((2 * x, np.ones(len(x))))
         center = np.linalg.lstsq(matrix, (x**2).sum(axis=1), rcond=None)[0][:-1]
         distance = np.linalg.norm(everything - center, axis=1)
