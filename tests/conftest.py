@@ -3,14 +3,17 @@
 On two ranks three cases of each parametrised test are run, on three ranks one.
 """
 
+import fcntl
 import gc
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -142,8 +145,21 @@ def _mpirun(
         "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
         "OMP_NUM_THREADS": "1",
     }
-    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     env = {k: v for k, v in {**defaults, **os.environ}.items() if not k.startswith("PYTEST_")}
+    with _alone():
+        return _run(command, env, timeout, check)
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """One run at a time, where tests are spread over cores: ranks that wait for each other are slow in a crowd."""
+    with open(Path(tempfile.gettempdir()) / f"fpsolver-mpirun-{os.getuid()}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _run(command: list[str], env: dict[str, str], timeout: float, check: bool) -> subprocess.CompletedProcess[str]:
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     process = subprocess.Popen(command, text=True, env=env, start_new_session=True, **pipes)
     try:
         output, _ = process.communicate(timeout=timeout)

@@ -23,6 +23,9 @@ from .territory import union_tags
 # beyond it galerkin and dg need finer meshes than weighted for the same error, and fail without a sign on coarse ones;
 # below it they are as good and cost half (benchmarks/schemes.py), and modes beyond the slowest are cleaner
 HIGH_BARRIER = 15.0
+# of the cell over the degree: up to it galerkin is as exact as dg at a third to a half of its cost (double well: 3.4e-7
+# and 3.3e-7 at 4.3, 2.5e-4 and 2.1e-4 at 8.5; layers at absorbing walls, at equal cost, tie there)
+HIGH_PECLET = 5.0
 DEFAULT_DEGREE = {1: 4, 2: 4, 3: 3}
 
 
@@ -39,8 +42,8 @@ def choose_scheme(
     """What ``scheme="auto"`` takes, and why (collective)."""
     if (barrier := _barrier(process, domain, absorbing, space)) > HIGH_BARRIER:
         return "weighted", f"a barrier of {barrier:.3g} times the temperature"
-    why = "D degenerates" if survey.degenerate else f"largest cell Péclet number {survey.peclet:.2g}"
-    upwind = survey.degenerate or survey.peclet > 1 or _degenerate_walls(boundary, domain, absorbing)
+    why = "D degenerates" if survey.degenerate else f"largest cell Péclet number over the degree {survey.peclet:.2g}"
+    upwind = survey.degenerate or survey.peclet > HIGH_PECLET or _degenerate_walls(boundary, domain, absorbing)
     return "dg" if upwind else "galerkin", why
 
 
