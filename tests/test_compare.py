@@ -46,6 +46,16 @@ def test_weak_order_of_the_diffusion(order, low, high):
     assert abs(np.log2(abs(gaps[1].value / gaps[2].value)) - order) < 0.05 * order
 
 
+@pytest.mark.parametrize("order", [1, 2])
+def test_weak_order_against_the_chain(order):
+    """The same without noise of sampling, from the table: its chain is the algorithm."""
+    rates, options = (0.05, 0.025, 0.0125), {"quantity": lambda x: x[0] ** 2, "time": 1.2, "paths": 50}
+    result = fp.compare(tilted(order), fp.Domain.interval(-3.5, 3.5, 160), rates, 1.5, **options)
+    for row in result.rows:
+        assert row.chain.value == pytest.approx(algorithm(row.learning_rate, 1.2), abs=2e-8)
+    assert abs(result.order.value - order) < 0.1
+
+
 def test_order_two_is_no_better_for_the_stationary_variance_of_a_quadratic():
     """Exact fractions: both miss η s²/(h(2 − ηh)) by O(η²), order two by twice as much."""
     gaps = []
@@ -69,7 +79,7 @@ def test_fit_of_a_known_order():
 def test_table_and_picture_of_an_expectation(tmp_path):
     """SDE paths agree with the PDE; SGD differs by first order in η."""
     process = fp.SGD(lambda x: x[0] ** 2 / 2, fp.Isotropic(0.1), 0.1)
-    domain = fp.Domain.interval(-3, 3, 20)
+    domain = fp.Domain.interval(-3, 3, 40)
     options = {"quantity": lambda x: x[0] ** 2, "time": 1.0, "paths": 10_000, "substeps": 40}
     result = fp.compare(process, domain, [0.5, 0.25], 1.0, **options)
     for row in result.rows:
@@ -79,6 +89,8 @@ def test_table_and_picture_of_an_expectation(tmp_path):
         assert abs(row.pde.value - diffusion) < 2 * row.pde.error < 1e-6
         assert abs(row.sde.value - row.pde.value) < 1.8 * row.sde.error + 0.02 * eta / 0.5 * row.pde.value
         assert abs(row.sgd.value - discrete) < 1.8 * row.sgd.error
+        assert abs(row.chain.value - discrete) < 1e-12
+        assert row.discrepancy.error < 1e-6  # no noise of sampling in it
         assert row.significant
     assert 0.7 < result.order.value < 1.4
     lines = str(result).splitlines()
@@ -98,7 +110,7 @@ def test_error_bars_of_the_pde(tmp_path):
         off = abs(row.pde.value - exact / row.learning_rate)
         assert 0.5 * off < row.pde.error < 2 * off
         assert f"{row.pde} " in line
-        assert row.discrepancy.error == pytest.approx((row.sgd.error + row.pde.error) / row.pde.value)
+        assert row.discrepancy.error == pytest.approx((row.chain.error + row.pde.error) / row.pde.value)
     pytest.importorskip("matplotlib")
     figure = result.plot(tmp_path / "bars.png")
     pde = figure.axes[0].containers[0]
@@ -132,7 +144,8 @@ def test_exit_times_in_steps():
     for row in result.rows:
         assert abs(row.sde.value / row.pde.value - 1) < 1.8 * row.sde.error / row.pde.value + 0.04
         assert row.sgd.value > row.sde.value  # it may leave at the ends of steps only
-        assert row.discrepancy.value == pytest.approx(row.sgd.value / row.pde.value - 1)
+        assert row.discrepancy.value == pytest.approx(row.chain.value / row.pde.value - 1)
+        assert abs(row.chain.value - row.sgd.value) < row.chain.error + 1.8 * row.sgd.error and not row.doubts
     assert "mean exit time in steps" in str(result)
 
 

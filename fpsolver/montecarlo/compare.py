@@ -1,4 +1,4 @@
-"""Where the diffusion approximation holds: PDE, paths of the diffusion and the algorithm itself, side by side."""
+"""Where the diffusion approximation holds: PDE, chain of the algorithm and paths of both, side by side."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from scipy import stats
 from .._answer import Answer
 from .._errors import import_optional, on_root, together
 from .._files import write_figure
+from ..chain import Chain
 from ..discretisation.generator import Generator
 from ..domains.domain import Domain
 from ..evolution.evolve import backward
@@ -29,10 +30,13 @@ if TYPE_CHECKING:
 
 EXIT_TIME = "exit_time"
 STEPS = "mean exit time in steps"
-TOL = 1e-6
-"""Of expectations in time, relative."""
-COLUMNS = {"pde": ("PDE", "k.-"), "sde": ("SDE paths", "C0o"), "sgd": ("SGD paths", "C3s")}
-"""Titles and marks of the columns."""
+TOL = 1e-6  # of expectations in time, relative
+COLUMNS = {
+    "pde": ("PDE", "k.-"),
+    "chain": ("chain", "C3-"),
+    "sde": ("SDE paths", "C0o"),
+    "sgd": ("SGD paths", "C3s"),
+}  # titles and marks
 
 
 @dataclass(frozen=True)
@@ -41,16 +45,17 @@ class Row:
 
     Attributes:
         learning_rate: η.
-        pde: exit times in steps, or the expectation, by the equation, with its error bar (for expectations the
-            difference from one degree more and a hundredth of the tolerance in time).
+        pde: exit times in steps, or the expectation, with its error bar (for expectations: from one degree more).
+        chain: the same of the algorithm itself; None if it was not asked for.
         sde: by paths of the diffusion.
-        sgd: by the algorithm.
-        discrepancy: SGD minus PDE, for exit times relative to the PDE; its interval contains the PDE's error bar.
+        sgd: by paths of the algorithm.
+        discrepancy: chain, or else SGD paths, minus PDE, with both error bars; for exit times relative to the PDE.
         doubts: sentences on the columns that are not to be trusted, and why.
     """
 
     learning_rate: float
     pde: Estimate
+    chain: Estimate | None
     sde: Estimate
     sgd: Estimate
     discrepancy: Estimate
@@ -58,7 +63,7 @@ class Row:
 
     @property
     def significant(self) -> bool:
-        """Whether the discrepancy is told from zero."""
+        """Whether the discrepancy differs from zero."""
         return not self.discrepancy.covers(0.0)
 
 
@@ -69,8 +74,7 @@ class Comparison(Answer):
     Attributes:
         rows: one per learning rate.
         quantity: what was compared.
-        order: fitted order p of |discrepancy| = C η^p with its interval; None if fewer than two learning rates have a
-            discrepancy that is told from zero.
+        order: p of |discrepancy| = C η^p with its interval; None if fewer than two discrepancies differ from zero.
     """
 
     rows: tuple[Row, ...]
@@ -78,23 +82,19 @@ class Comparison(Answer):
     order: Estimate | None
 
     def __repr__(self) -> str:
-        head = "".join(f" {title:>22}" for title, _ in COLUMNS.values())
+        columns = [(name, title) for name, (title, _) in COLUMNS.items() if getattr(self.rows[0], name) is not None]
+        head = "".join(f" {title:>22}" for _, title in columns)
         lines = [f"{self.quantity}; intervals of {self.rows[0].sgd.level:.0%}", f"{'η':>9}{head} {'discrepancy':>22}"]
         for r in self.rows:
             mark = "" if r.significant else "  (within noise)"
-            lines.append(
-                f"{r.learning_rate:9.4g} {r.pde!s:>22} {r.sde!s:>22} {r.sgd!s:>22} {r.discrepancy!s:>22}{mark}"
-            )
+            cells = "".join(f" {getattr(r, name)!s:>22}" for name, _ in columns)
+            lines.append(f"{r.learning_rate:9.4g}{cells} {r.discrepancy!s:>22}{mark}")
         lines += [f"η = {r.learning_rate:g}: {doubt}" for r in self.rows for doubt in r.doubts]
         order = self.order or "not fitted: fewer than two discrepancies are told from zero"
         return "\n".join([*lines, f"order of the discrepancy in η: {order}"])
 
     def plot(self, path: str | Path, comm: MPI.Comm = MPI.COMM_WORLD) -> "Figure | None":
-        """Draw values and discrepancies against η (collective; needs matplotlib); missing folders are created.
-
-        Returns:
-            The figure on rank 0, None elsewhere.
-        """
+        """Draw values and discrepancies against η; the figure on rank 0, else None (collective; needs matplotlib)."""
 
         def work() -> "Figure":
             import_optional("matplotlib", "Comparison.plot")
@@ -112,6 +112,8 @@ class Comparison(Answer):
         left, right = axes
         for name, (title, mark) in COLUMNS.items():
             found = [getattr(r, name) for r in self.rows]
+            if found[0] is None:
+                continue
             bars = np.array([(f.value - f.low, f.high - f.value) for f in found]).T
             label = f"{title}, ± {max(f.error for f in found):.1g} or less" if not found[0].count else title
             left.errorbar(eta, [f.value for f in found], bars, fmt=mark, capsize=4, label=label)
@@ -126,7 +128,9 @@ class Comparison(Answer):
             center = np.exp(np.log([r.learning_rate for r in self.rows if r.significant]).mean())
             right.plot(eta, middle * (eta / center) ** self.order.value, "k--", label=f"order {self.order}")
             right.legend()
-        right.set(xlabel="learning rate η", ylabel="|SGD − PDE|" + " / PDE" * relative, xscale="log", yscale="log")
+        right.set(
+            xlabel="learning rate η", ylabel="|algorithm − PDE|" + " / PDE" * relative, xscale="log", yscale="log"
+        )
 
 
 def compare(
@@ -143,11 +147,13 @@ def compare(
     seed: int = 0,
     degree: int | None = None,
     scheme: str = "auto",
+    chain: bool = True,
 ) -> Comparison:
-    """Compare the PDE with paths of its diffusion and with the algorithm, for a sweep of learning rates (collective).
+    """Compare the PDE, the chain of the algorithm and paths of both, for a sweep of learning rates (collective).
 
-    SDE paths must agree with the PDE within their interval, or one of them is wrong, and :attr:`Row.doubts` says which;
-    the difference of the algorithm is what the diffusion leaves out.
+    SDE paths must agree with the PDE, and SGD paths with the chain, within their intervals, or one of them is wrong,
+    and :attr:`Row.doubts` says which; the difference between PDE and chain, without sampling noise, is what the
+    diffusion leaves out.
 
     Args:
         process: an SGD process, or a function that makes one for a learning rate.
@@ -159,11 +165,11 @@ def compare(
         time: t, for g; the algorithm does round(t/η) steps, so take learning rates that divide it.
         absorbing: absorbing parts of the boundary.
         paths: of each ensemble.
-        substeps: time steps of the SDE paths per step of the algorithm; by default as many as it takes (see
-            :func:`~fpsolver.simulate`), and what is left of their effect is in the interval.
+        substeps: time steps of the SDE paths per step of the algorithm; by default as :func:`~fpsolver.simulate` does.
         seed: of the SDE paths; seed + 1 is that of the algorithm.
         degree: of the generators.
         scheme: of the generators.
+        chain: whether to solve for the algorithm itself as well (see :class:`~fpsolver.Chain`).
 
     Raises:
         ValueError: a learning rate that is not positive, ``time`` missing or no multiple of one, nothing that absorbs.
@@ -193,13 +199,16 @@ def compare(
             if time is not None:
                 gens.append(Generator(one, domain, absorbing, gens[0].degree + 1, gens[0].scheme))
             models = gens
-        rows.append(_row(gens, one, eta, start, quantity, time, absorbing, paths, substeps, seed))
+        chains = [Chain(one, domain, absorbing)] if chain else []
+        if chain and time is not None:
+            chains.append(Chain(one, domain, absorbing, degree=chains[0].degree + 1))
+        rows.append(_row(gens, chains, one, eta, start, quantity, time, absorbing, paths, substeps, seed))
     return Comparison(tuple(rows), name, fit_order(rates, [r.discrepancy for r in rows]))
 
 
 def _row(
-    gens: Sequence[Generator], process: Any, eta: float, start: Any, quantity: Any, time: float | None, absorbing: Any,
-    paths: int, substeps: int | None, seed: int,
+    gens: Sequence[Generator], chains: Sequence[Chain], process: Any, eta: float, start: Any, quantity: Any,
+    time: float | None, absorbing: Any, paths: int, substeps: int | None, seed: int,
 ) -> Row:  # fmt: skip
     unit, gen = process.time_per_step, gens[0]
     common = {"absorbing": absorbing, "paths": paths, "times": None if time is None else [time]}
@@ -209,18 +218,13 @@ def _row(
     sgd = simulate(process, gen.domain, start, method="sgd", seed=seed + 1, **common)
     point = np.asarray(getattr(start, "point", start), dtype=float).reshape(1, -1)
     if isinstance(quantity, str):
-        solution, scale = mean_exit_time(gen, start=point), 1 / unit
-        assert solution.error is not None  # an exit time has one
-        pde = computed(scale * float(solution.at(point)[0]), scale * float(solution.error[0]))
+        pde, by_chain = (_steps(m[0], point, unit) if m else None for m in (gens, chains))
 
         def estimate(paths: Ensemble) -> Estimate:
-            return paths.mean_exit_time().scaled(scale)
+            return paths.mean_exit_time().scaled(1 / unit)
     else:
-        value, better = (
-            float(backward(g, quantity, [time], time_rtol=tol)[0].at(point)[0])
-            for g, tol in zip(gens, (TOL, TOL / 100), strict=True)
-        )
-        pde = computed(value, abs(value - better))
+        pde = _expectation(gens, quantity, time, point, (TOL, TOL / 100))
+        by_chain = _expectation(chains, quantity, time, point, (0.0, 0.0)) if chains else None
         space = PointSpace(gen.domain.dim, process=process)
         with together(gen.domain.comm):
             g = lambdify([space.scalar(quantity, "compare: quantity")], space)
@@ -228,12 +232,37 @@ def _row(
         def estimate(paths: Ensemble) -> Estimate:
             return paths.expectation(lambda x: g(x)[0])[0]
 
+    assert pde is not None
     with together(gen.domain.comm):
         by_sde, by_sgd = estimate(sde), estimate(sgd)
     size = abs(pde.value) if isinstance(quantity, str) else 1.0
-    low, high = (by_sgd.low - pde.high) / size, (by_sgd.high - pde.low) / size
-    gap = Estimate((by_sgd.value - pde.value) / size, low, high, by_sgd.level, by_sgd.count)
-    return Row(eta, pde, by_sde, by_sgd, gap, tuple(_doubts(pde, by_sde, sde, sgd)))
+    true = by_chain or by_sgd
+    low, high = (true.low - pde.high) / size, (true.high - pde.low) / size
+    gap = Estimate((true.value - pde.value) / size, low, high, by_sgd.level, true.count)
+    doubts = [*_doubts(pde, by_sde, sde, sgd), *(_doubts_of_chain(by_chain, by_sgd) if by_chain else [])]
+    return Row(eta, pde, by_chain, by_sde, by_sgd, gap, tuple(doubts))
+
+
+def _steps(model: Any, point: np.ndarray, unit: float) -> Estimate:
+    tau = mean_exit_time(model, start=point)
+    assert tau.error is not None  # an exit time from a start has one
+    return computed(float(tau.at(point)[0]) / unit, float(tau.error[0]) / unit)
+
+
+def _expectation(models: Sequence[Any], g: Any, time: Any, point: np.ndarray, tols: Sequence[float]) -> Estimate:
+    """Value of the first, its bar the difference from the second."""
+    value, better = (
+        float(backward(m, g, [time], time_rtol=tol)[0].at(point)[0]) for m, tol in zip(models, tols, strict=True)
+    )
+    return computed(value, abs(value - better))
+
+
+def _doubts_of_chain(chain: Estimate, paths: Estimate) -> list[str]:
+    if abs(chain.value - paths.value) <= chain.error + 1.5 * paths.error:
+        return []
+    return [
+        f"chain and SGD paths, two ways to one number, differ: {chain} and {paths}. Doubt the chain: refine its mesh"
+    ]
 
 
 def _doubts(pde: Estimate, paths: Estimate, sde: Ensemble, sgd: Ensemble) -> list[str]:
@@ -253,10 +282,9 @@ def _doubts(pde: Estimate, paths: Estimate, sde: Ensemble, sgd: Ensemble) -> lis
 
 
 def fit_order(rates: Sequence[float], discrepancies: Sequence[Estimate], level: float = LEVEL) -> Estimate | None:
-    """Slope of log |discrepancy| against log η by weighted least squares, with its interval.
+    """Slope of log |discrepancy| against log η by least squares weighted by their errors, with its interval.
 
-    The weights are the discrepancies' own errors; where the points scatter about the line more than these explain, the
-    interval grows accordingly.  Discrepancies that are not told from zero have no logarithm and are left out.
+    The interval grows where points scatter about the line by more than these; what may be zero is left out.
     """
     known = [(e, d) for e, d in zip(rates, discrepancies, strict=True) if not d.covers(0.0)]
     if len({e for e, _ in known}) < 2:
