@@ -16,6 +16,9 @@ PICTURES = {
     "03_escape": ["escape"],
     "07_network_slice": ["network_slice"],
     "08_convolutional_slice": ["convolutional_slice"],
+    "09_optimisers": ["optimisers"],
+    "10_interpolation": ["interpolation"],
+    "11_star_convex_path": ["star_convex_path"],
 }
 
 
@@ -25,7 +28,7 @@ def test_every_demo_is_known():
 
 @pytest.mark.parametrize("demo", DEMOS, ids=lambda demo: demo.stem)
 def test_demo(demo, tmp_path, mpirun):
-    for module in ("gmsh", "matplotlib", "scipy", "slepc4py", "torch"):
+    for module in ("gmsh", "matplotlib", "scipy", "sklearn", "slepc4py", "torch"):
         pytest.importorskip(module)
     copy = tmp_path / demo.name  # output goes beside the demo
     shutil.copy(demo, copy)
