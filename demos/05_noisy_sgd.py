@@ -99,7 +99,7 @@ if MPI.COMM_WORLD.rank == 0:
         left.semilogy(x, np.maximum(curve, 1e-12), color=f"C{i}", label=f"δ = {delta:g}")
     left.axvline(GATE, color="0.6", lw=1)
     left.text(GATE, 12, " gate", color="0.4")
-    left.set(ylim=(1e-6, 30), xlabel="x", ylabel="invariant density", title="SGD does not pass, noise δ does")
+    left.set(ylim=(1e-4, 30), xlabel="x", ylabel="invariant density", title="SGD does not pass, noise δ does")
     left.legend(fontsize=8, loc="upper left")
     lines = (
         (np.abs(second - found.limit[1]), f"E Y², order {found.order[1]:.3f}"),
