@@ -11,7 +11,7 @@ What moves
     Langevin, SDE           overdamped Langevin (Brownian dynamics); any drift and diffusion, degenerate or not
     Noisy                   a process with a little isotropic noise added
     Isotropic, Covariance, PerSample, LabelNoise      gradient noises, which add; ``batched``, ``Network``, ``Slice``
-    Noise, Process          the bases of one's own
+    Noise, Process          the bases of one's own (docs/extending.md); ``Coefficients``
     Generator               process + domain + absorbing parts, assembled once: the diffusion
     Chain                   the algorithm itself, by its transition operator: every verb takes it like a generator
 First phase: how a law moves
@@ -68,7 +68,7 @@ from .models.network import Network
 from .models.noise import Covariance, Isotropic, LabelNoise, Noise, PerSample
 from .models.noisy import Noisy
 from .models.optimisers import Adam, ClippedSGD, Nesterov, RMSprop, SignSGD
-from .models.process import SDE, Process
+from .models.process import SDE, Coefficients, Process
 from .models.sgd import SGD, MomentumSGD
 from .models.slices import Slice
 from .montecarlo.compare import Comparison, compare
@@ -104,6 +104,7 @@ __all__ = [  # noqa: RUF022  by question, as in the text above
     "Slice",
     "Noise",
     "Process",
+    "Coefficients",
     "Generator",
     "Chain",
     "FicheraClasses",
