@@ -81,85 +81,15 @@ __version__ = "0.1.0"
 _jit.install()
 end_all_ranks()
 
-__all__ = [  # noqa: RUF022  by question, as in the text above
-    # where it lives
-    "Domain",
-    # what moves
-    "SGD",
-    "MomentumSGD",
-    "Nesterov",
-    "RMSprop",
-    "Adam",
-    "ClippedSGD",
-    "SignSGD",
-    "Langevin",
-    "SDE",
-    "Noisy",
-    "Isotropic",
-    "Covariance",
-    "PerSample",
-    "LabelNoise",
-    "batched",
-    "Network",
-    "Slice",
-    "Noise",
-    "Process",
-    "Coefficients",
-    "Generator",
-    "Chain",
-    "FicheraClasses",
-    # first phase
-    "evolve",
-    "backward",
-    "resume",
-    "gaussian",
-    "dirac",
-    "Gaussian",
-    "Dirac",
-    "count_steps",
-    "make_nonnegative",
-    "Evolution",
-    # escape
-    "mean_exit_time",
-    "exit_time_moments",
-    "survival",
-    "exit_probability",
-    "exit_distribution",
-    "feynman_kac",
-    "quasi_stationary",
-    "ExitTimeMoments",
-    "ExitDistribution",
-    "ExitDensity",
-    "QuasiStationary",
-    # between regions
-    "committor",
-    "first_passage",
-    "transition_rate",
-    "FirstPassage",
-    "TransitionRate",
-    # long time
-    "stationary",
-    "ergodic_laws",
-    "spectrum",
-    "vanishing_noise_limit",
-    "wasserstein",
-    "ErgodicLaws",
-    "Spectrum",
-    "VanishingNoiseLimit",
-    # paths
-    "simulate",
-    "compare",
-    "Comparison",
-    "Ensemble",
-    "Estimate",
-    # every answer
-    "Solution",
-    "Level",
-    "NotConverged",
-    # theory, pictures, files
-    "diagnostics",
-    "plot",
-    "io",
-    "landscapes",
-    "set_log_level",
-]
+# by question, as in the text above
+__all__ = ["Chain", "Coefficients", "Domain", "FicheraClasses", "Generator", "Noise", "Process"]
+__all__ += ["SDE", "SGD", "Adam", "ClippedSGD", "Langevin", "MomentumSGD", "Nesterov", "Noisy", "RMSprop", "SignSGD"]
+__all__ += ["Covariance", "Isotropic", "LabelNoise", "Network", "PerSample", "Slice", "batched"]
+__all__ += ["Dirac", "Evolution", "Gaussian", "backward", "count_steps", "dirac", "evolve", "gaussian", "resume"]
+__all__ += ["exit_distribution", "exit_probability", "exit_time_moments", "feynman_kac", "mean_exit_time", "survival"]
+__all__ += ["ExitDensity", "ExitDistribution", "ExitTimeMoments", "QuasiStationary", "quasi_stationary"]
+__all__ += ["FirstPassage", "TransitionRate", "committor", "first_passage", "transition_rate"]
+__all__ += ["ergodic_laws", "spectrum", "stationary", "vanishing_noise_limit", "wasserstein"]
+__all__ += ["ErgodicLaws", "Spectrum", "VanishingNoiseLimit", "make_nonnegative"]
+__all__ += ["Comparison", "Ensemble", "Estimate", "compare", "simulate"]
+__all__ += ["Level", "NotConverged", "Solution", "diagnostics", "io", "landscapes", "plot", "set_log_level"]

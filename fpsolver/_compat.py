@@ -50,13 +50,7 @@ def bb_tree(
 
 
 def node_order(convention: str, shape: str, nodes: int) -> npt.NDArray[np.int64]:
-    """Permutation p of the nodes of a cell, so that ``dolfinx_nodes = file_nodes[p]``.
-
-    Args:
-        convention: ``"gmsh"`` or ``"vtk"`` (which is also that of meshio).
-        shape: ``"interval"``, ``"triangle"`` or ``"tetrahedron"``.
-        nodes: nodes of one cell.
-    """
+    """Permutation p of the nodes of a cell, so that ``dolfinx_nodes = file_nodes[p]``."""
     permutation = {"gmsh": _cpp.io.perm_gmsh, "vtk": _cpp.io.perm_vtk}[convention]
     return np.asarray(permutation(_cpp.mesh.to_type(shape), nodes), dtype=np.int64)
 
@@ -70,14 +64,7 @@ def evaluate_on_facets(expression: fem.Expression, mesh: Mesh, entities: npt.NDA
 def create_form(
     compiled: CompiledForm, V: fem.FunctionSpace, domains: Mapping[str, Any], own: Mapping[Any, Any]
 ) -> fem.Form:
-    """Bind a compiled form to data: DOLFINx 0.9 numbers coefficients as if all of them were used.
-
-    Args:
-        compiled: from ``fem.compile_form``.
-        V: space of all its arguments.
-        domains: integral type -> tags, or [(id, entities)], where they are restricted.
-        own: symbol -> constant or function that takes its place; others stand for themselves.
-    """
+    """Bind a compiled form to data: DOLFINx 0.9 numbers coefficients as if all of them were used."""
     symbols = extract_coefficients(compiled.ufl_form)
     used = compiled.ufcx_form
     positions = [used.original_coefficient_positions[i] for i in range(used.num_coefficients)]

@@ -40,16 +40,9 @@ class NotConverged(RuntimeError):
 
 
 def agree(comm: MPI.Comm, problem: str | None, error: type[Exception] = ValueError) -> None:
-    """Raise ``error`` on every rank if any rank found a problem (collective).
-
-    Args:
-        comm: communicator of all ranks that make the check.
-        problem: what this rank found, or None.  The message of the lowest rank with a problem is raised everywhere.
-        error: class of the exception.
-    """
-    size = comm.size
-    first = comm.allreduce(comm.rank if problem is not None else size, op=MPI.MIN)
-    if first < size:
+    """Raise ``error`` on every rank if any found a problem, with the message of the lowest that did (collective)."""
+    first = comm.allreduce(comm.rank if problem is not None else comm.size, op=MPI.MIN)
+    if first < comm.size:
         raise error(comm.bcast(problem, root=first))
 
 
@@ -86,11 +79,7 @@ def _portable(error: BaseException) -> BaseException:
 
 
 def on_root(comm: MPI.Comm, work: Callable[[], T]) -> T | None:
-    """Do serial work on rank 0; what it raises is raised on every rank (collective).
-
-    Returns:
-        The result on rank 0, None elsewhere.
-    """
+    """Do serial work on rank 0, where its result is; what it raises is raised on every rank (collective)."""
     with together(comm):
         return work() if comm.rank == 0 else None
 

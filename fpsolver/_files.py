@@ -32,10 +32,9 @@ def store(path: Path, write: Callable[[BinaryIO], Any]) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(part, path)
-        except BaseException:
+        finally:
             with suppress(OSError):
                 part.unlink(missing_ok=True)
-            raise
         _settle(path.parent)
 
 
@@ -53,10 +52,8 @@ def naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as e:
-        why = (
-            f"{e.strerror or e}{f' ({e.filename})' if e.filename and not str(e.filename).startswith(str(path)) else ''}"
-        )
-        raise OSError(e.errno, f"{path} cannot be written: {why}") from e
+        other = f" ({e.filename})" if e.filename and not str(e.filename).startswith(str(path)) else ""
+        raise OSError(e.errno, f"{path} cannot be written: {e.strerror or e}{other}") from e
 
 
 def _settle(folder: Path) -> None:
@@ -100,7 +97,20 @@ class Staged:
         more = self.comm.allreduce(int(1.1 * mine) + SPARE)
         self._claimed += more
         with self.unfinished():
-            on_root(self.comm, lambda: _try(self._folder / "room", more, self._claimed, self.target))
+            on_root(self.comm, lambda: self._try(more))
+
+    def _try(self, size: int) -> None:
+        """Whether there is room for some bytes more, and a file may have as many in all."""
+        with naming(self.target), open(self._folder / "room", "wb") as f:
+            f.truncate(self._claimed)  # takes no room
+            f.truncate(0)
+            try:
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(f.fileno(), 0, size)
+            except OSError as e:
+                if e.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # a file system that cannot reserve
+                    raise
+        (self._folder / "room").unlink()
 
     @contextmanager
     def unfinished(self) -> Iterator[None]:
@@ -119,39 +129,17 @@ class Staged:
             with naming(self.target):
                 # the file itself comes last, for it may refer to the others
                 for made in sorted(self._folder.iterdir(), key=lambda p: p.name == self.target.name):
-                    _replace(made, self.target.with_name(made.name))
+                    target, old = self.target.with_name(made.name), self._folder / f"{made.name}.old"
+                    if target.is_dir():
+                        os.replace(target, old)
+                    os.replace(made, target)
+                    if old.exists():
+                        shutil.rmtree(old)
                 self._folder.rmdir()
                 _settle(self.target.parent)
 
         with self.unfinished():
             on_root(self.comm, move)
-
-
-def _try(file: Path, size: int, total: int, target: Path) -> None:
-    """Whether there is room for some bytes more, and a file may have as many in all."""
-    with naming(target), open(file, "wb") as f:
-        f.truncate(total)  # takes no room
-        f.truncate(0)
-        try:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(f.fileno(), 0, size)
-            elif shutil.disk_usage(file.parent).free < size:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        except OSError as e:
-            if e.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # a file system that cannot reserve
-                raise
-    file.unlink()
-
-
-def _replace(made: Path, target: Path) -> None:
-    """Move a file or folder to where another one may be."""
-    if not target.is_dir():
-        os.replace(made, target)
-        return
-    old = made.with_name(f"{made.name}.old")
-    os.replace(target, old)
-    os.replace(made, target)
-    shutil.rmtree(old)
 
 
 def digest(*files: Path, without: str = "") -> str:

@@ -45,7 +45,13 @@ def _find(module_name: str, object_names: Sequence[str], cache_dir: Any, timeout
     folder = Path(cache_dir)
     ready = folder / f"{module_name}.c.cached"
     if str(folder / module_name) not in _loaded and not ready.exists():
-        _reserve(folder, module_name, ready)
+        folder.mkdir(parents=True, exist_ok=True)
+        begin, said = time.monotonic(), False
+        while not _lock(folder, module_name) and not ready.exists():  # whoever has locked it compiles it
+            time.sleep(0.05)
+            if not said and time.monotonic() - begin > PATIENCE:
+                said = True
+                logger.info("another process compiles %s: waiting for it", module_name)
         if not ready.exists():
             return None, None
         _unlock(folder, module_name)
@@ -63,19 +69,6 @@ def _load(cache_dir: Any, module_name: str, object_names: Sequence[str]) -> tupl
         spec.loader.exec_module(module)
         _loaded[str(path)] = [getattr(module.lib, name) for name in object_names], module
     return _loaded[str(path)]
-
-
-def _reserve(folder: Path, module_name: str, ready: Path) -> None:
-    """Lock a module, or wait until whoever has locked it has compiled it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    begin, said = time.monotonic(), False
-    while not _lock(folder, module_name):
-        time.sleep(0.05)
-        if ready.exists():
-            return
-        if not said and time.monotonic() - begin > PATIENCE:
-            said = True
-            logger.info("another process compiles %s: waiting for it", module_name)
 
 
 def _build(
@@ -132,9 +125,8 @@ def _lock(folder: Path, module_name: str) -> bool:
 
 
 def _unlock(folder: Path, module_name: str) -> None:
-    if folder in _locks:
-        with suppress(OSError):
-            fcntl.lockf(_locks[folder], fcntl.LOCK_UN, 1, _byte(module_name))
+    with suppress(OSError, KeyError):
+        fcntl.lockf(_locks[folder], fcntl.LOCK_UN, 1, _byte(module_name))
 
 
 def _byte(module_name: str) -> int:
@@ -162,10 +154,8 @@ def _said(objects: Any) -> Iterator[None]:
 def _described(source: Any) -> str:
     """A form, an expression at points, or a coordinate element in words."""
     if isinstance(source, ufl.Form):
-        kind = {0: "a functional", 1: "a linear form", 2: "a bilinear form"}[len(source.arguments())]
+        kind = ("a functional", "a linear form", "a bilinear form")[len(source.arguments())]
         on = ", ".join(sorted({str(a.ufl_element()) for a in source.arguments()}))
         count = len(source.integrals())
         return f"{kind} of {count} integral{'s' * (count > 1)}{on and f' on {on}'}"
-    if isinstance(source, tuple):
-        return f"an expression of shape {source[0].ufl_shape} at {len(source[1])} points"
-    return str(source)
+    return f"an expression at {len(source[1])} points" if isinstance(source, tuple) else str(source)

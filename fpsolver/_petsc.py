@@ -60,8 +60,8 @@ def _was_used(name: str) -> bool:
 def _adopt_command_line(database: PETSc.Options) -> None:
     """Read our options from ``sys.argv`` where another package initialised PETSc without it."""
     present = database.getAll()
-    arguments = _petsc_arguments(sys.argv[1:])
-    for arg, follows in zip(arguments, [*arguments[1:], ""], strict=False):
+    words = _petsc_arguments(sys.argv[1:])
+    for arg, follows in zip(words, [*words[1:], ""], strict=False):
         if arg.startswith("-fp_") and arg[1:] not in present:
             database.insertString(arg if follows.startswith("-fp_") else f"{arg} {follows}")
     for name in database.getAll():
@@ -90,40 +90,30 @@ def inserted_options(prefix: str, given: Options | None, preset: Options) -> Ite
     _adopt_command_line(database)
     present = database.getAll()
     given = dict(given or {})
-    preset = _without_overridden(prefix, given, preset, present)
+    for key in ("pc_type", "st_pc_type"):  # what belongs to a preconditioner that is replaced: MUMPS cannot do ILU
+        if present.get(prefix + key, given.get(key, preset.get(key))) != preset.get(key):
+            detail = key.removesuffix("type")
+            preset = {k: v for k, v in preset.items() if not k.startswith((detail, detail.replace("pc_", "mat_")))}
+    if "ksp_type" in preset:  # "preonly" reads these without effect
+        preset = {**ITERATIVE, **preset}
     mine = {prefix + k: v for k, v in {**preset, **given}.items() if prefix + k not in present}
     for name, value in mine.items():
         database.setValue(name, value)
     try:
         yield
-        asked = [n for n in database.getAll() if n.startswith(prefix) and n[len(prefix) :] not in preset]
-        for name in asked:
-            if not _was_used(name):
-                near = difflib.get_close_matches(name[len(prefix) :], _COMMON_OPTIONS, n=1)
-                warn_once(
-                    name,
-                    f"option -{name} was not used by any solver"
-                    + (f"; did you mean -{prefix}{near[0]}?" if near else "; is it spelt as in PETSc's manual?"),
-                )
+        for name in database.getAll():
+            short = name.removeprefix(prefix)
+            if name.startswith(prefix) and short not in preset and not _was_used(name):
+                near = [f"did you mean -{prefix}{n}" for n in difflib.get_close_matches(short, _COMMON_OPTIONS, n=1)]
+                advice = near[0] if near else "is it spelt as in PETSc's manual"
+                warn_once(name, f"option -{name} was not used by any solver; {advice}?")
     finally:
         for name in mine:
             database.delValue(name)
 
 
 ITERATIVE = {"ksp_rtol": 1e-12, "ksp_max_it": 2000, "ksp_gmres_restart": 200}
-"""What an iterative method gets that the user puts in place of a direct one."""
-
-
-def _without_overridden(prefix: str, given: Options, preset: Options, present: Options) -> Options:
-    """The preset without what belongs to a preconditioner that the user has replaced: MUMPS cannot do ILU."""
-    for key in ("pc_type", "st_pc_type"):
-        chosen = present.get(prefix + key, given.get(key, preset.get(key)))
-        if chosen != preset.get(key):
-            detail = key.removesuffix("type")
-            preset = {k: v for k, v in preset.items() if not k.startswith((detail, detail.replace("pc_", "mat_")))}
-    # without these PETSc would be content with 1e-5; "preonly" reads them without effect
-    return {**ITERATIVE, **preset} if "ksp_type" in preset else preset
-
+"""What an iterative method gets that the user puts in place of a direct one; PETSc would be content with 1e-5."""
 
 _COMMON_OPTIONS = (
     "ksp_type ksp_rtol ksp_atol ksp_max_it ksp_monitor ksp_converged_reason ksp_view ksp_gmres_restart pc_type "
@@ -205,19 +195,15 @@ class LinearSolver:
             NotConverged: with the reason's name, the iterations, the residual, the prefix and advice.
         """
         if transpose and not self._transposable:
-            self._explicit_adjoint().solve(b, x)
-            self.iterations, self.residual = self._adjoint.iterations, self._adjoint.residual  # type: ignore[union-attr]
+            if self._adjoint is None:  # most preconditioners have no transposed application
+                At = self.A.transpose(PETSc.Mat())
+                self._adjoint = LinearSolver(At, self.prefix, self.what, self._preset, self._options)
+            self._adjoint.solve(b, x)
+            self.iterations, self.residual = self._adjoint.iterations, self._adjoint.residual
             return
         (self.ksp.solveTranspose if transpose else self.ksp.solve)(b, x)
         self.iterations = self.ksp.getIterationNumber()
         self._check(b, x, transpose)
-
-    def _explicit_adjoint(self) -> "LinearSolver":
-        """A solver of its own for Aᵀ: most preconditioners have no transposed application."""
-        if self._adjoint is None:
-            At = self.A.transpose(PETSc.Mat())
-            self._adjoint = LinearSolver(At, self.prefix, self.what, self._preset, self._options)
-        return self._adjoint
 
     def _check(self, b: PETSc.Vec, x: PETSc.Vec, transpose: bool) -> None:
         (self.A.multTranspose if transpose else self.A.mult)(x, self._work)
@@ -233,15 +219,12 @@ class LinearSolver:
 
     def _failure(self, reason: str) -> NotConverged:
         reason = {"DIVERGED_PC_FAILED": "DIVERGED_PCSETUP_FAILED"}.get(reason, reason)
-        advice = _ADVICE.get(reason, _ADVICE_OTHER).format(p=self.prefix, info=self._factor_info())
-        return NotConverged(self.what, reason, self.iterations, self.residual, self.prefix, advice)
-
-    def _factor_info(self) -> str:
-        pc = self.ksp.getPC()
+        pc, info = self.ksp.getPC(), ""
         if pc.getType() in ("lu", "cholesky") and pc.getFactorSolverType() == "mumps":
             factor = pc.getFactorMatrix()
-            return f" (MUMPS INFOG(1) = {factor.getMumpsInfog(1)}, INFOG(2) = {factor.getMumpsInfog(2)})"
-        return ""
+            info = f" (MUMPS INFOG(1) = {factor.getMumpsInfog(1)}, INFOG(2) = {factor.getMumpsInfog(2)})"
+        advice = _ADVICE.get(reason, _ADVICE_OTHER).format(p=self.prefix, info=info)
+        return NotConverged(self.what, reason, self.iterations, self.residual, self.prefix, advice)
 
     def destroy(self) -> None:
         """Free the factors (collective)."""

@@ -1,6 +1,6 @@
-"""Fields of any degree as piecewise linear ones on small cells, gathered on rank 0: what pictures are drawn from."""
+"""Fields at points of cells and facets, and their extremes over all ranks: the one place where fields are sampled."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise, permutations, product
 from typing import Any
@@ -10,31 +10,13 @@ from mpi4py import MPI
 import basix
 import numpy as np
 import numpy.typing as npt
+import ufl
 from dolfinx import fem
 from dolfinx import mesh as dmesh
 
 from . import _compat
 
 Array = npt.NDArray[Any]
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A scalar field on small cells that share no points, so that it may jump.
-
-    Attributes:
-        comm: communicator of the mesh.
-        dim: its dimension.
-        points: shape (n, dim), on rank 0 only, as what follows.
-        values: values at the points, shape (n,).
-        cells: points of each small cell, shape (m, dim + 1).
-    """
-
-    comm: MPI.Comm
-    dim: int
-    points: Array
-    values: Array
-    cells: Array
 
 
 def lagrange(V: fem.FunctionSpace) -> tuple[str, int] | None:
@@ -54,66 +36,26 @@ def degree(V: fem.FunctionSpace) -> int:
     return known[1] if known else int(V.ufl_element().embedded_superdegree)
 
 
-def sample(f: Any, budget: int = 200_000) -> Sample:
-    """Evaluate a scalar function on a lattice in each cell (collective).
-
-    Args:
-        f: the function.
-        budget: small cells to aim at, in all; each cell is cut at least into its share for the degree.
-
-    Raises:
-        ValueError: if it is not a scalar function.
-    """
-    if not isinstance(f, fem.Function):
-        raise ValueError(f"expected a DOLFINx function or a solution to draw, got {type(f).__name__}")
-    V = f.function_space
-    if tuple(V.value_shape):
-        raise ValueError(f"expected a scalar function, {f.name!r} has shape {V.value_shape}; draw f.sub(i).collapse()")
-    msh, k = V.mesh, degree(V)
-    if not lagrange(V):
-        f, g = fem.Function(fem.functionspace(msh, ("DG", k))), f
-        f.interpolate(g)
-        V = f.function_space
-    dim = msh.topology.dim
-    owned = msh.topology.index_map(dim)
-    smooth = max(k, _compat.coordinate_map(msh).degree)
-    wanted = 1 if smooth <= 1 else 4 * smooth if dim == 1 else 2 * smooth
-    affordable = int((budget / max(owned.size_global, 1)) ** (1 / dim))
-    X, small = lattice(dim, max(1, min(wanted, max(affordable, min(smooth, 2)))))
-    values = f.x.array[V.dofmap.list[: owned.size_local]] @ V.element.basix_element.tabulate(0, X)[0, :, :, 0].T
-    points = push_forward(msh, X, np.arange(owned.size_local))
-    pieces = msh.comm.gather((points, values), root=0)
-    if pieces is None:
-        return Sample(msh.comm, dim, *[np.empty(0)] * 3)
-    points = np.concatenate([p.reshape(-1, dim) for p, _ in pieces])
-    values = np.concatenate([v.ravel() for _, v in pieces])
-    cells = (np.arange(0, len(points), len(X))[:, None, None] + small).reshape(-1, dim + 1)
-    return Sample(msh.comm, dim, points, values, cells)
+def cell_type(mesh: dmesh.Mesh) -> basix.CellType:
+    """The mesh's cells for basix."""
+    return getattr(basix.CellType, mesh.topology.cell_name())
 
 
-def push_forward(msh: dmesh.Mesh, X: Array, cells: Array) -> Array:
+def own_cells(mesh: dmesh.Mesh, ghosts: bool = False) -> npt.NDArray[np.int32]:
+    """Local indices of the cells that this rank owns, or of all that it knows."""
+    index = mesh.topology.index_map(mesh.topology.dim)
+    return np.arange(index.size_local + (index.num_ghosts if ghosts else 0), dtype=np.int32)
+
+
+# -- Points
+
+
+def push_forward(mesh: dmesh.Mesh, X: Array, cells: Array) -> Array:
     """Images of reference points X, shape (n, tdim), in some cells: shape (cells, n, gdim)."""
-    cmap, nodes = _compat.coordinate_map(msh), _compat.geometry_dofmap(msh)[cells]
-    element = basix.create_element(
-        basix.ElementFamily.P,
-        getattr(basix.CellType, msh.topology.cell_name()),
-        cmap.degree,
-        basix.LagrangeVariant(cmap.variant),
-    )
-    phi = element.tabulate(0, X)[0, :, :, 0]
-    return np.einsum("pn,cnx->cpx", phi, msh.geometry.x[nodes][:, :, : msh.geometry.dim])
-
-
-def facet_curves(msh: dmesh.Mesh, facets: Array, n: int = 6) -> Array:
-    """Polygons along edges of triangles, shape (edges, points, 2); ``facets`` are pairs (cell, local facet)."""
-    corners = np.array([(0.0, 0.0), (1.0, 0.0), (0.0, 1.0)])
-    n = n if _compat.coordinate_map(msh).degree > 1 else 1
-    s = np.linspace(0, 1, n + 1)[:, None]
-    curves = np.empty((len(facets), n + 1, 2))
-    for i, (a, b) in enumerate(((1, 2), (0, 2), (0, 1))):  # edge i is opposite to vertex i
-        mine = facets[:, 1] == i
-        curves[mine] = push_forward(msh, corners[a] * (1 - s) + corners[b] * s, facets[mine, 0])
-    return curves
+    cmap, nodes = _compat.coordinate_map(mesh), _compat.geometry_dofmap(mesh)[cells]
+    variant = basix.LagrangeVariant(cmap.variant)
+    phi = basix.create_element(basix.ElementFamily.P, cell_type(mesh), cmap.degree, variant).tabulate(0, X)[0, :, :, 0]
+    return np.einsum("pn,cnx->cpx", phi, mesh.geometry.x[nodes][:, :, : mesh.geometry.dim])
 
 
 @lru_cache
@@ -135,3 +77,104 @@ def lattice(dim: int, n: int) -> tuple[Array, Array]:
     levels = np.array(list(numbers), dtype=np.float64)
     X = np.clip((levels - np.column_stack((levels[:, 1:], np.zeros(len(levels))))) / n, 0, 1)
     return X, np.array(cells)
+
+
+# -- Values in cells
+
+
+def values(mesh: dmesh.Mesh, rows: Sequence[Any], X: Array, cells: Array | None = None) -> Array:
+    """Scalars at reference points of cells, by default of this rank's own: shape (cells, points, rows).
+
+    Collective where the expression is new: it is compiled.
+    """
+    cells = own_cells(mesh) if cells is None else np.ascontiguousarray(cells, dtype=np.int32)
+    row = ufl.as_vector([*rows, ufl.SpatialCoordinate(mesh)[0]])  # the last one gives constants a mesh
+    return fem.Expression(row, X).eval(mesh, cells).reshape(len(cells), len(X), len(rows) + 1)[..., :-1]
+
+
+def at_quadrature(
+    mesh: dmesh.Mesh, rows: Sequence[Any], degree: int, cells: Array | None = None
+) -> tuple[Array, Array]:
+    """Scalars at quadrature points of cells as :func:`values`, and weights that integrate, shape (cells, points)."""
+    X, w = basix.make_quadrature(cell_type(mesh), degree)
+    found = values(mesh, [abs(ufl.JacobianDeterminant(mesh)), *rows], X, cells)
+    return found[..., 1:], found[..., 0] * w
+
+
+def volumes(mesh: dmesh.Mesh) -> Array:
+    """Volumes of this rank's own cells."""
+    return at_quadrature(mesh, [], 4)[1].sum(axis=1)
+
+
+# -- Facets, seen from the cells beside them
+
+
+def neighbours(mesh: dmesh.Mesh, facets: Array | None = None) -> tuple[Array, Array]:
+    """Cells beside facets (by default all owned ones) and their numbers in them, shape (facets, 2) each; −1: none."""
+    dim = mesh.topology.dim
+    for ends in ((dim - 1, dim), (dim, dim - 1)):
+        mesh.topology.create_connectivity(*ends)
+    to_cell, to_facet = mesh.topology.connectivity(dim - 1, dim), mesh.topology.connectivity(dim, dim - 1)
+    if facets is None:
+        facets = np.arange(mesh.topology.index_map(dim - 1).size_local)
+    first, count = to_cell.offsets[facets], to_cell.offsets[facets + 1] - to_cell.offsets[facets]
+    around = to_facet.array.reshape(-1, dim + 1)
+    cells, local = np.full((len(facets), 2), -1, np.int32), np.full((len(facets), 2), -1, np.int32)
+    for side in range(2):
+        has = np.flatnonzero(count > side)
+        cells[has, side] = to_cell.array[first[has] + side]
+        local[has, side] = np.argmax(around[cells[has, side]] == facets[has, None], axis=1)
+    return cells, local
+
+
+def outer_sides(mesh: dmesh.Mesh, facets: Array) -> npt.NDArray[np.int32]:
+    """Facets of the boundary as pairs of their cell and local facet, shape (facets, 2)."""
+    return np.stack([column[:, 0] for column in neighbours(mesh, facets)], axis=1)
+
+
+def values_on_sides(mesh: dmesh.Mesh, rows: Sequence[Any], sides: Array, X: Array) -> Array:
+    """Scalars at points X of the reference facet, seen from the cell of each pair: shape (facets, points, rows)."""
+    expression = fem.Expression(ufl.as_vector([*rows, ufl.SpatialCoordinate(mesh)[0]]), X)
+    shape = (len(sides), len(X), len(rows) + 1)
+    found = _compat.evaluate_on_facets(expression, mesh, sides) if len(sides) else np.zeros(shape)
+    return found.reshape(shape)[..., :-1]
+
+
+def on_sides(mesh: dmesh.Mesh, rows: Sequence[Any], sides: Array, degree: int) -> tuple[Array, Array, Array]:
+    """Scalars at quadrature points of facets, seen from the cell in each pair of cell and local facet.
+
+    Values (facets, points, rows), weights (facets, points) that integrate, and the cell's height normal to each facet
+    (facets, points).
+    """
+    dim = mesh.topology.dim
+    facet = (basix.CellType.point, basix.CellType.interval, basix.CellType.triangle)[dim - 1]
+    X, weights = basix.make_quadrature(facet, degree) if dim > 1 else (np.zeros((1, 0)), np.ones(1))
+    # FFCx has no facet Jacobian in expressions; with the reference normal n̂, |F| = |det J| |J⁻ᵀ n̂| |F̂| (Nanson)
+    # and the height is d|K|/|F|; the facet opposite to vertex 0 is √d times larger than its parameter domain
+    covector = ufl.dot(ufl.transpose(ufl.JacobianInverse(mesh)), ufl.classes.ReferenceNormal(mesh))
+    rows = [*rows, ufl.sqrt(ufl.dot(covector, covector)), abs(ufl.JacobianDeterminant(mesh))]
+    found = values_on_sides(mesh, rows, sides, X)
+    stretch = found[..., -2] * np.where(sides[:, 1] == 0, np.sqrt(dim), 1.0)[:, None]
+    area = stretch * found[..., -1] if dim > 1 else np.ones_like(stretch)
+    return found[..., :-2], area * weights, 1.0 / stretch
+
+
+# -- Over all ranks
+
+
+def largest(comm: MPI.Comm, values: Any, least: float = -np.inf) -> float:
+    """Maximum over all ranks of rank-local values and of ``least`` (collective)."""
+    return float(comm.allreduce(float(np.max(values, initial=least)), op=MPI.MAX))
+
+
+def smallest(comm: MPI.Comm, values: Any, most: float = np.inf) -> float:
+    """Minimum over all ranks of rank-local values and of ``most`` (collective)."""
+    return -largest(comm, -np.asarray(values), -most)
+
+
+def total(comm: MPI.Comm, values: Any) -> Array:
+    """Sum over all ranks of arrays of one shape (collective)."""
+    mine = np.array(values, dtype=float, order="C")
+    result = np.empty_like(mine)
+    comm.Allreduce(mine, result)
+    return result

@@ -5,7 +5,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TypeAlias
 
 from mpi4py import MPI
@@ -21,7 +20,7 @@ from . import _compat
 from ._errors import on_root, together
 from ._files import Staged, store
 from ._log import logger
-from ._sample import degree, lagrange
+from ._sample import degree, lagrange, own_cells
 from .domains.domain import Domain
 from .domains.meshfile import UNSIGNED, XDMF_KEY, sign
 
@@ -103,58 +102,54 @@ class Writer:
             raise ValueError(f"{self.path} holds {', '.join(self._held)}; it cannot also take {', '.join(fields)}")
         for name, f in fields.items():
             _transfer(f, self._held[name])
-        if self._staged is not None:
-            with self._writing(sum(f.x.array.nbytes for f in self._held.values())):
-                if self.path.suffix == ".bp":
-                    self._file.write(t)
-                for f in self._held.values() if self.path.suffix == ".xdmf" else ():
-                    self._file.write_function(f, t)
-        else:
+        if self._staged is None:
             self._table["times"].append(t)
             for name, f in self._held.items():
-                self._table[name].append(_gathered(f))
+                V = f.function_space
+                bs = V.dofmap.index_map_bs
+                values = _stacked(V.mesh.comm, f.x.array[: V.dofmap.index_map.size_local * bs])
+                self._table[name].append(values if values is None or bs == 1 else values.reshape(-1, bs))
+            return
+        with self._writing(sum(f.x.array.nbytes for f in self._held.values())):
+            if self.path.suffix == ".bp":
+                self._file.write(t)
+            else:
+                for f in self._held.values():
+                    self._file.write_function(f, t)
 
     def _open(self, fields: dict[str, fem.Function]) -> None:
-        V = next(iter(fields.values())).function_space
-        mesh, comm = V.mesh, V.mesh.comm
-        if any(f.function_space.mesh is not mesh for f in fields.values()):
-            raise ValueError(
-                f"{self.path}: the functions {', '.join(fields)} live on different meshes; use a file for each"
-            )
+        path, suffix, first = self.path, self.path.suffix, next(iter(fields.values()))
+        mesh, comm = first.function_space.mesh, first.function_space.mesh.comm
         shapes = {tuple(f.function_space.value_shape) for f in fields.values()}
-        if self.path.suffix == ".bp" and len(shapes) > 1:
-            raise ValueError(f"{self.path}: scalars and vectors cannot share a .bp file; use a file for each")
-        order = _compat.coordinate_map(mesh).degree
-        if self.path.suffix == ".xdmf" and order > 2:
-            raise ValueError(
-                f"{self.path}: XDMF has no cells of degree {order}; write .bp, or make the mesh with order=2"
-            )
-        family, k = ("Lagrange", order) if self.path.suffix == ".xdmf" else _common_family(fields.values())
+        if any(f.function_space.mesh is not mesh for f in fields.values()):
+            raise ValueError(f"{path}: the functions {', '.join(fields)} live on different meshes; use a file for each")
+        if suffix == ".bp" and len(shapes) > 1:
+            raise ValueError(f"{path}: scalars and vectors cannot share a .bp file; use a file for each")
+        if suffix == ".npz" and (reserved := {"points", "cells", "times"} & fields.keys()):
+            raise ValueError(f"{path}: a function in a .npz file cannot be called {reserved.pop()!r}")
+        family, k = ("Lagrange", _xdmf_order(path, mesh)) if suffix == ".xdmf" else _common_family(fields.values())
         for name, f in fields.items():
-            self._held[name] = fem.Function(
-                fem.functionspace(mesh, (family, k, tuple(f.function_space.value_shape))), name=name
-            )
-        logger.info(
-            "%s: %s as %s of degree %d", self.path, ", ".join(fields), f"{SUFFIXES[self.path.suffix]}, {family}", k
-        )
-        if self.path.suffix != ".npz":
-            self._staged = staged = Staged(comm, self.path)
-            held = next(iter(self._held.values())).function_space
-            nodes = mesh.geometry.x.nbytes + 3 * held.tabulate_dof_coordinates().nbytes
-            size = nodes + 8 * (held.dofmap.list.size + _compat.geometry_dofmap(mesh).size)
-        if self.path.suffix == ".bp":
-            with self._writing(size):
+            shape = tuple(f.function_space.value_shape)
+            self._held[name] = fem.Function(fem.functionspace(mesh, (family, k, shape)), name=name)
+        logger.info("%s: %s as %s, %s of degree %d", path, ", ".join(fields), SUFFIXES[suffix], family, k)
+        V = next(iter(self._held.values())).function_space
+        if suffix == ".npz":
+            index = V.dofmap.index_map
+            cells = V.dofmap.list[own_cells(mesh)]
+            numbers = index.local_to_global(cells.ravel()).reshape(cells.shape)
+            points = V.tabulate_dof_coordinates()[: index.size_local, : mesh.geometry.dim]
+            self._table = {"points": _stacked(comm, points), "cells": _stacked(comm, numbers), "times": []}
+            self._table |= {name: [] for name in fields}
+            return
+        self._staged = Staged(comm, path)
+        nodes = mesh.geometry.x.nbytes + 3 * V.tabulate_dof_coordinates().nbytes
+        with self._writing(nodes + 8 * (V.dofmap.list.size + _compat.geometry_dofmap(mesh).size)):
+            if suffix == ".bp":
                 policy = dio.VTXMeshPolicy.reuse
-                self._file = dio.VTXWriter(comm, str(staged.path), list(self._held.values()), mesh_policy=policy)
-        elif self.path.suffix == ".xdmf":
-            with self._writing(size):
-                self._file = dio.XDMFFile(comm, str(staged.path), "w")
+                self._file = dio.VTXWriter(comm, str(self._staged.path), list(self._held.values()), mesh_policy=policy)
+            else:
+                self._file = dio.XDMFFile(comm, str(self._staged.path), "w")
                 self._file.write_mesh(mesh)
-        else:
-            if reserved := {"points", "cells", "times"} & fields.keys():
-                raise ValueError(f"{self.path}: a function in a .npz file cannot be called {reserved.pop()!r}")
-            points, cells = _gathered_nodes(next(iter(self._held.values())).function_space)
-            self._table = {"points": points, "cells": cells, "times": [], **{name: [] for name in fields}}
 
     @contextmanager
     def _writing(self, size: int) -> Iterator[None]:
@@ -189,9 +184,7 @@ class Writer:
     def __enter__(self) -> "Writer":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -208,8 +201,7 @@ def write_domain(path: str | Path, domain: Domain) -> None:
     if path.suffix != ".xdmf":
         raise ValueError(f"{path}: domains are written as .xdmf, not {path.suffix!r}")
     mesh, dim = domain.mesh, domain.dim
-    if (order := _compat.coordinate_map(mesh).degree) > 2:
-        raise ValueError(f"{path}: XDMF has no cells of degree {order}; make the mesh with order=2")
+    _xdmf_order(path, mesh)
     if len(domain.parts) > 31:
         raise ValueError(f"{path}: at most 31 boundary parts can be written, got {len(domain.parts)}")
     facets = np.unique(np.concatenate([domain.facets(name) for name in domain.parts]))
@@ -234,36 +226,37 @@ def write_domain(path: str | Path, domain: Domain) -> None:
     staged.publish()
 
 
+def _xdmf_order(path: Path, mesh: dmesh.Mesh) -> int:
+    if (order := _compat.coordinate_map(mesh).degree) > 2:
+        raise ValueError(f"{path}: XDMF has no cells of degree {order}; write .bp, or make the mesh with order=2")
+    return order
+
+
 # -- Fields
 
 
 def _named(functions: Fields, path: Path) -> dict[str, fem.Function]:
     """The functions to write, by name."""
-    if isinstance(functions, Mapping):
-        fields = {name: getattr(f, "function", f) for name, f in functions.items()}
-    else:
-        many = functions if isinstance(functions, list | tuple) else [functions]
-        found = [getattr(f, "function", f) for f in many]
-        names = [getattr(f, "name", "") for f in found]
-        if len(set(names)) < len(names):
-            raise ValueError(
-                f"{path}: several functions have the same name ({', '.join(names)}); give a dict {{name: function}}"
-            )
-        fields = dict(zip(names, found, strict=True))
-    for name, f in fields.items():
+    many = functions if isinstance(functions, Mapping | list | tuple) else [functions]
+    found = [getattr(f, "function", f) for f in (many.values() if isinstance(many, Mapping) else many)]
+    names = list(many) if isinstance(many, Mapping) else [getattr(f, "name", "") for f in found]
+    for name, f in zip(names, found, strict=True):
         if not isinstance(f, fem.Function):
             raise ValueError(
                 f"{path}: expected DOLFINx functions or solutions, but {name or 'an entry'!r} is {type(f).__name__}"
             )
-    if not fields:
+    if len(set(names)) < len(names):
+        raise ValueError(
+            f"{path}: several functions have the same name ({', '.join(names)}); give a dict {{name: function}}"
+        )
+    if not names:
         raise ValueError(f"{path}: there is nothing to write")
-    return fields
+    return dict(zip(names, found, strict=True))
 
 
 def _common_family(functions: Any) -> tuple[str, int]:
     """A Lagrange family that holds all of the functions."""
-    spaces = [f.function_space for f in functions]
-    kinds = [lagrange(V) or ("DG", degree(V)) for V in spaces]
+    kinds = [lagrange(f.function_space) or ("DG", degree(f.function_space)) for f in functions]
     return "DG" if any(family == "DG" for family, _ in kinds) else "Lagrange", max(k for _, k in kinds)
 
 
@@ -286,41 +279,21 @@ def _average(f: fem.Function, held: fem.Function) -> None:
     """
     P = held.function_space
     mesh, bs = P.mesh, P.dofmap.index_map_bs
-    D = fem.functionspace(mesh, ("DG", lagrange(P)[1], tuple(P.value_shape)))  # type: ignore[index]
-    cellwise = fem.Function(D)
+    cellwise = fem.Function(fem.functionspace(mesh, ("DG", lagrange(P)[1], tuple(P.value_shape))))  # type: ignore[index]
     cellwise.interpolate(f)
-    owned = mesh.topology.index_map(mesh.topology.dim).size_local
-    nodes, mine = P.dofmap.list[:owned], D.dofmap.list[:owned]
+    cells = own_cells(mesh)
+    nodes, mine = P.dofmap.list[cells], cellwise.function_space.dofmap.list[cells]
     held.x.array[:] = 0.0
     count = fem.Function(P)
-    for i in range(bs):
-        np.add.at(held.x.array, nodes * bs + i, cellwise.x.array[mine * bs + i])
-        np.add.at(count.x.array, nodes * bs + i, 1.0)
+    np.add.at(held.x.array.reshape(-1, bs), nodes, cellwise.x.array.reshape(-1, bs)[mine])
+    np.add.at(count.x.array.reshape(-1, bs), nodes, 1.0)
     for g in (held, count):
         g.x.scatter_reverse(dolfinx.la.InsertMode.add)
         g.x.scatter_forward()
     held.x.array[:] /= count.x.array
 
 
-# -- Gathering on rank 0
-
-
-def _gathered(f: fem.Function) -> npt.NDArray[Any] | None:
-    """Values of all degrees of freedom in global order, shape (n,) or (n, components), on rank 0."""
-    index_map, bs = f.function_space.dofmap.index_map, f.function_space.dofmap.index_map_bs
-    values = _stacked(f.function_space.mesh.comm, f.x.array[: index_map.size_local * bs])
-    return values if values is None or bs == 1 else values.reshape(-1, bs)
-
-
-def _gathered_nodes(V: fem.FunctionSpace) -> tuple[npt.NDArray[Any] | None, npt.NDArray[Any] | None]:
-    """Nodes of all degrees of freedom and their numbers in each cell, on rank 0."""
-    mesh, index_map = V.mesh, V.dofmap.index_map
-    x = V.tabulate_dof_coordinates()[: index_map.size_local, : mesh.geometry.dim]
-    cells = V.dofmap.list[: mesh.topology.index_map(mesh.topology.dim).size_local]
-    numbers = index_map.local_to_global(cells.ravel()).reshape(cells.shape)
-    return _stacked(mesh.comm, x), _stacked(mesh.comm, numbers)
-
-
 def _stacked(comm: MPI.Comm, mine: npt.NDArray[Any]) -> npt.NDArray[Any] | None:
+    """The rows of all ranks, on rank 0."""
     pieces = comm.gather(mine, root=0)
     return None if pieces is None else np.concatenate(pieces)

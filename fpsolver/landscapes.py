@@ -47,60 +47,46 @@ def _well(x: Any) -> Any:
 double_well = Landscape(_well, 1, ((-1.0,), (1.0,)), ((0.0,),), "quartic well, barrier 1/4")
 
 double_well_2d = Landscape(
-    lambda x: _well(x) + x[1] ** 2 / 2,
-    2,
-    ((-1.0, 0.0), (1.0, 0.0)),
-    ((0.0, 0.0),),
-    "quartic well plus a quadratic direction",
+    lambda x: _well(x) + x[1] ** 2 / 2, 2, ((-1.0, 0.0), (1.0, 0.0)), ((0.0, 0.0),), "and a quadratic direction"
 )
+
+_LEFT, _TOP, _RIGHT = -1.0466805318046, 0.101031257881011, 0.945649273923591
 
 tilted_well = Landscape(
-    lambda x: _well(x) + x[0] / 10,
-    1,
-    ((-1.0466805318046,), (0.945649273923591,)),
-    ((0.101031257881011,),),
+    lambda x: _well(x) + x[0] / 10, 1, ((_LEFT,), (_RIGHT,)), ((_TOP,),),
     "quartic well tilted by x/10: barriers 0.357411589373857 (left) and 0.157664957347606 (right)",
-)
+)  # fmt: skip
 
 tilted_well_2d = Landscape(
-    lambda x: _well(x) + x[0] / 10 + x[1] ** 2 / 2,
-    2,
-    ((-1.0466805318046, 0.0), (0.945649273923591, 0.0)),
-    ((0.101031257881011, 0.0),),
+    lambda x: _well(x) + x[0] / 10 + x[1] ** 2 / 2, 2, ((_LEFT, 0.0), (_RIGHT, 0.0)), ((_TOP, 0.0),),
     "tilted quartic well plus a quadratic direction",
-)
+)  # fmt: skip
 
 curved_well = Landscape(
-    lambda x: _well(x) + (x[1] - (x[0] ** 2 - 1) / 2) ** 2 / 2,
-    2,
-    ((-1.0, 0.0), (1.0, 0.0)),
-    ((0.0, -0.5),),
+    lambda x: _well(x) + (x[1] - (x[0] ** 2 - 1) / 2) ** 2 / 2, 2, ((-1.0, 0.0), (1.0, 0.0)), ((0.0, -0.5),),
     "quartic well along a parabola, barrier 1/4",
-)
+)  # fmt: skip
 
-_MB_A = (-200.0, -100.0, -170.0, 15.0)
-_MB_a = (-1.0, -1.0, -6.5, 0.7)
-_MB_b = (0.0, 0.0, 11.0, 0.6)
-_MB_c = (-10.0, -10.0, -6.5, 0.7)
-_MB_x = (1.0, 0.0, -0.5, -1.0)
-_MB_y = (0.0, 0.5, 1.5, 1.0)
+# A, a, b, c, X, Y of A exp(a (x − X)² + b (x − X)(y − Y) + c (y − Y)²)
+_MULLER_BROWN = (
+    (-200.0, -1.0, 0.0, -10.0, 1.0, 0.0),
+    (-100.0, -1.0, 0.0, -10.0, 0.0, 0.5),
+    (-170.0, -6.5, 11.0, -6.5, -0.5, 1.5),
+    (15.0, 0.7, 0.6, 0.7, -1.0, 1.0),
+)
 
 
 def _muller_brown(x: Any) -> Any:
-    terms = zip(_MB_A, _MB_a, _MB_b, _MB_c, _MB_x, _MB_y, strict=True)
     return sum(
-        A * _exp(a * (x[0] - X) ** 2 + b * (x[0] - X) * (x[1] - Y) + c * (x[1] - Y) ** 2) for A, a, b, c, X, Y in terms
+        A * _exp(a * (x[0] - X) ** 2 + b * (x[0] - X) * (x[1] - Y) + c * (x[1] - Y) ** 2)
+        for A, a, b, c, X, Y in _MULLER_BROWN
     )
 
 
 muller_brown = Landscape(
     _muller_brown,
     2,
-    (
-        (-0.558223634633, 1.441725841805),
-        (0.623499404931, 0.028037758529),
-        (-0.050010822998, 0.466694104872),
-    ),
+    ((-0.558223634633, 1.441725841805), (0.623499404931, 0.028037758529), (-0.050010822998, 0.466694104872)),
     ((0.212486582001, 0.292988325107), (-0.822001558733, 0.624312802815)),
     "Müller, Brown, Theor. Chim. Acta 53 (1979); minima -146.69951721, -108.16672412, -80.76781813",
 )

@@ -15,7 +15,7 @@ import numpy as np
 from . import _draw
 from ._errors import import_optional, on_root
 from ._files import write_figure
-from ._sample import facet_curves, sample
+from ._sample import own_cells
 from .domains.domain import Domain
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def field(
         ModuleNotFoundError: if matplotlib, or in 3D pyvista, is missing.
     """
     f = getattr(solution, "function", solution)
-    data = sample(f)
+    data = _draw.sample(f)
 
     def draw() -> Any:
         a = _draw.figure(1, 1, _draw.aspect(data))[1][0] if ax is None else ax
@@ -89,20 +89,11 @@ def lines(
 ) -> "Figure | None":
     """Draw one or several functions of one variable into the same axes.
 
-    Args:
-        functions: a function, a list of functions, or a dictionary {label of the curve: function}.
-        ax: axes to draw in (rank 0); a new figure without.
-        path: file to write.
-        log: logarithmic ordinate.
-        label: label of the ordinate.
-        title: title of the picture.
-        axes: name of the abscissa.
-
-    Returns:
-        The figure on rank 0, None elsewhere.
+    ``functions`` is one, a list of them, or a dictionary {label of the curve: function}; the rest as in :func:`field`.
     """
-    named = functions if isinstance(functions, Mapping) else dict(enumerate(_many(functions)))
-    data = [sample(getattr(f, "function", f)) for f in named.values()]
+    many = isinstance(functions, Sequence) or hasattr(functions, "times")
+    named = functions if isinstance(functions, Mapping) else dict(enumerate(functions if many else [functions]))
+    data = [_draw.sample(getattr(f, "function", f)) for f in named.values()]
     if any(d.dim != 1 for d in data):
         raise ValueError("plot.lines draws functions of one variable; use plot.field or plot.series")
 
@@ -133,18 +124,8 @@ def series(
 ) -> "Figure | None":
     """Draw a filmstrip of several fields on the same scale.
 
-    Args:
-        functions: functions or solutions, or an evolution.
-        titles: one title for each; "t = ..." without, if ``functions`` has ``times``.
-        path: file to write.
-        log: logarithmic colours.
-        label: what the colours mean.
-        axes: names of the coordinates.
-        cmap: matplotlib colour map.
-        columns: pictures in a row.
-
-    Returns:
-        The figure on rank 0, None elsewhere.
+    ``functions`` are functions or solutions, or an evolution, whose ``titles`` are its times by default; ``columns``
+    pictures stand in a row; the rest as in :func:`field`.
     """
     if titles is None:
         times = getattr(functions, "times", None)
@@ -154,7 +135,7 @@ def series(
             f"plot.series: {len(functions)} functions and {len(titles)} titles; expected one title for each"
         )
     shown = [getattr(functions[i], "function", functions[i]) for i in range(len(functions))]
-    data = [sample(f) for f in shown]
+    data = [_draw.sample(f) for f in shown]
 
     def draw() -> Any:
         width = min(columns, len(data))
@@ -187,21 +168,13 @@ def mesh(
 ) -> "Figure | None":
     """Draw the mesh of a domain in the plane, with its boundary parts in colours.
 
-    Args:
-        domain: a domain in 2D.
-        ax: axes to draw in (rank 0); a new figure without.
-        path: file to write.
-        title: title of the picture.
-
-    Returns:
-        The figure on rank 0, None elsewhere.
+    The arguments are as in :func:`field`.
     """
     if domain.dim != 2:
         raise ValueError(f"plot.mesh draws domains in 2D, got {domain!r}")
     msh, comm = domain.mesh, domain.comm
-    owned = msh.topology.index_map(2).size_local
-    inside = facet_curves(msh, np.column_stack((np.repeat(np.arange(owned), 3), np.tile(np.arange(3), owned))))
-    parts = {name: facet_curves(msh, domain.integration_facets(name).reshape(-1, 2)) for name in domain.parts}
+    inside = _draw.facet_curves(msh, np.indices((len(own_cells(msh)), 3)).reshape(2, -1).T)
+    parts = {name: _draw.facet_curves(msh, domain.integration_facets(name).reshape(-1, 2)) for name in domain.parts}
     edges = comm.gather((inside, parts), root=0) or []
 
     def draw() -> Any:
@@ -223,10 +196,6 @@ def mesh(
 def save(fig: "Figure | None", path: str | Path, comm: MPI.Comm = MPI.COMM_WORLD) -> None:
     """Write a figure of rank 0 (collective); missing folders are created."""
     on_root(comm, lambda: write_figure(fig, Path(path)))
-
-
-def _many(functions: Any) -> Sequence[Any]:
-    return functions if isinstance(functions, Sequence) or hasattr(functions, "times") else [functions]
 
 
 def _finish(comm: MPI.Comm, draw: Callable[[], Any], path: str | Path | None) -> "Figure | None":

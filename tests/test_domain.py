@@ -152,14 +152,10 @@ def test_facets_are_sorted_owned_and_protected():
     assert not facets.flags.writeable
 
 
-def test_facet_tags():
+def test_unknown_parts():
     domain = Domain.rectangle((0, 0), (1, 1), (5, 4))
-    tags = domain.facet_tags(["top", "left"])
-    assert np.array_equal(tags.find(1), domain.facets("top")) and np.array_equal(tags.find(2), domain.facets("left"))
-    message = same_error(ValueError, "no boundary part is called 'up'", lambda: domain.facet_tags(["up"]))
+    message = same_error(ValueError, "no boundary part is called 'nowhere'", lambda: domain.facets("nowhere"))
     assert "left, right, bottom, top" in message
-    same_error(ValueError, "named twice", lambda: domain.facet_tags(["top", "top"]))
-    same_error(ValueError, "no boundary part is called 'nowhere'", lambda: domain.facets("nowhere"))
 
 
 def test_mark():
@@ -172,7 +168,6 @@ def test_mark():
     assert parts["upper"] == pytest.approx(2) and parts["lower"] == pytest.approx(2)
     assert parts["corner"] == pytest.approx(0.25)
     assert domain.parts[-3:] == ("upper", "lower", "corner")
-    same_error(ValueError, "share facets", lambda: domain.facet_tags(["left", "corner"]))
 
 
 def test_mark_on_a_curved_boundary():
@@ -222,7 +217,10 @@ def test_from_an_existing_mesh():
     _whole, parts = measures(domain)
     assert parts == pytest.approx({"left": 1, "right": 1, "unnamed": 2})
     assert Domain(mesh).parts == ("boundary",)
-    tags = domain.facet_tags(["left", "right"])
+    ends = np.concatenate([domain.facets("left"), domain.facets("right")])
+    values = np.repeat([1, 2], [len(domain.facets(name)) for name in ("left", "right")])
+    order = np.argsort(ends)
+    tags = dmesh.meshtags(mesh, 1, ends[order], values[order].astype(np.int32))
     again = Domain.from_tags(mesh, tags, {"a": 1, "b": 2})
     assert np.array_equal(again.facets("a"), domain.facets("left")) and again.parts == ("a", "b", "unnamed")
     inside = np.arange(mesh.topology.index_map(1).size_local, dtype=np.int32)
@@ -256,23 +254,23 @@ def test_meshes_that_are_refused():
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda: Domain.interval(0, 1, 0), "n is 0; positive integers"),
-        (lambda: Domain.interval(0, 1, 2.5), "n is 2.5; positive integers"),
-        (lambda: Domain.interval(1, 1, 3), "below the upper"),
+        (lambda: Domain.interval(0, 1, 0), "n is 0; an integer"),
+        (lambda: Domain.interval(0, 1, 2.5), "n is 2.5; an integer"),
+        (lambda: Domain.interval(1, 1, 3), "one beyond the lower"),
         (lambda: Domain.interval(0, np.inf, 3), "finite"),
         (lambda: Domain.interval(0, "b", 3), "finite"),
-        (lambda: Domain.rectangle((0, 0), (1, -1), (2, 2)), "below the upper"),
+        (lambda: Domain.rectangle((0, 0), (1, -1), (2, 2)), "one beyond the lower"),
         (lambda: Domain.rectangle((0, 0), (1, np.nan), (2, 2)), "finite"),
-        (lambda: Domain.rectangle((0, 0), (1, 1), (2, -2)), "positive integers"),
-        (lambda: Domain.rectangle((0, 0), (1, 1), 4), "2 entries were expected"),
-        (lambda: Domain.rectangle((0, 0), (1, 1), (2, 2), diagonal="both"), "crossed, right"),
-        (lambda: Domain.box((0, 0), (1, 1), (2, 2)), "3 entries were expected"),
-        (lambda: Domain.disk((0, 0), 1, 0), "positive numbers were expected"),
-        (lambda: Domain.disk((0, 0), -1, 0.1), "positive numbers were expected"),
-        (lambda: Domain.disk((0, 0, 0), 1, 0.1), "2 coordinates"),
-        (lambda: Domain.disk((0, 0), 1, 0.1, order=4), "1, 2 or 3 was expected"),
+        (lambda: Domain.rectangle((0, 0), (1, 1), (2, -2)), "n is -2; an integer"),
+        (lambda: Domain.rectangle((0, 0), (1, 1), 4), "n is 4; a sequence of 2 finite numbers"),
+        (lambda: Domain.rectangle((0, 0), (1, 1), (2, 2), diagonal="both"), "'crossed', 'right'"),
+        (lambda: Domain.box((0, 0), (1, 1), (2, 2)), "a sequence of 3 finite numbers"),
+        (lambda: Domain.disk((0, 0), 1, 0), "a pair of positive numbers was expected"),
+        (lambda: Domain.disk((0, 0), -1, 0.1), "a pair of positive numbers was expected"),
+        (lambda: Domain.disk((0, 0, 0), 1, 0.1), "center is .* a sequence of 2 finite numbers"),
+        (lambda: Domain.disk((0, 0), 1, 0.1, order=4), "an integer between 1 and 3"),
         (lambda: Domain.ball((0, 0, 0), np.nan, 0.1), "finite"),
-        (lambda: Domain.annulus((0, 0), 1, 1, 0.1), "a smaller r_inner was expected"),
+        (lambda: Domain.annulus((0, 0), 1, 1, 0.1), "a smaller one than r_outer = 1"),
     ],
 )  # fmt: skip
 def test_bad_arguments(make, message):

@@ -11,7 +11,8 @@ import pytest
 from dolfinx import fem
 
 from fpsolver import Domain, io, plot
-from fpsolver._sample import facet_curves, lattice, sample
+from fpsolver._draw import facet_curves, sample
+from fpsolver._sample import lattice
 
 pytestmark = pytest.mark.parallel
 WORLD = MPI.COMM_WORLD

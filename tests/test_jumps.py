@@ -117,7 +117,7 @@ def test_jumps_on_facets(scheme):
             tau = fp.mean_exit_time(gen, start=(0.4,))
             check(tau.at((0.4,)), 1.77, 1e-10)
             assert tau.error < 1e-8
-            assert gen.rough.count == 0
+            assert gen.rough.number == 0
             assert gen.rough.cells.sum() == 2
 
 
@@ -151,12 +151,12 @@ def test_steep_is_not_rough(width):
     """What has a formula without conditions cannot jump; elsewhere smooth means resolved."""
     domain = fp.Domain.interval(-1, 1, 20)
     with fp.Generator(fp.SDE(0.0, lambda x: 1.1 + ufl.tanh(x[0] / width)), domain, ENDS) as gen:
-        assert gen.rough.count == 0
+        assert gen.rough.number == 0
         assert gen.weak.rough is None
     if width > 0.1:
         for D in (lambda x: 1.1 + ufl.tanh(abs(x[0] - 7) / width - 7 / width), lambda x: 0.1 + abs(x[0]) ** 3):
             with fp.Generator(fp.SDE(0.0, D), domain, ENDS) as gen:
-                assert gen.rough.count == 0
+                assert gen.rough.number == 0
 
 
 def turned(c, low, high, drift=0.0):
@@ -231,7 +231,7 @@ def test_drift_that_jumps():
     for n in (9, 21):
         with fp.Generator(process, fp.Domain.interval(-1, 1, n), absorbing=ENDS) as gen:
             honest(fp.mean_exit_time(gen, start=(0.0,)), T * (np.exp(1 / T) - 1) - 1, 0.1)
-            assert gen.rough.count == 1
+            assert gen.rough.number == 1
 
 
 @pytest.mark.parallel

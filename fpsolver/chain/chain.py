@@ -11,9 +11,10 @@ import basix.ufl
 import numpy as np
 from dolfinx import fem
 
+from .._arguments import part_names
 from .._errors import agree
 from .._log import logger
-from ..domains.domain import Domain, part_names
+from ..domains.domain import Domain
 from ..models.fields import is_number
 from ..pointwise.walls import walls_of
 from ._assemble import Assembled, Field, Recipe, assemble, bases

@@ -17,8 +17,7 @@ from ufl import SpatialCoordinate, as_vector
 from ufl.core.expr import Expr
 
 from .. import _compat
-from .._sample import lattice, push_forward
-from ..discretisation.facets import neighbours
+from .._sample import lattice, neighbours, push_forward
 
 LEVEL = 4  # lattice intervals per edge at least; even
 _POINTS, _FINEST = 40_000, 64

@@ -1,6 +1,5 @@
 """Which scheme and degree a generator gets, and what its scheme must not be used for."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,10 +14,10 @@ from ..models.fields import Space
 from ..models.process import SDE, Coefficients, Process
 from ._wells import exit_barrier
 from .assembly import nodal_values
-from .boundary import Boundary, Survey, format_report
-from .schemes import Scheme
-from .schemes.weak import is_continuous
-from .territory import union_tags
+from .boundary import Boundary, Survey
+from .schemes import Scheme, named
+from .territory import Territory, union_tags
+from .weak import is_continuous
 
 # beyond it galerkin and dg need finer meshes than weighted for the same error, and fail without a sign on coarse ones;
 # below it they are as good and cost half (benchmarks/schemes.py), and modes beyond the slowest are cleaner
@@ -31,41 +30,43 @@ DEFAULT_DEGREE = {1: 4, 2: 4, 3: 3}
 
 def choose_degree(degree: int | None, dim: int) -> int:
     """The degree, checked, or the default of the dimension."""
-    if degree is None:
-        return DEFAULT_DEGREE[dim]
-    return check_integer("degree", degree)
+    return DEFAULT_DEGREE[dim] if degree is None else check_integer("degree", degree)
 
 
 def choose_scheme(
-    process: Process, domain: Domain, absorbing: Sequence[str], space: Space, survey: Survey, boundary: Boundary
-) -> tuple[str, str]:
-    """What ``scheme="auto"`` takes, and why (collective)."""
-    if (barrier := _barrier(process, domain, absorbing, space)) > HIGH_BARRIER:
-        return "weighted", f"a barrier of {barrier:.3g} times the temperature"
+    name: str, process: Process, territory: Territory, space: Space, survey: Survey, boundary: Boundary
+) -> Scheme:
+    """The scheme of this name; of ``"auto"`` what suits, with the reason in the log (collective)."""
+    scheme = None if name == "auto" else named(name)
+    if scheme is not None and scheme.by_capacities:
+        return scheme
+    barrier = _barrier(process, territory, space)
+    if scheme is not None:
+        if barrier > HIGH_BARRIER:
+            _petsc.warn_once(
+                f"{name} at {barrier:.3g}",
+                f"scheme {name} at a barrier of {barrier:.3g} temperatures: exit times are wrong by orders of "
+                "magnitude on meshes that do not resolve it; see their .error, or take scheme='weighted'",
+            )
+        return scheme
     why = "D degenerates" if survey.degenerate else f"largest cell Péclet number over the degree {survey.peclet:.2g}"
-    upwind = survey.degenerate or survey.peclet > HIGH_PECLET or _degenerate_walls(boundary, domain, absorbing)
-    return "dg" if upwind else "galerkin", why
+    upwind = survey.degenerate or survey.peclet > HIGH_PECLET or _degenerate_walls(boundary, territory)
+    name = "dg" if upwind else "galerkin"
+    if barrier > HIGH_BARRIER:
+        name, why = "weighted", f"a barrier of {barrier:.3g} times the temperature"
+    logger.info("scheme %s, degree %d: %s", name, space.degree, why)
+    return named(name)
 
 
-def _barrier(process: Process, domain: Domain, absorbing: Sequence[str], space: Space) -> float:
+def _barrier(process: Process, territory: Territory, space: Space) -> float:
     """How far one must climb to leave the domain, in units of U; zero where no Gibbs density is known."""
-    potential = process.potential(space) if absorbing else None
+    potential = process.potential(space) if territory.declared else None
     if potential is None:
         return 0.0
-    V = fem.functionspace(domain.mesh, ("Lagrange", 1))
+    V = fem.functionspace(space.mesh, ("Lagrange", 1))
     U = nodal_values(V, potential, space).x.array
-    check_not_nan(domain, U)
-    return exit_barrier(V, U, union_tags(domain, absorbing).indices)
-
-
-def warn_of_barrier(process: Process, domain: Domain, absorbing: Sequence[str], space: Space, scheme: str) -> None:
-    """Say once that ``weighted`` would be better (collective)."""
-    if (barrier := _barrier(process, domain, absorbing, space)) > HIGH_BARRIER:
-        _petsc.warn_once(
-            f"{scheme} at {barrier:.3g}",
-            f"scheme {scheme} at a barrier of {barrier:.3g} temperatures: exit times are wrong by orders of "
-            "magnitude on meshes that do not resolve it; see their .error, or take scheme='weighted'",
-        )
+    check_not_nan(territory.domain, U)
+    return exit_barrier(V, U, union_tags(territory.domain, territory.declared).indices)
 
 
 def check_not_nan(domain: Domain, U: np.ndarray) -> None:
@@ -86,22 +87,26 @@ def gibbs_potential(process: Process, space: Space) -> Any:
     return potential
 
 
-def _degenerate_walls(boundary: Boundary, domain: Domain, absorbing: Sequence[str]) -> bool:
+def _degenerate_walls(boundary: Boundary, territory: Territory) -> bool:
     """Whether anything crosses, or should be absorbed at, a wall without diffusion."""
     whole = boundary.classify(boundary.facets)
-    parts = [boundary.classify(domain.facets(name)) for name in absorbing]
+    parts = [boundary.classify(territory.domain.facets(name)) for name in territory.declared]
     floor = 1e-12 * whole.measure
     return whole.outflow + whole.inflow > floor or any(c.measure - c.diffusive > floor for c in parts)
 
 
-def check_walls(scheme: Scheme, boundary: Boundary, domain: Domain, absorbing: Sequence[str]) -> None:
+def check_walls(scheme: Scheme, boundary: Boundary, territory: Territory) -> None:
     """Refuse absorbing parts that cannot be reached, and a scheme that cannot treat these walls (collective)."""
-    if not scheme.upwind and _degenerate_walls(boundary, domain, absorbing):
-        report = {name: boundary.classify(domain.facets(name)) for name in domain.parts}
+    domain, absorbing = territory.domain, territory.declared
+    if not scheme.upwind and _degenerate_walls(boundary, territory):
+        rows = [f"{'part':>12} {'diffusive':>10} {'outflow':>10} {'inflow':>10} {'charact.':>10}"]
+        for name in domain.parts:
+            rows.append(f"{name:>12} " + " ".join(f"{v:10.4g}" for v in boundary.classify(domain.facets(name))))
         raise ValueError(
             f"scheme {scheme.name!r} cannot be used here: there are walls where the drift crosses without diffusion "
-            f"(n·Dn = 0), or degenerate absorbing parts.\n{format_report(report)}\n"
-            "Use scheme='dg', whose upwind terms impose data exactly where they belong."
+            "(n·Dn = 0), or degenerate absorbing parts.\n"
+            + "\n".join(rows)
+            + "\nUse scheme='dg', whose upwind terms impose data exactly where they belong."
         )
     for name in absorbing:
         found = boundary.classify(domain.facets(name))

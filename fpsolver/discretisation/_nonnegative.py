@@ -26,14 +26,10 @@ def weights(degrees: Array) -> Array:
 
 
 def nearest(target: Array, bernstein: Array, means: Array, weight: Array, margin: float) -> Array:
-    """The admissible modes nearest to ``target``, shape (cells, modes).
+    """The admissible modes nearest to ``target`` (cells, modes), over the cells' means.
 
-    Args:
-        target: modes over the cell's mean, shape (cells, modes).
-        bernstein: Bernstein coefficients of the modes, shape (constraints, modes).
-        means: means of the modes over each cell, shape (cells, modes).
-        weight: of each mode's square, shape (modes,).
-        margin: smallest Bernstein coefficient that is allowed, over the mean.
+    ``bernstein`` are Bernstein coefficients of the modes (constraints, modes), none of which may end below ``margin``,
+    ``means`` their means over each cell, ``weight`` those of their squares.
     """
     size = max(1, _AT_ONCE // (len(bernstein) + bernstein.shape[1] ** 2))
     parts = [slice(i, i + size) for i in range(0, len(target), size)]

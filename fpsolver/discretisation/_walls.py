@@ -9,68 +9,48 @@ the cells of the layer at the wall, also those that touch the wall in a corner o
 pass.  Mass and constants are kept.
 """
 
-from mpi4py import MPI
-
-import basix
 import numpy as np
-import ufl
 from dolfinx import fem, la
 from dolfinx import mesh as dmesh
 
 from .._log import logger
+from .._sample import Array, at_quadrature, largest, own_cells
 from ..models.process import Coefficients
-from .boundary import Boundary, neighbours
+from .boundary import Boundary
 
 
-def lacking_diffusion(boundary: Boundary, coefficients: Coefficients, absorbing: np.ndarray, degree: int) -> np.ndarray:
+def lacking_diffusion(boundary: Boundary, coefficients: Coefficients, absorbing: Array, degree: int) -> Array:
     """Diffusion κ n nᵀ, κ = (h q / 2 − k n·D̄n)⁺, that cells at walls lack, shape (local cells, d, d) (collective).
 
     D̄ is the mean over the cell: diffusion that only vanishes at the wall, linearly as that of square-root processes,
     suffices.  Cells that touch walls in a vertex or an edge only get the mean over the walls around it.
-
-    Args:
-        boundary: the Fichera classes.
-        coefficients: D and β.
-        absorbing: local facets that are no walls.
-        degree: k.
     """
     mesh, d = boundary.mesh, boundary.mesh.geometry.dim
-    cells_map = mesh.topology.index_map(mesh.topology.dim)
-    wanted = np.zeros((cells_map.size_local + cells_map.num_ghosts, d, d))
+    wanted = np.zeros((len(own_cells(mesh, ghosts=True)), d, d))
     pressed = np.flatnonzero((boundary.pressure > 0) & ~np.isin(boundary.facets, absorbing))
     if not mesh.comm.allreduce(len(pressed)):
         return wanted
-    points, weights = basix.make_quadrature(getattr(basix.CellType, mesh.topology.cell_name()), 4)
-    row = [abs(ufl.JacobianDeterminant(mesh)), *(coefficients.D[i, j] for i in range(d) for j in range(d))]
-    expression = fem.Expression(ufl.as_vector(row), points)
-    cells, local = (column[:, 0] for column in neighbours(mesh, boundary.facets[pressed]))
-    tensors = np.zeros((0, d, d))
-    if len(pressed):
-        values, n = expression.eval(mesh, cells).reshape(len(cells), len(points), -1), boundary.normals[pressed]
-        weights = values[..., 0] * weights
-        D = np.einsum("cq,cqi->ci", weights, values[..., 1:]) / weights.sum(axis=1)[:, None]
-        present = np.einsum("cij,ci,cj->c", D.reshape(-1, d, d), n, n)
-        lacking = np.maximum(0.5 * boundary.pressure[pressed] - degree * present, 0.0)
-        tensors = lacking[:, None, None] * n[:, :, None] * n[:, None, :]
-    np.add.at(wanted, cells, tensors)
-    return wanted if d == 1 else _spread(mesh, wanted, cells, local, tensors)
+    sides, n = boundary.sides[pressed], boundary.normals[pressed]
+    rows = [coefficients.D[i, j] for i in range(d) for j in range(d)]
+    found, weights = at_quadrature(mesh, rows, 4, sides[:, 0])
+    D = np.einsum("cq,cqi->ci", weights, found) / weights.sum(axis=1)[:, None]
+    present = np.einsum("cij,ci,cj->c", D.reshape(-1, d, d), n, n)
+    lacking = np.maximum(0.5 * boundary.pressure[pressed] - degree * present, 0.0)
+    tensors = lacking[:, None, None] * n[:, :, None] * n[:, None, :]
+    np.add.at(wanted, sides[:, 0], tensors)
+    return wanted if d == 1 else _spread(mesh, wanted, sides, tensors)
 
 
-def _spread(
-    mesh: dmesh.Mesh, wanted: np.ndarray, cells: np.ndarray, local: np.ndarray, tensors: np.ndarray
-) -> np.ndarray:
-    """Give cells that only touch walls the mean over the walls around their vertices (collective).
-
-    Cells that have walls get what acts along these.
-    """
+def _spread(mesh: dmesh.Mesh, wanted: Array, sides: Array, tensors: Array) -> Array:
+    """Give cells that only touch walls the mean over those around their vertices, as far as it acts along their own."""
     d = mesh.geometry.dim
     V = fem.functionspace(mesh, ("Lagrange", 1, (d * d + 1,)))
     around, corners = fem.Function(V), V.dofmap.list
     table = np.column_stack([tensors.reshape(-1, d * d), np.trace(tensors, axis1=1, axis2=2) > 0])
     nodes = around.x.array.reshape(-1, d * d + 1)
     for i in range(d + 1):  # the facet opposite to vertex i has the others
-        opposite = np.flatnonzero(local != i)
-        np.add.at(nodes, corners[cells[opposite], i], table[opposite])
+        opposite = np.flatnonzero(sides[:, 1] != i)
+        np.add.at(nodes, corners[sides[opposite, 0], i], table[opposite])
     around.x.scatter_reverse(la.InsertMode.add)
     around.x.scatter_forward()
     touching = nodes[corners].sum(axis=1)
@@ -84,9 +64,9 @@ def _spread(
     return np.asarray(known.x.array.reshape(-1, d, d).copy())
 
 
-def warn_of_added(comm: MPI.Comm, added: np.ndarray) -> float:
-    """The largest diffusion added, with a warning unless it is zero (collective)."""
-    value = float(comm.allreduce(float(np.trace(added, axis1=1, axis2=2).max(initial=0.0)), op=MPI.MAX))
+def warn_of_added(boundary: Boundary, added: Array) -> bool:
+    """Whether diffusion is added anywhere, which is warned about (collective)."""
+    value = largest(boundary.mesh.comm, np.trace(added, axis1=1, axis2=2), 0.0)
     if value > 0:
         logger.warning(
             "the drift presses on a reflecting wall with less diffusion than this mesh needs there; up to %.3g is "
@@ -94,4 +74,4 @@ def warn_of_added(comm: MPI.Comm, added: np.ndarray) -> float:
             "changes; densities have none, so let there be negligible mass at the wall, or refine there.",
             value,
         )
-    return value
+    return value > 0

@@ -1,6 +1,5 @@
 """Metastable wells of a potential on the mesh: local minima that are deep compared with the noise."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,37 +15,29 @@ def find_wells(V: fem.FunctionSpace, U: Floats, exits: npt.ArrayLike, depth: flo
 
     Besides the deepest, those minima over the mesh's vertices from which one must climb by at least ``depth`` to get to
     a lower one or to an exit.  The graph of vertices and edges is gathered on rank 0: 60 bytes an edge.
-
-    Args:
-        V: continuous elements.
-        U: potential at this rank's nodes.
-        exits: local facets that absorb.
-        depth: in units of U.
-        cells: local cells in which the process lives; by default all of them.
     """
-
-    def choose(nodes: Integers, height: Floats, climbs: dict[int, float]) -> Integers:
-        inside = np.flatnonzero(np.isfinite(height))
-        deepest = int(inside[np.argmin(height[inside])])
-        wells = {deepest, *(m for m, climb in climbs.items() if climb >= depth)}
-        return nodes[sorted(wells, key=lambda m: height[m])]
-
-    return np.asarray(_on_root(V, U, exits, cells, choose))
+    deepest, *others = sorted(_climbs_of_all(V, U, exits, cells))
+    return np.array([deepest[1], *(node for _, node, climb in others if climb >= depth)], dtype=np.int64)
 
 
 def exit_barrier(V: fem.FunctionSpace, U: Floats, exits: npt.ArrayLike) -> float:
     """How far one must climb at least, from the worst minimum of U, to get lower or to an exit (collective)."""
-    return float(_on_root(V, U, exits, None, lambda nodes, height, climbs: max(climbs.values(), default=0.0)))
+    return max((climb for _, _, climb in _climbs_of_all(V, U, exits)))
 
 
-def _on_root(V: fem.FunctionSpace, U: Floats, exits: npt.ArrayLike, cells: Any, question: Callable[..., Any]) -> Any:
+def _climbs_of_all(
+    V: fem.FunctionSpace, U: Floats, exits: npt.ArrayLike, cells: Any = None
+) -> list[tuple[float, int, float]]:
+    """Minima of U as (value, global degree of freedom, how far one must climb to where it is deeper) (collective)."""
     comm = V.mesh.comm
     parts = comm.gather(_edges(V, U, exits, cells))
-    answer = None
+    found = None
     if parts is not None:
-        ends, height, absorbs = (np.concatenate(column) for column in zip(*parts, strict=True))
-        answer = question(*_climbs(ends, height, absorbs))
-    return comm.bcast(answer)
+        nodes, height, climbs = _climbs(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+        inside = np.flatnonzero(np.isfinite(height))
+        climbs.setdefault(int(inside[np.argmin(height[inside])]), 0.0)  # the deepest, where nothing absorbs
+        found = [(float(height[m]), int(nodes[m]), climb) for m, climb in climbs.items()]
+    return comm.bcast(found)
 
 
 def _edges(

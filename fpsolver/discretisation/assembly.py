@@ -21,13 +21,7 @@ if TYPE_CHECKING:
 def make_matrix(
     form: fem.Form, pattern: PETSc.Mat | None = None, idle: npt.NDArray[np.bool_] | None = None
 ) -> PETSc.Mat:
-    """A new matrix (collective).
-
-    Args:
-        form: bilinear.
-        pattern: a matrix with the same sparsity pattern, if there is one.
-        idle: local unknowns that belong to no cell, which get −1 on the diagonal.
-    """
+    """A new matrix (collective)."""
     rows = np.flatnonzero([] if idle is None else idle[: form.function_spaces[0].dofmap.index_map.size_local])
     if pattern is None:
         sparsity = fem.create_sparsity_pattern(form)

@@ -8,8 +8,6 @@ Fichera (1956); Oleinik, Radkevich (1973), whose inward normal gives the opposit
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from mpi4py import MPI
-
 import basix
 import numpy as np
 import ufl
@@ -18,9 +16,9 @@ from dolfinx import mesh as dmesh
 
 from .. import _compat
 from .._errors import agree
+from .._sample import cell_type, largest, on_sides, outer_sides, total, values
 from ..models.process import Coefficients
-from .facets import neighbours, on_sides
-from .schemes.weak import WeakForm, positive
+from .weak import WeakForm, positive
 
 CURVED = 1e-6  # on curved facets: the squared error of their normals, 1e-10 to 1e-7 at h = 0.1 to 0.3 of the radius
 TOLERANCE = 1e-11  # relative to the largest value on the domain; rounding of symbolic coefficients stays below 1e-13
@@ -43,13 +41,6 @@ class FicheraClasses(NamedTuple):
     def takes_data(self) -> float:
         """Measure of where backward data can be imposed."""
         return self.diffusive + self.outflow
-
-
-def format_report(report: dict[str, FicheraClasses]) -> str:
-    """The boundary report as a table."""
-    rows = [f"{'part':>12} {'diffusive':>10} {'outflow':>10} {'inflow':>10} {'charact.':>10}"]
-    rows += [f"{name:>12} " + " ".join(f"{v:10.4g}" for v in classes) for name, classes in report.items()]
-    return "\n".join(rows)
 
 
 @dataclass(frozen=True)
@@ -75,44 +66,32 @@ def survey_cells(mesh: dmesh.Mesh, coefficients: Coefficients, degree: int) -> S
     Raises:
         ValueError: β or D not finite, D not symmetric, D indefinite; with the place and the value.
     """
-    d = mesh.geometry.dim
-    cell_type = getattr(basix.CellType, mesh.topology.cell_name())
-    inside = basix.make_quadrature(cell_type, max(2, min(degree, 4)))[0]
+    d, comm = mesh.geometry.dim, mesh.comm
+    inside = basix.make_quadrature(cell_type(mesh), max(2, min(degree, 4)))[0]
     # D alone is also looked at in the vertices: it may vanish along lines that the mesh follows
-    points = np.concatenate([inside, basix.geometry(cell_type)])
-    J = abs(ufl.JacobianDeterminant(mesh))
-    row = [
-        *ufl.SpatialCoordinate(mesh),
-        J,
-        *coefficients.beta,
-        *(coefficients.D[i, j] for i in range(d) for j in range(d)),
-    ]
-    owned = np.arange(mesh.topology.index_map(d).size_local, dtype=np.int32)
-    table = fem.Expression(ufl.as_vector(row), points).eval(mesh, owned).reshape(len(owned), len(points), len(row))
-    values = table[:, : len(inside)].reshape(-1, len(row))
-    x, detJ, beta, D = (
-        values[:, :d],
-        values[:, d],
-        values[:, d + 1 : 2 * d + 1],
-        values[:, 2 * d + 1 :].reshape(-1, d, d),
-    )
-    finite = np.isfinite(values).all(axis=1)
-    agree(mesh.comm, _describe(x, ~finite, "the drift, the diffusion or the loss is not finite (NaN or inf)"))
-    scale = _maximum(mesh.comm, np.abs(D)) or 1.0
+    points = np.concatenate([inside, basix.geometry(cell_type(mesh))])
+    row = [*ufl.SpatialCoordinate(mesh), abs(ufl.JacobianDeterminant(mesh)), *coefficients.beta]
+    table = values(mesh, [*row, *(coefficients.D[i, j] for i in range(d) for j in range(d))], points)
+    within = table[:, : len(inside)].reshape(-1, table.shape[2])
+    x, detJ, beta, D = np.split(within, [d, d + 1, 2 * d + 1], axis=1)
+    D = D.reshape(-1, d, d)
+    finite = np.isfinite(within).all(axis=1)
+    agree(comm, _describe(x, ~finite, "the drift, the diffusion or the loss is not finite (NaN or inf)"))
+    scale = largest(comm, np.abs(D), 0.0) or 1.0
     skew = np.abs(D - D.transpose(0, 2, 1)).max(axis=(1, 2), initial=0.0) > 1e-10 * scale
-    agree(mesh.comm, _describe(x, skew, "the diffusion matrix is not symmetric", D))
-    lowest, highest = _extreme_eigenvalues(D)
+    agree(comm, _describe(x, skew, "the diffusion matrix is not symmetric", D))
+    eigenvalues = _eigenvalues(D)
+    lowest = eigenvalues[:, 0]
     what = "the diffusion matrix is indefinite: its smallest eigenvalue is {:.6g} where at least 0 was expected"
-    agree(mesh.comm, _describe(x, lowest < -1e-10 * scale, what, lowest))
+    agree(comm, _describe(x, lowest < -1e-10 * scale, what, lowest))
     speed = np.linalg.norm(beta, axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        size = (detJ * np.prod(1.0 / np.arange(1, d + 1))) ** (1 / d)
+        size = (detJ[:, 0] * np.prod(1.0 / np.arange(1, d + 1))) ** (1 / d)
         peclet = np.where(speed > 0, speed * size / (2 * degree * np.maximum(lowest, 0.0)), 0.0)
     corners = table[:, len(inside) :, 2 * d + 1 :].reshape(-1, d, d)
-    corners = corners[np.isfinite(corners).all(axis=(1, 2))]
-    vanishing = np.concatenate([lowest, _extreme_eigenvalues(corners)[0]]) <= TOLERANCE * scale
-    degenerate = _maximum(mesh.comm, vanishing.astype(float)) > 0
-    top, fast, cell = (_maximum(mesh.comm, a) for a in (highest, speed, peclet))
+    corners = _eigenvalues(corners[np.isfinite(corners).all(axis=(1, 2))])[:, 0]
+    degenerate = largest(comm, np.concatenate([lowest, corners]) <= TOLERANCE * scale, 0.0) > 0
+    top, fast, cell = (largest(comm, a, 0.0) for a in (eigenvalues, speed, peclet))
     return Survey(top, fast, degenerate, float("inf") if degenerate else cell)
 
 
@@ -123,46 +102,39 @@ def check_potential(mesh: dmesh.Mesh, coefficients: Coefficients, potential: ufl
         ValueError: with the place where they differ most, relatively.
     """
     d = mesh.geometry.dim
-    points = basix.make_quadrature(getattr(basix.CellType, mesh.topology.cell_name()), max(2, min(degree, 4)))[0]
+    points = basix.make_quadrature(cell_type(mesh), max(2, min(degree, 4)))[0]
     given = -ufl.dot(coefficients.D, ufl.grad(potential))
-    row = ufl.as_vector([*ufl.SpatialCoordinate(mesh), *coefficients.beta, *given, potential])
-    owned = np.arange(mesh.topology.index_map(d).size_local, dtype=np.int32)
-    values = fem.Expression(row, points).eval(mesh, owned).reshape(-1, 3 * d + 1)
-    x, beta, given = values[:, :d], values[:, d : 2 * d], values[:, 2 * d : 3 * d]
-    agree(mesh.comm, _describe(x, ~np.isfinite(values).all(axis=1), "the potential or its gradient is not finite"))
+    table = values(mesh, [*ufl.SpatialCoordinate(mesh), *coefficients.beta, *given, potential], points)
+    table = table.reshape(-1, 3 * d + 1)
+    x, beta, given = table[:, :d], table[:, d : 2 * d], table[:, 2 * d : 3 * d]
+    agree(mesh.comm, _describe(x, ~np.isfinite(table).all(axis=1), "the potential or its gradient is not finite"))
     size = np.linalg.norm(beta, axis=1) + np.linalg.norm(given, axis=1)
-    floor = 1e-8 * _maximum(mesh.comm, size) or 1.0
+    floor = 1e-8 * largest(mesh.comm, size, 0.0) or 1.0
     wrong = np.linalg.norm(beta - given, axis=1) > 1e-6 * np.maximum(size, floor)
     what = "the potential U does not belong to the process: [b − ∇·D, −D∇U], which should agree, are"
     agree(mesh.comm, _describe(x, wrong, what, np.stack([beta, given], axis=1)))
 
 
-def _maximum(comm: MPI.Comm, values: np.ndarray) -> float:
-    return float(comm.allreduce(float(np.max(values, initial=0.0)), op=MPI.MAX))
-
-
-def _extreme_eigenvalues(D: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Smallest and largest eigenvalue of many symmetric matrices, in closed form up to 2 x 2."""
+def _eigenvalues(D: np.ndarray) -> np.ndarray:
+    """Of many symmetric matrices, in ascending order; in closed form up to 2 x 2."""
     if D.shape[-1] == 1:
-        return D[:, 0, 0], D[:, 0, 0]
+        return D[:, 0]
     if D.shape[-1] == 2:
         mean, half = 0.5 * (D[:, 0, 0] + D[:, 1, 1]), 0.5 * (D[:, 0, 0] - D[:, 1, 1])
         radius = np.hypot(half, D[:, 0, 1])
-        return mean - radius, mean + radius
-    eigenvalues = np.linalg.eigvalsh(D)
-    return eigenvalues[:, 0], eigenvalues[:, -1]
+        return np.stack([mean - radius, mean + radius], axis=1)
+    return np.linalg.eigvalsh(D)
 
 
-def _describe(x: np.ndarray, bad: np.ndarray, what: str, values: np.ndarray | None = None) -> str | None:
+def _describe(x: np.ndarray, bad: np.ndarray, what: str, found: np.ndarray | None = None) -> str | None:
+    """What is wrong at the first bad place; of numbers, at the smallest."""
     if not bad.any():
         return None
-    first = int(np.argmax(bad))
-    place = "(" + ", ".join(f"{c:.6g}" for c in x[first]) + ")"
-    if values is not None and values.ndim == 1:
-        first = int(np.argmin(values))
-        place = "(" + ", ".join(f"{c:.6g}" for c in x[first]) + ")"
-        return f"At x = {place} " + what.format(values[first]) + "."
-    return f"At x = {place} {what}" + (f": {values[first].tolist()}." if values is not None else ".")
+    scalar = found is not None and found.ndim == 1
+    first = int(np.argmin(found) if scalar else np.argmax(bad))  # type: ignore[arg-type]
+    if found is not None:
+        what = what.format(found[first]) if scalar else f"{what}: {found[first].tolist()}"
+    return f"At x = ({', '.join(f'{c:.6g}' for c in x[first])}) {what}."
 
 
 class Boundary:
@@ -176,6 +148,7 @@ class Boundary:
 
     Attributes:
         facets: this rank's boundary facets.
+        sides: their cells and local numbers, shape (facets, 2).
         classes: Fichera class of each quadrature point, shape (facets, points).
         pressure: largest h min(b·n, β·n)⁺ on each facet, h the height of the cell above it, b the drift before the
             divergence of D is taken off: where only that points outwards, as with square-root noise, nothing presses.
@@ -185,55 +158,37 @@ class Boundary:
     def __init__(self, mesh: dmesh.Mesh, coefficients: Coefficients, survey: Survey, degree: int):
         self.mesh, self.degree = mesh, degree
         self.facets = dmesh.exterior_facet_indices(mesh.topology)
+        self.sides = outer_sides(mesh, self.facets)
         n = ufl.FacetNormal(mesh)
         D, across = coefficients.D, ufl.dot(coefficients.beta, n)
         rows = [ufl.dot(ufl.dot(D, n), n), across, across + ufl.dot(ufl.div(D), n), *n]
-        values, self.measure, height = _on_facets(mesh, rows, self.facets, degree)
-        curved = _compat.coordinate_map(mesh).degree > 1
-        tolerance = CURVED if curved else TOLERANCE
-        diffusive = values[..., 0] > tolerance * max(survey.diffusion, 1e-300)
-        level, drift = tolerance * max(survey.drift, 1e-300), values[..., 1]
+        found, self.measure, height = on_sides(mesh, rows, self.sides, degree)
+        tolerance = CURVED if _compat.coordinate_map(mesh).degree > 1 else TOLERANCE
+        diffusive = found[..., 0] > tolerance * max(survey.diffusion, 1e-300)
+        level, drift = tolerance * max(survey.drift, 1e-300), found[..., 1]
         self.classes = np.select([diffusive, drift > level, drift < -level], [0, 1, 2], default=3)
-        pressing = np.minimum(drift, values[..., 2])
+        pressing = np.minimum(drift, found[..., 2])
         self.pressure = (height * np.where(pressing > level, pressing, 0.0)).max(axis=1, initial=0.0)
-        self.normals = values[:, 0, 3:]
+        self.normals = found[:, 0, 3:]
 
     def classify(self, facets: np.ndarray) -> FicheraClasses:
         """Measure of each Fichera class on a set of local facets, summed over all ranks (collective)."""
         chosen = np.isin(self.facets, facets)
-        local = np.bincount(self.classes[chosen].ravel(), self.measure[chosen].ravel(), minlength=4).astype(float)
-        total = np.zeros(4)
-        self.mesh.comm.Allreduce(local, total)
-        return FicheraClasses(*(float(t) for t in total))
+        local = np.bincount(self.classes[chosen].ravel(), self.measure[chosen].ravel(), minlength=4)
+        return FicheraClasses(*total(self.mesh.comm, local).tolist())
 
     def evaluate(self, rows: list[ufl.core.expr.Expr], facets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Scalars at quadrature points of some of this rank's boundary facets, not all of them constant.
-
-        Returns:
-            Values (facets, points, rows) and weights (facets, points).
-        """
-        return _on_facets(self.mesh, rows, facets, self.degree)[:2]
+        """Scalars at quadrature points of some boundary facets (facets, points, rows), and weights (facets, points)."""
+        return on_sides(self.mesh, rows, outer_sides(self.mesh, facets), self.degree)[:2]
 
     def flux(self, p: fem.Function, facets: np.ndarray, weak: WeakForm) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Outflux density (β·n)⁺ p − D∇p·n + (α δ/h) p of a function, gathered on every rank (collective).
-
-        Returns:
-            Points (n, d), flux per area (n,), weights (n,).
-        """
+        """Outflux density (β·n)⁺ p − D∇p·n + (α δ/h) p of a function, gathered on every rank: points, flux, weights."""
         D, n, d = weak.coefficients.D, ufl.FacetNormal(self.mesh), self.mesh.geometry.dim
         delta = ufl.dot(ufl.dot(D, n), n)
         local = positive(ufl.dot(weak.coefficients.beta, n)) * p - ufl.dot(ufl.dot(D, ufl.grad(p)), n)
         rows = [*ufl.SpatialCoordinate(self.mesh), local, delta * p]
-        values, weights, height = _on_facets(self.mesh, rows, facets, self.degree)
-        flux = values[..., d] + weak.alpha * values[..., d + 1] / height
-        table = np.concatenate([values[..., :d], flux[..., None], weights[..., None]], axis=2).reshape(-1, d + 2)
+        found, weights, height = on_sides(self.mesh, rows, outer_sides(self.mesh, facets), self.degree)
+        flux = found[..., d] + weak.alpha * found[..., d + 1] / height
+        table = np.concatenate([found[..., :d], flux[..., None], weights[..., None]], axis=2).reshape(-1, d + 2)
         table = np.concatenate(self.mesh.comm.allgather(table))
         return table[:, :d], table[:, d], table[:, d + 1]
-
-
-def _on_facets(
-    mesh: dmesh.Mesh, rows: list[ufl.core.expr.Expr], facets: np.ndarray, degree: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Scalars at quadrature points of local boundary facets, as :func:`on_sides`."""
-    cells, local = neighbours(mesh, facets)
-    return on_sides(mesh, rows, np.stack([cells[:, 0], local[:, 0]], axis=1), degree)

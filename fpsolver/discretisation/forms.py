@@ -1,7 +1,7 @@
 """Compiled forms, which generators with different numbers share, and what binds them to one generator's constants."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -11,11 +11,15 @@ from dolfinx import fem
 from dolfinx.fem.forms import CompiledForm
 
 from .. import _compat
+from .._sample import smallest
+from ..domains.domain import Domain
 from ..models.fields import Space
 from ..models.process import Coefficients
+from ._choice import check_not_nan
+from .assembly import nodal_values
 from .schemes import Scheme
-from .schemes.weak import WeakForm, quadrature_degree
 from .territory import Territory
+from .weak import WeakForm, quadrature_degree
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,18 +77,21 @@ def weak_form(
     """The weak form of a process on a territory, in symbols."""
     q = quadrature or quadrature_degree(coefficients, space.degree)
     weak = WeakForm(space, coefficients, coefficients, space.degree, scheme, territory.exits, q, potential=potential)
-    return scheme.adapted(weak.restricted(territory.exits, territory.cells, territory.interior))
+    return scheme.adapted(replace(weak, cells=territory.cells, interior=territory.interior))
 
 
-def lowest_exponents(V: fem.FunctionSpace, exponent: np.ndarray) -> np.ndarray:
-    """Lowest exponent of the weight in each local cell, from its values at the nodes.
+def settle_weight(domain: Domain, V: fem.FunctionSpace, weak: WeakForm) -> None:
+    """Give the weight e^{U_min − U} its range: the smallest potential, and the lowest exponent in each local cell.
 
     Below e^-600 the density no longer matters to any answer that fits into a float.  In a cell where the weight
     varies by more than e^15 nothing is resolved, and polynomials would grow from its heavy to its light side by half
     that factor, cell after cell, to values like 1e26 τ.  Where it is also below rounding (e^-36 of the largest), it is
     kept within e^-2 of its largest value in the cell: constants then stay constants.
     """
-    nodal = exponent[V.dofmap.list]
+    potential = nodal_values(V, weak.potential, weak.space).x.array
+    check_not_nan(domain, potential)
+    weak.offset.value = smallest(domain.comm, potential)
+    nodal = float(weak.offset.value) - potential[V.dofmap.list]
     top, bottom = nodal.max(axis=1, initial=-np.inf), nodal.min(axis=1, initial=np.inf)
     unresolved = (top - bottom > 15.0) & (top < -36.0)
-    return np.maximum(np.where(unresolved, top - 2.0, -600.0), -600.0)
+    weak.floor.x.array[:] = np.maximum(np.where(unresolved, top - 2.0, -600.0), -600.0)

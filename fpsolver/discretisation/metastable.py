@@ -69,8 +69,11 @@ class CapacitySolver:
         self.K.scale(-1.0)
         first, last = self.K.getOwnershipRange()
         self._mine = [int(i) for i in self.wells if first <= i < last]
-        units = [self._unit(gen, int(i)) for i in self.wells]
-        sources = [self._image(gen, e) for e in units] + [exit_flux(gen, part).copy() for part in gen.absorbing]
+        units, sources = [self._unit(gen, int(i)) for i in self.wells], []
+        for e in units:
+            sources.append(e.duplicate())
+            gen.G.mult(e, sources[-1])
+        sources += [exit_flux(gen, part) for part in gen.absorbing]
         self._scale = self.K.getDiagonal()
         self._scale.sqrtabs()
         self._scale.reciprocal()
@@ -83,8 +86,6 @@ class CapacitySolver:
         for h, e in zip(self.h, units, strict=False):
             h.axpy(1.0, e)
         self._measure(gen)
-        for v in (*units, *sources):
-            v.destroy()
 
     @property
     def capacity(self) -> float:
@@ -99,12 +100,6 @@ class CapacitySolver:
         e.assemble()
         return e
 
-    def _image(self, gen: Generator, e: PETSc.Vec) -> PETSc.Vec:
-        """−K e."""
-        F = e.duplicate()
-        gen.G.mult(e, F)
-        return F
-
     def _stopped(self, F: PETSc.Vec) -> PETSc.Vec:
         """The solution that vanishes at the wells, as a new vector."""
         b, x = F.duplicate(), F.duplicate()
@@ -114,7 +109,6 @@ class CapacitySolver:
         b.assemble()
         self.solver.solve(b, x)
         x.pointwiseMult(self._scale, x)
-        b.destroy()
         return x
 
     def _measure(self, gen: Generator) -> None:
@@ -130,10 +124,6 @@ class CapacitySolver:
             self._check_resolution(gen, t, chi, steep)
             C[:, t] = [h.dot(current) for h in clean]
             C[n:, t] += [exit_flux(gen, part).dot(chi) for part in self.absorbing]
-            chi.destroy()
-            current.destroy()
-        for h in clean:
-            h.destroy()
         C = np.maximum(np.maximum(C, C.T), 0.0)
         np.fill_diagonal(C, 0.0)
         self.between, self.leaving, self.across = C[:n, :n], C[:n, n:], C[n:, n:]
@@ -173,9 +163,8 @@ class CapacitySolver:
         weak, v = replace(gen.weak, cells=tags, absorbing=gen.territory.facets(others)), ufl.TestFunction(gen.V)
         current = assemble_vector(gen, weak.forward(chi, v))
         if part >= 0:
-            into = assemble_vector(gen, -weak.exit(v, chi - 1.0, gen.territory.facets((gen.absorbing[part],))))
-            current.axpy(1.0, into)
-            into.destroy()
+            at = gen.territory.facets((gen.absorbing[part],))
+            current.axpy(1.0, assemble_vector(gen, -weak.exit(v, chi - 1.0, at)))
         return to_vector(gen, chi), current
 
     def solve(self, F: PETSc.Vec, data: Mapping[str, float] | None = None) -> PETSc.Vec:
@@ -203,8 +192,7 @@ class CapacitySolver:
     def destroy(self) -> None:
         """Free the factors (collective)."""
         self.solver.destroy()
-        for item in (self.K, self._scale, *self.h):
-            item.destroy()
+        self.K.destroy()
 
 
 def capacity_solver(gen: Generator, what: str, options: Options | None = None) -> CapacitySolver:
@@ -241,44 +229,37 @@ def slowest_mode(gen: Generator, options: Options | None = None) -> tuple[float,
         NotConverged: a second mode decays as slowly.
     """
     what = "slowest mode"
-    capacity, F = capacity_solver(gen, what, options), gen.M.createVecLeft()
-    u, rate, change = gen.M.createVecRight(), 0.0, np.inf
-    u.set(1.0)
-    gen.M.mult(u, F)
-    u.scale(1.0 / np.sqrt(u.dot(F)))
+    capacity, u, change = capacity_solver(gen, what, options), _constant(gen), np.inf
+    u.scale(1.0 / np.sqrt(_squared(gen, u)))
     for _ in range(_ITERATIONS):
-        rate, w = _invert(gen, capacity, u, F)
+        rate, w = _invert(gen, capacity, u)
         u.axpy(-1.0, w)
-        gen.M.mult(u, F)
-        change = float(np.sqrt(abs(u.dot(F))))
-        u.destroy()
-        u = w
+        change, u = float(np.sqrt(abs(_squared(gen, u)))), w
         if change < _CONVERGED:
-            break
-    F.destroy()
-    if not change < _CONVERGED:
-        u.destroy()
-        advice = "A second mode decays almost as slowly, so that no single law is left at long times."
-        raise NotConverged(what, "DIVERGED_ITS", _ITERATIONS, change, capacity.solver.prefix, advice)
-    return rate, u, change
+            return rate, u, change
+    advice = "A second mode decays almost as slowly, so that no single law is left at long times."
+    raise NotConverged(what, "DIVERGED_ITS", _ITERATIONS, change, capacity.solver.prefix, advice)
 
 
-def _invert(gen: Generator, capacity: CapacitySolver, u: PETSc.Vec, F: PETSc.Vec) -> tuple[float, PETSc.Vec]:
-    """w = K⁻¹Mu with wᵀMw = 1, and its rate wᵀKw; ``F`` is room for Mu."""
-    gen.M.mult(u, F)
+def _constant(gen: Generator) -> PETSc.Vec:
+    u = gen.M.createVecRight()
+    u.set(1.0)
+    return u
+
+
+def _squared(gen: Generator, u: PETSc.Vec) -> float:
+    return float(u.dot(gen.M * u))
+
+
+def _invert(gen: Generator, capacity: CapacitySolver, u: PETSc.Vec) -> tuple[float, PETSc.Vec]:
+    """w = K⁻¹Mu with wᵀMw = 1, and its rate wᵀKw."""
+    F = gen.M * u
     w = capacity.solve(F)
-    energy = w.dot(F)
-    gen.M.mult(w, F)
-    squared = w.dot(F)
+    energy, squared = w.dot(F), _squared(gen, w)
     w.scale(1.0 / np.sqrt(squared))
     return float(energy / squared), w
 
 
 def estimated_rate(gen: Generator) -> float:
     """Rate of the slowest decay by one inverse iteration: from above, close at high barriers (collective)."""
-    u, F = gen.M.createVecRight(), gen.M.createVecLeft()
-    u.set(1.0)
-    rate, w = _invert(gen, capacity_solver(gen, "slowest mode"), u, F)
-    for v in (u, F, w):
-        v.destroy()
-    return rate
+    return _invert(gen, capacity_solver(gen, "slowest mode"), _constant(gen))[0]

@@ -18,21 +18,16 @@ from functools import lru_cache
 from math import comb, factorial, prod
 from typing import Any
 
-from mpi4py import MPI
-
 import basix
 import numpy as np
-import numpy.typing as npt
 import ufl
 from dolfinx import fem, la
 
 from .. import _compat
 from .._log import logger
-from .._sample import degree, lagrange, lattice
+from .._sample import Array, degree, lagrange, lattice, neighbours, own_cells, smallest, total
 from . import _nonnegative
 from .generator import Generator, derived
-
-Array = npt.NDArray[Any]
 
 _SUBDIVISION = {1: 16, 2: 4, 3: 2}  # of each edge
 # relative to the cell's mean: what a limited cell stays above zero, so that rounding in an evaluation does not show
@@ -77,17 +72,21 @@ class Limiter:
         known = lagrange(V)
         if known is None:
             raise ValueError(f"densities are limited on Lagrange or DG spaces, not on {V.ufl_element()}.")
-        self.V, mesh, k = V, V.mesh, degree(V)
+        self.V, mesh, k, dim = V, V.mesh, degree(V), V.mesh.topology.dim
+        self.comm, self.owned, self.cells = mesh.comm, len(own_cells(mesh)), mesh.topology.index_map(dim).size_global
         self.target = V if known[0] == "DG" else fem.functionspace(mesh, ("DG", k))
-        dim = mesh.topology.dim
-        self.owned = mesh.topology.index_map(dim).size_local
-        self.cells = mesh.topology.index_map(dim).size_global
-        one, x = ufl.as_ufl(1.0), ufl.SpatialCoordinate(mesh)
-        self.weights: Array = self._integrals(one)
+        x = ufl.SpatialCoordinate(mesh)
+        self.weights = self._integrals(ufl.as_ufl(1.0))
         self.volumes: Array = self.weights.sum(axis=1)
-        self._moments: Array = np.stack([self._integrals(x[i]) for i in range(dim)], axis=2)[: self.owned]
+        self._moments = np.stack([self._integrals(x[i]) for i in range(dim)], axis=2)[: self.owned]
+        self._diameters = self.volumes[: self.owned] ** (1 / dim)
         self._cells = fem.Function(fem.functionspace(mesh, ("DG", 0)))
-        self._neighbours = _facet_neighbours(mesh)
+        mesh.topology.create_entities(dim - 1)
+        facets = mesh.topology.index_map(dim - 1)
+        pairs = neighbours(mesh, np.arange(facets.size_local + facets.num_ghosts))[0]
+        pairs = pairs[(pairs >= 0).all(axis=1)]
+        pairs = np.concatenate([pairs, pairs[:, ::-1]])
+        self._neighbours = pairs[pairs[:, 0] < self.owned].T  # an owned cell, and one across a facet
         element = V.element.basix_element
         self._whole, self._parts = (_bernstein(element, dim, n) for n in (1, _SUBDIVISION[dim]))
         self._modes, self._to_modes, degrees = _legendre(element, dim)
@@ -97,8 +96,8 @@ class Limiter:
 
     def _integrals(self, factor: Any) -> Array:
         """∫ factor φ_i over each local cell, ghosts included, shape (cells, n)."""
-        mesh, k = self.V.mesh, degree(self.V)
-        order = k + 1 + mesh.topology.dim * (_compat.coordinate_map(mesh).degree - 1)
+        mesh = self.V.mesh
+        order = degree(self.V) + 1 + mesh.topology.dim * (_compat.coordinate_map(mesh).degree - 1)
         dx = ufl.dx(domain=mesh, metadata={"quadrature_degree": order})
         found = fem.Function(self.target)
         fem.assemble_vector(found.x.array, fem.form(factor * ufl.TestFunction(self.target) * dx))
@@ -111,19 +110,16 @@ class Limiter:
 
     def minimum(self, function: fem.Function) -> float:
         """Smallest value on a lattice in each cell, nodes and points between them (collective)."""
-        values = function.x.array[self.V.dofmap.list[: self.owned]] @ self._lattice.T
-        return float(self.V.mesh.comm.allreduce(float(values.min(initial=np.inf)), op=MPI.MIN))
+        return smallest(self.comm, function.x.array[self.V.dofmap.list[: self.owned]] @ self._lattice.T)
 
     def masses(self, means: Array) -> tuple[float, float]:
         """Integrals of the cell means and of their positive part (collective)."""
         parts = self.volumes[: self.owned] * means[: self.owned]
-        total = self._sum(np.array([parts.sum(), np.maximum(parts, 0.0).sum()]))
-        return float(total[0]), float(total[1])
+        whole, positive = total(self.comm, [parts.sum(), np.maximum(parts, 0.0).sum()])
+        return float(whole), float(positive)
 
-    def _sum(self, local: Array) -> Array:
-        total = np.zeros_like(local)
-        self.V.mesh.comm.Allreduce(local, total, op=MPI.SUM)
-        return total
+    def _any(self, cells: Array) -> bool:
+        return bool(self.comm.allreduce(int(cells.sum())))
 
     def _gathered(self, local: Array) -> Array:
         """A value per local cell, to which other ranks have contributed at their ghosts (collective)."""
@@ -134,24 +130,18 @@ class Limiter:
 
     def _settle(self, means: Array, mass: float) -> Array:
         """Non-negative cell means with the same mass (collective)."""
-        total = means * self.volumes
+        (i, j), held, n = self._neighbours, means * self.volumes, len(means)
         for _ in range(_SWEEPS):
-            if not self.V.mesh.comm.allreduce(int((total[: self.owned] < 0).sum()), op=MPI.SUM):
+            if not self._any(held[: self.owned] < 0):
                 break
-            i, j = self._neighbours  # i owned, j across a facet
-            share = np.where(total[i] < 0, np.maximum(total[j], 0.0), 0.0)
-            wealth = np.bincount(i, share, minlength=len(total))
+            share = np.where(held[i] < 0, np.maximum(held[j], 0.0), 0.0)
+            wealth = np.bincount(i, share, minlength=n)
             # what neighbours cannot bear stays a deficit of the cell
-            taken = np.minimum(np.maximum(-total, 0.0), wealth)
-            moved = np.divide(taken, wealth, out=np.zeros_like(total), where=wealth > 0)[i] * share
-            change = np.bincount(i, moved, minlength=len(total)) - np.bincount(j, moved, minlength=len(total))
-            total = total + self._gathered(change)
-        settled = np.maximum(total / self.volumes, 0.0)
+            taken = np.minimum(np.maximum(-held, 0.0), wealth)
+            moved = np.divide(taken, wealth, out=np.zeros(n), where=wealth > 0)[i] * share
+            held = held + self._gathered(np.bincount(i, moved, minlength=n) - np.bincount(j, moved, minlength=n))
+        settled = np.maximum(held / self.volumes, 0.0)
         return settled * (mass / self.masses(settled)[1])
-
-    def __call__(self, function: fem.Function) -> fem.Function:
-        """The density made non-negative, see :func:`make_nonnegative` (collective)."""
-        return self.limit(function).function
 
     def limit(self, function: fem.Function) -> Limited:
         """The density made non-negative, and what that changed (collective).
@@ -167,7 +157,7 @@ class Limiter:
         new = self._settle(means, mass)
         low = self._lower(c) < _MARGIN * means[: self.owned]
         low |= abs(new - means)[: self.owned] > 1e-13 * abs(means[: self.owned])
-        if not self.V.mesh.comm.allreduce(int(low.sum()), op=MPI.SUM):
+        if not self._any(low):
             return Limited(function, 0.0, np.zeros(self._moments.shape[2]))
         limited = self._within(c, means[: self.owned], new, low, mass)
         answer = fem.Function(self.target, name=function.name)
@@ -185,7 +175,8 @@ class Limiter:
     def _within(self, c: Array, means: Array, new: Array, low: Array, mass: float) -> Array:
         """Non-negative coefficients of the cells ``low`` and of those that take over moments (collective)."""
         mean, volumes = new[: self.owned], self.volumes[: self.owned]
-        modes = np.divide(c @ self._to_modes.T, means[:, None], out=np.zeros(self._shape), where=means[:, None] > 0)
+        modes = np.zeros((self.owned, len(self._weight)))
+        np.divide(c @ self._to_modes.T, means[:, None], out=modes, where=means[:, None] > 0)
         wanted = np.einsum("ci,cid->cd", c, self._moments)
         limited = c * np.divide(mean, means, out=np.zeros_like(means), where=means > 0)[:, None]
         floor, todo = _NEGLIGIBLE * mass / self.cells, low
@@ -196,14 +187,10 @@ class Limiter:
             missing = wanted - np.einsum("ci,cid->cd", limited, self._moments)
             passed = self._pass_on(missing, new * self.volumes)
             todo = (passed != 0).any(axis=1)
-            if not self.V.mesh.comm.allreduce(int(todo.sum()), op=MPI.SUM):
+            if not self._any(todo):
                 break
             wanted = wanted + passed
         return limited
-
-    @property
-    def _shape(self) -> tuple[int, int]:
-        return self.owned, len(self._weight)
 
     def _nearest(self, modes: Array, wanted: Array, mean: Array, floor: Array, cells: Array) -> Array:
         """Nodal values of the admissible polynomials nearest to the given ones with the wanted first moments."""
@@ -237,7 +224,7 @@ class Limiter:
         i, j = self._neighbours
         wealth = np.bincount(i, masses[j], minlength=n)
         size = np.linalg.norm(missing, axis=1)
-        lacking = size > 1e-9 * self._sum(np.array([masses[: self.owned] @ self._diameters]))[0] / self.cells
+        lacking = size > 1e-9 * float(total(self.comm, masses[: self.owned] @ self._diameters)) / self.cells
         lacking &= wealth[: self.owned] > 0
         passed = np.empty_like(missing)
         share = np.divide(masses[j], wealth[i], out=np.zeros(len(i)), where=lacking[i])
@@ -247,26 +234,22 @@ class Limiter:
         passed[lacking] -= missing[lacking]
         return passed
 
-    @property
-    def _diameters(self) -> Array:
-        return np.asarray(self.volumes[: self.owned] ** (1 / self.V.mesh.topology.dim))
-
     def _compare(self, answer: fem.Function, change: Array, mass: float) -> Limited:
-        volumes, dim = self.volumes[: self.owned], self.V.mesh.topology.dim
+        volumes = self.volumes[: self.owned]
         moved = 0.5 * volumes * abs(change @ self._lattice.T).mean(axis=1)
-        moments = np.einsum("ci,cid->d", change, self._moments)
-        total = self._sum(np.array([moved.sum(), *moments])) / mass
-        worst = int(np.argmax(moved)) if len(moved) else 0
-        center = self._moments[worst].sum(axis=0) / volumes[worst] if len(moved) else np.zeros(dim)
-        most = self.V.mesh.comm.allgather((float(moved[worst]) if len(moved) else 0.0, center.tolist()))
-        place = ", ".join(f"{x:.4g}" for x in max(most)[1])
-        if total[0] > _WORTH_SAYING:
+        shift = total(self.comm, [moved.sum(), *np.einsum("ci,cid->d", change, self._moments)]) / mass
+        if shift[0] > _WORTH_SAYING:
+            worst = np.argsort(moved)[-1:]
+            centers = (self._moments[worst].sum(axis=1) / volumes[worst, None]).tolist()
+            most = max(
+                pair for rank in self.comm.allgather(list(zip(moved[worst], centers, strict=True))) for pair in rank
+            )
             logger.warning(
                 "%s: the mesh does not resolve it, and making it non-negative has moved %.2g of its mass inside cells "
                 "and between neighbours, most of it near (%s). Refine there, or take .raw, whose moments are right.",
-                answer.name, total[0], place,
+                answer.name, shift[0], ", ".join(f"{x:.4g}" for x in most[1]),
             )  # fmt: skip
-        return Limited(answer, float(total[0]), total[1:])
+        return Limited(answer, float(shift[0]), shift[1:])
 
 
 def make_nonnegative(function: fem.Function) -> fem.Function:
@@ -283,25 +266,13 @@ def make_nonnegative(function: fem.Function) -> fem.Function:
     Raises:
         ValueError: another element, or the integral is not positive.
     """
-    return Limiter(function.function_space)(function)
+    return Limiter(function.function_space).limit(function).function
 
 
 @derived
 def limiter(gen: Generator) -> Limiter:
     """The limiter of a generator's densities, made once (collective)."""
     return Limiter(gen.V)
-
-
-def _facet_neighbours(mesh: Any) -> tuple[Array, Array]:
-    """Pairs of an owned cell and a local one across a facet."""
-    dim = mesh.topology.dim
-    mesh.topology.create_connectivity(dim - 1, dim)
-    cells = mesh.topology.connectivity(dim - 1, dim)
-    interior = np.flatnonzero(np.diff(cells.offsets) == 2)
-    i, j = cells.array[cells.offsets[interior]], cells.array[cells.offsets[interior] + 1]
-    i, j = np.concatenate([i, j]), np.concatenate([j, i])
-    owned = i < mesh.topology.index_map(dim).size_local
-    return i[owned], j[owned]
 
 
 @lru_cache

@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Protocol
 
-from mpi4py import MPI
-
 import numpy as np
 from dolfinx import fem
 
 from .._answer import Answer, doubt, figures, need_steps, with_bar
+from .._sample import largest, smallest
 from .points import as_points, bounds, evaluate, locate
 
 __all__ = ["ErrorEstimate", "Level", "Limits", "Solution", "as_points", "bounds", "evaluate", "locate", "places"]
@@ -19,18 +18,15 @@ __all__ = ["ErrorEstimate", "Level", "Limits", "Solution", "as_points", "bounds"
 class ErrorEstimate(Protocol):
     """What a :class:`Solution` asks for its error bars."""
 
-    def at_start(self) -> np.ndarray:
-        """Error bars at the starts for which the question was asked (collective)."""
+    def at_start(self) -> np.ndarray: ...  # noqa: D102  error bars at the starts of the question (collective)
 
-    def at(self, points: Any) -> np.ndarray:
-        """Error bars at points (collective)."""
+    def at(self, points: Any) -> np.ndarray: ...  # noqa: D102  at points (collective)
 
 
 class Limits(Protocol):
     """What makes densities non-negative, a :class:`.positivity.Limiter`."""
 
-    def limit(self, function: fem.Function) -> Any:
-        """The non-negative ``function``, and what that changed: ``stats()`` (collective)."""
+    def limit(self, function: fem.Function) -> Any: ...  # noqa: D102  the function, and what changed (collective)
 
 
 @dataclass(frozen=True)
@@ -87,19 +83,10 @@ class Solution(Answer):
         generator: Any = None,
         history: Sequence[Level] = (),
     ):
-        self._raw = function
-        self._stats = stats
-        self._name = name
-        self._estimate = estimate
-        self._limiter = limiter
+        self._raw, self._stats, self._name, self._estimate, self._limiter = function, stats, name, estimate, limiter
         self._limited = function if limiter is None else None
-        self._start = start
-        self._value = value
-        self._error = error
-        self._unit = unit
-        self._generator = generator
-        self._history = tuple(history)
-        self._range = _range(function)
+        self._start, self._value, self._error, self._unit = start, value, error, unit
+        self._generator, self._history, self._range = generator, tuple(history), _range(function)
         function.name = name.replace(" ", "_")
 
     raw = property(lambda self: self._raw, doc="What the discretisation gave.")
@@ -230,7 +217,5 @@ def places(start: Any) -> list[str]:
 
 def _range(function: fem.Function) -> tuple[float, float]:
     """Smallest and largest nodal value (collective)."""
-    values = function.x.array
-    local, extreme = np.array([values.min(initial=np.inf), -values.max(initial=-np.inf)]), np.empty(2)
-    function.function_space.mesh.comm.Allreduce(local, extreme, op=MPI.MIN)
-    return float(extreme[0]), float(-extreme[1])
+    comm, values = function.function_space.mesh.comm, function.x.array
+    return smallest(comm, values), largest(comm, values)

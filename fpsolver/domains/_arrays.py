@@ -1,6 +1,7 @@
 """Meshes of simplices as plain arrays on one rank."""
 
 from dataclasses import dataclass, field
+from math import comb
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,11 @@ class RawMesh:
         return RawMesh(self.points[:0], self.cells[:0], self.degree, facets, groups)
 
 
+def opposite(d: int) -> Array:
+    """The other vertices of a simplex for each of its vertices, shape (d + 1, d): facet i is opposite to vertex i."""
+    return np.array([[v for v in range(d + 1) if v != i] for i in range(d + 1)])
+
+
 def tidy(
     points: Array,
     cells: Array,
@@ -54,21 +60,16 @@ def tidy(
 ) -> RawMesh:
     """Drop unused nodes and coordinates that do not vary, and refuse what is no mesh of a region of R^dim.
 
-    Args:
-        points: nodes, shape (nodes, 1 to 3).
-        cells: nodes of each cell in DOLFINx order.
-        degree: of the cells.
-        facets: vertices of named facets, on the boundary or inside.
-        source: what they come from, for messages.
-        groups: rows of ``cells`` in named regions.
+    From nodes (nodes, 1 to 3), nodes of each cell in DOLFINx order, vertices of named facets on the boundary or inside,
+    and rows of ``cells`` in named regions; ``source`` is what messages call them.
     """
-    dim = _dimension(cells.shape[1], degree)
+    dim = next(d for d in (1, 2, 3) if comb(d + degree, d) == cells.shape[1])
     points = np.asarray(points, dtype=np.float64)
     check_numbers(cells, len(points), source)
     for name, vertices in facets.items():
         check_numbers(vertices, len(points), f"{source}: part {name!r}")
     used, cells = np.unique(cells, return_inverse=True)
-    cells = cells.reshape(-1, _nodes(dim, degree))
+    cells = cells.reshape(-1, comb(dim + degree, dim))
     number = np.full(len(points), -1, dtype=np.int64)
     number[used] = np.arange(len(used))
     points = points[used]
@@ -102,11 +103,3 @@ def _in_its_plane(points: Array, dim: int, source: str) -> Array:
         where = ("at a point", "on a line", "in a plane")[dim - 1]
         raise ValueError(f"{source} is a {SHAPES[dim]} mesh whose nodes lie {where}: its cells are without volume")
     return np.ascontiguousarray(points[:, varies])
-
-
-def _nodes(dim: int, degree: int) -> int:
-    return int(np.prod([degree + i for i in range(1, dim + 1)]) // np.prod(range(1, dim + 1)))
-
-
-def _dimension(nodes: int, degree: int) -> int:
-    return next(d for d in (1, 2, 3) if _nodes(d, degree) == nodes)

@@ -1,5 +1,6 @@
 """Whether cells form a mesh: what a file must not have is found on one rank, and named by where it is."""
 
+from collections.abc import Callable
 from itertools import chain
 from typing import Any
 
@@ -13,46 +14,39 @@ ZERO = 1e-9
 """Barycentric coordinates below this count as zero."""
 
 
+def _refuse(bad: Array, message: Callable[[int], str]) -> None:
+    """Raise what the message says of the first bad one."""
+    if bad.any():
+        raise ValueError(message(int(np.argmax(bad))))
+
+
 def check_numbers(cells: Array, nodes: int, source: str) -> None:
     """Refuse cells with nodes that do not exist, or with one node twice."""
-    wrong = ((cells < 0) | (cells >= nodes)).any(axis=1)
-    if wrong.any():
-        first = int(np.argmax(wrong))
-        raise ValueError(
-            f"{source} has {wrong.sum()} cells with nodes that do not exist: cell {first} has the nodes "
-            f"{cells[first].tolist()}; numbers from 0 to {nodes - 1} were expected"
-        )
     ordered = np.sort(cells, axis=1)
-    twice = (ordered[:, 1:] == ordered[:, :-1]).any(axis=1)
-    if twice.any():
-        first = int(np.argmax(twice))
-        raise ValueError(
-            f"{source} has {twice.sum()} degenerate cells: cell {first} has the nodes {cells[first].tolist()}; "
-            "different ones were expected"
-        )
+    wrong, twice = (ordered[:, 0] < 0) | (ordered[:, -1] >= nodes), (ordered[:, 1:] == ordered[:, :-1]).any(axis=1)
+    _refuse(wrong, lambda i: (
+        f"{source} has {wrong.sum()} cells with nodes that do not exist: cell {i} has the nodes {cells[i].tolist()}; "
+        f"numbers from 0 to {nodes - 1} were expected"
+    ))  # fmt: skip
+    _refuse(twice, lambda i: (
+        f"{source} has {twice.sum()} degenerate cells: cell {i} has the nodes {cells[i].tolist()}; different ones were "
+        "expected"
+    ))  # fmt: skip
 
 
 def check_cells(points: Array, cells: Array, source: str) -> None:
-    """Refuse straight cells without volume, and cells that are listed twice.
-
-    Args:
-        points: coordinates, shape (nodes, d).
-        cells: vertices, shape (cells, d + 1).
-        source: what they come from.
-    """
+    """Refuse straight cells without volume, and cells that are listed twice."""
     edges = points[cells[:, 1:]] - points[cells[:, :1]]
     flat = np.abs(np.linalg.det(edges)) <= 1e-13 * np.abs(edges).max(axis=(1, 2)) ** points.shape[1]
-    if flat.any():
-        raise ValueError(
-            f"{source} has {flat.sum()} cells without volume, one of them at {_place(points[cells[np.argmax(flat)]])}; "
-            "mesh the geometry again"
-        )
+    _refuse(flat, lambda i: (
+        f"{source} has {flat.sum()} cells without volume, one of them at {_place(points[cells[i]])}; mesh the geometry "
+        "again"
+    ))  # fmt: skip
     _, order, start, count = equal_rows(np.sort(cells, axis=1))
-    if len(start) < len(cells):
-        at = _place(points[cells[order[start[np.argmax(count)]]]])
-        raise ValueError(
-            f"{source} lists {len(cells) - len(start)} cells twice, one of them at {at}; write each cell once"
-        )
+    _refuse(count > 1, lambda i: (
+        f"{source} lists {len(cells) - len(start)} cells twice, one of them at "
+        f"{_place(points[cells[order[start[i]]]])}; write each cell once"
+    ))  # fmt: skip
 
 
 def check_conforms(points: Array, cells: Array, source: str) -> None:
@@ -60,30 +54,22 @@ def check_conforms(points: Array, cells: Array, source: str) -> None:
 
     Facets must belong to one or two cells, on both sides of it, and no vertex may lie inside another cell's facet;
     where that holds, cells can only overlap if something at the boundary lies inside a cell.
-
-    Args:
-        points: coordinates, shape (nodes, d).
-        cells: vertices, shape (cells, d + 1).
-        source: what they come from.
     """
     d = cells.shape[1] - 1
     facets = np.concatenate([np.delete(cells, i, axis=1) for i in range(d + 1)])  # facet i is opposite to vertex i
     owner, opposite = np.tile(np.arange(len(cells)), d + 1), np.repeat(np.arange(d + 1), len(cells))
     _, order, start, count = equal_rows(np.sort(facets, axis=1))
-    if count.max() > 2:
-        at = _place(points[facets[order[start[np.argmax(count)]]]])
-        raise ValueError(
-            f"{source} has {(count > 2).sum()} facets of more than two cells: {count.max()} cells share the one at {at}"
-        )
+    _refuse(count > 2, lambda i: (
+        f"{source} has {(count > 2).sum()} facets of more than two cells: {count[i]} cells share the one at "
+        f"{_place(points[facets[order[start[i]]]])}"
+    ))  # fmt: skip
     a, b = order[start[count == 2]], order[start[count == 2] + 1]
     beyond = _barycentric(points, cells[owner[a]], points[cells[owner[b], opposite[b]]])
     same = np.take_along_axis(beyond, opposite[a][:, None], axis=1)[:, 0] >= 0
-    if same.any():
-        at = _place(points[facets[a[np.argmax(same)]]])
-        raise ValueError(
-            f"{source} has cells that overlap: {same.sum()} pairs lie on the same side of the facet that they share, "
-            f"one of them at {at}"
-        )
+    _refuse(same, lambda i: (
+        f"{source} has cells that overlap: {same.sum()} pairs lie on the same side of the facet that they share, one "
+        f"of them at {_place(points[facets[a[i]]])}"
+    ))  # fmt: skip
     outer = order[start[count == 1]]
     if d > 1:
         _check_hanging(points, facets[outer], source)
@@ -93,9 +79,7 @@ def check_conforms(points: Array, cells: Array, source: str) -> None:
 def _check_hanging(points: Array, facets: Array, source: str) -> None:
     """Refuse vertices of the boundary that lie in the middle of a facet of it."""
     nodes = np.unique(facets)
-    middle = points[facets].mean(axis=1)
-    radius = np.linalg.norm(points[facets] - middle[:, None], axis=2).max(axis=1)
-    which, node = _near(points[nodes], middle, radius)
+    which, node, radius = _near(points[nodes], points[facets])
     node = nodes[node]
     which, node = (v[(facets[which] != node[:, None]).all(axis=1)] for v in (which, node))
     corners, x = points[facets[which]], points[node]
@@ -105,13 +89,11 @@ def _check_hanging(points: Array, facets: Array, source: str) -> None:
     lowest = np.minimum(within.min(axis=1, initial=1.0), 1.0 - within.sum(axis=1))
     apart = np.linalg.norm(corners - x[:, None], axis=2).min(axis=1, initial=np.inf) > 1e-6 * radius[which]
     hanging = (lowest > -ZERO) & (distance < 1e-9 * radius[which]) & apart
-    if hanging.any():
-        i = int(np.argmax(hanging))
-        raise ValueError(
-            f"{source} has hanging nodes: {len(np.unique(node[hanging]))} vertices lie inside a facet of another cell, "
-            f"for example ({_coordinates(x[i])}) in the one at {_place(corners[i])}, so that the cells are not "
-            "connected there; divide those cells too"
-        )
+    _refuse(hanging, lambda i: (
+        f"{source} has hanging nodes: {len(np.unique(node[hanging]))} vertices lie inside a facet of another cell, for "
+        f"example ({_coordinates(x[i])}) in the one at {_place(corners[i])}, so that the cells are not connected there;"
+        " divide those cells too"
+    ))  # fmt: skip
 
 
 def _check_overlap(points: Array, cells: Array, facets: Array, outer: Array, source: str) -> None:
@@ -119,25 +101,17 @@ def _check_overlap(points: Array, cells: Array, facets: Array, outer: Array, sou
     x = np.concatenate([points[np.unique(facets)], points[facets].mean(axis=1), points[cells[outer]].mean(axis=1)])
     own = np.full(len(x), -1)
     own[len(x) - len(outer) :] = outer
-    middle = points[cells].mean(axis=1)
-    radius = np.linalg.norm(points[cells] - middle[:, None], axis=2).max(axis=1)
-    which, at = _near(x, middle, radius)
+    which, at, _ = _near(x, points[cells])
     which, at = (v[own[at] != which] for v in (which, at))
     inside = _barycentric(points, cells[which], x[at]).min(axis=1, initial=1.0) > 1e-6
-    if inside.any():
-        i = int(np.argmax(inside))
-        raise ValueError(
-            f"{source} has cells that overlap: ({_coordinates(x[at[i]])}) belongs to the boundary or to a cell at it, "
-            f"and lies inside the cell at {_place(points[cells[which[i]]])} as well"
-        )
+    _refuse(inside, lambda i: (
+        f"{source} has cells that overlap: ({_coordinates(x[at[i]])}) belongs to the boundary or to a cell at it, and "
+        f"lies inside the cell at {_place(points[cells[which[i]]])} as well"
+    ))  # fmt: skip
 
 
 def equal_rows(rows: Array) -> tuple[Array, Array, Array, Array]:
-    """Group equal rows of integers.
-
-    Returns:
-        The group of each row; an order of the rows in which groups follow each other; their starts and lengths in it.
-    """
+    """Group equal rows: group of each row, an order in which groups follow each other, their starts and lengths."""
     order = np.lexsort(rows.T[::-1])
     ordered = rows[order]
     new = np.ones(len(rows), dtype=bool)
@@ -148,15 +122,16 @@ def equal_rows(rows: Array) -> tuple[Array, Array, Array, Array]:
     return number, order, start, np.diff(np.append(start, len(rows)))
 
 
-def _near(x: Array, centers: Array, radii: Array) -> tuple[Array, Array]:
-    """Pairs (ball, point) of the points in each ball."""
+def _near(x: Array, corners: Array) -> tuple[Array, Array, Array]:
+    """Pairs (simplex, point) of the points in a ball around each simplex, and the radii of the balls."""
+    centers = corners.mean(axis=1)
+    radii = np.linalg.norm(corners - centers[:, None], axis=2).max(axis=1)
     tree, reach = cKDTree(x), radii * (1 + 1e-9)
     nearest = tree.query(centers, distance_upper_bound=float(reach.max(initial=0.0)))[0]
     some = np.flatnonzero(nearest <= reach)  # few, where the points are those of the boundary
     found = tree.query_ball_point(centers[some], reach[some], return_sorted=False)
     sizes = np.fromiter(map(len, found), np.int64, len(found))
-    points = np.fromiter(chain.from_iterable(found), np.int64, int(sizes.sum()))
-    return np.repeat(some, sizes), points
+    return np.repeat(some, sizes), np.fromiter(chain.from_iterable(found), np.int64, int(sizes.sum())), radii
 
 
 def _barycentric(points: Array, cells: Array, x: Array) -> Array:

@@ -13,8 +13,8 @@ import numpy as np
 
 from . import _refine
 from ._arrays import Array, RawMesh
-from ._measure import Fit, Inside, measured
-from ._parts import NUDGE
+from ._measure import Fit, measured
+from ._parts import NUDGE, Inside
 from ._tables import along, boundary_of, edges_of, faces_of, find, normals_of, split
 
 _SAMPLES = 32  # of a marker along an edge: what is shorter than their distance may be missed
@@ -26,13 +26,7 @@ _PASSES = 12  # each cuts an edge once
 
 
 def follow(raw: RawMesh, inside: Inside, on_boundary: bool) -> Fit:
-    """Let a mesh follow the marker of a part of its boundary, or of a region.
-
-    Args:
-        raw: the whole mesh.
-        inside: takes points (n, dim) and returns n booleans.
-        on_boundary: whether facets of the boundary are marked, or cells.
-    """
+    """Let a mesh follow the marker of a part of its boundary, or of a region."""
     parent: Array = np.arange(len(raw.cells))
     raw = _warped(raw, inside, on_boundary)
     for _ in range(_PASSES):
@@ -50,11 +44,7 @@ def follow(raw: RawMesh, inside: Inside, on_boundary: bool) -> Fit:
 def changes(raw: RawMesh, inside: Inside, outer: Array | None, corners: bool = True) -> tuple[Array, Array]:
     """Edges on which the marker changes away from their ends, and where, as a fraction from the lower vertex.
 
-    Args:
-        raw: the mesh.
-        inside: the marker.
-        outer: vertices of the boundary's facets if only their edges matter, else None.
-        corners: whether to leave out changes that are no more than a tolerance around a corner.
+    Of the boundary's facets ``outer`` alone if they are given, there without ``corners`` that it reaches around.
     """
     pairs, t = _crossings(raw, inside, outer)
     length = np.linalg.norm(raw.points[pairs[:, 1]] - raw.points[pairs[:, 0]], axis=1)
@@ -179,17 +169,13 @@ def _may_move(raw: RawMesh, vertex: Array, shift: Array) -> Array:
     """Whether vertices may go in these directions: in the planes of the boundary and of what is marked."""
     faces, of_cell = faces_of(raw)
     count = np.bincount(of_cell.ravel(), minlength=len(faces))
-    kept, flat = count == 1, np.ones(len(vertex), dtype=bool)
+    kept = count == 1
     fixed = np.zeros(int(raw.cells.max()) + 1, dtype=bool)
+    for rows in raw.groups.values():
+        inner = np.bincount(of_cell[np.unique(rows)].ravel(), minlength=len(faces))
+        kept |= (inner == 1) & (count == 2)
     if raw.degree > 1 or raw.dim == 1:
         fixed[faces[kept]] = True
-    for rows in raw.groups.values():
-        member = np.zeros(len(raw.cells), dtype=bool)
-        member[rows] = True
-        inner = np.bincount(of_cell[member].ravel(), minlength=len(faces))
-        kept |= (inner == 1) & (count == 2)
-        if raw.dim == 1 or raw.degree > 1:
-            fixed[faces[(inner == 1) & (count == 2)]] = True
     outer = np.unique(faces[count == 1])
     for vertices in raw.facets.values():  # ends of parts
         mine = find(vertices, faces) if len(vertices) else np.zeros(len(faces), dtype=bool)
@@ -199,15 +185,11 @@ def _may_move(raw: RawMesh, vertex: Array, shift: Array) -> Array:
         fixed[ends[rest[ends]]] = True
         fixed[np.setdiff1d(ends, outer)] = True
     plane = faces[kept]
-    normals = normals_of(raw.points[plane])
-    around: dict[int, list[int]] = {}
-    wanted = {int(v) for v in vertex}
-    for k in map(int, np.flatnonzero(np.isin(plane, vertex).any(axis=1))):
-        for v in map(int, plane[k]):
-            if v in wanted:
-                around.setdefault(v, []).append(k)
-    for i, v in enumerate(map(int, vertex)):
-        if v in around:
-            n = normals[around[v]]
-            flat[i] = (np.abs(n @ shift[i]) <= 1e-9 * np.linalg.norm(shift[i])).all()
-    return flat & ~fixed[vertex]
+    order = np.argsort(plane, axis=None, kind="stable")
+    first, last = (np.searchsorted(plane.ravel()[order], vertex, side) for side in ("left", "right"))
+    number = last - first
+    i = np.repeat(np.arange(len(vertex)), number)  # with each facet around that is kept
+    at = order[np.arange(len(i)) - np.repeat(np.cumsum(number) - number - first, number)] // raw.dim
+    across = np.abs((normals_of(raw.points[plane])[at] * shift[i]).sum(axis=1))
+    held = i[across > 1e-9 * np.linalg.norm(shift[i], axis=1)]
+    return ~fixed[vertex] & ~np.isin(np.arange(len(vertex)), held)

@@ -9,29 +9,14 @@ from .. import _compat
 from .._errors import on_root, together
 from ._arrays import RawMesh
 from ._fit import changes, follow
-from ._measure import Fit, Inside
-from ._parts import Marker
+from ._measure import Fit
+from ._parts import Inside
 
 if TYPE_CHECKING:
     from .domain import Domain
 
 ACCURACY = 1e-4  # of the measure of what is marked: meshes are refined at its edge until chords are as close
 ROUNDS = 4  # of refinement at most
-
-
-def as_inside(marker: Marker, what: str) -> Inside:
-    """The marker as a checked function of points (n, dim)."""
-
-    def inside(x: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
-        values = np.asarray(marker(np.ascontiguousarray(x.T)))
-        if values.shape != (len(x),) or values.dtype != bool:
-            raise ValueError(
-                f"the marker of the {what} returned {values.dtype} of shape {values.shape} for points of shape "
-                f"{x.T.shape}; expected booleans of shape {(len(x),)}, as from lambda x: x[0] > 0."
-            )
-        return values
-
-    return inside
 
 
 def gathered(domain: "Domain") -> RawMesh | None:
@@ -74,48 +59,38 @@ def changes_inside_facets(domain: "Domain", inside: Inside) -> bool:
     return bool(domain.comm.allreduce(int(some)))
 
 
-def followed(
-    domain: "Domain", name: str, inside: Inside, on_boundary: bool, accuracy: float = ACCURACY, rounds: int = ROUNDS
-) -> tuple["Domain", Fit | None]:
-    """A domain in which a marked part or region is a set of facets or cells, refined where chords are too far off.
-
-    Returns:
-        The domain, which is the given one if a part ends where facets do, and on rank 0 how well it fits (collective).
-    """
+def followed(domain: "Domain", name: str, inside: Inside, on_boundary: bool) -> tuple["Domain", Fit | None]:
+    """A domain in which a marked part or region is a set of facets or cells, refined where chords are too far off."""
     comm = domain.comm
     turn = 0
     while True:
         raw = gathered(domain)
         fit = on_root(comm, lambda raw=raw: follow(raw, inside, on_boundary))  # type: ignore[misc]
-        coarse, levels = comm.bcast(_coarse(fit, accuracy) if fit else None, root=0)
-        if not len(coarse) or turn >= rounds:
+        coarse, levels = comm.bcast(_coarse(fit) if fit else None, root=0)
+        if not len(coarse) or turn >= ROUNDS:
             break
         # the rim of a part may become exact on the way, when edges meet its corners
-        levels = 1 if on_boundary else min(levels, rounds - turn)
+        levels = 1 if on_boundary else min(levels, ROUNDS - turn)
         domain, turn = _refined(domain, coarse, levels, inside), turn + levels
-    if on_boundary and comm.bcast(fit is not None and turn == 0 and _same(fit.raw, raw), root=0):
-        return domain, fit  # whose numbers of facets somebody may hold
     share = None
+    if fit:
+        unchanged = np.array_equal(fit.raw.points, raw.points) and np.array_equal(fit.raw.cells, raw.cells)  # type: ignore[union-attr]
+    if on_boundary and comm.bcast(fit is not None and turn == 0 and unchanged, root=0):
+        return domain, fit  # whose numbers of facets somebody may hold
     if fit:
         share = fit.raw
         if fit.surface is None:
             share.groups[name] = np.flatnonzero(fit.inside)  # whose edge the next region leaves where it is
         else:
             share.facets[name] = fit.surface[fit.inside]
-    found = domain._distributed(share)
-    found._round = domain._round
-    return found, fit
+    return domain._distributed(share), fit
 
 
-def _same(a: RawMesh, b: RawMesh | None) -> bool:
-    return b is not None and np.array_equal(a.points, b.points) and np.array_equal(a.cells, b.cells)
-
-
-def _coarse(fit: Fit, accuracy: float) -> tuple[npt.NDArray[np.int64], int]:
+def _coarse(fit: Fit) -> tuple[npt.NDArray[np.int64], int]:
     """Cells to refine, and how often: what chords miss falls by four each time."""
-    if fit.size == 0 or not fit.defect > accuracy * fit.size:
+    if fit.size == 0 or not fit.defect > ACCURACY * fit.size:
         return fit.coarse[: 0 if fit.size else None], 1
-    return fit.coarse, int(np.ceil(0.5 * np.log2(fit.defect / (accuracy * fit.size))))
+    return fit.coarse, int(np.ceil(0.5 * np.log2(fit.defect / (ACCURACY * fit.size))))
 
 
 def _refined(domain: "Domain", coarse: npt.NDArray[np.int64], levels: int, inside: Inside) -> "Domain":

@@ -11,8 +11,8 @@ import numpy as np
 from .. import _compat
 from .._errors import import_optional
 from ._arrays import SHAPES, Array, RawMesh, tidy
-from ._balance import balance
 from ._conform import equal_rows
+from ._round import balance
 
 HOW_TO_NAME = (
     "Name the boundary before writing the file, in a gmsh script by 'Physical Curve(\"left\") = {4};' (in 3D 'Physical "

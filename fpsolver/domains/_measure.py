@@ -1,17 +1,13 @@
 """How well a mesh follows a marker: what is inside, and by how much chords miss it."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from . import _refine
-from ._arrays import Array, RawMesh
-from ._parts import NUDGE
-from ._tables import along, boundary_of, edges_of, faces_of, find, measures_of
-
-Inside = Callable[[npt.NDArray[np.float64]], npt.NDArray[np.bool_]]
+from ._arrays import Array, RawMesh, opposite
+from ._parts import NUDGE, Inside
+from ._tables import along, boundary_of, edges_of, faces_of, find, measures_of, numbers_of
 
 
 @dataclass(frozen=True)
@@ -20,21 +16,17 @@ class Fit:
 
     Attributes:
         raw: the mesh.
-        parent: the cell of the given mesh that each of its cells lies in.
         inside: which cells, or which facets of ``surface``, are inside.
         surface: vertices of the boundary's facets, if they are marked; None if cells are.
         size: measure of what is inside.
-        missing: how much larger the marked set is by the distance of chords from it; negative if smaller.
         defect: measure of the difference of both sets.
         coarse: cells of the given mesh to refine if the defect is too large, or in which something was missed.
     """
 
     raw: RawMesh
-    parent: Array
     inside: Array
     surface: Array | None
     size: float
-    missing: float
     defect: float
     coarse: Array
 
@@ -56,14 +48,13 @@ def measured(raw: RawMesh, parent: Array, inside: Inside, on_boundary: bool) -> 
         signed, sides = _distances(top, x, member, solid, inside)
         bad = np.abs(signed) > 0.05 * np.abs(signed).sum() / max(len(signed), 1)
         coarse = np.unique(sides[bad])
-    if on_boundary:
-        cells = _find_cells(raw, top[coarse]) if len(coarse) else coarse
-    else:
-        cells = np.union1d(coarse, _missed(raw, inside))
-    return Fit(
-        raw, parent, member, top if on_boundary else None, float(measure[member].sum()), float(signed.sum()),
-        float(np.abs(signed).sum()), np.unique(parent[cells.astype(np.int64)]),
-    )  # fmt: skip
+    if on_boundary and len(coarse):
+        faces, of_cell = faces_of(raw)
+        coarse = np.flatnonzero(find(top[coarse], faces)[of_cell].any(axis=1))
+    elif not on_boundary:
+        coarse = np.union1d(coarse, _missed(raw, inside)).astype(np.int64)
+    size, defect = float(measure[member].sum()), float(np.abs(signed).sum())
+    return Fit(raw, member, top if on_boundary else None, size, defect, np.unique(parent[coarse]))
 
 
 def _centers(raw: RawMesh, facets: Array) -> Array:
@@ -71,15 +62,8 @@ def _centers(raw: RawMesh, facets: Array) -> Array:
     if raw.dim != 2 or raw.degree == 1:
         return raw.points[facets].mean(axis=1)
     pairs, _, nodes, _ = edges_of(raw)
-    n = int(raw.cells.max()) + 1
-    low, high = facets.min(axis=1), facets.max(axis=1)
-    where = np.searchsorted(pairs[:, 0] * n + pairs[:, 1], low * n + high)
+    where = numbers_of(pairs, np.sort(facets, axis=1), int(raw.cells.max()) + 1)
     return along(raw.points[nodes[where]], np.array([0.5]))[:, 0]
-
-
-def _find_cells(raw: RawMesh, facets: Array) -> Array:
-    faces, of_cell = faces_of(raw)
-    return np.flatnonzero(find(facets, faces)[of_cell].any(axis=1))
 
 
 def _distances(top: Array, x: Array, member: Array, solid: Array, inside: Inside) -> tuple[Array, Array]:
@@ -89,8 +73,8 @@ def _distances(top: Array, x: Array, member: Array, solid: Array, inside: Inside
     Members that are not solid stand for a curved piece, and nothing is missed before the edges of these.
     """
     m = top.shape[1] - 1
-    opposite = np.array([[v for v in range(m + 1) if v != i] for i in range(m + 1)])
-    rows = np.sort(top[:, opposite].reshape(-1, m), axis=1)
+    others = opposite(m)
+    rows = np.sort(top[:, others].reshape(-1, m), axis=1)
     unique, which = np.unique(rows, axis=0, return_inverse=True)
     which = which.ravel()
     order = np.argsort(which, kind="stable")
@@ -102,7 +86,7 @@ def _distances(top: Array, x: Array, member: Array, solid: Array, inside: Inside
     sides, tops = sides[differ], tops[differ]
     swap = member[tops[:, 1]]  # the first is inside
     sides[swap], tops[swap] = sides[swap][:, ::-1], tops[swap][:, ::-1]
-    face = np.take_along_axis(x[tops[:, 0]], opposite[sides[:, 0] % (m + 1)][:, :, None], axis=1)
+    face = np.take_along_axis(x[tops[:, 0]], others[sides[:, 0] % (m + 1)][:, :, None], axis=1)
     middle, signed = face.mean(axis=1), np.zeros(len(face))
     for side, sign in ((1, 1.0), (0, -1.0)):
         apex = x[tops[:, side], sides[:, side] % (m + 1)] - middle

@@ -13,7 +13,7 @@ from dolfinx import mesh as dmesh
 
 from .. import _compat
 from ._arrays import SHAPES
-from ._parts import Facets
+from ._parts import Facets, find_boundary
 
 GHOSTS = dmesh.GhostMode.shared_facet
 
@@ -40,12 +40,18 @@ def check_mesh(mesh: dmesh.Mesh) -> None:
         )
 
 
-def end_exactly(mesh: dmesh.Mesh, low: Sequence[float], high: Sequence[float]) -> None:
-    """Put nodes on the ends of a box that rounding has left beside them: low + n (high − low)/n is not always high."""
-    x = mesh.geometry.x
-    for i, ends in enumerate(zip(low, high, strict=True)):
-        for end in ends:
-            x[np.abs(x[:, i] - end) <= 1e-14 * (abs(ends[0]) + abs(ends[1])), i] = end
+def sides(mesh: dmesh.Mesh, low: Sequence[float], high: Sequence[float], names: Sequence[str]) -> dict[str, Facets]:
+    """Facets of the sides of a box, for each coordinate the lower and the upper one (collective).
+
+    Nodes that rounding has left beside the ends are put on them: low + n (high − low)/n is not always high.
+    """
+    x, ends = mesh.geometry.x, list(zip(low, high, strict=True))
+    for i, both in enumerate(ends):
+        for end in both:
+            x[np.abs(x[:, i] - end) <= 1e-14 * (abs(both[0]) + abs(both[1])), i] = end
+    boundary = find_boundary(mesh)
+    on = [(boundary.corners[:, :, i] == end).all(axis=1) for i, both in enumerate(ends) for end in both]
+    return {name: boundary.facets[chosen] for name, chosen in zip(names, on, strict=True)}
 
 
 def create_mesh(

@@ -1,9 +1,7 @@
 """The boundary of a mesh, and the named parts it is divided into."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-
-from mpi4py import MPI
 
 import numpy as np
 import numpy.typing as npt
@@ -12,14 +10,40 @@ from dolfinx import mesh as dmesh
 from .. import _compat
 from .._errors import agree, together
 from .._log import logger
+from .._sample import largest, outer_sides, smallest
+from ._arrays import opposite
+from ._tables import find
 
 Facets = npt.NDArray[np.int32]
 Marker = Callable[[npt.NDArray[np.float64]], npt.NDArray[np.bool_]]
+Inside = Callable[[npt.NDArray[np.float64]], npt.NDArray[np.bool_]]
+"""A marker of points (n, dim), checked."""
 
 NUDGE = 1e-8
 """How far from a vertex, towards the middle of its facet, markers are looked at: on its side of an end there."""
 REST = "unnamed"
 """Name of the part that collects the boundary facets which no other part covers."""
+
+
+def as_inside(marker: Marker, what: str) -> Inside:
+    """The marker as a checked function of points (n, dim)."""
+
+    def inside(x: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+        try:
+            holds = np.asarray(marker(np.ascontiguousarray(x.T)))
+        except Exception as e:
+            raise ValueError(
+                f"the marker of the {what} raised {type(e).__name__}: {e} (it is called with an array of shape "
+                f"{x.T.shape})"
+            ) from e
+        if holds.shape != (len(x),) or holds.dtype != bool:
+            raise ValueError(
+                f"the marker of the {what} returned {holds.dtype} of shape {holds.shape} for points of shape "
+                f"{x.T.shape}; expected booleans of shape {(len(x),)}, as from lambda x: x[0] > 0"
+            )
+        return holds
+
+    return inside
 
 
 @dataclass(frozen=True)
@@ -40,63 +64,29 @@ class Boundary:
     nodes: npt.NDArray[np.int32]
     corners: npt.NDArray[np.float64]
 
-    def marked(self, marker: Marker) -> Facets:
-        """Facets on which the marker holds at the midpoint or by all vertices; the caller completes the messages."""
+    def marked(self, inside: Inside) -> Facets:
+        """Facets on which the marker holds at the midpoint or by all vertices."""
         n, dim, _ = self.corners.shape
         middle = self.corners.mean(axis=1)
         near = self.corners + NUDGE * (middle[:, None] - self.corners)
-        points = np.concatenate((middle, near.reshape(-1, dim))).T
-        try:
-            holds = np.asarray(marker(np.ascontiguousarray(points)))
-        except Exception as e:
-            raise ValueError(
-                f"raised {type(e).__name__}: {e} (it is called with an array of shape {points.shape})"
-            ) from e
-        if holds.shape != points.shape[1:] or holds.dtype != bool:
-            raise ValueError(
-                f"returned {holds.dtype} of shape {holds.shape} for points of shape {points.shape}; expected "
-                f"booleans of shape {points.shape[1:]}, as from lambda x: x[0] > 0"
-            )
+        holds = inside(np.concatenate((middle, near.reshape(-1, dim))))
         return self.facets[holds[:n] | holds[n:].reshape(n, dim).all(axis=1)]
 
     def find(self, mesh: dmesh.Mesh, vertices: npt.NDArray[np.int64]) -> Facets:
         """Those among facets that are given by the nodes of their vertices in the order of input, shape (m, dim)."""
         mine = np.asarray(mesh.geometry.input_global_indices)[self.nodes]
-        rows = np.sort(np.vstack((vertices, mine)), axis=1)
-        number = np.unique(rows, axis=0, return_inverse=True)[1].ravel()
-        return self.facets[np.isin(number[len(vertices) :], number[: len(vertices)])]
-
-    def extent(self, comm: MPI.Comm) -> str:
-        """Their bounding box in words (collective)."""
-        x = self.corners.reshape(-1, self.corners.shape[2])
-        low = np.min(comm.allgather(x.min(axis=0, initial=np.inf)), axis=0)
-        high = np.max(comm.allgather(x.max(axis=0, initial=-np.inf)), axis=0)
-        return " x ".join(f"[{a:.6g}, {b:.6g}]" for a, b in zip(low, high, strict=True))
+        return self.facets[find(vertices, np.sort(mine, axis=1))]
 
 
 def find_boundary(mesh: dmesh.Mesh) -> Boundary:
     """The boundary facets of a mesh of simplices (collective)."""
-    topology, dim = mesh.topology, mesh.topology.dim
-    topology.create_connectivity(dim - 1, dim)
-    topology.create_connectivity(dim, dim - 1)
-    facets = np.sort(dmesh.exterior_facet_indices(topology)).astype(np.int32)
-    to_cell, to_facet = topology.connectivity(dim - 1, dim), topology.connectivity(dim, dim - 1)
-    cells = to_cell.array[to_cell.offsets[facets]]
-    local = np.argmax(to_facet.array.reshape(-1, dim + 1)[cells] == facets[:, None], axis=1)
-    # the facets of an interval are its vertices; in other simplices facet i is opposite to vertex i
-    vertices = [[i] if dim == 1 else [j for j in range(dim + 1) if j != i] for i in range(dim + 1)]
-    nodes = _compat.geometry_dofmap(mesh)[cells[:, None], np.array(vertices)[local]]
+    dim = mesh.topology.dim
+    mesh.topology.create_connectivity(dim - 1, dim)
+    facets = np.sort(dmesh.exterior_facet_indices(mesh.topology)).astype(np.int32)
+    cells, local = outer_sides(mesh, facets).T
+    vertices = opposite(dim)[local] if dim > 1 else local[:, None]  # the facets of an interval are its vertices
+    nodes = _compat.geometry_dofmap(mesh)[cells[:, None], vertices]
     return Boundary(facets, cells, local, nodes, mesh.geometry.x[nodes][:, :, :dim])
-
-
-def sides(low: Sequence[float], high: Sequence[float], names: Sequence[str]) -> dict[str, Marker]:
-    """Markers of the sides of a box: for each coordinate the lower and the upper one."""
-
-    def side(i: int, value: float) -> Marker:
-        return lambda x: np.abs(x[i] - value) <= 1e-10 * (high[i] - low[i])
-
-    values = [v for pair in zip(low, high, strict=True) for v in pair]
-    return {name: side(k // 2, values[k]) for k, name in enumerate(names)}
 
 
 class Parts:
@@ -112,11 +102,14 @@ class Parts:
         self.boundary = find_boundary(mesh)
         self.facets: dict[str, Facets] = {}
 
-    def add(self, name: str, facets: Facets, why_empty: str = "it has no facet on the boundary") -> None:
+    def add(self, name: str, facets: Facets) -> None:
         """Name some facets of the boundary; an empty part is refused."""
         self.check_new(name)
         if self._comm.allreduce(len(facets)) == 0:
-            raise ValueError(f"the boundary part {name!r} is empty: {why_empty}")
+            x = self.boundary.corners.reshape(-1, self._mesh.geometry.dim).T
+            ends = [(smallest(self._comm, row), largest(self._comm, row)) for row in x]
+            where = " x ".join(f"[{a:.6g}, {b:.6g}]" for a, b in ends)
+            raise ValueError(f"the boundary part {name!r} is empty: no facet of the boundary, which lies in {where}")
         facets = np.array(facets, dtype=np.int32)
         facets.flags.writeable = False
         self.facets[name] = facets
@@ -144,27 +137,19 @@ class Parts:
         agree(self._comm, problem)
         self.add(name, found)
 
-    def marked(self, name: str, marker: Marker) -> Facets:
+    def marked(self, inside: Inside) -> Facets:
         """The facets on which a marker holds."""
         with together(self._comm):
-            try:
-                return self.boundary.marked(marker)
-            except Exception as e:
-                raise ValueError(f"the marker of the part {name!r} {e}") from e
+            return self.boundary.marked(inside)
 
-    def add_found(self, name: str, facets: Facets) -> None:
-        """Name the facets on which a marker was found to hold."""
-        where = self.boundary.extent(self._comm)
-        self.add(name, facets, f"its marker holds on no boundary facet; the boundary lies in {where}")
-
-    def add_rest(self) -> int:
-        """Give the facets without a name one, and return how many there are on all ranks."""
-        named = np.concatenate([self.boundary.facets[:0], *self.facets.values()])
-        rest = np.setdiff1d(self.boundary.facets, named)
+    def add_rest(self) -> None:
+        """Give the facets without a name one."""
+        rest = np.setdiff1d(self.boundary.facets, np.concatenate([self.boundary.facets[:0], *self.facets.values()]))
         count = self._comm.allreduce(len(rest))
         if count and REST not in self.facets:
+            if self.facets:
+                logger.info("%d boundary facets belong to no named part: they form the part %r", count, REST)
             self.add(REST, rest)
-        return count
 
     def replace(self, named: Mapping[str, npt.NDArray[np.int64]]) -> None:
         """Divide the boundary anew: parts by the nodes, in the order of input, of the vertices of their facets."""
@@ -178,28 +163,4 @@ class Parts:
                 )
             if missing < len(vertices):
                 self.add(name, found)
-        if count := self.add_rest():
-            logger.info("%d boundary facets belong to no named part: they form the part %r", count, REST)
-
-    def check_names(self, names: Sequence[str]) -> None:
-        """Refuse unknown and repeated names."""
-        for name in names:
-            if name not in self.facets:
-                raise ValueError(f"no boundary part is called {name!r}; the parts are {', '.join(self.facets)}")
-        if len(set(names)) < len(names):
-            raise ValueError(f"a boundary part is named twice in {names}")
-
-    def tags(self, names: Sequence[str]) -> dmesh.MeshTags:
-        """Tag the facets of ``names[i]`` with i + 1; parts that share facets are refused."""
-        self.check_names(names)
-        parts, problem = [self.facets[name] for name in names], None
-        for i, a in enumerate(names):
-            for b in names[:i]:
-                if np.intersect1d(self.facets[a], self.facets[b]).size:
-                    problem = f"the parts {b!r} and {a!r} share facets; use one of them, or parts that do not overlap"
-        agree(self._comm, problem)
-        facets = np.concatenate([np.empty(0, np.int32), *parts])
-        values = np.repeat(np.arange(1, len(names) + 1, dtype=np.int32), [len(part) for part in parts])
-        order = np.argsort(facets)
-        dim = self._mesh.topology.dim
-        return dmesh.meshtags(self._mesh, dim - 1, facets[order].astype(np.int32), values[order])
+        self.add_rest()

@@ -20,7 +20,8 @@ from dolfinx import mesh as dmesh
 
 from .. import _compat
 from .._errors import agree, together
-from ._arrays import SHAPES, RawMesh
+from .._sample import largest, outer_sides, smallest
+from ._arrays import SHAPES, RawMesh, opposite
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -50,24 +51,21 @@ def refine(
 ) -> RawMesh:
     """This rank's share of the mesh in which the marked owned cells are refined (collective).
 
-    Args:
-        mesh: simplices with shared facets as ghosts.
-        marked: local indices of owned cells.
-        parts: facets that this rank owns, by the name of their part.
-        regions: cells that this rank owns, by the name of their region.
-        degree: of the new cells' maps; by default that of the mesh.
-        move: takes the new nodes, shape (d, n), and returns where they go.
+    ``parts`` are facets and ``regions`` cells that this rank owns, ``degree`` that of the new cells' maps, by default
+    the mesh's; ``move`` takes the new nodes, shape (d, n), and returns where they go.
     """
     topology, d = mesh.topology, mesh.topology.dim
     for a, b in ((d, 0), (d, 1), (2, 1), (d - 1, d), (d, d - 1)):
         if a <= d and a > 0:
             topology.create_connectivity(a, b)
-    edges = _edges_of_cells(topology)
-    order, bisected = _bisected_edges(mesh, edges, marked)
+    vertices = _table(topology, d, 0)
+    edges = np.arange(len(vertices), dtype=np.int32)[:, None] if d == 1 else _table(topology, d, 1)
+    index = topology.index_map(1)
+    global_edges = index.local_to_global(np.arange(index.size_local + index.num_ghosts, dtype=np.int32))
+    order, bisected = _bisected_edges(mesh, edges, global_edges, marked)
     owned = topology.index_map(d).size_local
-    vertices = _vertices_of_cells(topology)[:owned]
-    numbers = topology.index_map(0).local_to_global(vertices.ravel()).reshape(vertices.shape)
-    cells = cut(numbers, edges[:owned], bisected, order, _global_edges(topology), topology.index_map(0).size_global)
+    numbers = topology.index_map(0).local_to_global(vertices[:owned].ravel()).reshape(owned, d + 1)
+    cells = cut(numbers, edges[:owned], bisected, order, global_edges, topology.index_map(0).size_global)
     cmap = _compat.coordinate_map(mesh)
     degree = degree or cmap.degree
     keys, points = nodes(
@@ -75,8 +73,7 @@ def refine(
     )
     if move is not None:
         points = _moved(mesh.comm, points, degree, move)
-    new, x = number(mesh.comm, keys.reshape(-1, keys.shape[2]), points.reshape(-1, points.shape[2]))
-    new = new.reshape(keys.shape[:2])
+    new, x = number(mesh.comm, keys, points)
     facets = {name: children(_on_cells(mesh, found), *cells[1:], new) for name, found in parts.items()}
     groups = {name: np.flatnonzero(np.isin(cells[2], found)) for name, found in regions.items()}
     return RawMesh(x, new, degree, facets, groups)
@@ -87,23 +84,8 @@ def _table(topology: dmesh.Topology, a: int, b: int) -> npt.NDArray[np.int32]:
     return connectivity.array.reshape(connectivity.num_nodes, comb(a + 1, b + 1))  # also on a rank without cells
 
 
-def _vertices_of_cells(topology: dmesh.Topology) -> npt.NDArray[np.int32]:
-    return _table(topology, topology.dim, 0)
-
-
-def _edges_of_cells(topology: dmesh.Topology) -> npt.NDArray[np.int32]:
-    if topology.dim == 1:
-        return np.arange(len(_vertices_of_cells(topology)), dtype=np.int32)[:, None]
-    return _table(topology, topology.dim, 1)
-
-
-def _global_edges(topology: dmesh.Topology) -> Ints:
-    index_map = topology.index_map(1)
-    return index_map.local_to_global(np.arange(index_map.size_local + index_map.num_ghosts, dtype=np.int32))
-
-
 def _bisected_edges(
-    mesh: dmesh.Mesh, edges: npt.NDArray[np.int32], marked: npt.NDArray[np.int32]
+    mesh: dmesh.Mesh, edges: npt.NDArray[np.int32], global_edges: Ints, marked: npt.NDArray[np.int32]
 ) -> tuple[Ints, npt.NDArray[np.bool_]]:
     """Rank of each local edge in the common order, shortest first, and whether it is bisected (collective)."""
     topology, d = mesh.topology, mesh.topology.dim
@@ -114,7 +96,7 @@ def _bisected_edges(
     length.array[edges.ravel()] = square.ravel()
     length.scatter_forward()  # bit for bit the same on all ranks
     order = np.empty(len(length.array), dtype=np.int64)
-    order[np.lexsort((_global_edges(topology), length.array))] = np.arange(len(order))
+    order[np.lexsort((global_edges, length.array))] = np.arange(len(order))
     bisected = la.vector(topology.index_map(1))
     bisected.array[edges[marked].ravel()] = 1.0
     triangles = _table(topology, 2, 1) if d > 1 else edges
@@ -133,7 +115,7 @@ def _bisected_edges(
 
 def local_edges(d: int) -> Ints:
     """Vertices of the edges of the reference simplex."""
-    return np.array({1: [(0, 1)], 2: [(1, 2), (0, 2), (0, 1)]}.get(d, [(2, 3), (1, 3), (1, 2), (0, 3), (0, 2), (0, 1)]))
+    return np.array(basix.topology(basix.CellType[SHAPES[d]])[1])
 
 
 def cut(
@@ -147,14 +129,9 @@ def cut(
 ) -> tuple[Ints, Floats, Ints]:
     """Children of cells: vertices, barycentric coordinates of these in the parent, and the parent.
 
-    Args:
-        numbers: vertices of the cells, numbered alike everywhere, shape (cells, d + 1).
-        edges: their edges.
-        bisected: which edges are cut.
-        order: the longest is cut first.
-        global_edges: numbers of the edges that are the same everywhere.
-        vertices: number of all vertices; the new ones have higher numbers.
-        at: where edges are cut, as a fraction of the way from the vertex with the lower number; in the middle, if None.
+    From vertices ``numbers`` and ``edges`` of the cells, which edges are bisected, the longest in ``order`` first, and
+    numbers that are the same everywhere: ``global_edges``, and ``vertices`` in all.  Edges are cut ``at`` a fraction of
+    the way from the vertex with the lower number, or in the middle.
     """
     d = numbers.shape[1] - 1
     cells, parent = numbers.copy(), np.arange(len(numbers))
@@ -192,14 +169,7 @@ def nodes(
 ) -> tuple[Ints, Floats]:
     """Nodes of children: keys (cells, nodes, 2d + 2), equal for equal nodes, and coordinates (cells, nodes, d).
 
-    Args:
-        x: nodes of the parents, shape (parents, nodes, d).
-        of_degree: degree of their maps.
-        cells: vertices of the children.
-        bary: barycentric coordinates of these in the parent.
-        parent: of each child.
-        degree: of the children's maps.
-        variant: where the parents' nodes are.
+    From the nodes ``x`` (parents, nodes, d) of maps ``of_degree`` of the parents, and what :func:`cut` gives.
     """
     d = x.shape[2]
     places = lattice(d, degree)
@@ -230,10 +200,7 @@ def element(
 
 
 def _moved(comm: MPI.Comm, points: Floats, degree: int, move: Move) -> Floats:
-    """Nodes of cells, shape (cells, nodes, d), where a map takes them (collective).
-
-    It may mirror all cells, but not fold them.
-    """
+    """Nodes of cells, shape (cells, nodes, d), where a map takes them; it may mirror all cells, not fold them."""
     after: Floats = points.reshape(-1, points.shape[2])
     signs: Floats = np.ones(1)
     with together(comm):
@@ -246,8 +213,7 @@ def _moved(comm: MPI.Comm, points: Floats, degree: int, move: Move) -> Floats:
                 )
             after = given.T
             signs = _orientations(points, degree) * _orientations(after.reshape(points.shape), degree)
-    lowest, highest = comm.allreduce(signs.min(), op=MPI.MIN), comm.allreduce(signs.max(), op=MPI.MAX)
-    if lowest * highest <= 0:
+    if smallest(comm, signs) * largest(comm, signs) <= 0:
         raise ValueError("the map of the nodes folds cells or makes them flat; one that keeps them apart was expected.")
     return after.reshape(points.shape)
 
@@ -265,12 +231,9 @@ def _orientations(nodes: Floats, degree: int) -> Floats:
 
 
 def number(comm: MPI.Comm, keys: Ints, points: Floats) -> tuple[Ints, Floats]:
-    """Number distinct keys from zero across ranks (collective).
-
-    Returns:
-        The number of each of this rank's keys, and the points whose numbers follow one another on this rank.
-    """
-    unique, first, inverse = np.unique(keys, axis=0, return_index=True, return_inverse=True)
+    """Number nodes with distinct keys (cells, nodes, n) from zero across ranks, and the points of a range on each."""
+    shape, points = keys.shape[:2], points.reshape(-1, points.shape[2])
+    unique, first, inverse = np.unique(keys.reshape(-1, keys.shape[2]), axis=0, return_index=True, return_inverse=True)
     inverse = inverse.ravel()
     mixed = (unique.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)).sum(axis=1, dtype=np.uint64)
     home = ((mixed >> np.uint64(33)) % np.uint64(comm.size)).astype(np.int64)
@@ -284,7 +247,7 @@ def number(comm: MPI.Comm, keys: Ints, points: Floats) -> tuple[Ints, Floats]:
     offset = sum(comm.allgather(len(one))[: comm.rank])
     answer = np.empty(len(unique), dtype=np.int64)
     answer[by_home] = _exchange(comm, (offset + back.ravel())[:, None], here, there)[:, 0]
-    return answer[inverse], x[one]
+    return answer[inverse].reshape(shape), x[one]
 
 
 def _exchange(comm: MPI.Comm, rows: npt.NDArray, there: Ints, here: Ints) -> npt.NDArray:
@@ -297,30 +260,18 @@ def _exchange(comm: MPI.Comm, rows: npt.NDArray, there: Ints, here: Ints) -> npt
 
 def _on_cells(mesh: dmesh.Mesh, facets: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
     """Which facets of this rank's cells, by the opposite vertex, are among the given ones, shape (cells, d + 1)."""
-    topology, d = mesh.topology, mesh.topology.dim
-    to_cell, of_cell = topology.connectivity(d - 1, d), _table(topology, d, d - 1)
-    cells = to_cell.array[to_cell.offsets[facets]]
-    opposite = np.argmax(of_cell[cells] == facets[:, None], axis=1)
-    if d == 1:
-        opposite = 1 - opposite  # the facets of an interval are its vertices
-    on_part = np.zeros((topology.index_map(d).size_local, d + 1), dtype=bool)
-    on_part[cells, opposite] = True
+    d = mesh.topology.dim
+    cells, opposite = outer_sides(mesh, facets).T
+    on_part = np.zeros((mesh.topology.index_map(d).size_local, d + 1), dtype=bool)
+    on_part[cells, opposite if d > 1 else 1 - opposite] = True  # the facets of an interval are its vertices
     return on_part
 
 
 def children(on_part: npt.NDArray[np.bool_], bary: Floats, parent: Ints, new: Ints) -> Ints:
-    """Vertices, as new nodes, of the facets into which some facets of the parents are divided, shape (n, d).
-
-    Args:
-        on_part: which facets of the parents, by the opposite vertex, shape (parents, d + 1).
-        bary: barycentric coordinates of the children's vertices in the parent.
-        parent: of each child.
-        new: the children's nodes.
-    """
+    """Vertices, as new nodes, of the facets into which the parents' facets ``on_part`` are divided, shape (n, d)."""
     # child facet j lies on parent facet i where the i-th barycentric coordinates of all other vertices vanish
     found, d = [], on_part.shape[1] - 1
-    for j in range(d + 1):
-        others = [v for v in range(d + 1) if v != j]
+    for others in opposite(d):
         lies = (bary[:, others] == 0).all(axis=1) & on_part[parent]
         found.append(new[lies.any(axis=1)][:, others])
     return np.concatenate(found)

@@ -5,14 +5,14 @@ from mpi4py import MPI
 import numpy as np
 
 from . import _refine
-from ._arrays import Array, RawMesh
+from ._arrays import Array, RawMesh, opposite
 
 
 def edges_of(raw: RawMesh) -> tuple[Array, Array, Array, Array]:
     """Edges as pairs of vertices, the lower first; those of each cell; nodes along each, and a cell around it."""
     d, n = raw.dim, int(raw.cells.max()) + 1
     local = _refine.local_edges(d)
-    pairs = raw.cells[:, :][:, local]
+    pairs = raw.cells[:, local]
     key = np.minimum(pairs[..., 0], pairs[..., 1]) * n + np.maximum(pairs[..., 0], pairs[..., 1])
     unique, first, of_cell = np.unique(key.ravel(), return_index=True, return_inverse=True)
     lattice = np.rint(_refine.lattice(d, raw.degree) * raw.degree).astype(int)
@@ -27,11 +27,15 @@ def edges_of(raw: RawMesh) -> tuple[Array, Array, Array, Array]:
     return np.stack([unique // n, unique % n], axis=1), of_cell.reshape(key.shape), nodes, cell
 
 
+def numbers_of(pairs: Array, ends: Array, n: int) -> Array:
+    """Which of all edges, as :func:`edges_of` gives them, have these ends; n is above the vertices' numbers."""
+    return np.searchsorted(pairs[:, 0] * n + pairs[:, 1], ends[:, 0] * n + ends[:, 1])
+
+
 def faces_of(raw: RawMesh) -> tuple[Array, Array]:
     """Distinct facets by sorted vertices (facets, d), and those of each cell, opposite to its vertices."""
     d = raw.dim
-    opposite = np.array([[v for v in range(d + 1) if v != i] for i in range(d + 1)])
-    rows = np.sort(raw.cells[:, opposite].reshape(-1, d), axis=1)
+    rows = np.sort(raw.cells[:, opposite(d)].reshape(-1, d), axis=1)
     unique, of_cell = np.unique(rows, axis=0, return_inverse=True)
     return unique, of_cell.reshape(-1, d + 1)
 
@@ -50,20 +54,16 @@ def find(rows: Array, among: Array) -> Array:
 
 def split(raw: RawMesh, ends: Array, at: Array) -> tuple[RawMesh, Array]:
     """Cut edges, given by vertices with the lower first, at a fraction of the way; and parents of the new cells."""
-    d, edges = raw.dim, edges_of(raw)
-    pairs, of_cell = edges[0], edges[1]
-    n = int(raw.cells.max()) + 1
-    where = np.searchsorted(pairs[:, 0] * n + pairs[:, 1], ends[:, 0] * n + ends[:, 1])
+    d, n = raw.dim, int(raw.cells.max()) + 1
+    pairs, of_cell, _, _ = edges_of(raw)
+    where = numbers_of(pairs, ends, n)
     bisected, fraction = np.zeros(len(pairs), dtype=bool), np.full(len(pairs), 0.5)
     bisected[where], fraction[where] = True, at
     length = np.linalg.norm(raw.points[pairs[:, 1]] - raw.points[pairs[:, 0]], axis=1)
-    order = np.empty(len(pairs), dtype=np.int64)
-    order[np.lexsort((np.arange(len(pairs)), length))] = np.arange(len(pairs))
-    numbers = raw.cells[:, : d + 1]
-    cells = _refine.cut(numbers, of_cell, bisected, order, np.arange(len(pairs)), n, fraction)
+    order = np.argsort(np.argsort(length, kind="stable"))
+    cells = _refine.cut(raw.cells[:, : d + 1], of_cell, bisected, order, np.arange(len(pairs)), n, fraction)
     keys, points = _refine.nodes(raw.points[raw.cells], raw.degree, *cells, raw.degree)
-    flat, x = _refine.number(MPI.COMM_SELF, keys.reshape(-1, keys.shape[2]), points.reshape(-1, d))
-    new = flat.reshape(keys.shape[:2])
+    new, x = _refine.number(MPI.COMM_SELF, keys, points)
     faces, sides = faces_of(raw)
     facets = {}
     for name, vertices in raw.facets.items():

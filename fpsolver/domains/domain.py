@@ -1,6 +1,6 @@
 """Domains: meshes of intervals, triangles or tetrahedra whose boundary parts have names."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,20 @@ from dolfinx import default_real_type
 from dolfinx import mesh as dmesh
 
 from .. import _compat
+from .._arguments import check_choice, check_integer, check_numbers, expect
 from .._errors import on_root
 from .._log import logger
 from . import _gmsh, _meshes, _refine, meshfile
-from ._arguments import check_box, check_polygon, check_round
 from ._arrays import RawMesh
-from ._follow import ACCURACY, as_inside, changes_inside_facets, followed
-from ._measure import Fit
-from ._meshes import GHOSTS, end_exactly
-from ._parts import REST, Facets, Marker, Parts, sides
+from ._follow import ACCURACY, changes_inside_facets, followed
+from ._meshes import GHOSTS
+from ._parts import REST, Facets, Marker, Parts, as_inside
+from ._polygon import check_polygon
 from ._round import HIGHEST, RoundShape
+
+SIDES = {1: ("left", "right"), 2: ("left", "right", "bottom", "top")}
+SIDES[3] = ("left", "right", "front", "back", "bottom", "top")
+DIAGONALS = ("crossed", "right", "left", "left_right", "right_left")
 
 
 class Domain:
@@ -31,7 +35,6 @@ class Domain:
         mesh: simplices of full dimension (triangles in the plane, not on a surface), with shared facets as ghosts.
         parts: for each name the local indices of its facets, or a marker as in :meth:`mark`.  Without it, the whole
             boundary is one part called "boundary".  Boundary facets that no part covers become the part "unnamed".
-        exact: whether cells are cut where a marker ends inside a facet.
 
     Attributes:
         mesh: the DOLFINx mesh.
@@ -44,9 +47,7 @@ class Domain:
         ValueError: if the mesh or a part is unsuitable; the same on every rank.
     """
 
-    def __init__(
-        self, mesh: dmesh.Mesh, parts: Mapping[str, npt.ArrayLike | Marker] | None = None, *, exact: bool = True
-    ):
+    def __init__(self, mesh: dmesh.Mesh, parts: Mapping[str, npt.ArrayLike | Marker] | None = None):
         self.mesh, self.comm, self.dim = mesh, mesh.comm, mesh.topology.dim
         _meshes.check_mesh(mesh)
         self._parts = Parts(mesh)
@@ -56,15 +57,15 @@ class Domain:
         self.boundary = self._parts.boundary
         for name, facets in (parts or {}).items():
             if callable(facets):
-                self._mark(name, facets, exact=exact)
+                self.mark(name, facets)
             else:
                 self._parts.add_given(name, facets)
         if parts is not None and REST not in parts:
             self._parts.facets.pop(REST, None)  # of the domain while it had fewer parts
         if parts is None:
             self._parts.add("boundary", self.boundary.facets)
-        elif (count := self._parts.add_rest()) and parts:
-            logger.info("%d boundary facets belong to no part of %s: they form the part %r", count, tuple(parts), REST)
+        else:
+            self._parts.add_rest()
 
     @classmethod
     def from_tags(cls, mesh: dmesh.Mesh, facet_tags: dmesh.MeshTags, names: Mapping[str, int]) -> "Domain":
@@ -78,10 +79,9 @@ class Domain:
     @classmethod
     def interval(cls, a: float, b: float, n: int, *, comm: MPI.Comm = MPI.COMM_WORLD) -> "Domain":
         """The interval [a, b] in n cells; parts left, right."""
-        low, high, cells = check_box("interval", (a,), (b,), (n,))
+        low, high, cells = _box("interval", 1, (a,), (b,), (n,))
         mesh = dmesh.create_interval(comm, cells[0], [low[0], high[0]], ghost_mode=GHOSTS, dtype=default_real_type)
-        end_exactly(mesh, low, high)
-        return cls(mesh, sides(low, high, ("left", "right")), exact=False)
+        return cls._with_sides(mesh, low, high)
 
     @classmethod
     def rectangle(
@@ -104,15 +104,11 @@ class Domain:
                 (two each).
             comm: communicator.
         """
-        x0, x1, cells = check_box("rectangle", low, high, n)
-        known = ("crossed", "right", "left", "left_right", "right_left")
-        if diagonal not in known:
-            raise ValueError(f"Domain.rectangle: diagonal must be one of {', '.join(known)}, got {diagonal!r}")
-        mesh = dmesh.create_rectangle(
-            comm, [x0, x1], cells, ghost_mode=GHOSTS, diagonal=dmesh.DiagonalType.__members__[diagonal]
-        )
-        end_exactly(mesh, x0, x1)
-        return cls(mesh, sides(x0, x1, ("left", "right", "bottom", "top")), exact=False)
+        low, high, cells = _box("rectangle", 2, low, high, n)
+        check_choice("Domain.rectangle: diagonal", diagonal, DIAGONALS)
+        cut = dmesh.DiagonalType.__members__[diagonal]
+        mesh = dmesh.create_rectangle(comm, [low, high], cells, ghost_mode=GHOSTS, diagonal=cut)
+        return cls._with_sides(mesh, low, high)
 
     @classmethod
     def box(
@@ -122,10 +118,12 @@ class Domain:
 
         The parts are left, right (smallest and largest x), front, back (y), bottom, top (z).
         """
-        x0, x1, cells = check_box("box", low, high, n)
-        mesh = dmesh.create_box(comm, [x0, x1], cells, ghost_mode=GHOSTS)
-        end_exactly(mesh, x0, x1)
-        return cls(mesh, sides(x0, x1, ("left", "right", "front", "back", "bottom", "top")), exact=False)
+        low, high, cells = _box("box", 3, low, high, n)
+        return cls._with_sides(dmesh.create_box(comm, [low, high], cells, ghost_mode=GHOSTS), low, high)
+
+    @classmethod
+    def _with_sides(cls, mesh: dmesh.Mesh, low: Sequence[float], high: Sequence[float]) -> "Domain":
+        return cls(mesh, _meshes.sides(mesh, low, high, SIDES[len(low)]))
 
     @classmethod
     def disk(
@@ -151,15 +149,7 @@ class Domain:
     def ball(
         cls, center: Sequence[float], radius: float, h: float, *, order: int = 2, comm: MPI.Comm = MPI.COMM_WORLD
     ) -> "Domain":
-        """A ball in tetrahedra of size h; its one part is called boundary (needs gmsh).
-
-        Args:
-            center: (x, y, z).
-            radius: its radius.
-            h: length of the edges.
-            order: as in :meth:`disk` (volume at h = 0.3: 3e-9 for order 2, 4e-5 for order 3).
-            comm: communicator.
-        """
+        """A ball in tetrahedra, as :meth:`disk` (volume at h = 0.3: 3e-9 for order 2, 4e-5 for order 3)."""
         return cls._round_domain("ball", 3, center, [radius], h, order, comm)
 
     @classmethod
@@ -173,10 +163,11 @@ class Domain:
         order: int = 2,
         comm: MPI.Comm = MPI.COMM_WORLD,
     ) -> "Domain":
-        """What lies between two concentric circles, or spheres if the center has three coordinates (gmsh).
+        """What lies between two concentric circles, or spheres if the center has three coordinates, as :meth:`disk`.
 
-        The parts are inner and outer; ``h`` and ``order`` are as in :meth:`disk` and :meth:`ball`.
+        The parts are inner and outer.
         """
+        expect("Domain.annulus: r_inner", r_inner, f"a smaller one than r_outer = {r_outer}", r_inner < r_outer)
         dim = 3 if len(center) == 3 else 2
         return cls._round_domain("annulus", dim, center, [r_inner, r_outer], h, order, comm)
 
@@ -208,9 +199,13 @@ class Domain:
     def _round_domain(
         cls, kind: str, dim: int, center: Sequence[float], radii: list[float], h: float, order: int, comm: MPI.Comm
     ) -> "Domain":
-        middle, r = check_round(kind, dim, center, radii, h, order)
-        domain = cls._distribute(comm, lambda: _gmsh.round_geometry(kind, dim, middle, r, float(h), order))
-        domain._round = RoundShape(np.array(middle), tuple(r), float(h)) if order > 1 else None
+        where = f"Domain.{kind}"
+        middle = check_numbers(f"{where}: center", center, dim)
+        r, size = check_numbers(f"{where}: radius", radii, len(radii)), check_numbers(f"{where}: h", [h], 1)[0]
+        expect(f"{where}: (radius, h)", (min(r), size), "a pair of positive numbers", min(*r, size) > 0)
+        check_integer(f"{where}: order", order, 1, 3)
+        domain = cls._distribute(comm, lambda: _gmsh.round_geometry(kind, dim, middle, r, size, order))
+        domain._round = RoundShape(np.array(middle), tuple(r), size) if order > 1 else None
         return domain
 
     @classmethod
@@ -222,7 +217,7 @@ class Domain:
         of facets become parts, and where the file knows none, the whole boundary is the part "boundary", to be
         divided by :meth:`mark`.  Error bars say nothing of how far the file's cells are from the shape that
         was meshed.  Cells that overlap or do not fit together are refused; a mesh in a plane along two axes keeps these
-        two coordinates.  Boundary facets that the named parts leave over become the part "unnamed".
+        two coordinates.
 
         Raises:
             FileNotFoundError: if there is no such file.
@@ -243,6 +238,20 @@ class Domain:
         empty = comm.bcast(raw.empty() if raw else None, root=0)
         return cls._assembled(comm, raw or empty)
 
+    @classmethod
+    def _assembled(cls, comm: MPI.Comm, share: RawMesh) -> "Domain":
+        """The domain of which each rank holds a share."""
+        mesh = _meshes.create_mesh(comm, share.cells, share.points, share.dim, share.degree)
+        domain = cls(mesh)
+        if share.facets:
+            domain._parts.replace({name: np.concatenate(comm.allgather(f)) for name, f in share.facets.items()})
+        first = sum(comm.allgather(len(share.cells))[: comm.rank])
+        owned = np.asarray(mesh.topology.original_cell_index)[: mesh.topology.index_map(share.dim).size_local]
+        for name, rows in share.groups.items():
+            members = np.concatenate(comm.allgather(first + rows))
+            domain._regions[name] = np.flatnonzero(np.isin(owned, members)).astype(np.int32)
+        return domain
+
     # -- Refinement
 
     def refine(self, cells: npt.ArrayLike) -> "Domain":
@@ -257,12 +266,9 @@ class Domain:
         Raises:
             ValueError: something else than indices of owned cells; the same on every rank.
         """
-        marked = _refine.owned_cells(self.mesh, cells)
-        if self._round is not None and _compat.coordinate_map(self.mesh).degree > 2:
-            return self._on_curve(marked)
-        domain = self._divided(marked)  # quadratic cells keep their curve, which makes the volume exact
-        domain._round = self._round
-        return domain
+        # quadratic cells keep their curve, which makes the volume exact; cubic ones follow the circle
+        follow = self._round if _compat.coordinate_map(self.mesh).degree > 2 else None
+        return self._divided(_refine.owned_cells(self.mesh, cells), move=follow and follow.snapped, shape=self._round)
 
     def closer(self) -> "Domain | None":
         """The same cells with polynomials of a higher degree that follow the shape, if it is known (collective).
@@ -270,16 +276,10 @@ class Domain:
         Answers on it tell how much the shape of the mesh matters.  None where the cells follow it exactly (boxes,
         polygons), where it is not known (files), and where the nodes were moved.
         """
-        degree = _compat.coordinate_map(self.mesh).degree
-        if self._round is None or degree >= HIGHEST:
+        degree, shape = _compat.coordinate_map(self.mesh).degree, self._round
+        if shape is None or degree >= HIGHEST:
             return None
-        return self._on_curve(np.zeros(0, np.int32), degree + 2 - degree % 2)
-
-    def _on_curve(self, cells: npt.NDArray[np.int32], degree: int | None = None) -> "Domain":
-        assert self._round is not None
-        domain = self._divided(cells, degree=degree, move=self._round.snapped)
-        domain._round = self._round
-        return domain
+        return self._divided(np.zeros(0, np.int32), shape=shape, degree=degree + 2 - degree % 2, move=shape.snapped)
 
     def mapped(self, f: _refine.Move) -> "Domain":
         """A domain whose nodes are where a map takes those of this one, with the same parts (collective).
@@ -295,52 +295,24 @@ class Domain:
         return self._divided(np.zeros(0, np.int32), move=f)
 
     def _divided(
-        self, cells: npt.NDArray[np.int32], watched: Mapping[str, npt.NDArray[np.int32]] | None = None, **how: Any
+        self,
+        cells: Facets,
+        watched: Mapping[str, Facets] | None = None,
+        shape: RoundShape | None = None,
+        **how: Any,
     ) -> "Domain":
-        share = _refine.refine(self.mesh, cells, self._parts.facets, {**self._regions, **(watched or {})}, **how)
-        return self._assembled(self.comm, share)
+        regions = {**self._regions, **(watched or {})}
+        domain = self._assembled(self.comm, _refine.refine(self.mesh, cells, self._parts.facets, regions, **how))
+        domain._round = shape
+        return domain
 
     def _distributed(self, raw: RawMesh | None) -> "Domain":
-        """The domain of a mesh that rank 0 holds."""
-        return self._distribute(self.comm, lambda: raw)
-
-    @classmethod
-    def _assembled(cls, comm: MPI.Comm, share: RawMesh) -> "Domain":
-        """The domain of which each rank holds a share."""
-        mesh = _meshes.create_mesh(comm, share.cells, share.points, share.dim, share.degree)
-        domain = cls(mesh)
-        if share.facets:
-            domain._parts.replace({name: np.concatenate(comm.allgather(f)) for name, f in share.facets.items()})
-        first = sum(comm.allgather(len(share.cells))[: comm.rank])
-        owned = np.asarray(mesh.topology.original_cell_index)[: mesh.topology.index_map(share.dim).size_local]
-        for name, rows in share.groups.items():
-            members = np.concatenate(comm.allgather(first + rows))
-            domain._regions[name] = np.flatnonzero(np.isin(owned, members)).astype(np.int32)
+        """The domain of a mesh that rank 0 holds, of the same shape."""
+        domain = self._distribute(self.comm, lambda: raw)
+        domain._round = self._round
         return domain
 
-    def following(self, region: Marker, name: str = "region") -> "Domain":
-        """A domain in which a region is a set of whole cells, cut at its edge (collective).
-
-        In one dimension its ends are right to 1e-10 of the size of the domain, in two so are regions with straight
-        edges away from their corners.  Curves are followed by chords; cells there are refined until what lies between
-        is below 1e-4 of the region, and a warning says so if it is not.
-
-        Args:
-            region: a marker of points x of shape (dim, n), so that x[i] is the i-th coordinate.
-            name: what messages call it.
-
-        Raises:
-            ValueError: the marker does not return n booleans.
-        """
-        domain, fit = followed(self, name, as_inside(region, f"region {name!r}"), on_boundary=False)
-        defect, size = self.comm.bcast((fit.defect, fit.size) if fit else None, root=0)
-        if defect > ACCURACY * size:
-            logger.warning(
-                "the region %r of size %.4g is followed to %.1e only: refine the domain at its edge", name, size, defect
-            )
-        return domain
-
-    # -- Boundary parts
+    # -- Boundary parts and regions
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -349,16 +321,9 @@ class Domain:
 
     def facets(self, name: str) -> Facets:
         """Sorted local indices of the boundary facets of a part that this rank owns."""
-        self._parts.check_names([name])
+        if name not in self._parts.facets:
+            raise ValueError(f"no boundary part is called {name!r}; the parts are {', '.join(self.parts)}")
         return self._parts.facets[name]
-
-    def facet_tags(self, names: str | Sequence[str]) -> dmesh.MeshTags:
-        """Tag the facets of ``names[i]`` with i + 1.
-
-        Raises:
-            ValueError: for an unknown name, or if two of the parts share facets, of which a tag could only keep one.
-        """
-        return self._parts.tags([names] if isinstance(names, str) else list(names))
 
     def integration_facets(self, name: str) -> npt.NDArray[np.int32]:
         """A part as DOLFINx integrates over it: cell, local facet, cell, local facet, ... on this rank.
@@ -387,30 +352,44 @@ class Domain:
         Raises:
             ValueError: if the name is used, the marker does not return n booleans, or no boundary facet matches.
         """
-        self._mark(name, marker, exact=True)
-
-    def _mark(self, name: str, marker: Marker, exact: bool) -> None:
         self._parts.check_new(name)
-        facets = self._parts.marked(name, marker)
         inside = as_inside(marker, f"part {name!r}")
-        if not exact or not changes_inside_facets(self, inside):
-            self._parts.add_found(name, facets)
+        facets = self._parts.marked(inside)
+        if not changes_inside_facets(self, inside):
+            self._parts.add(name, facets)
             return
         domain, fit = followed(self, name, inside, on_boundary=True)
         if domain is self:
-            self._parts.add_found(name, facets)
+            self._parts.add(name, facets)
             return
         if name not in domain.parts:
-            self._parts.add_found(name, facets[:0])
-        self._became(domain, name, fit)
-
-    def _became(self, domain: "Domain", name: str, fit: Fit | None) -> None:
-        """Take over a domain that follows one more marker."""
-        defect = self.comm.bcast(fit.defect if fit else None, root=0)
+            self._parts.add(name, facets[:0])
+        if (defect := self.comm.bcast(fit.defect if fit else None, root=0)) > 0:
+            self.defects[name] = defect
         self.mesh, self._parts, self._regions = domain.mesh, domain._parts, domain._regions
         self.boundary = domain.boundary
-        if defect > 0:
-            self.defects[name] = defect
+
+    def following(self, region: Marker, name: str = "region") -> "Domain":
+        """A domain in which a region is a set of whole cells, cut at its edge (collective).
+
+        In one dimension its ends are right to 1e-10 of the size of the domain, in two so are regions with straight
+        edges away from their corners.  Curves are followed by chords; cells there are refined until what lies between
+        is below 1e-4 of the region, and a warning says so if it is not.
+
+        Args:
+            region: a marker of points x of shape (dim, n), so that x[i] is the i-th coordinate.
+            name: what messages call it.
+
+        Raises:
+            ValueError: the marker does not return n booleans.
+        """
+        domain, fit = followed(self, name, as_inside(region, f"region {name!r}"), on_boundary=False)
+        defect, size = self.comm.bcast((fit.defect, fit.size) if fit else None, root=0)
+        if defect > ACCURACY * size:
+            logger.warning(
+                "the region %r of size %.4g is followed to %.1e only: refine the domain at its edge", name, size, defect
+            )
+        return domain
 
     def __repr__(self) -> str:
         cells = self.mesh.topology.index_map(self.dim).size_global
@@ -418,10 +397,12 @@ class Domain:
         return f"Domain({self.dim}D, {cells} {shape}, parts: {', '.join(self.parts)})"
 
 
-def part_names(absorbing: Sequence[str]) -> tuple[str, ...]:
-    """Names of absorbing parts, each once."""
-    if isinstance(absorbing, str):
-        return (absorbing,)
-    if not isinstance(absorbing, Iterable):
-        raise TypeError(f"absorbing is {absorbing!r}; names of boundary parts were expected, as in ['left'], or [].")
-    return tuple(dict.fromkeys(absorbing))
+def _box(
+    kind: str, dim: int, low: Sequence[float], high: Sequence[float], n: Sequence[int]
+) -> tuple[list[float], list[float], list[int]]:
+    """Corners and numbers of cells of a box, checked."""
+    where = f"Domain.{kind}"
+    a, b = check_numbers(f"{where}: the lower corner", low, dim), check_numbers(f"{where}: the upper corner", high, dim)
+    expect(f"{where}: the upper corner", high, f"one beyond the lower, {low!r},", all(np.less(a, b)))
+    check_numbers(f"{where}: n", n, dim)
+    return a, b, [check_integer(f"{where}: n", k) for k in n]

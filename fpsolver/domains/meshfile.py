@@ -19,14 +19,8 @@ XDMF_KEY = "fpsolver boundary parts"
 UNSIGNED = "0" * 64
 """The digest of a file that has none yet."""
 
-_MESHIO_CELLS = {
-    "line": (1, 1),
-    "line3": (1, 2),
-    "triangle": (2, 1),
-    "triangle6": (2, 2),
-    "tetra": (3, 1),
-    "tetra10": (3, 2),
-}
+_MESHIO_CELLS = {"line": (1, 1), "triangle": (2, 1), "tetra": (3, 1)}  # dimension, degree
+_MESHIO_CELLS |= {"line3": (1, 2), "triangle6": (2, 2), "tetra10": (3, 2)}
 _OTHER_CELLS = ("quad", "hexahedron", "wedge", "pyramid", "polygon", "polyhedron", "VTK_", "triangle", "tetra", "line")
 _BOOKKEEPING = ("vtkGhostType", "vtkOriginalCellIds", "partition")
 """Integer cell data that mark nothing."""
@@ -37,13 +31,9 @@ _ZERO_IS_NONE = ("cell_tags", "medit:ref", "gmsh:physical", "su2:tag", "nastran:
 def inspect(path: Path) -> list[str] | None:
     """Refuse files that cannot be read; the names of the parts in an .xdmf file of ours, None for other files."""
     if not path.is_file():
-        folder = path.parent
-        near = sorted(p.name for p in folder.glob(f"*{path.suffix}")) if folder.is_dir() else None
-        what = (
-            f"no folder {folder}"
-            if near is None
-            else f"the {path.suffix} files in {folder} are {', '.join(near) or 'none'}"
-        )
+        found = ", ".join(sorted(p.name for p in path.parent.glob(f"*{path.suffix}")))
+        what = f"the {path.suffix} files in {path.parent} are {found or 'none'}"
+        what = what if path.parent.is_dir() else f"no folder {path.parent}"
         raise FileNotFoundError(f"there is no mesh file {path}; {what}")
     known = readable_suffixes()
     if path.suffix not in known:
@@ -54,12 +44,9 @@ def inspect(path: Path) -> list[str] | None:
         root = ElementTree.parse(path).getroot()
     except ElementTree.ParseError as e:
         raise ValueError(f"{path} is not an XDMF file: {e}") from e
-    data = {
-        (path.parent / (item.text or "").split(":")[0].strip())
-        for item in root.iter("DataItem")
-        if item.get("Format") == "HDF"
-    }
-    for file in sorted(data):
+    items = [item.text or "" for item in root.iter("DataItem") if item.get("Format") == "HDF"]
+    data = sorted({path.parent / text.split(":")[0].strip() for text in items})
+    for file in data:
         if not file.is_file():
             raise FileNotFoundError(f"{path} keeps its numbers in {file.name}, which is not in the same folder")
     information = root.find(f".//Information[@Name='{XDMF_KEY}']")
@@ -70,8 +57,8 @@ def inspect(path: Path) -> list[str] | None:
         parts, kept = [str(name) for name in about["parts"]], str(about["sha256"])
     except (ValueError, TypeError, KeyError) as e:
         raise ValueError(f"{path} does not tell its parts ({e}); write it again by fpsolver.io.write_domain") from e
-    if digest(path, *sorted(data), without=kept) != kept:
-        files = " or ".join(str(p) for p in (path, *sorted(data)))
+    if digest(path, *data, without=kept) != kept:
+        files = " or ".join(str(p) for p in (path, *data))
         raise ValueError(f"{files} has been damaged or changed since it was written; write the domain again")
     return parts
 
@@ -117,20 +104,11 @@ def read_meshio(path: Path) -> RawMesh:
     own, outer = ({i: b.data for i, b in blocks.items() if kinds[i][0] == d} for d in (dim, dim - 1))
     cells = np.vstack(list(own.values()))
     begin = dict(zip(own, np.cumsum([0, *map(len, own.values())]), strict=False))
-    return tidy(
-        m.points,
-        cells[:, _compat.node_order("vtk", SHAPES[dim], cells.shape[1])],
-        degrees.pop(),
-        {
-            name: np.vstack([outer[i][rows, :dim] for i, rows in chosen])
-            for name, chosen in _sets(m, list(outer), dim - 1, names).items()
-        },
-        str(path),
-        {
-            name: np.concatenate([begin[i] + rows for i, rows in chosen])
-            for name, chosen in _sets(m, list(own), dim, {}).items()
-        },
-    )
+    cells = cells[:, _compat.node_order("vtk", SHAPES[dim], cells.shape[1])]
+    walls, regions = _sets(m, list(outer), dim - 1, names), _sets(m, list(own), dim, {})
+    facets = {name: np.vstack([outer[i][rows, :dim] for i, rows in chosen]) for name, chosen in walls.items()}
+    groups = {name: np.concatenate([begin[i] + rows for i, rows in chosen]) for name, chosen in regions.items()}
+    return tidy(m.points, cells, degrees.pop(), facets, str(path), groups)
 
 
 def _sets(m: Any, blocks: list[int], dim: int, names: dict[int, str]) -> dict[str, list[tuple[int, Array]]]:

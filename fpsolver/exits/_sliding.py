@@ -17,8 +17,8 @@ import ufl
 from dolfinx import fem, la
 
 from .. import _compat
+from .._sample import on_sides, outer_sides
 from ..discretisation.boundary import CURVED
-from ..discretisation.facets import neighbours, on_sides
 from ..discretisation.generator import Generator
 
 Array = npt.NDArray[Any]
@@ -38,8 +38,8 @@ def sliding(gen: Generator, lives: Array) -> tuple[Array, Array]:
     """
     mesh, d = gen.domain.mesh, gen.domain.dim
     facets = np.setdiff1d(gen.boundary.facets, gen.territory.stops)
-    cells, local = (column[:, 0] for column in neighbours(mesh, facets))
-    sides = np.stack([cells, local], axis=1)[lives[cells]]
+    sides = outer_sides(mesh, facets)
+    sides = sides[lives[sides[:, 0]]]
     walls = _Sides.of(gen, sides)
     pressed = np.asarray((walls.drifts & ~walls.diffuses).any(axis=1))
     if d == 1 or not mesh.comm.allreduce(int(pressed.sum())):

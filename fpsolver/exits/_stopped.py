@@ -22,7 +22,7 @@ from ufl.core.expr import Expr
 
 from .._errors import together
 from .._log import logger
-from ..discretisation.facets import neighbours
+from .._sample import neighbours
 from ..discretisation.generator import Generator
 from ..discretisation.solution import as_points
 from ..discretisation.territory import Territory, union_tags

@@ -208,7 +208,7 @@ class DualWeighted:
     def _of_degrees(self, measure: Callable[[Generator, fem.Function], np.ndarray]) -> np.ndarray:
         k = self.gen.degree
         here = measure(self.gen, self.chain[-1])
-        if self.gen.rough.count:
+        if self.gen.rough.number:
             return self._rough_bars(measure, here)
         finer, above = self._answers(k + 1)
         step = measure(finer, above[-1]) - here

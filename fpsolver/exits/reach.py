@@ -16,8 +16,8 @@ from scipy import sparse
 from scipy.sparse import csgraph
 
 from .. import _compat
+from .._sample import neighbours, on_sides, volumes
 from ..discretisation.boundary import CURVED
-from ..discretisation.facets import cell_volumes, neighbours, on_sides
 from ..discretisation.generator import Generator, derived
 from ._sliding import sliding
 
@@ -114,7 +114,7 @@ def _graph(gen: Generator) -> tuple[npt.NDArray[Any], ...]:
     further, corners = sliding(gen, lives)
     edges, leaves = np.concatenate([edges, further]), np.concatenate([numbers[_exits(gen, lives)], corners])
     nodes = mesh.geometry.x[_compat.geometry_dofmap(mesh)[:owned]][..., :dim]
-    mine = (numbers[:owned], cell_volumes(mesh), nodes.min(axis=1), nodes.max(axis=1))
+    mine = (numbers[:owned], volumes(mesh), nodes.min(axis=1), nodes.max(axis=1))
     return edges, leaves, *(column[lives[:owned]] for column in mine)
 
 

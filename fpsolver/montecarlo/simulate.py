@@ -8,8 +8,9 @@ from mpi4py import MPI
 
 import numpy as np
 
+from .._arguments import part_names
 from .._log import logger
-from ..domains.domain import Domain, part_names
+from ..domains.domain import Domain
 from ..models.process import Process
 from ._arguments import check, check_memory, dimension, walls_around
 from ._run import Plan

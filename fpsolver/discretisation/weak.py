@@ -20,11 +20,11 @@ from ufl.algorithms.apply_derivatives import apply_derivatives
 from ufl.core.expr import Expr
 from ufl.corealg.traversal import unique_pre_traversal
 
-from ...models.fields import Space
-from ...models.process import Coefficients
+from ..models.fields import Space
+from ..models.process import Coefficients
 
 if TYPE_CHECKING:
-    from .scheme import Scheme
+    from .schemes import Scheme
 
 
 ROUGH_QUADRATURE = {1: 20, 2: 14, 3: 4}  # degrees added where D jumps inside cells
@@ -36,15 +36,8 @@ def quadrature_degree(coefficients: Coefficients, degree: int) -> int:
     Data of unknown or high degree are capped at 2k + 6: beyond it the quadrature error was below the error of
     interpolation, while cost kept growing.
     """
-    q_drift = 2 * degree - 1 + estimate_total_polynomial_degree(coefficients.beta)
-    q_diffusion = 2 * degree - 2 + estimate_total_polynomial_degree(coefficients.D)
-    return max(2 * degree, min(max(q_drift, q_diffusion), 2 * degree + 6))
-
-
-def penalty(degree: int, constant_diffusion: bool) -> float:
-    """Penalty α = 4 (k + s)(k + s + 1), s = 1 unless D is constant: the trace inequality acts on σᵀ∇v, not on ∇v."""
-    k = degree + (0 if constant_diffusion else 1)
-    return 4.0 * k * (k + 1)
+    drift, diffusion = (estimate_total_polynomial_degree(c) for c in (coefficients.beta, coefficients.D))
+    return max(2 * degree, min(2 * degree - 1 + drift, 2 * degree + 6), min(2 * degree - 2 + diffusion, 2 * degree + 6))
 
 
 @dataclass(frozen=True)
@@ -64,8 +57,8 @@ class WeakForm:
         interior: [(1, interior facets as pairs of cell and local facet)]; by default all of them.
         potential: U with ``weighted``.
         offset: its minimum, a constant.
-        floor: lowest exponent of the weight in each cell, see :func:`~fpsolver.discretisation.forms.lowest_exponents`.
-        rough: one in cells in which D is not differentiated, see :mod:`..jumps`, zero in others; None: there are none.
+        floor: lowest exponent of the weight in each cell, see :func:`~fpsolver.discretisation.forms.settle_weight`.
+        rough: one in cells in which D is not differentiated, see :mod:`.jumps`, zero in others; None: there are none.
         middle: the cells' midpoints where coefficients may jump on facets, else None.
     """
 
@@ -91,18 +84,11 @@ class WeakForm:
         return self.space.mesh
 
     def bound(self, numbers: Mapping[str, float]) -> tuple["WeakForm", dict[Any, Any]]:
-        """The same forms with constants and cell functions of their own, and what these stand for.
-
-        Args:
-            numbers: of a process with the same formulas.
-        """
+        """The same forms with constants and cell functions of their own, and what these stand for."""
         given = self.space.parameters
         own = {c: self.space.constant(numbers.get(name, c.value)) for name, c in given.items()}
-        space = replace(
-            self.space,
-            parameters={name: own[c] for name, c in given.items()},
-            numbers={**self.space.numbers, **numbers},
-        )
+        parameters = {name: own[c] for name, c in given.items()}
+        space = replace(self.space, parameters=parameters, numbers={**self.space.numbers, **numbers})
         if self.offset is not None:
             own[self.offset] = self.space.constant(0.0)
         own |= {f: fem.Function(f.function_space) for f in (self.floor, self.rough) if f is not None}
@@ -119,10 +105,6 @@ class WeakForm:
         )  # fmt: skip
         return weak, own
 
-    def restricted(self, absorbing: Any, cells: Any, interior: Any) -> "WeakForm":
-        """The same form over some cells, with the facets at which the process stops."""
-        return replace(self, absorbing=absorbing, cells=cells, interior=interior)
-
     @property
     def dx(self) -> ufl.Measure:
         """Cell measure with explicit quadrature degree."""
@@ -130,30 +112,27 @@ class WeakForm:
 
     def _cells(self, ids: int | tuple[int, ...], more: int = 0) -> ufl.Measure:
         """Measure on smooth cells (1) or rough ones (2), with ``more`` than the quadrature degree."""
-        metadata = {"quadrature_degree": self.quadrature + more}
-        if self.cells is None:
-            return ufl.dx(domain=self.mesh, metadata=metadata)
-        if self.rough is None:
-            ids = 1
-        return ufl.Measure("dx", domain=self.mesh, subdomain_data=self.cells, subdomain_id=ids, metadata=metadata)
+        ids = 1 if self.rough is None else ids
+        return self._measure("dx", self.cells, "everywhere" if self.cells is None else ids, more)
 
     def ds(self, tags: Any, value: int = 1) -> ufl.Measure:
         """Measure on the facets of ``tags`` with this value, seen from one side."""
-        metadata = {"quadrature_degree": self.quadrature}
-        return ufl.Measure("ds", domain=self.mesh, subdomain_data=tags, subdomain_id=value, metadata=metadata)
+        return self._measure("ds", tags, value)
 
     @property
     def dS(self) -> ufl.Measure:
         """Measure on the facets between cells that exchange more than the unknowns they share."""
-        metadata = {"quadrature_degree": self.quadrature}
-        if self.interior is None:
-            return ufl.dS(domain=self.mesh, metadata=metadata)
-        return ufl.Measure("dS", self.mesh, 1, metadata, self.interior)
+        return self._measure("dS", self.interior, "everywhere" if self.interior is None else 1)
+
+    def _measure(self, kind: str, tags: Any, ids: Any, more: int = 0) -> ufl.Measure:
+        metadata = {"quadrature_degree": self.quadrature + more}
+        return ufl.Measure(kind, self.mesh, ids, metadata, tags)
 
     @property
     def alpha(self) -> float:
-        """The interior penalty parameter."""
-        return penalty(self.degree, not estimate_total_polynomial_degree(self.coefficients.D))
+        """Penalty 4 (k + s)(k + s + 1), s = 1 unless D is constant: the trace inequality acts on σᵀ∇v, not on ∇v."""
+        k = self.degree + (1 if estimate_total_polynomial_degree(self.coefficients.D) else 0)
+        return 4.0 * k * (k + 1)
 
     def mass(self, p: Expr, v: Expr) -> ufl.Form:
         """∫ w p v."""
@@ -189,17 +168,15 @@ class WeakForm:
 
         ∫ g (−D∇v·n + (α δ/h + (β·n)⁺) v) with δ = n·Dn.
         """
-        D, beta, n = self.coefficients.D, self.coefficients.beta, ufl.FacetNormal(self.mesh)
-        weight = self.alpha * ufl.dot(ufl.dot(D, n), n) / facet_height(self.mesh) + positive(ufl.dot(beta, n))
-        return g * (weight * v - ufl.dot(ufl.dot(D, ufl.grad(v)), n)) * self.ds(tags)
+        return self._data(g, v, tags, self.coefficients.beta)
 
     def entrance_data(self, g: Expr, v: Expr, tags: Any) -> ufl.Form:
-        """Forward data, a density g, on part of the boundary of a problem whose exits include it.
+        """The same with (β·n)⁻ for forward data, a density g: imposed where the process diffuses or drifts in."""
+        return self._data(g, v, tags, -self.coefficients.beta)
 
-        ∫ g (−D∇v·n + (α δ/h + (β·n)⁻) v): imposed where the process diffuses or drifts in.
-        """
-        D, beta, n = self.coefficients.D, self.coefficients.beta, ufl.FacetNormal(self.mesh)
-        weight = self.alpha * ufl.dot(ufl.dot(D, n), n) / facet_height(self.mesh) + positive(-ufl.dot(beta, n))
+    def _data(self, g: Expr, v: Expr, tags: Any, drift: Expr) -> ufl.Form:
+        D, n = self.coefficients.D, ufl.FacetNormal(self.mesh)
+        weight = self.alpha * ufl.dot(ufl.dot(D, n), n) / facet_height(self.mesh) + positive(ufl.dot(drift, n))
         return g * (weight * v - ufl.dot(ufl.dot(D, ufl.grad(v)), n)) * self.ds(tags)
 
     def interior_facets(self, u: Expr, v: Expr) -> ufl.Form:
@@ -209,7 +186,7 @@ class WeakForm:
         return (upwind + self._penalised(self.sided(self.coefficients.D), u, v, self.rough is not None)) * self.dS
 
     def added(self, K: Expr, u: Expr, v: Expr) -> ufl.Form:
-        """The part of B that diffusion K adds inside the domain."""
+        """What diffusion K adds to B inside the domain."""
         return ufl.inner(ufl.dot(K, ufl.grad(u)), ufl.grad(v)) * self.dx + self._penalised(K, u, v) * self.dS
 
     def _penalised(self, D: Expr, u: Expr, v: Expr, ito: bool = False) -> Expr:
@@ -278,10 +255,8 @@ def positive(a: Expr) -> Expr:
 
 def is_continuous(expression: Expr) -> bool:
     """Whether an expression takes the same value on both sides of a facet."""
-    derivatives = any(
-        isinstance(o, ufl.classes.Derivative) for o in ufl.corealg.traversal.unique_pre_traversal(expression)
-    )
     coefficients = extract_coefficients(expression)
     if not coefficients:
         return True
+    derivatives = any(isinstance(o, ufl.classes.Derivative) for o in unique_pre_traversal(expression))
     return not derivatives and all(c.ufl_element() in ufl.H1 for c in coefficients)
