@@ -6,7 +6,7 @@ import ufl
 
 import fpsolver as fp
 from fpsolver.discretisation.assembly import nodal_potential
-from fpsolver.landscapes import double_well, three_hole, tilted_well
+from fpsolver.landscapes import double_well, muller_brown, three_hole, tilted_well
 
 # dX = -f' dt + sqrt(2 eps) dW; minima and times by quadrature of the exact integrals
 MINIMA = (-1.0466805318046, 0.945649273923591)
@@ -144,6 +144,34 @@ def test_three_wells_by_regions():
     assert rates[1].sizes[0].asked == pytest.approx(0.09 * np.pi, rel=1e-2)
 
 
+def test_high_barriers_between_wells_choose_relative_accuracy():
+    """Müller and Brown's landscape; by the law of Eyring and Kramers 1.12e-13, to first order in the temperature."""
+    domain = fp.Domain.rectangle((-1.8, -0.5), (1.2, 2.2), (40, 36))
+    A, B, rates = ((-0.558, 1.442), 0.3), ((0.623, 0.028), 0.3), []
+    for scheme in ("auto", "weighted"):
+        gen = fp.Generator(fp.Langevin(muller_brown, 3.0), domain, scheme=scheme)
+        rates.append(fp.transition_rate(gen, A, B).rate)
+    assert rates[0] == rates[1] == pytest.approx(1.12e-13, rel=0.15, abs=0)
+
+
+@pytest.mark.parallel
+def test_regions_have_names():
+    """Brownian motion from a named region to another one, as by markers; the first is a polygon, the last a ball."""
+    square = fp.Domain.rectangle((0, 0), (4, 2), (9, 5))
+    domain = square.with_region("strip", [(0, 0), (1, 0), (1, 2), (0, 2)]).with_region("far", lambda x: x[0] > 3)
+    assert domain.regions == ("strip", "far") and square.regions == ()
+    gen = fp.Generator(fp.SDE((0.0, 0.0), 1.0), domain)
+    q = fp.committor(gen, "strip", "far")
+    assert q.at([(0.5, 1), (1.5, 0.3), (2, 1), (3.5, 1)]) == pytest.approx([0, 0.25, 0.5, 1], abs=1e-10)
+    disk = square.with_region("disk", ((2.0, 1.0), 0.5))
+    assert fp.committor(fp.Generator(fp.SDE((0.0, 0.0), 1.0), disk), "left", "disk").at((2.0, 1.2)) == pytest.approx(1)
+    for region, message in [("left", "already"), ("", "non-empty string"), ("x", "polygon")]:
+        with pytest.raises(ValueError, match=message):
+            square.with_region(region, 3.0)
+    with pytest.raises(ValueError, match=r"no boundary part is called 'near'.*inside strip, far"):
+        fp.committor(gen, "near", "far")
+
+
 @pytest.mark.parallel
 def test_committor_with_a_killing_boundary_counts_as_missing_b():
     """Brownian motion on (0, 4), killed at 0; B = (3, 4) and A = (1, 1.5): linear between, zero below A."""
@@ -160,10 +188,10 @@ def test_committor_with_a_killing_boundary_counts_as_missing_b():
         (left, lambda x: x[0] > 9, "'B' is empty"),
         (left, lambda x: x[0] < 0, "overlap"),
         ("left", "left", "same part"),
-        (left, (1.0, -0.1), "positive radius"),
-        (left, ((1.0, 2.0), 0.1), "one point"),
+        (left, (1.0, -0.1), "radius is -0.1; a positive number"),
+        (left, ((1.0, 2.0), 0.1), "center is .*a sequence of 1 finite number "),
         (left, lambda x: x[0], "booleans"),
-        (left, 3.0, "a boundary part's name, .* was expected"),
+        (left, 3.0, "a name of a boundary part .* was expected"),
     ],
 )
 def test_bad_regions(A, B, message):

@@ -40,27 +40,27 @@ def choose_scheme(
     scheme = None if name == "auto" else named(name)
     if scheme is not None and scheme.by_capacities:
         return scheme
-    barrier = _barrier(process, territory, space)
+    climb = barrier(process, territory, space) if territory.declared else 0.0
     if scheme is not None:
-        if barrier > HIGH_BARRIER:
+        if climb > HIGH_BARRIER:
             _petsc.warn_once(
-                f"{name} at {barrier:.3g}",
-                f"scheme {name} at a barrier of {barrier:.3g} temperatures: exit times are wrong by orders of "
+                f"{name} at {climb:.3g}",
+                f"scheme {name} at a barrier of {climb:.3g} temperatures: exit times are wrong by orders of "
                 "magnitude on meshes that do not resolve it; see their .error, or take scheme='weighted'",
             )
         return scheme
     why = "D degenerates" if survey.degenerate else f"largest cell Péclet number over the degree {survey.peclet:.2g}"
     upwind = survey.degenerate or survey.peclet > HIGH_PECLET or _degenerate_walls(boundary, territory)
     name = "dg" if upwind else "galerkin"
-    if barrier > HIGH_BARRIER:
-        name, why = "weighted", f"a barrier of {barrier:.3g} times the temperature"
+    if climb > HIGH_BARRIER:
+        name, why = "weighted", f"a barrier of {climb:.3g} times the temperature"
     logger.info("scheme %s, degree %d: %s", name, space.degree, why)
     return named(name)
 
 
-def _barrier(process: Process, territory: Territory, space: Space) -> float:
-    """How far one must climb to leave the domain, in units of U; zero where no Gibbs density is known."""
-    potential = process.potential(space) if territory.declared else None
+def barrier(process: Process, territory: Territory, space: Space) -> float:
+    """How far one must climb from the worst well to get lower or out, in units of U; zero without a Gibbs density."""
+    potential = process.potential(space)
     if potential is None:
         return 0.0
     V = fem.functionspace(space.mesh, ("Lagrange", 1))

@@ -19,7 +19,7 @@ from .._arguments import part_names
 from ..domains.domain import Domain
 from ..models.fields import Space
 from ..models.process import SDE, Process
-from ._choice import check_jumps, check_walls, choose_degree, choose_scheme, gibbs_potential
+from ._choice import HIGH_BARRIER, barrier, check_jumps, check_walls, choose_degree, choose_scheme, gibbs_potential
 from ._walls import lacking_diffusion, warn_of_added
 from .assembly import make_matrix, make_vector
 from .boundary import Boundary, FicheraClasses, check_potential, survey_cells
@@ -41,8 +41,9 @@ class Generator:
         absorbing: names of the boundary parts at which it is killed; the rest of the boundary reflects.
         degree: polynomial degree, at least 1; by default 4 in one and two dimensions, 3 in three.
         scheme: ``"galerkin"``, ``"dg"``, ``"weighted"`` (for a known Gibbs density and high barriers) or ``"auto"``:
-            weighted where a Gibbs density is known and the barrier before the absorbing parts exceeds 15 temperatures;
-            dg where D degenerates or the cell Péclet number exceeds one; galerkin elsewhere.
+            weighted where a Gibbs density is known and the barrier before the absorbing parts exceeds 15 temperatures,
+            or, for questions about regions, that between wells;
+            dg where D degenerates or the cell Péclet number over the degree exceeds 5; galerkin elsewhere.
         quadrature: degree of the quadrature of every integral; by default chosen from the data.
         options: PETSc options for all solves with this generator, without prefix.
 
@@ -74,6 +75,7 @@ class Generator:
         quadrature: int | None = None,
         options: _petsc.Options | None = None,
     ):
+        self._auto = scheme == "auto"
         territory = Territory(copy(domain), part_names(absorbing))  # marks may give a domain another mesh
         self._compile(process, territory, choose_degree(degree, domain.dim), scheme, quadrature, dict(options or {}))
 
@@ -158,7 +160,7 @@ class Generator:
 
         Collective.  Which numbers a process has, ``process.numbers()`` tells.
         """
-        return _new()._rebind(self.process.with_parameters(**numbers), self._forms, self, same_matrices=True)
+        return _new(self._auto)._rebind(self.process.with_parameters(**numbers), self._forms, self, same_matrices=True)
 
     def with_degree(self, degree: int) -> "Generator":
         """The same process and scheme with another degree (collective).
@@ -168,7 +170,7 @@ class Generator:
         degree = choose_degree(degree, self.domain.dim)
         known = self._forms.other_degrees
         if degree in known:
-            return _new()._rebind(self.process, known[degree], self, same_matrices=False)
+            return _new(self._auto)._rebind(self.process, known[degree], self, same_matrices=False)
         other = self._again(self.territory, degree)
         known[degree] = other._forms
         return other
@@ -177,9 +179,17 @@ class Generator:
         """The same process, degree and scheme on another domain with parts of the same names (collective)."""
         return self._again(self.territory.on(domain), self.degree)
 
-    def _again(self, territory: Territory, degree: int) -> "Generator":
+    def for_regions(self) -> "Generator":
+        """This generator, or if it was to choose, one whose scheme bears the barriers between wells (collective)."""
+        weighted = self.weak.scheme.by_capacities
+        if weighted or not self._auto or barrier(self.process, self.territory, self.weak.space) <= HIGH_BARRIER:
+            return self
+        return self._again(self.territory, self.degree, "weighted")
+
+    def _again(self, territory: Territory, degree: int, scheme: str | None = None) -> "Generator":
         quadrature, model = self._quadrature_of(degree), self.weak.space
-        return _new()._compile(self.process, territory, degree, self.scheme, quadrature, self.options, model)
+        other = _new(self._auto)
+        return other._compile(self.process, territory, degree, scheme or self.scheme, quadrature, self.options, model)
 
     def with_territory(self, territory: Territory) -> "Generator":
         """The same process on part of the domain: nothing but the two forms is compiled (collective)."""
@@ -188,7 +198,7 @@ class Generator:
         if weak.rough is not None:
             empty = fem.Function(weak.rough.function_space)
             weak = around(replace(weak, rough=empty), territory, self.rough.cells)
-        forms, other = Forms.of(territory, weak, self.V), _new()
+        forms, other = Forms.of(territory, weak, self.V), _new(self._auto)
         weak, own = weak.bound(self.process.numbers())
         if weak.rough is not None:
             weak = around(weak, territory, self.rough.cells)
@@ -263,5 +273,7 @@ def derived(make: Callable[Concatenate[Generator, P], T]) -> Callable[Concatenat
     return kept
 
 
-def _new() -> Generator:
-    return object.__new__(Generator)
+def _new(auto: bool) -> Generator:
+    gen = object.__new__(Generator)
+    gen._auto = auto
+    return gen

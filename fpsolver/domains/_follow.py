@@ -29,7 +29,7 @@ def gathered(domain: "Domain") -> RawMesh | None:
     first = sum(comm.allgather(owned)[: comm.rank])
     place = {name: np.searchsorted(domain.boundary.facets, domain.facets(name)) for name in domain.parts}
     facets = {name: number[domain.boundary.nodes[at]] for name, at in place.items()}
-    groups = {name: first + rows for name, rows in domain._regions.items()}
+    groups = {name: first + rows[rows < owned] for name, rows in domain._regions.items()}
     shares = comm.gather((number, mesh.geometry.x[:, :dim], cells, facets, groups), root=0)
     if shares is None:
         return None
@@ -102,6 +102,7 @@ def _refined(domain: "Domain", coarse: npt.NDArray[np.int64], levels: int, insid
     for level in range(levels):
         domain = domain._divided(mine, watched={name: mine})
         mine = domain._regions.pop(name)
+        mine = mine[mine < domain.mesh.topology.index_map(domain.dim).size_local]
         if level < levels - 1:
             x = domain.mesh.geometry.x[_compat.geometry_dofmap(domain.mesh)[mine]][:, : domain.dim + 1, : domain.dim]
             with together(domain.comm):

@@ -20,8 +20,8 @@ from ._arrays import RawMesh
 from ._follow import ACCURACY, changes_inside_facets, followed
 from ._meshes import GHOSTS
 from ._parts import REST, Facets, Marker, Parts, as_inside
-from ._polygon import check_polygon
 from ._round import HIGHEST, RoundShape
+from .regions import check_polygon, marker_of
 
 SIDES = {1: ("left", "right"), 2: ("left", "right", "bottom", "top")}
 SIDES[3] = ("left", "right", "front", "back", "bottom", "top")
@@ -246,10 +246,10 @@ class Domain:
         if share.facets:
             domain._parts.replace({name: np.concatenate(comm.allgather(f)) for name, f in share.facets.items()})
         first = sum(comm.allgather(len(share.cells))[: comm.rank])
-        owned = np.asarray(mesh.topology.original_cell_index)[: mesh.topology.index_map(share.dim).size_local]
+        known = np.asarray(mesh.topology.original_cell_index)
         for name, rows in share.groups.items():
             members = np.concatenate(comm.allgather(first + rows))
-            domain._regions[name] = np.flatnonzero(np.isin(owned, members)).astype(np.int32)
+            domain._regions[name] = np.flatnonzero(np.isin(known, members)).astype(np.int32)
         return domain
 
     # -- Refinement
@@ -322,7 +322,8 @@ class Domain:
     def facets(self, name: str) -> Facets:
         """Sorted local indices of the boundary facets of a part that this rank owns."""
         if name not in self._parts.facets:
-            raise ValueError(f"no boundary part is called {name!r}; the parts are {', '.join(self.parts)}")
+            inside = f", the regions inside {', '.join(self.regions)}" if self.regions else ""
+            raise ValueError(f"no boundary part is called {name!r}; the parts are {', '.join(self.parts)}{inside}")
         return self._parts.facets[name]
 
     def integration_facets(self, name: str) -> npt.NDArray[np.int32]:
@@ -369,21 +370,42 @@ class Domain:
         self.mesh, self._parts, self._regions = domain.mesh, domain._parts, domain._regions
         self.boundary = domain.boundary
 
-    def following(self, region: Marker, name: str = "region") -> "Domain":
-        """A domain in which a region is a set of whole cells, cut at its edge (collective).
+    @property
+    def regions(self) -> tuple[str, ...]:
+        """Names of regions inside: groups of cells of a mesh file, and those of :meth:`with_region`."""
+        return tuple(self._regions)
 
-        In one dimension its ends are right to 1e-10 of the size of the domain, in two so are regions with straight
-        edges away from their corners.  Curves are followed by chords; cells there are refined until what lies between
-        is below 1e-4 of the region, and a warning says so if it is not.
+    def cells(self, region: str) -> Facets:
+        """Sorted local indices of the cells of a region, those that other ranks own included."""
+        if region not in self._regions:
+            known = ", ".join(self.regions) or "none"
+            raise ValueError(f"no region is called {region!r}; the regions are {known}")
+        return self._regions[region]
+
+    def with_region(self, name: str, region: Any) -> "Domain":
+        """A domain in which a region is a set of whole cells, cut at its edge, with a name (collective).
+
+        Verbs that take regions take the name.  In one dimension its ends are right to 1e-10 of the size of the domain,
+        in two so are regions with straight edges away from their corners.  Curves are followed by chords; cells there
+        are refined until what lies between is below 1e-4 of the region, and a warning says so if it is not.
 
         Args:
-            region: a marker of points x of shape (dim, n), so that x[i] is the i-th coordinate.
-            name: what messages call it.
+            name: a name that no part or region has.
+            region: a ball (centre, radius), the corners of a polygon in the plane, shape (n, 2), or a marker of points
+                x of shape (dim, n), so that x[i] is the i-th coordinate.
 
         Raises:
-            ValueError: the marker does not return n booleans.
+            ValueError: the name is used, the region is something else, or its marker does not return n booleans.
         """
-        domain, fit = followed(self, name, as_inside(region, f"region {name!r}"), on_boundary=False)
+        if name in self._regions:
+            raise ValueError(f"there is a region {name!r} already; the regions are {', '.join(self.regions)}")
+        self._parts.check_new(name)
+        return self.following(region, name)
+
+    def following(self, region: Any, name: str) -> "Domain":
+        """The same; a region of this name is replaced (collective)."""
+        inside = as_inside(marker_of(region, self.dim, name), f"region {name!r}")
+        domain, fit = followed(self, name, inside, on_boundary=False)
         defect, size = self.comm.bcast((fit.defect, fit.size) if fit else None, root=0)
         if defect > ACCURACY * size:
             logger.warning(

@@ -11,7 +11,6 @@ from typing import Any
 
 from mpi4py import MPI
 
-import basix
 import numpy as np
 import numpy.typing as npt
 import ufl
@@ -22,17 +21,18 @@ from ufl.core.expr import Expr
 
 from .._errors import together
 from .._log import logger
-from .._sample import neighbours
+from .._sample import at_quadrature, neighbours, volumes
 from ..discretisation.generator import Generator
-from ..discretisation.solution import as_points
 from ..discretisation.territory import Territory, union_tags
 from ..domains.domain import Domain, Marker
+from ..domains.regions import as_inside, is_ball, marker_of
 from ..models.fields import is_number
 
 Mask = npt.NDArray[np.bool_]
 Integers = npt.NDArray[np.int32]
 Region = str | Marker | tuple[Any, float]
-"""A boundary part's name; a marker of points x, x[i] the i-th coordinate, as in ``Domain.mark``; or (point, radius)."""
+"""A name of a boundary part or of a region of the domain; a marker of points x, x[i] the i-th coordinate, as in
+``Domain.mark``; a ball (point, radius); or the corners of a polygon in the plane, shape (n, 2)."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def stopped(gen: Generator, regions: Mapping[str, Region] | list[Resolved]) -> G
 
 
 def fitted(gen: Generator, regions: Mapping[str, Region]) -> Generator:
-    """The generator on a mesh that follows the edges of the regions inside (collective).
+    """The generator on a mesh that follows the edges of the regions inside, for barriers between wells (collective).
 
     A process with a Function among its coefficients is tied to its mesh: there whole cells have to do, and
     :func:`resolve` warns if they are far off.
@@ -149,11 +149,11 @@ def fitted(gen: Generator, regions: Mapping[str, Region]) -> Generator:
     """
     inside = {name: region for name, region in regions.items() if not isinstance(region, str)}
     if not inside or tied_to_mesh(gen.process):
-        return gen
+        return gen.for_regions()
     domain = gen.domain
     for name, region in inside.items():
-        domain = domain.following(_marker(domain, name, region)[0], name)
-    return gen.with_domain(domain)
+        domain = domain.following(region, name)
+    return gen.with_domain(domain).for_regions()
 
 
 def tied_to_mesh(process: Any) -> bool:
@@ -191,22 +191,23 @@ def _resolve(domain: Domain, name: str, region: Region) -> Resolved:
     count = mesh.topology.index_map(domain.dim)
     cells: Mask = np.zeros(count.size_local + count.num_ghosts, dtype=bool)
     facets: Integers = np.zeros(0, np.int32)
+    if isinstance(region, str) and region in domain.regions and region not in domain.parts:
+        cells[domain.cells(region)] = True
+        volume = domain.comm.allreduce(float(volumes(mesh)[cells[: count.size_local]].sum()), op=MPI.SUM)
+        return Resolved(name, region, cells, facets, None, Size(volume, volume))
     if isinstance(region, str):
         facets = domain.facets(region)
         ds = ufl.Measure("ds", mesh, subdomain_data=union_tags(domain, (region,)), subdomain_id=1)
         area = total(domain.comm, fem.Constant(mesh, 1.0) * ds)
         return Resolved(name, region, cells, facets, None, Size(area, area))
-    marker, point = _marker(domain, name, region)
+    inside = as_inside(marker_of(region, domain.dim, name), f"region {name!r}")
     x = dmesh.compute_midpoints(mesh, domain.dim, np.arange(len(cells), dtype=np.int32))[:, : domain.dim]
-    points, weights = _cell_points(domain)
+    points, weights = at_quadrature(mesh, [*ufl.SpatialCoordinate(mesh)], 8)
     with together(domain.comm):
-        try:
-            cells = _marked(marker, x)
-            asked = float(weights[_marked(marker, points)].sum())
-        except Exception as error:
-            raise ValueError(f"the marker of the region {name!r} {error}") from error
-    each = weights.reshape(count.size_local, len(weights) // max(count.size_local, 1))
-    volume = each.sum(axis=1)[cells[: count.size_local]].sum()
+        cells = inside(x)
+        asked = float(weights.ravel()[inside(points.reshape(-1, domain.dim))].sum())
+    volume = weights.sum(axis=1)[cells[: count.size_local]].sum()
+    point = np.atleast_1d(np.asarray(region[0], dtype=float)) if is_ball(region) else None
     size = Size(*(domain.comm.allreduce(float(v), op=MPI.SUM) for v in (volume, asked)))
     if size.resolved == 0:
         raise ValueError(
@@ -219,43 +220,6 @@ def _resolve(domain: Domain, name: str, region: Region) -> Resolved:
             name, size.resolved, size.asked,
         )  # fmt: skip
     return Resolved(name, region, cells, facets, point, size)
-
-
-def is_ball(region: Any) -> bool:
-    """Whether this is a ball (centre, radius)."""
-    return isinstance(region, tuple) and len(region) == 2 and is_number(region[1])
-
-
-def _marker(domain: Domain, name: str, region: Any) -> tuple[Marker, Any]:
-    if callable(region):
-        return region, None
-    if not is_ball(region) or not region[1] > 0:
-        raise ValueError(
-            f"the region {name!r} is {region!r}; a boundary part's name, a marker of points x, or a ball "
-            "(centre, radius) with a positive radius was expected."
-        )
-    centres, radius = as_points(region[0], domain.dim, f"region {name!r}"), float(region[1])
-    if len(centres) > 1:
-        raise ValueError(f"region {name!r}: one point was expected, got {len(centres)}, in {domain.dim} dimension(s)")
-    centre = centres[0]
-    return lambda x: ((x - centre[:, None]) ** 2).sum(axis=0) <= radius**2, centre
-
-
-def _marked(marker: Marker, x: npt.NDArray[np.float64]) -> Mask:
-    values = np.asarray(marker(x.T))
-    if values.shape != (len(x),) or values.dtype != bool:
-        raise ValueError(f"gave {values.dtype} of shape {values.shape} for {len(x)} points; expected as many booleans")
-    return values
-
-
-def _cell_points(domain: Domain) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Quadrature points (n, d) in this rank's cells and their weights (n,)."""
-    mesh, dim = domain.mesh, domain.dim
-    points, weights = basix.make_quadrature(getattr(basix.CellType, mesh.topology.cell_name()), 8)
-    row = ufl.as_vector([*ufl.SpatialCoordinate(mesh), abs(ufl.JacobianDeterminant(mesh))])
-    owned = np.arange(mesh.topology.index_map(dim).size_local, dtype=np.int32)
-    table = fem.Expression(row, points).eval(mesh, owned).reshape(len(owned), len(points), dim + 1)
-    return table[..., :dim].reshape(-1, dim), (table[..., dim] * weights).ravel()
 
 
 def total(comm: MPI.Comm, form: ufl.Form) -> float:
