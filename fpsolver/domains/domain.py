@@ -23,6 +23,9 @@ from ._parts import REST, Facets, Marker, Parts, as_inside
 from ._round import HIGHEST, RoundShape
 from .regions import check_polygon, marker_of
 
+Point = Sequence[float]
+Edges = Mapping[str, Sequence[int]]
+
 SIDES = {1: ("left", "right"), 2: ("left", "right", "bottom", "top")}
 SIDES[3] = ("left", "right", "front", "back", "bottom", "top")
 DIAGONALS = ("crossed", "right", "left", "left_right", "right_left")
@@ -85,24 +88,12 @@ class Domain:
 
     @classmethod
     def rectangle(
-        cls,
-        low: Sequence[float],
-        high: Sequence[float],
-        n: Sequence[int],
-        *,
-        diagonal: str = "crossed",
-        comm: MPI.Comm = MPI.COMM_WORLD,
+        cls, low: Point, high: Point, n: Sequence[int], *, diagonal: str = "crossed", comm: MPI.Comm = MPI.COMM_WORLD
     ) -> "Domain":
         """The rectangle between two corners in n[0] x n[1] small ones; parts left, right, bottom, top.
 
-        Args:
-            low: left lower corner (x0, y0).
-            high: right upper corner (x1, y1).
-            n: numbers of small rectangles (nx, ny).
-            diagonal: how they are cut into triangles: "crossed" (four each, the default: symmetric in x and in y for
-                every n, and no triangle has all its vertices on the boundary), "right", "left" or "left_right"
-                (two each).
-            comm: communicator.
+        ``diagonal`` is how they are cut into triangles: "crossed" (four each, the default: symmetric in x and in y for
+        every n, and no triangle has all its vertices on the boundary), "right", "left" or "left_right" (two each).
         """
         low, high, cells = _box("rectangle", 2, low, high, n)
         check_choice("Domain.rectangle: diagonal", diagonal, DIAGONALS)
@@ -111,9 +102,7 @@ class Domain:
         return cls._with_sides(mesh, low, high)
 
     @classmethod
-    def box(
-        cls, low: Sequence[float], high: Sequence[float], n: Sequence[int], *, comm: MPI.Comm = MPI.COMM_WORLD
-    ) -> "Domain":
+    def box(cls, low: Point, high: Point, n: Sequence[int], *, comm: MPI.Comm = MPI.COMM_WORLD) -> "Domain":
         """The box between two corners in n[0] x n[1] x n[2] small ones of six tetrahedra each.
 
         The parts are left, right (smallest and largest x), front, back (y), bottom, top (z).
@@ -122,46 +111,33 @@ class Domain:
         return cls._with_sides(dmesh.create_box(comm, [low, high], cells, ghost_mode=GHOSTS), low, high)
 
     @classmethod
-    def _with_sides(cls, mesh: dmesh.Mesh, low: Sequence[float], high: Sequence[float]) -> "Domain":
+    def _with_sides(cls, mesh: dmesh.Mesh, low: Point, high: Point) -> "Domain":
         return cls(mesh, _meshes.sides(mesh, low, high, SIDES[len(low)]))
 
     @classmethod
     def disk(
-        cls, center: Sequence[float], radius: float, h: float, *, order: int = 2, comm: MPI.Comm = MPI.COMM_WORLD
+        cls, center: Point, radius: float, h: float, *, order: int = 2, comm: MPI.Comm = MPI.COMM_WORLD
     ) -> "Domain":
         """A disk in triangles of size h; its one part is called boundary (needs gmsh).
 
-        Args:
-            center: (x, y).
-            radius: its radius.
-            h: length of the edges.
-            order: degree, 1 to 3, of the polynomials by which the cells follow the circle.  Straight cells cap every
-                solution at an error of order h^2 (area at h = 0.15: 4e-3).  With degree 2 the nodes between vertices
-                are where they make the area exact, and the cap is of order h^6 (exit time at h = 0.3: 5e-9).  Degree 3
-                has order h^4 (area at h = 0.15: 2e-7) and cannot be written as .xdmf.
-            comm: communicator.
-
-        Error bars contain what cells of a higher degree would change.
+        ``order`` is the degree, 1 to 3, of the polynomials by which the cells follow the circle.  Straight cells cap
+        every solution at an error of order h^2 (area at h = 0.15: 4e-3).  With degree 2 the nodes between vertices are
+        where they make the area exact, and the cap is of order h^6 (exit time at h = 0.3: 5e-9).  Degree 3 has order
+        h^4 (area at h = 0.15: 2e-7) and cannot be written as .xdmf.  Error bars contain what cells of a higher degree
+        would change.
         """
         return cls._round_domain("disk", 2, center, [radius], h, order, comm)
 
     @classmethod
     def ball(
-        cls, center: Sequence[float], radius: float, h: float, *, order: int = 2, comm: MPI.Comm = MPI.COMM_WORLD
+        cls, center: Point, radius: float, h: float, *, order: int = 2, comm: MPI.Comm = MPI.COMM_WORLD
     ) -> "Domain":
         """A ball in tetrahedra, as :meth:`disk` (volume at h = 0.3: 3e-9 for order 2, 4e-5 for order 3)."""
         return cls._round_domain("ball", 3, center, [radius], h, order, comm)
 
     @classmethod
     def annulus(
-        cls,
-        center: Sequence[float],
-        r_inner: float,
-        r_outer: float,
-        h: float,
-        *,
-        order: int = 2,
-        comm: MPI.Comm = MPI.COMM_WORLD,
+        cls, center: Point, r_inner: float, r_outer: float, h: float, *, order: int = 2, comm: MPI.Comm = MPI.COMM_WORLD
     ) -> "Domain":
         """What lies between two concentric circles, or spheres if the center has three coordinates, as :meth:`disk`.
 
@@ -173,21 +149,12 @@ class Domain:
 
     @classmethod
     def polygon(
-        cls,
-        vertices: npt.ArrayLike,
-        h: float,
-        edges: Mapping[str, Sequence[int]] | None = None,
-        *,
-        comm: MPI.Comm = MPI.COMM_WORLD,
+        cls, vertices: npt.ArrayLike, h: float, edges: Edges | None = None, *, comm: MPI.Comm = MPI.COMM_WORLD
     ) -> "Domain":
         """A polygon, such as a basin of attraction, in triangles of size h or its edges, if they are shorter (gmsh).
 
-        Args:
-            vertices: corners in order around it, shape (n, 2).
-            h: length of the triangles' edges.
-            edges: names of parts and the numbers of their edges; edge i joins vertex i to vertex i + 1, the last one
-                to the first.  The others form the part "wall".
-            comm: communicator.
+        ``vertices`` are its corners in order around it, shape (n, 2), ``edges`` names of parts with numbers of edges:
+        edge i joins vertex i to vertex i + 1, the last one to the first.  The others form the part "wall".
 
         Raises:
             ValueError: fewer than three vertices, unknown or repeated edges, a polygon that crosses itself.
@@ -197,7 +164,7 @@ class Domain:
 
     @classmethod
     def _round_domain(
-        cls, kind: str, dim: int, center: Sequence[float], radii: list[float], h: float, order: int, comm: MPI.Comm
+        cls, kind: str, dim: int, center: Point, radii: list[float], h: float, order: int, comm: MPI.Comm
     ) -> "Domain":
         where = f"Domain.{kind}"
         middle = check_numbers(f"{where}: center", center, dim)
@@ -295,11 +262,7 @@ class Domain:
         return self._divided(np.zeros(0, np.int32), move=f)
 
     def _divided(
-        self,
-        cells: Facets,
-        watched: Mapping[str, Facets] | None = None,
-        shape: RoundShape | None = None,
-        **how: Any,
+        self, cells: Facets, watched: Mapping[str, Facets] | None = None, shape: RoundShape | None = None, **how: Any
     ) -> "Domain":
         regions = {**self._regions, **(watched or {})}
         domain = self._assembled(self.comm, _refine.refine(self.mesh, cells, self._parts.facets, regions, **how))
@@ -419,9 +382,7 @@ class Domain:
         return f"Domain({self.dim}D, {cells} {shape}, parts: {', '.join(self.parts)})"
 
 
-def _box(
-    kind: str, dim: int, low: Sequence[float], high: Sequence[float], n: Sequence[int]
-) -> tuple[list[float], list[float], list[int]]:
+def _box(kind: str, dim: int, low: Point, high: Point, n: Sequence[int]) -> tuple[list[float], list[float], list[int]]:
     """Corners and numbers of cells of a box, checked."""
     where = f"Domain.{kind}"
     a, b = check_numbers(f"{where}: the lower corner", low, dim), check_numbers(f"{where}: the upper corner", high, dim)
