@@ -8,7 +8,8 @@ Where it lives
 What moves
     SGD, MomentumSGD        stochastic gradient descent by its diffusion: loss, noise, learning rate, batch size
     Nesterov, RMSprop, Adam, ClippedSGD, SignSGD      other algorithms, for ``Chain`` and ``simulate``
-    Langevin, SDE           overdamped Langevin (Brownian dynamics); any drift and diffusion, degenerate or not
+    Langevin, UnderdampedLangevin                     Brownian dynamics; with velocities, friction and mass
+    SDE                     any drift and diffusion, degenerate or not, of x or of x and t
     Noisy                   a process with a little isotropic noise added
     Isotropic, Covariance, PerSample, LabelNoise      gradient noises, which add; ``batched``, ``Network``, ``Slice``
     Noise, Process          the bases of one's own (docs/extending.md); ``Coefficients``
@@ -63,7 +64,7 @@ from .longtime.noisy import VanishingNoiseLimit, vanishing_noise_limit, wasserst
 from .longtime.spectrum import QuasiStationary, Spectrum, quasi_stationary, spectrum
 from .longtime.stationary import stationary
 from .models.fields import batched
-from .models.langevin import Langevin
+from .models.langevin import Langevin, UnderdampedLangevin
 from .models.network import Network
 from .models.noise import Covariance, Isotropic, LabelNoise, Noise, PerSample
 from .models.noisy import Noisy
@@ -84,6 +85,7 @@ end_all_ranks()
 # by question, as in the text above
 __all__ = ["Chain", "Coefficients", "Domain", "FicheraClasses", "Generator", "Noise", "Process"]
 __all__ += ["SDE", "SGD", "Adam", "ClippedSGD", "Langevin", "MomentumSGD", "Nesterov", "Noisy", "RMSprop", "SignSGD"]
+__all__ += ["UnderdampedLangevin"]
 __all__ += ["Covariance", "Isotropic", "LabelNoise", "Network", "PerSample", "Slice", "batched"]
 __all__ += ["Dirac", "Evolution", "Gaussian", "backward", "count_steps", "dirac", "evolve", "gaussian", "resume"]
 __all__ += ["exit_distribution", "exit_probability", "exit_time_moments", "feynman_kac", "mean_exit_time", "survival"]

@@ -320,3 +320,17 @@ def test_solver_that_does_not_converge():
     assert error.prefix == "fp_exit_"
     assert "-fp_exit_ksp_max_it" in str(error)
     assert isinstance(error, RuntimeError)
+
+
+@pytest.mark.parametrize(
+    ("make", "named", "instead"),
+    [
+        (fp.SGD, {"lr": 0.1}, "learning_rate="),
+        (fp.SGD, {"learning_rate": 0.1, "momentum": 0.9}, "fp.MomentumSGD"),
+        (fp.SGD, {"learning_rate": 0.1, "weight_decay": 0.1}, "weight_decay / 2"),
+        (fp.Adam, {"learning_rate": 0.1, "betas": (0.9, 0.999)}, "beta1="),
+        (fp.RMSprop, {"learning_rate": 0.1, "eps": 1e-8}, "epsilon="),
+    ],
+)
+def test_arguments_that_have_other_names_elsewhere(make, named, instead):
+    refused(lambda: make(lambda x: x[0] ** 2, fp.Isotropic(1.0), **named), TypeError, "has no argument", instead)

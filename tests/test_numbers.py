@@ -140,7 +140,6 @@ def test_paths_with_a_constant():
 def test_numbers_that_do_not_fit():
     for match, make in (
         ("asks for G besides x; the process has the numbers F", lambda: pulled_with(lambda x, G: (G - x[0],))),
-        (r"asks for t besides x.*schedule", lambda: pulled_with(lambda x, t: (t - x[0],))),
         ("parameters has F = nan", lambda: fp.SDE(0.0, 1.0, parameters={"F": np.nan})),
         ("parameters has 'drift'", lambda: fp.SDE(0.0, 1.0, parameters={"drift": 1.0})),
         ("parameters has '2F'", lambda: fp.Langevin(lambda x: x[0] ** 2, 0.1, parameters={"2F": 1.0})),

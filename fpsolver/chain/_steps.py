@@ -179,6 +179,8 @@ def steps_of(process: Any, domain: Domain, batches: int | None) -> Steps:
             f"Chain: process is a {type(process).__name__}; an algorithm was expected: fp.SGD, fp.MomentumSGD or, for "
             "any step of your own, fp.Chain.of_step(step, batches, domain)."
         )
+    if process.timed:
+        raise ValueError("Chain: a formula asks for the time t; the chain's step must be the same at all times.")
     if batches is not None and (batches != int(batches) or batches < 1):
         raise ValueError(f"Chain: batches is {batches!r}; a positive integer was expected.")
     algorithm = Descent.of(process, domain.dim)

@@ -57,7 +57,8 @@ def evolve(
             (begin, number or function), the first at 0: ``{"learning_rate": [(0, 0.4), (10, 0.1)]}``.  They replace
             those of ``gen.process``.  For SGD t = Σ ηₖ (one step advances t by its own learning rate), and
             :func:`~fpsolver.count_steps` counts steps.  A piece of constant numbers costs one factorisation; functions
-            cost one per step.  Jumps and bends inside a function cost steps: begin a new pair there.
+            cost one per step.  Jumps and bends inside a function cost steps: begin a new pair there.  The time of
+            formulas that ask for it, ``lambda x, t: ...``, is on it by itself.
         checkpoint: folder in which the state at every output time is kept, complete at any moment.  If it holds some
             already, the evolution goes on from there, on any number of ranks.
 
@@ -157,6 +158,8 @@ def _run(
 ) -> Evolution:
     """Evolve ``v0``, or what the checkpoint began with, and keep what comes; ``v0`` is consumed."""
     gen, parts = evolution.generator, evolution.parts
+    if gen.process.timed:
+        schedule = {"t": lambda t: t, **(schedule or {})}
     source = Autonomous(gen, parts, options) if schedule is None else Scheduled(gen, schedule, parts, options)
     state, store = None, None
     try:

@@ -71,6 +71,19 @@ def pieces(gen: Generator, schedule: Mapping[str, Any]) -> list[Piece]:
     return found
 
 
+def followed(schedule: Mapping[str, Any]) -> dict[str, Callable[[float], float]]:
+    """Each number of a schedule as a function of time."""
+
+    def of(name: str, column: list[tuple[float, Value]]) -> Callable[[float], float]:
+        def at(t: float) -> float:
+            value = [v for begin, v in column if begin <= t][-1]
+            return _number(name, value(t) if callable(value) else value, t)
+
+        return at
+
+    return {name: of(name, _column(name, value)) for name, value in schedule.items()}
+
+
 def _column(name: str, value: Any) -> list[tuple[float, Value]]:
     """One number's schedule as pairs (begin, number or function)."""
     if callable(value) or is_number(value):

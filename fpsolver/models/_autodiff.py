@@ -1,11 +1,15 @@
 """PyTorch and JAX behind one face: both differentiate and vectorise by functions that are called alike."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+
+from .._log import logger
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ def torch_library(what: str) -> Library:
 
     def numpy(function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any) -> Any:
-            with torch.no_grad():
+            with torch.no_grad(), _plain_attention():
                 found = function(*map(array, arguments))
             return tuple(f.numpy() for f in found) if isinstance(found, tuple) else found.detach().numpy()
 
@@ -76,7 +80,56 @@ def torch_library(what: str) -> Library:
     def largest(function: Callable[..., Any], *arguments: Any) -> int:
         return _largest_tensor(numpy(function), *arguments)
 
-    return Library(what, torch.func, torch.stack, array, numpy, largest, False, 0)
+    func = SimpleNamespace(vjp=torch.func.vjp, grad=torch.func.grad, vmap=_vmap, jvp=_jvp)
+    return Library(what, func, torch.stack, array, numpy, largest, False, 0)
+
+
+@contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Attention by kernels that can be differentiated in both modes."""
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def _jvp(f: Callable[[Any], Any], at: tuple[Any], along: tuple[Any]) -> tuple[Any, Any]:
+    """Forward, or where PyTorch has no forward derivative (embedding bags) by the vjp of the vjp, which is linear."""
+    from torch.func import jvp, vjp
+
+    try:
+        return jvp(f, at, along)
+    except NotImplementedError:
+        value, back = vjp(f, *at)
+        return value, vjp(lambda c: back(c)[0], value)[1](*along)[0]
+
+
+def _vmap(f: Callable[..., Any], axes: Any = 0) -> Callable[..., Any]:
+    """Vectorised, or one by one where PyTorch cannot (recurrent layers, writing into arrays, branches)."""
+    import torch
+
+    def call(*arguments: Any) -> Any:
+        try:
+            return torch.func.vmap(f, axes)(*arguments)
+        except RuntimeError as error:
+            kinds = axes if isinstance(axes, tuple) else (axes,) * len(arguments)
+            n = next(len(a) for a, kind in zip(arguments, kinds, strict=True) if kind == 0)
+            try:
+                rows = [f(*(a if k is None else a[i] for a, k in zip(arguments, kinds, strict=True))) for i in range(n)]
+            except Exception:
+                raise error from None
+            logger.info("PyTorch cannot vectorise a model, which is evaluated one by one: %s", error)
+            if isinstance(rows[0], tuple):
+                return tuple(map(torch.stack, zip(*rows, strict=True)))
+            return torch.stack(rows)
+
+    return call
 
 
 def _largest_tensor(function: Callable[..., Any], *arguments: Any) -> int:

@@ -92,6 +92,10 @@ class Space:
             return ufl.as_vector([0.0] * self.dim)
         return ufl.as_vector([f.dx(i) for i in range(self.dim)])
 
+    def div(self, D: Expr) -> Expr:
+        """∇·D, shape (dim,)."""
+        return ufl.div(D)
+
     def at_quadrature(self, degree: int) -> "Space":
         """The same coordinates and numbers, with tabulated sources exact at the points of a quadrature rule."""
         return replace(self, quadrature=degree)
@@ -108,14 +112,13 @@ class Space:
 
     def named(self, source: Callable[..., Any], what: str) -> dict[str, Any]:
         """The numbers that a callable of x asks for by name, as constants."""
-        wanted = _wanted(source, self.given)
+        wanted = wanted_by(source, self.given)
         missing = [name for name in wanted if name not in self.numbers]
         if missing:
-            hint = " Time enters by evolve(schedule={'t': lambda t: t})." if "t" in missing else ""
             known = ", ".join(sorted(self.numbers)) or "(none)"
             raise ValueError(
                 f"{what} asks for {', '.join(missing)} besides x; the process has the numbers {known}. Name it in "
-                f"parameters={{{missing[0]!r}: 1.0}}, or give it a default value.{hint}"
+                f"parameters={{{missing[0]!r}: 1.0}}, or give it a default value."
             )
         return {name: self.parameter(name, self.numbers[name]) for name in wanted}
 
@@ -177,8 +180,10 @@ class Space:
         return self.owned(source)
 
 
-def _wanted(source: Callable[..., Any], given: frozenset[str]) -> list[str]:
-    """Names of the arguments behind x without a value of their own, and of those that the user has given values."""
+def wanted_by(source: Any, given: frozenset[str] = frozenset()) -> list[str]:
+    """Of a formula the arguments behind x without a value of their own, and those that the user has given values."""
+    if not callable(source) or isinstance(source, Expr):
+        return []
     try:
         arguments = list(inspect.signature(source).parameters.values())[1:]
     except (TypeError, ValueError):  # some compiled functions tell nothing
@@ -189,9 +194,7 @@ def _wanted(source: Callable[..., Any], given: frozenset[str]) -> list[str]:
 
 def bound(source: Any, numbers: Mapping[str, float], given: frozenset[str]) -> Any:
     """A callable of x alone, with a process' numbers put in; any other source as it is."""
-    if isinstance(source, Batched | Expr | fem.Function) or not callable(source):
-        return source
-    values = {name: numbers[name] for name in _wanted(source, given) if name in numbers}
+    values = {name: numbers[name] for name in wanted_by(source, given) if name in numbers}
     return (lambda x: source(x, **values)) if values else source
 
 

@@ -232,6 +232,8 @@ def _built(
         raise ValueError(
             f"{library.what}: model and loss fail on {network.size} samples of {described(arrays)}: "
             f"{type(error).__name__}: {error}"
+            + " Take layers of elementary operations, such as torch.nn.Embedding and a mean instead of EmbeddingBag."
+            * isinstance(error, NotImplementedError)
         ) from error
     if problem:
         raise ValueError(f"{library.what}: the losses {problem}")

@@ -39,7 +39,7 @@ class Noisy(Process):
     loss = property(lambda self: self.process.loss_source())
     scaling, copies, kinetic, parameters = map(_of_process, ("scaling", "copies", "kinetic", "parameters"))
     time_per_step, space, gradient_noise = map(_of_process, ("time_per_step", "space", "gradient_noise"))
-    loss_on, loss_source = map(_of_process, ("loss_on", "loss_source"))
+    loss_on, loss_source, timed, energy = map(_of_process, ("loss_on", "loss_source", "timed", "energy"))
 
     @property
     def temperature(self) -> float:

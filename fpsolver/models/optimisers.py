@@ -4,8 +4,8 @@
 """
 
 from abc import abstractmethod
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Any, Self
 
 import numpy as np
 from ufl.core.expr import Expr
@@ -16,6 +16,18 @@ from .noise import Noise, PerSample, samples_of
 from .process import Coefficients, Process, own_numbers
 
 Array = np.ndarray[Any, Any]
+ELSEWHERE = {
+    "lr": "the learning rate is learning_rate=",
+    "eta": "the learning rate is learning_rate=",
+    "momentum": "take fp.MomentumSGD(loss, noise, learning_rate, momentum) or fp.Nesterov",
+    "nesterov": "take fp.Nesterov",
+    "weight_decay": "add weight_decay / 2 * |x|² to the loss, or to each sample's; fp.Adam has it decoupled",
+    "betas": "they are beta1= and beta2=",
+    "eps": "it is epsilon=",
+    "alpha": "the decay of the mean square is decay=",
+    "params": "the weights are the coordinates of the domain",
+}
+"""What PyTorch calls otherwise."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +48,13 @@ class Optimiser(Process):
     noise: Noise
     learning_rate: float
     parameters: Any = field(default=None, kw_only=True)
+
+    def __new__(cls, *given: Any, **named: Any) -> Self:
+        """Say where arguments are that have these names elsewhere."""
+        for name in named:
+            if name in ELSEWHERE and name not in (f.name for f in fields(cls)):
+                raise TypeError(f"{cls.__name__} has no argument {name!r}: {ELSEWHERE[name]}.")
+        return super().__new__(cls)
 
     @property
     @abstractmethod

@@ -13,8 +13,7 @@ import numpy as np
 import ufl
 from ufl.core.expr import Expr
 
-from .._arguments import check_choice
-from .fields import Space, bound, is_number
+from .fields import Space, bound, is_number, wanted_by
 from .noise import Noise, isotropic_level, with_isotropic_level
 
 SHARES = {"ito": 1.0, "stratonovich": 0.5, "divergence": 0.0}
@@ -61,6 +60,8 @@ class Process(ABC):
     """Whether it lives on (x, v) with the loss a function of x."""
     parameters: Any = MappingProxyType({})
     """Numbers that the user has named."""
+    timed: bool = False
+    """Whether formulas ask for the time t; with another value of the number t, the time stands still there."""
 
     @property
     def time_per_step(self) -> float | None:
@@ -88,6 +89,13 @@ class Process(ABC):
         """The same as a scalar source, of positions only; None for other processes."""
         return bound(getattr(self, "loss", None), self.numbers(), frozenset(self.parameters))
 
+    def energy(self, space: Space) -> Expr | None:
+        """The loss, to which motion on (x, v) adds |v|²/2; None for other processes."""
+        f, m = self.loss_on(space), space.dim
+        if f is None or not self.kinetic:
+            return f
+        return f + sum(ufl.SpatialCoordinate(space.mesh)[m + i] ** 2 for i in range(m)) / 2
+
     def isotropic_diffusion(self) -> float | None:
         """ε where D = εI everywhere and the drift is −∇f, known in closed form; None otherwise."""
         return None
@@ -103,9 +111,10 @@ class Process(ABC):
             ValueError: ``dim`` is no multiple of the coordinates per weight.
         """
         if dim % self.copies:
+            multiple = "even" if self.copies == 2 else f"a multiple of {self.copies}"
             raise ValueError(
-                f"{type(self).__name__} has {self.copies} coordinates per weight: the domain's dimension must be a "
-                f"multiple of that, it is {dim}."
+                f"{type(self).__name__} has {self.copies} coordinates per weight: the domain's dimension must be "
+                f"{multiple}, it is {dim}."
             )
         return dim // self.copies
 
@@ -116,6 +125,7 @@ class Process(ABC):
     def numbers(self) -> dict[str, float]:
         """All that can change without recompiling anything: ``{"learning_rate": 0.1, ...}`` and what the user named."""
         numbers = {f.name: float(getattr(self, f.name)) for f in fields(self) if is_number(getattr(self, f.name))}  # type: ignore[arg-type]
+        numbers |= {"t": 0.0} if self.timed else {}
         numbers |= self.parameters
         noise = getattr(self, "noise", None)
         if noise is not None and (s := isotropic_level(noise)) is not None:
@@ -128,14 +138,15 @@ class Process(ABC):
         Raises:
             ValueError: unknown name; the known ones are listed.
         """
-        known, named = self.numbers(), self.parameters
+        known = self.numbers()
         for name in changes:
             if name not in known:
                 raise ValueError(f"{type(self).__name__} has no numeric parameter {name!r}; it has {sorted(known)}.")
         if "s" in changes:
             changes["noise"] = with_isotropic_level(self.noise, changes.pop("s"))  # type: ignore
-        if any(name in named for name in changes):
-            changes["parameters"] = {name: changes.pop(name, value) for name, value in named.items()}  # type: ignore
+        named = [name for name in changes if name in self.parameters or name == "t"]
+        if named:
+            changes["parameters"] = {**self.parameters, **{name: changes.pop(name) for name in named}}  # type: ignore
         return replace(self, **changes)  # type: ignore[type-var]
 
 
@@ -144,8 +155,14 @@ def space_of(process: Process, mesh: Any, degree: int, dim: int) -> Space:
     return Space(mesh, degree, dim, numbers=process.numbers(), given=frozenset(process.parameters))
 
 
+def _asks_for_time(source: Any) -> bool:
+    """Whether a formula has an argument t, or one in a noise or a list has."""
+    parts = vars(source).values() if isinstance(source, Noise) else source if isinstance(source, list | tuple) else ()
+    return "t" in wanted_by(source) or any(map(_asks_for_time, parts))
+
+
 def own_numbers(process: Any) -> None:
-    """Copy ``parameters``, checked; whoever has given them may change the mapping later."""
+    """Copy ``parameters``, which others may change later, checked; see whether formulas ask for the time."""
     what, given = type(process).__name__, process.parameters
     if given is not None and not isinstance(given, Mapping):
         raise TypeError(
@@ -158,6 +175,8 @@ def own_numbers(process: Any) -> None:
         if not is_number(value) or not np.isfinite(value):
             raise ValueError(f"{what}: parameters has {name} = {value!r}; a finite number was expected.")
     object.__setattr__(process, "parameters", {name: float(value) for name, value in (given or {}).items()})
+    timed = "t" not in process.parameters and any(map(_asks_for_time, vars(process).values()))
+    object.__setattr__(process, "timed", timed)
 
 
 def on_phase_space(space: Space, gamma: Any, force: Expr, D: Expr) -> Coefficients:
@@ -174,7 +193,8 @@ class SDE(Process):
     """dX = b dt + √(2D) dW with any drift and any positive semi-definite D.
 
     Attributes:
-        drift: vector source (d,).
+        drift: vector source (d,), which may depend on the time, ``lambda x, t: -x[0] + ufl.sin(t)``, as all formulas of
+            all processes may: for ``evolve``, ``backward`` and ``simulate``.
         diffusion: matrix source (d, d), or a scalar D standing for D·I.
         convention: how drift and diffusion are meant.  ``"ito"``: L u = b·∇u + D:∇∇u.  ``"divergence"``:
             L u = ∇·(D∇u) + b·∇u (Hänggi–Klimontovich).  ``"stratonovich"``: with σ the symmetric root of 2D, defined
@@ -194,7 +214,8 @@ class SDE(Process):
 
     def __post_init__(self) -> None:
         own_numbers(self)
-        check_choice("SDE: convention", self.convention, tuple(SHARES))
+        if self.convention not in SHARES:
+            raise ValueError(f"SDE: convention is {self.convention!r}; one of {', '.join(SHARES)} was expected.")
 
     def coefficients(self, space: Space) -> Coefficients:
         """β = b − ∇·D (Itô), b − ½∇·D (Stratonovich), b (divergence form)."""
@@ -205,7 +226,7 @@ class SDE(Process):
         if self.convention == "stratonovich":
             _check_stratonovich(D, space)
         share = SHARES[self.convention]
-        return Coefficients(D, drift - share * ufl.div(D) if share else drift, share, drift if share == 1 else None)
+        return Coefficients(D, drift - share * space.div(D) if share else drift, share, drift if share == 1 else None)
 
     def inside(self, space: Space) -> tuple[Expr, Expr] | None:
         """As given, in the Itô convention."""

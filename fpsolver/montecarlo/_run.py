@@ -1,7 +1,7 @@
 """An ensemble of paths with steps of one length: blocks of paths divided among the ranks, followed to their ends."""
 
 import time as clock
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -46,6 +46,7 @@ class Plan:
     end: float  # when paths that have not left are stopped
     unit: float | None  # time of one step of the algorithm
     backend: str
+    varying: Mapping[str, Callable[[float], float]]  # numbers of the process by time
 
     def run(self, length: float, level: int = 0) -> Ensemble:
         """Follow all paths with steps of at most this length, with a level's own random numbers (collective)."""
@@ -159,9 +160,14 @@ def _mover(plan: Plan) -> tuple[Advance, str]:
 
 
 def _diffusion(plan: Plan, backend: Backend) -> Advance:
-    diffusion = Diffusion(plan.process, plan.dim, backend)
+    diffusion = Diffusion(plan.process, plan.dim, backend, tuple(plan.varying))
     coefficients = chunked(diffusion, diffusion.temporaries)
-    return lambda swarm, walls, t, dt: diffuse(swarm, coefficients, walls, t, dt)
+
+    def advance(swarm: Swarm, walls: Walls | None, t: float, dt: float) -> None:
+        now = [np.full((1, swarm.x.shape[1]), value(t)) for value in plan.varying.values()]
+        diffuse(swarm, lambda x: coefficients(np.concatenate((x, *now)) if now else x), walls, t, dt)
+
+    return advance
 
 
 def _algorithm(plan: Plan, backend: Backend) -> Advance:

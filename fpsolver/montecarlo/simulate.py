@@ -1,6 +1,6 @@
 """Monte Carlo: paths of a process, or of the algorithm that the process approximates, for comparison with the PDE."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -11,6 +11,8 @@ import numpy as np
 from .._arguments import part_names
 from .._log import logger
 from ..domains.domain import Domain
+from ..evolution.schedule import followed
+from ..models.optimisers import Optimiser
 from ..models.process import Process
 from ._arguments import check, check_memory, dimension, walls_around
 from ._run import Plan
@@ -32,6 +34,7 @@ def simulate(
     horizon: float | None = None,
     method: Literal["sde", "sgd"] = "sde",
     step: float | None = None,
+    schedule: Mapping[str, Any] | None = None,
     seed: int = 0,
     backend: Literal["auto", "numpy", "c"] = "auto",
     minimum: Any = None,
@@ -67,6 +70,8 @@ def simulate(
             ``times``.
         method: "sde" or "sgd".
         step: longest time step of the SDE, taken as it is.
+        schedule: numbers of the process that change on the way, as of :func:`~fpsolver.evolve`; for "sde", and of SGD
+            those that its formulas ask for by name.  The time of formulas that ask for it is on it by itself.
         seed: a non-negative integer.
         backend: "c" compiles formulas with DOLFINx' C compiler, "numpy" takes numpy, "auto" compiles where it can
             (not functions of ``fp.batched``; JAX compiles those of ``from_jax`` itself).  Random numbers are the same.
@@ -95,9 +100,11 @@ def simulate(
         assert unit is not None
         record = np.rint(record / unit) * unit
         end = np.ceil(end / unit - 1e-9) * unit
+    varying = _varying(process, method, schedule)
     plan = Plan(
-        process, start, method, int(seed), int(paths), walls, absorbing, minimum, comm, d, record, end, unit, backend
-    )
+        process, start, method, int(seed), int(paths), walls, absorbing, minimum, comm, d, record, end, unit, backend,
+        varying,
+    )  # fmt: skip
     if method == "sgd" or step is not None:
         found = plan.run(float(step or unit or np.nan))
     else:
@@ -106,6 +113,22 @@ def simulate(
     for warning in found.warnings:
         logger.warning("simulate: %s", warning)
     return found
+
+
+def _varying(process: Process, method: str, schedule: Any) -> dict[str, Callable[[float], float]]:
+    """Numbers that change, as functions of time."""
+    if schedule is None and not process.timed:
+        return {}
+    if method == "sgd":
+        raise ValueError("simulate: method 'sgd' takes no schedule and no formulas of the time t; method 'sde' does.")
+    if not isinstance(schedule or {}, Mapping):
+        raise ValueError(f"simulate: schedule is {schedule!r}; a dictionary name -> number or function was expected.")
+    varying = followed({"t": lambda t: t, **(schedule or {})} if process.timed else schedule)
+    process.with_parameters(**{name: value(0.0) for name, value in varying.items()})  # refuses unknown names
+    fixed = [name for name in varying if name not in process.parameters and name != "t"]
+    if fixed and isinstance(process, Optimiser):
+        raise ValueError(f"simulate: {fixed[0]} of {type(process).__name__} cannot change on the way of paths.")
+    return varying
 
 
 def _refined(plan: Plan, length: float) -> Ensemble:

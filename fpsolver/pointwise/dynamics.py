@@ -3,7 +3,7 @@
 Everything works on states of shape (d, n).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -64,10 +64,10 @@ def semidefinite_root(matrix: Array) -> Array:
 
 
 class Diffusion:
-    """Drift b and a factor S with S Sᵀ = 2D of any process of ``dim`` coordinates."""
+    """Drift b and a factor S with S Sᵀ = 2D of any process of ``dim`` coordinates, and of ``varying`` numbers."""
 
-    def __init__(self, process: Process, dim: int, backend: Backend = "numpy"):
-        self.dim, self.backend = dim, backend
+    def __init__(self, process: Process, dim: int, backend: Backend = "numpy", varying: Sequence[str] = ()):
+        self.dim, self.backend, self.varying = dim, backend, varying
         self.temporaries = dim * dim
         descent = isinstance(process, SGD | MomentumSGD)
         self._coefficients = self._gradient_descent(process) if descent else self._general(process)
@@ -77,16 +77,16 @@ class Diffusion:
         return self._coefficients(x)
 
     def _general(self, process: Process) -> Coefficients:
-        space, d = PointSpace(self.dim, process=process), self.dim
+        space, d = PointSpace(self.dim, process.weights(self.dim), process, self.varying), self.dim
         if (known := process.inside(space)) is None:
             c = process.coefficients(space)
-            known = c.D, c.beta + ufl.div(c.D)
+            known = c.D, c.beta + space.div(c.D)
         b, root = lambdify([known[1]], space, self.backend), _root(2 * known[0], space, self.backend)
         return lambda x: (b(x), root(x).reshape(d, d, -1))
 
     def _gradient_descent(self, process: Any) -> Coefficients:
-        space, step = PointSpace(self.dim, process.weights(self.dim), process), process.time_per_step
-        d = space.dim
+        space = PointSpace(self.dim, process.weights(self.dim), process, self.varying)
+        d, step = space.dim, process.time_per_step
         gradient = Gradient(process, space, self.backend)
         compiled = gradient.family is not None and gradient.family.native is not None
         self.temporaries = d * d if compiled else max(d * d, d * gradient.samples)
@@ -98,7 +98,7 @@ class Diffusion:
             if not process.kinetic:
                 return -mean, S
             gamma = (1 - process.momentum) / step
-            v = x[d:]
+            v = x[d : 2 * d]
             return np.concatenate((v, -gamma * v - mean)), np.concatenate((np.zeros_like(S), S))
 
         return coefficients
@@ -106,7 +106,7 @@ class Diffusion:
 
 def _root(matrix: Any, space: PointSpace, backend: Backend) -> Callable[[Array], Array]:
     """A factor of a semi-definite UFL matrix; a constant one is factorised once."""
-    d, code = space.dim, generate([matrix], space)
+    d, code = matrix.ufl_shape[0], generate([matrix], space)
     if "x[" not in code.source and not code.callbacks:
         evaluate = code.compile()
         constant = semidefinite_root(stack(evaluate(np.zeros((d, 1)), code.numbers), (1,)).reshape(d, d, 1))

@@ -35,11 +35,13 @@ _COMPARE = {"EQ": "==", "NE": "!=", "LE": "<=", "GE": ">=", "LT": "<", "GT": ">"
 class PointSpace(Space):
     """Where sources become UFL for evaluation at points: coordinates without a mesh, numbers as they are.
 
-    Of ``dim`` coordinates, any number, sources see the leading ``seen``, and they may ask for numbers of ``process``.
+    Of ``dim`` coordinates, any number, sources see the leading ``seen``, and they may ask for numbers of ``process``;
+    those in ``varying`` are further coordinates.
     """
 
-    def __init__(self, dim: int, seen: int | None = None, process: Process | None = None):
-        domain = ufl.Mesh(basix.ufl.element("Lagrange", "interval", 1, shape=(dim,)))
+    def __init__(self, dim: int, seen: int | None = None, process: Process | None = None, varying: Sequence[str] = ()):
+        domain = ufl.Mesh(basix.ufl.element("Lagrange", "interval", 1, shape=(dim + len(varying),)))
+        self.varying = {name: dim + i for i, name in enumerate(varying)}
         super().__init__(domain, 1, seen or dim)
         if process is not None:
             self.numbers, self.given = process.numbers(), frozenset(process.parameters)
@@ -57,8 +59,13 @@ class PointSpace(Space):
 
     def parameter(self, name: str, value: float) -> Any:
         """The number itself, remembered by its name."""
-        self.parameters[name] = ufl.as_ufl(float(value))
+        X = ufl.SpatialCoordinate(self.mesh)
+        self.parameters[name] = X[self.varying[name]] if name in self.varying else ufl.as_ufl(float(value))
         return self.parameters[name]
+
+    def div(self, D: Expr) -> Expr:
+        """∇·D with respect to x."""
+        return ufl.as_vector([sum(self.grad(D[i, j])[j] for j in range(self.dim)) for i in range(self.dim)])
 
     def owned(self, expression: Expr) -> Expr:
         """The expression with the values of its constants."""

@@ -1,34 +1,23 @@
 """The Arrhenius lower bound: e^{αf} grows slowly within the well below the lowest pass to the exit."""
 
-from typing import Any
-
 import numpy as np
-import ufl
 from ufl.algorithms import extract_coefficients
 
 from ...discretisation.solution import locate
-from ...models.fields import Space
-from ...models.process import Process
 from ..pointwise import Pointwise
 from ..sampling import largest, supremum
 from ._operator import Operator, Verdict
 from ._passes import Passes, owners
 
 
-def _energy(process: Process, space: Space) -> Any:
-    """The loss as UFL, plus |v|²/2 for kinetic processes; None for others."""
-    f, X, m = process.loss_on(space), ufl.SpatialCoordinate(space.mesh), space.dim
-    return f + sum(X[m + i] ** 2 for i in range(m)) / 2 if f is not None and process.kinetic else f
-
-
 def _energy_at(op: Operator, x: np.ndarray) -> np.ndarray:
     process = op.gen.process
-    return Pointwise(op.dim, lambda mesh: _energy(process, process.space(mesh, 1)), op.comm)(x)
+    return Pointwise(op.dim, lambda mesh: process.energy(process.space(mesh, 1)), op.comm)(x)
 
 
 def arrhenius(op: Operator, x: np.ndarray) -> Verdict:
     """(e^{αℓ} − e^{αf(x)}) / sup (L e^{αf})⁺ over the component of {f < ℓ}, ℓ a lower estimate of the lowest pass."""
-    f = _energy(op.gen.process, op.space)
+    f = op.gen.process.energy(op.space)
     if f is None or extract_coefficients(f):
         what = f"{type(op.gen.process).__name__} has no loss"
         why = what if f is None else "the loss is tabulated: its gradient jumps between cells, and e^{αf} is not C¹"
