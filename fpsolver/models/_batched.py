@@ -90,14 +90,7 @@ def unrounded(mesh: dolfinx.mesh.Mesh, points: np.ndarray) -> np.ndarray:
 
 
 def missed(space: "Space", table: Expr, X: np.ndarray, values: np.ndarray) -> float:
-    """By how much a table misses values at points of this rank's cells, relative to the largest (collective).
-
-    Args:
-        space: where.
-        table: of any shape.
-        X: shape (points, d).
-        values: shape (cells * points, ...).
-    """
+    """By how much a table misses values at reference points X, relative to the largest value (collective)."""
     here = fem.Expression(table, X).eval(space.mesh, _local_cells(space, False)).reshape(values.shape)
     found = np.abs(values - here).max(initial=0.0), np.abs(values).max(initial=0.0)
     most, largest = (space.mesh.comm.allreduce(float(v), op=MPI.MAX) for v in found)

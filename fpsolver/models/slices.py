@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from .._answer import Answer
+from .._arguments import check_integer
 from .network import Network
 from .noise import PerSample
 
@@ -89,7 +90,7 @@ class Slice:
         base = network.point(origin, "Slice.random")
         random = np.random.default_rng(seed)
         columns = []
-        for _ in range(_dimension(dim, "random")):
+        for _ in range(check_integer("Slice.random: dim", dim, most=3)):
             pieces, at = [], 0
             for shape in network.shapes:
                 size = int(np.prod(shape))
@@ -108,7 +109,7 @@ class Slice:
             raise ValueError("Slice.principal: the trajectory is not finite.")
         _, size, right = np.linalg.svd(path - path[-1], full_matrices=False)
         rank = int(np.count_nonzero(size > 1e-10 * max(size[0], 1e-300)))
-        if rank < _dimension(dim, "principal"):
+        if rank < check_integer("Slice.principal: dim", dim, most=3):
             raise ValueError(f"Slice.principal: the trajectory spans {rank} direction(s); {dim} were asked for.")
         share = float(np.sum(size[:dim] ** 2) / np.sum(size**2))
         return cls(path[-1], right[:dim].T.copy(), f"principal, {share:.0%} of the trajectory's variance")
@@ -155,11 +156,10 @@ class LeftOut(Answer):
     drift: np.ndarray
 
     def __repr__(self) -> str:
-        rows = [f"{'point':>28} {'noise outside':>14} {'drift outside':>14}"]
-        for x, noise, drift in zip(self.points, self.noise, self.drift, strict=True):
-            where = ", ".join(f"{c:.3g}" for c in x)
-            rows.append(f"{where:>28} {noise:14.1%} {drift:14.1%}")
-        return "\n".join(rows)
+        places = [", ".join(f"{c:.3g}" for c in x) for x in self.points]
+        rows = zip(places, self.noise, self.drift, strict=True)
+        head = f"{'point':>28} {'noise outside':>14} {'drift outside':>14}"
+        return "\n".join([head, *(f"{where:>28} {noise:14.1%} {drift:14.1%}" for where, noise, drift in rows)])
 
 
 def _outside(total: float, inside: float) -> float:
@@ -173,12 +173,6 @@ def _filter_normalised(random: np.random.Generator, weights: np.ndarray, axis: i
     others = tuple(i for i in range(weights.ndim) if i != axis % weights.ndim)
     norms = [np.sqrt(np.sum(a**2, axis=others, keepdims=True)) for a in (weights, direction)]
     return (direction * norms[0] / norms[1]).ravel()
-
-
-def _dimension(dim: int, what: str) -> int:
-    if dim not in (1, 2, 3):
-        raise ValueError(f"Slice.{what}: dim is {dim!r}; 1, 2 or 3 was expected.")
-    return int(dim)
 
 
 def _orthonormal(columns: list[np.ndarray], what: str) -> np.ndarray:
@@ -199,7 +193,7 @@ def _leading(
     """Eigenpairs of largest modulus, in descending order, of a symmetric operator."""
     from scipy.sparse.linalg import LinearOperator, eigsh
 
-    k = _dimension(dim, what)
+    k = check_integer(f"Slice.{what}: dim", dim, most=3)
     start = np.random.default_rng(0).standard_normal(size)
     image = apply(start)
     if not np.isfinite(image).all():
