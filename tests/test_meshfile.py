@@ -146,6 +146,15 @@ def test_groups_inside_and_entities_in_several_groups(tmp_path, version, twice, 
     assert not caplog.messages
 
 
+def test_groups_of_cells_are_regions(tmp_path):
+    """Brownian motion from the left wall to the right half, also after refinement."""
+    domain = fp.Domain.read(two_halves(tmp_path / "halves.msh", 4.1, True, False))
+    assert domain.regions == ("well", "rest") and "interface" not in domain.parts
+    for halves in (domain, domain.refine(domain.cells("well")[:5])):
+        q = fp.committor(fp.Generator(fp.SDE((0.0, 0.0), 1.0), halves, degree=2), "left", "rest")
+        assert q.at([(0.25, 0.5), (0.8, 0.1), (1.5, 0.5)]) == pytest.approx([0.25, 0.8, 1.0], abs=1e-10)
+
+
 def test_cell_groups_of_other_formats(tmp_path):
     points = np.array([(0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (2, 1)], float)
     cells = np.array([(0, 1, 4), (0, 4, 3), (1, 2, 5), (1, 5, 4)])
