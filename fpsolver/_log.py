@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from mpi4py import MPI
@@ -16,7 +17,29 @@ from mpi4py import MPI
 T = TypeVar("T")
 
 logger = logging.getLogger("fpsolver")
-logger.addFilter(lambda record: MPI.COMM_WORLD.rank == 0)
+_told: list[set[str]] = []
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    if MPI.COMM_WORLD.rank or (_told and record.levelno >= logging.WARNING and record.msg in _told[-1]):
+        return False
+    if _told and record.levelno >= logging.WARNING:
+        _told[-1].add(record.msg)
+    return True
+
+
+logger.addFilter(_is_news)
+
+
+@contextmanager
+def once(told: set[str]) -> Iterator[None]:
+    """Within it no warning is given whose text, but for the numbers in it, is in ``told``; new ones are added."""
+    _told.append(told)
+    try:
+        yield
+    finally:
+        _told.pop()
+
 
 _SILENT = logging.CRITICAL + 1
 

@@ -54,3 +54,16 @@ def test_numbers_must_be_positive(name):
         fp.UnderdampedLangevin(**{"potential": QUARTIC, "temperature": 1.0, "friction": 1.0, name: -1.0})
     with pytest.raises(ValueError, match="2 coordinates per weight"):
         fp.Generator(fp.UnderdampedLangevin(QUARTIC, 1.0, 1.0), fp.Domain.interval(-1, 1, 4))
+
+
+def test_one_warning_for_one_cause(caplog):
+    """Twelve frictions on a box whose walls cut a tail off, and another degree: two sentences, not one for each."""
+    domain = fp.Domain.rectangle((-2.5, -3), (2.5, 3), (4, 4))
+    gen = fp.Generator(fp.UnderdampedLangevin(QUARTIC, 0.5, 1.0), domain, degree=2)
+    sweep = [gen.replace(friction=friction) for friction in np.geomspace(0.1, 10.0, 12)]
+    assert len(sweep) == 12 and gen.with_degree(3).degree == 3
+    texts = [record.msg for record in caplog.records]
+    assert len(texts) == len(set(texts)) > 0
+    caplog.clear()
+    fp.Generator(fp.UnderdampedLangevin(QUARTIC, 0.5, 1.0), domain, degree=2)  # which is another one
+    assert len(caplog.records) == len(texts)

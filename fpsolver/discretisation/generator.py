@@ -16,6 +16,7 @@ from dolfinx import fem
 
 from .. import _petsc
 from .._arguments import part_names
+from .._log import once
 from ..domains.domain import Domain
 from ..models.fields import Space
 from ..models.process import SDE, Process
@@ -30,6 +31,17 @@ from .weak import WeakForm
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+def _warning_once(method: T) -> T:
+    """Generators that differ in numbers, degree or territory warn of one cause once."""
+
+    @wraps(method)  # type: ignore[arg-type]
+    def told(self: "Generator", *args: Any, **kwargs: Any) -> Any:
+        with once(self._told):
+            return method(self, *args, **kwargs)  # type: ignore[operator]
+
+    return told  # type: ignore[return-value]
 
 
 class Generator:
@@ -75,10 +87,11 @@ class Generator:
         quadrature: int | None = None,
         options: _petsc.Options | None = None,
     ):
-        self._auto = scheme == "auto"
+        self._auto, self._told = scheme == "auto", set[str]()  # what this and its likes have warned about
         territory = Territory(copy(domain), part_names(absorbing))  # marks may give a domain another mesh
         self._compile(process, territory, choose_degree(degree, domain.dim), scheme, quadrature, dict(options or {}))
 
+    @_warning_once
     def _compile(
         self, process: Process, territory: Territory, degree: int, scheme: str, quadrature: int | None,
         options: dict[str, Any], model: Space | None = None,
@@ -102,6 +115,7 @@ class Generator:
             weak = around(weak, territory, self.rough.cells)
         return self._assemble(process, Forms.of(territory, weak), weak, {}, quadrature, options)
 
+    @_warning_once
     def _rebind(self, process: Process, forms: Forms, model: "Generator", same_matrices: bool) -> Self:
         """Take forms that another generator has compiled, with constants of one's own; check what numbers decide."""
         weak, own = forms.weak.bound(process.numbers())
@@ -118,6 +132,7 @@ class Generator:
         check_walls(weak.scheme, self.boundary, forms.territory)
         return self._assemble(process, forms, weak, own, quadrature, model.options, model if same_matrices else None)
 
+    @_warning_once
     def _assemble(
         self, process: Process, forms: Forms, weak: WeakForm, own: dict[Any, Any], quadrature: int | None,
         options: dict[str, Any], model: "Generator | None" = None,
@@ -160,7 +175,7 @@ class Generator:
 
         Collective.  Which numbers a process has, ``process.numbers()`` tells.
         """
-        return _new(self._auto)._rebind(self.process.with_parameters(**numbers), self._forms, self, same_matrices=True)
+        return _new(self)._rebind(self.process.with_parameters(**numbers), self._forms, self, same_matrices=True)
 
     def with_degree(self, degree: int) -> "Generator":
         """The same process and scheme with another degree (collective).
@@ -170,7 +185,7 @@ class Generator:
         degree = choose_degree(degree, self.domain.dim)
         known = self._forms.other_degrees
         if degree in known:
-            return _new(self._auto)._rebind(self.process, known[degree], self, same_matrices=False)
+            return _new(self)._rebind(self.process, known[degree], self, same_matrices=False)
         other = self._again(self.territory, degree)
         known[degree] = other._forms
         return other
@@ -188,7 +203,7 @@ class Generator:
 
     def _again(self, territory: Territory, degree: int, scheme: str | None = None) -> "Generator":
         quadrature, model = self._quadrature_of(degree), self.weak.space
-        other = _new(self._auto)
+        other = _new(self)
         return other._compile(self.process, territory, degree, scheme or self.scheme, quadrature, self.options, model)
 
     def with_territory(self, territory: Territory) -> "Generator":
@@ -198,7 +213,7 @@ class Generator:
         if weak.rough is not None:
             empty = fem.Function(weak.rough.function_space)
             weak = around(replace(weak, rough=empty), territory, self.rough.cells)
-        forms, other = Forms.of(territory, weak, self.V), _new(self._auto)
+        forms, other = Forms.of(territory, weak, self.V), _new(self)
         weak, own = weak.bound(self.process.numbers())
         if weak.rough is not None:
             weak = around(weak, territory, self.rough.cells)
@@ -273,7 +288,7 @@ def derived(make: Callable[Concatenate[Generator, P], T]) -> Callable[Concatenat
     return kept
 
 
-def _new(auto: bool) -> Generator:
+def _new(model: Generator) -> Generator:
     gen = object.__new__(Generator)
-    gen._auto = auto
+    gen._auto, gen._told = model._auto, model._told
     return gen
