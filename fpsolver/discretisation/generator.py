@@ -25,7 +25,7 @@ from ._walls import lacking_diffusion, warn_of_added
 from .assembly import make_matrix, make_vector
 from .boundary import Boundary, FicheraClasses, check_potential, survey_cells
 from .forms import Forms, settle_weight, weak_form
-from .jumps import around, complete, midpoints, rough_cells
+from .jumps import around, complete, midpoints, rebuilt, rough_cells
 from .territory import Territory
 from .weak import WeakForm
 
@@ -106,7 +106,7 @@ class Generator:
         chosen = choose_scheme(scheme, process, territory, space, self.survey, self.boundary)
         check_walls(chosen, self.boundary, territory)
         check_jumps(chosen, process, coefficients)
-        potential = gibbs_potential(process, space) if chosen.by_capacities else None
+        potential = rebuilt(gibbs_potential(process, space)) if chosen.by_capacities else None
         weak = weak_form(territory, space, coefficients, chosen, quadrature, potential)
         weak = replace(weak, middle=midpoints(weak.mesh, coefficients))
         self.rough = rough_cells(weak.mesh, coefficients, chosen.differentiates_diffusion)

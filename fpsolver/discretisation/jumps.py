@@ -19,6 +19,7 @@ import numpy as np
 import ufl
 from dolfinx import fem
 from dolfinx import mesh as dmesh
+from ufl.core.expr import Expr
 
 from .._sample import Array, largest, neighbours, outer_sides, own_cells, values
 from ..models.fields import Space
@@ -57,13 +58,19 @@ class Rough(NamedTuple):
     number: int
 
 
+def rebuilt(expression: Any) -> Any:
+    """An expression as it is after numbers in it were replaced: UFL simplifies what it rebuilds, then recompiles."""
+    return ufl.replace(expression, {}) if isinstance(expression, Expr) else expression
+
+
 def complete(process: Process, space: Space) -> Coefficients:
     """The coefficients of a process, which know what to do where tables of D miss it (collective).
 
     Raises:
         ValueError: nothing can be done.
     """
-    coefficients = process.coefficients(space)
+    found = process.coefficients(space)
+    coefficients = replace(found, **{name: rebuilt(getattr(found, name)) for name in ("D", "beta", "drift")})
     if not space.inexact:
         return coefficients
     if process.inside(space) is None:

@@ -15,6 +15,7 @@ import dolfinx
 import ufl
 from dolfinx import fem
 from ufl.algorithms import estimate_total_polynomial_degree, extract_coefficients
+from ufl.algorithms.analysis import extract_constants
 from ufl.algorithms.apply_algebra_lowering import apply_algebra_lowering
 from ufl.algorithms.apply_derivatives import apply_derivatives
 from ufl.core.expr import Expr
@@ -85,12 +86,14 @@ class WeakForm:
 
     def bound(self, numbers: Mapping[str, float]) -> tuple["WeakForm", dict[Any, Any]]:
         """The same forms with constants and cell functions of their own, and what these stand for."""
-        given = self.space.parameters
-        own = {c: self.space.constant(numbers.get(name, c.value)) for name, c in given.items()}
-        parameters = {name: own[c] for name, c in given.items()}
+        given = {c: name for name, c in self.space.parameters.items()}
+        # all of them, in the order in which they were made: what is compiled goes by that order
+        own: dict[Any, Any] = {
+            c: self.space.constant(numbers.get(given.get(c, ""), c.value))
+            for c in sorted({*given, *self._constants()}, key=lambda c: c.count())
+        }
+        parameters = {name: own[c] for c, name in given.items()}
         space = replace(self.space, parameters=parameters, numbers={**self.space.numbers, **numbers})
-        if self.offset is not None:
-            own[self.offset] = self.space.constant(0.0)
         own |= {f: fem.Function(f.function_space) for f in (self.floor, self.rough) if f is not None}
 
         def of(expression: Any) -> Any:
@@ -104,6 +107,12 @@ class WeakForm:
             potential=of(self.potential), offset=of(self.offset), floor=of(self.floor), rough=of(self.rough),
         )  # fmt: skip
         return weak, own
+
+    def _constants(self) -> set[Any]:
+        """Those of the coefficients, the weight and the potential."""
+        expressions = [self.weight, self.potential, self.offset]
+        expressions += [e for c in (self.process, self.coefficients) for e in (c.D, c.beta, c.drift)]
+        return {c for e in expressions if isinstance(e, Expr) for c in extract_constants(e)}
 
     @property
     def dx(self) -> ufl.Measure:
