@@ -31,7 +31,7 @@ def _climbs_of_all(
     """Minima of U as (value, global degree of freedom, how far one must climb to where it is deeper) (collective)."""
     comm = V.mesh.comm
     parts = comm.gather(_edges(V, U, exits, cells))
-    found = None
+    found: list[tuple[float, int, float]] | None = None
     if parts is not None:
         nodes, height, climbs = _climbs(*(np.concatenate(column) for column in zip(*parts, strict=True)))
         inside = np.flatnonzero(np.isfinite(height))
