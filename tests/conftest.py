@@ -25,6 +25,8 @@ WORLD = MPI.COMM_WORLD
 OUTCOMES = WORLD.Dup()  # its messages cannot be mistaken for those of a test
 CASES = {2: 3}
 """How many cases of a parametrised test are run on that many ranks; one on more."""
+QUICK = {"test_duality", "test_benchmarks_gradient", "test_benchmarks_kinetic", "test_errors"}
+"""Files of which ``-m quick`` consists: whether an installation works."""
 PATIENCE = 60.0
 """Seconds that a rank whose test failed waits for the others, which may be stuck waiting for it."""
 
@@ -44,7 +46,11 @@ def pytest_unconfigure() -> None:
         WORLD.Barrier()  # the first rank to leave after a failure ends the others, and rank 0 must print its summary
 
 
+@pytest.hookimpl(tryfirst=True)  # before what -m selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.stem in QUICK:
+            item.add_marker("quick")
     items.sort(key=lambda item: item.path.stem != "test_mpi")  # the longest first, where tests are spread over cores
     if WORLD.size == 1:
         return
