@@ -31,6 +31,11 @@ def with_bar(value: float, error: float | None = None) -> str:
     return f"{value:.{int(np.clip(digits, 1, 15))}g} ± {error:.2g}"
 
 
+def place(point: Any, digits: int = 6) -> str:
+    """``(0.1, -2)``: a point."""
+    return "(" + ", ".join(f"{c:.{digits}g}" for c in point) + ")"
+
+
 def doubt(value: float, error: float | None) -> str:
     """What the first line says where an error bar exceeds a tenth of the answer, else nothing."""
     if error is None or error <= DOUBTFUL * abs(value):

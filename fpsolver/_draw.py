@@ -1,7 +1,8 @@
-"""What pictures are made of: fields as piecewise linear ones on small cells, and figures drawn from them on rank 0."""
+"""What pictures are made of: fields on small cells, and figures on rank 0: their limits and the part that is shown."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import factorial
 from typing import TYPE_CHECKING, Any
 
 from mpi4py import MPI
@@ -16,6 +17,29 @@ from ._sample import Array, degree, lagrange, lattice, own_cells, push_forward
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+Window = Array | None  # lowest and highest coordinates, shape (2, d)
+
+RC = {
+    "font.size": 9.0,
+    "axes.titlesize": "medium",
+    "legend.fontsize": "small",
+    "legend.framealpha": 0.9,
+    "lines.linewidth": 1.4,
+    "axes.linewidth": 0.7,
+    "image.cmap": "viridis",
+}
+_SYMBOLS = {
+    "mean exit time": r"$\tau$",
+    "density": "$p$",
+    "invariant density": r"$p_\infty$",
+    "committor": "$q$",
+    "loss": "$f$",
+}
+_OUTSIDE = {False: 1e-3, True: 1e-6}  # share of the mass that a picture may leave out, linear and logarithmic
+_DECADES = {False: 1e-12, True: 1e-8}  # of a logarithmic picture; densities have noise below
+_MARGIN = 0.15
+_MOST = 0.7  # of the domain: a window that is larger is not worth it
 
 
 @dataclass(frozen=True)
@@ -81,11 +105,65 @@ def facet_curves(mesh: dmesh.Mesh, facets: Array, n: int = 6) -> Array:
     return curves
 
 
-def aspect(data: Sample) -> float:
+@dataclass(frozen=True)
+class Style:
+    """How a field of some name is drawn."""
+
+    name: str
+    log: bool
+    axes: Sequence[str]
+    cmap: str | None = None
+    contours: int = 0
+
+    @property
+    def density(self) -> bool:
+        """Whether it is one, of which only the part with the mass is looked at."""
+        return "density" in self.name or self.name.startswith("ergodic law")
+
+    @property
+    def colours(self) -> str:
+        """The colour map; where there is no mass paper stays nearly white."""
+        return self.cmap or ("magma_r" if self.density else "viridis")
+
+    @property
+    def label(self) -> str:
+        """Name, symbol and time."""
+        name, _, time = self.name.partition(" at t = ")
+        symbol = f" {_SYMBOLS[name]}" if name in _SYMBOLS else ""
+        return name + symbol + (f" at $t = {time}$" if time else "")
+
+
+def name_of(solution: Any, f: Any) -> str:
+    """What a solution, or else its function, is called."""
+    name = getattr(solution, "name", None)
+    return str(name if isinstance(name, str) else getattr(f, "name", "")).replace("_", " ")
+
+
+def window(data: Sequence[Sample], style: Style) -> Window:
+    """The box that holds nearly all mass of some densities, with a margin; None where most of the domain is needed."""
+    if not style.density:
+        return None
+    low, high = [], []
+    for d in data:
+        corners, values = d.points[d.cells], np.maximum(d.values[d.cells].mean(axis=1), 0.0)
+        mass = values * np.abs(np.linalg.det(corners[:, 1:] - corners[:, :1])) / factorial(d.dim)
+        order = np.argsort(-values)
+        total = np.cumsum(mass[order])
+        inside = corners[order[: 1 + int(np.searchsorted(total, (1 - _OUTSIDE[style.log]) * total[-1]))]]
+        low.append(inside.min(axis=(0, 1)))
+        high.append(inside.max(axis=(0, 1)))
+    box = np.array([np.min(low, axis=0), np.max(high, axis=0)])
+    whole = np.array([data[0].points.min(axis=0), data[0].points.max(axis=0)])
+    room = _MARGIN * (box[1] - box[0])
+    box = np.clip(box + [-room, room], *whole)
+    return box if ((box[1] - box[0]) < _MOST * (whole[1] - whole[0])).any() and data[0].dim < 3 else None
+
+
+def aspect(data: Sample, window: Window = None) -> float:
     """Height over width of a picture; of a field in the plane as it is, unless it is very thin."""
     if data.dim != 2:
         return 0.75
-    width, height = np.ptp(data.points, axis=0)
+    width, height = np.ptp(data.points if window is None else window, axis=0)
     return height / width if 0.2 < height / width < 5 else 0.75
 
 
@@ -93,70 +171,102 @@ def figure(rows: int, columns: int, aspect: float = 0.75, share: bool = False) -
     """A figure without state, and its panels row by row."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
-    width = (5.2 if rows == columns == 1 else 2.4) / max(1.0, aspect)
-    fig = Figure(figsize=(2.2 + width * columns, 0.5 + (0.3 + width * aspect) * rows), layout="constrained")
+    width = (4.4 if rows == columns == 1 else 2.2) / max(1.0, aspect)
+    fig = Figure(figsize=(1.6 + width * columns, 0.6 + (0.3 + width * aspect) * rows), layout="constrained")
     FigureCanvasAgg(fig)
-    return fig, fig.subplots(rows, columns, squeeze=False, sharex=share, sharey=share).ravel()
+    panels = fig.subplots(rows, columns, squeeze=False, sharex=share, sharey=share).ravel()
+    if share:  # numbers at the ends would meet those of the next panel
+        panels[0].xaxis.set_major_locator(MaxNLocator(nbins=4, steps=[1, 2, 5, 10], prune="both"))
+    return fig, panels
 
 
-def limits(data: Sequence[Sample], log: bool) -> tuple[float, float]:
-    """Common limits of several fields; a constant field gets some room."""
+def limits(data: Sequence[Sample], style: Style) -> tuple[float, float]:
+    """Common limits of several fields; a constant field gets some room, densities start at zero."""
     low, high = min(float(d.values.min()) for d in data), max(float(d.values.max()) for d in data)
-    if log:
+    if style.log:
         if high <= 0:
             raise ValueError(f"a logarithmic picture needs positive values, but the largest is {high:.3g}")
         positive = min(float(d.values[d.values > 0].min(initial=np.inf)) for d in data)
-        low = max(positive, high * 1e-12)
+        low = max(positive, high * _DECADES[style.density])
         return (low, high) if low < high else (low / 2, high * 2)
+    if style.density and high > 0:
+        return 0.0, high
     if high - low <= 1e-12 * max(abs(low), abs(high)):
         return low - 0.5 * (abs(low) or 1.0), high + 0.5 * (abs(high) or 1.0)
     return low, high
 
 
 def extend(data: Sequence[Sample], low: float, high: float) -> str:
-    """At which ends of a colour bar there are values beyond it."""
+    """At which ends of a colour bar there are values beyond limits that were asked for."""
     below = any(d.values.min() < low for d in data)
     above = any(d.values.max() > high for d in data)
     return {(0, 0): "neither", (1, 0): "min", (0, 1): "max", (1, 1): "both"}[(int(below), int(above))]
 
 
-def curve(a: "Axes", data: Sample, log: bool, low: float, high: float, **style: Any) -> None:
+def draw(a: "Axes", data: Sample, style: Style, low: float, high: float, window: Window, **line: Any) -> Any:
+    """A curve in 1D, for which there is no artist of colours; colours else."""
+    if data.dim == 1:
+        _curve(a, data, style.log, low, **({"color": "C0"} | line))
+        room = 1.0 if style.log else 0.05 * (high - low)
+        a.set_ylim(*((low / 1.5, high * 1.5) if style.log else (low - room * (low != 0), high + room)))
+        artist = None
+    else:
+        artist = _colours(a, data, style, low, high)
+    if window is not None:
+        a.set_xlim(*window[:, 0])
+        if data.dim == 2:
+            a.set_ylim(*window[:, 1])
+    return artist
+
+
+def colour_bar(artist: Any, a: "Axes", label: str, extend: str = "neither") -> None:
+    """As high as the panel beside it."""
+    if a.get_aspect() in ("auto", 1.0) and a.axison:
+        inset = a.inset_axes((1.03, 0.0, 0.04, 1.0))
+        a.figure.colorbar(artist, cax=inset, label=label, extend=extend)
+    else:
+        a.figure.colorbar(artist, ax=a, label=label, extend=extend, shrink=0.8)
+
+
+def _curve(a: "Axes", data: Sample, log: bool, low: float, **style: Any) -> None:
     """Cells from left to right, with a gap between them, so that jumps are not joined."""
     x, y = data.points[:, 0][data.cells], data.values[data.cells]
     turned = x[:, 0] > x[:, 1]
     x[turned], y[turned] = x[turned, ::-1], y[turned, ::-1]
     order = np.argsort(x[:, 0])
-    x, y = (np.insert(v[order], 2, np.nan, axis=1).ravel() for v in (x, y))
-    keep = np.ones(len(x), dtype=bool)  # no gaps where it is continuous: drawn apart, dashes and joints look broken
-    keep[2:-1:3] = np.abs(y[3::3] - y[1:-2:3]) > 1e-9 * (np.nanmax(np.abs(y)) or 1.0)
-    a.plot(x[keep], np.maximum(y, low)[keep] if log else y[keep], **style)
+    # no gap where the function is continuous to the eye: drawn apart, dashes and joints look broken
+    x, y = x[order], y[order]
+    jump, size = np.abs(y[1:, 0] - y[:-1, 1]), np.abs(y[1:, 0]) if log else np.abs(y).max()
+    after = 1 + np.flatnonzero(jump > (0.05 if log else 1e-4) * size)
+    x, y = (np.insert(v.ravel(), 2 * after, np.nan) for v in (x, y))
+    a.plot(x, np.maximum(y, low) if log else y, **style)
+    a.margins(x=0)
     if log:
         a.set_yscale("log")
 
 
-def colours(
-    a: "Axes", data: Sample, axes: Sequence[str], log: bool, low: float, high: float, cmap: str, contours: int
-) -> Any:
+def _colours(a: "Axes", data: Sample, style: Style, low: float, high: float) -> Any:
     from matplotlib import colors
     from matplotlib.cm import ScalarMappable
 
-    norm = (colors.LogNorm if log else colors.Normalize)(low, high)
+    norm = (colors.LogNorm if style.log else colors.Normalize)(low, high)
     if data.dim == 3:
         from ._slices import slices
 
-        a.imshow(slices(data, norm, cmap))
+        a.imshow(slices(data, norm, style.colours))
         a.set_axis_off()
-        return ScalarMappable(norm, cmap)
+        return ScalarMappable(norm, style.colours)
     from matplotlib.tri import Triangulation
 
     t = Triangulation(data.points[:, 0], data.points[:, 1], data.cells)
-    values = np.maximum(data.values, low) if log else data.values
-    artist = a.tripcolor(t, values, shading="gouraud", norm=norm, cmap=cmap, rasterized=True)
-    if contours:
-        levels = (np.geomspace if log else np.linspace)(low, high, contours + 2)[1:-1]
-        a.tricontour(t, values, levels=levels, colors="k", linewidths=0.5)
-    a.set(xlabel=axes[0], ylabel=axes[1])
+    values = np.maximum(data.values, low) if style.log else data.values
+    artist = a.tripcolor(t, values, shading="gouraud", norm=norm, cmap=style.colours, rasterized=True)
+    if style.contours:
+        levels = (np.geomspace if style.log else np.linspace)(low, high, style.contours + 2)[1:-1]
+        a.tricontour(t, values, levels=levels, colors="k", linewidths=0.5, linestyles="solid", alpha=0.6)
+    a.set(xlabel=style.axes[0], ylabel=style.axes[1])
     a.margins(0)
     a.set_aspect("equal" if aspect(data) == np.divide(*np.ptp(data.points, axis=0)[::-1]) else "auto")
     return artist

@@ -43,7 +43,7 @@ def write_figure(figure: Any, path: Path) -> None:
     if figure is None:
         raise ValueError(f"there is no figure to write to {path}")
     path = path if path.suffix else path.with_suffix(".png")
-    store(path, lambda file: figure.savefig(file, format=path.suffix[1:], dpi=150))
+    store(path, lambda file: figure.savefig(file, format=path.suffix[1:], dpi=150, bbox_inches="tight"))
 
 
 @contextmanager

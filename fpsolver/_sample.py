@@ -50,12 +50,17 @@ def own_cells(mesh: dmesh.Mesh, ghosts: bool = False) -> npt.NDArray[np.int32]:
 # -- Points
 
 
+def coordinate_element(mesh: dmesh.Mesh) -> Any:
+    """Basis of the map from the reference cell."""
+    cmap = _compat.coordinate_map(mesh)
+    variant = basix.LagrangeVariant(cmap.variant)
+    return basix.create_element(basix.ElementFamily.P, cell_type(mesh), cmap.degree, variant)
+
+
 def push_forward(mesh: dmesh.Mesh, X: Array, cells: Array) -> Array:
     """Images of reference points X, shape (n, tdim), in some cells: shape (cells, n, gdim)."""
-    cmap, nodes = _compat.coordinate_map(mesh), _compat.geometry_dofmap(mesh)[cells]
-    variant = basix.LagrangeVariant(cmap.variant)
-    phi = basix.create_element(basix.ElementFamily.P, cell_type(mesh), cmap.degree, variant).tabulate(0, X)[0, :, :, 0]
-    return np.einsum("pn,cnx->cpx", phi, mesh.geometry.x[nodes][:, :, : mesh.geometry.dim])
+    nodes = mesh.geometry.x[_compat.geometry_dofmap(mesh)[cells]][:, :, : mesh.geometry.dim]
+    return np.einsum("pn,cnx->cpx", coordinate_element(mesh).tabulate(0, X)[0, :, :, 0], nodes)
 
 
 @lru_cache

@@ -221,5 +221,5 @@ def test_bad_truncation():
         fp.diagnostics.truncation(gen, enlarge=1)
     f = fem.Function(fem.functionspace(gen.domain.mesh, ("Lagrange", 1)))
     f.interpolate(lambda x: -x[0])
-    with pytest.raises(ValueError, match="drift is a Function"):
+    with pytest.raises(ValueError, match="drift: the Function lives on another mesh"):
         fp.diagnostics.truncation(fp.Generator(fp.SDE(f, 1.0), gen.domain))

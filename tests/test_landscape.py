@@ -307,7 +307,7 @@ def test_the_picture_has_paths_star_convexity_and_decay(tmp_dir):
     if domain.comm.rank == 0:
         titles = [a.get_title() for a in figure.axes]
         assert "star-convexity along the paths" in titles and "decay of the expected loss" in titles
-        assert [a.get_xlabel() for a in figure.axes[1:3]] == ["time (one step = learning rate)"] * 2
+        assert [a.get_xlabel() for a in figure.axes[1:3]] == [r"time $t$ (one step = learning rate $\eta$)"] * 2
         labels = [t.get_text() for t in figure.axes[0].get_legend().get_texts()]
         assert labels == ["some paths", "curvature", "minimum"]
     assert (tmp_dir / "all.png").stat().st_size > 40_000
@@ -320,7 +320,7 @@ def test_bad_paths_and_evolutions():
     plane = fp.simulate(fp.SGD(None, least_squares(), 0.1), None, (0.0, 0.0), paths=3, times=[0.0])
     bare = fp.simulate(process, domain, 0.5, absorbing="right", paths=3, horizon=1.0)
     refused(lambda: landscape(process, domain, ensemble=[1.0]), TypeError, "ensemble is a list", "fp.simulate")
-    refused(lambda: landscape(process, domain, ensemble=plane), ValueError, "2 coordinates", "has 1")
+    refused(lambda: landscape(process, domain, ensemble=plane), ValueError, "ensemble has 2 dimension", "has 1")
     refused(lambda: landscape(process, domain, ensemble=bare), ValueError, "times=", "minimum=")
     other = fp.SGD(double_well, fp.Isotropic(1.0), 0.1)
     refused(lambda: landscape(other, domain, ensemble=gone), TypeError, "has no per-sample losses", "fp.PerSample")

@@ -65,7 +65,7 @@ def test_bad_arguments(regression):
     for arguments, message in (
         ((-1.0, 3), "learning_rate is -1"),
         ((0.1, 0), "epochs is 0"),
-        ((0.1, 3, 21), "batch_size is 21; an integer from 1 to 20"),
+        ((0.1, 3, 21), "batch_size is 21; an integer between 1 and 20"),
     ):
         with pytest.raises(ValueError, match=message):
             fp.diagnostics.star_convex_path(network, *arguments[:2], batch_size=(*arguments, 5)[2])

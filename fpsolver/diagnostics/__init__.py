@@ -2,19 +2,16 @@
 
 from .concentration.concentration import Concentration, concentration, concentration_backward
 from .concentration.contraction import Collapse, Contraction, collapse, contraction
-from .concentration.decay import LossDecay, loss_decay
-from .concentration.regime import regime_indicator, shadowing_time
+from .concentration.regime import LossDecay, loss_decay, regime_indicator, shadowing_time
 from .entropy.entropy import EntropyDecay, entropy_balance, entropy_decay, fisher_information, relative_entropy
-from .entropy.invariant import Tightness, tightness
+from .entropy.invariant import Tightness, Truncation, tightness, truncation
 from .entropy.rates import ArnoldErb, BakryEmery, arnold_erb_matrix, bakry_emery, spectral_gap
-from .entropy.truncation import Truncation, truncation
 from .exits.bounds import Bound, ExitBounds, exit_bounds
 from .exits.kramers import EyringKramers, eyring_kramers
 from .exits.validity import Validity, validity
 from .landscape.critical import CriticalPoint, critical_points
 from .landscape.lojasiewicz import Exponent, lojasiewicz
-from .landscape.star import StarConvexity, star_convexity
-from .landscape.star_path import StarConvexPath, star_convex_path
+from .landscape.star import StarConvexity, StarConvexPath, star_convex_path, star_convexity
 from .report.landscape import LandscapeReport, landscape
 
 __all__ = [

@@ -1,36 +1,179 @@
-"""Extremes of functions over cells and boundary facets, from samples with a margin.
+"""Values at points of all cells or of boundary facets, as arrays: integrals and extremes over all ranks.
 
-A function is sampled on a lattice in every cell.  Half the points are midpoints of a coarser lattice; the deviation e
-there from the mean of the two neighbours estimates the second derivative.  Within the finer lattice the deviation from
-linear interpolation is about e/4, so that the largest sample plus e bounds the supremum wherever the lattice resolves
-the function: a measured bound, not a proof.
+Functionals such as ∫ p ln p are no polynomials of the coefficients; they are sums over quadrature points.  Suprema are
+taken on a lattice in every cell.  Half its points are midpoints of a coarser lattice; the deviation e there from the
+mean of the two neighbours estimates the second derivative.  Within the finer lattice the deviation from linear
+interpolation is about e/4, so that the largest sample plus e bounds the supremum wherever the lattice resolves the
+function: a measured bound, not a proof.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from mpi4py import MPI
 
+import basix.ufl
 import numpy as np
+import ufl
 from dolfinx import fem
 from dolfinx import mesh as dmesh
-from ufl import SpatialCoordinate, as_vector
 from ufl.core.expr import Expr
 
 from .. import _compat
-from .._sample import lattice, neighbours, push_forward
+from .._sample import Array, cell_type, coordinate_element, lattice, outer_sides, own_cells, push_forward
+from ..models.process import Coefficients
 
 LEVEL = 4  # lattice intervals per edge at least; even
 _POINTS, _FINEST = 40_000, 64
+_CELLS = {1: "interval", 2: "triangle", 3: "tetrahedron"}
+_CHUNK = 1024  # cells whose corners are the points that a compiled expression sees at once
 
 
-def level_of(mesh: dmesh.Mesh) -> int:
-    """Lattice intervals per edge: more of them where there are few cells."""
-    d = mesh.topology.dim
-    n = int((_POINTS / max(mesh.topology.index_map(d).size_global, 1)) ** (1 / d))
-    return int(np.clip(n - n % 2, LEVEL, _FINEST))
+def compiled(
+    mesh: dmesh.Mesh, expression: Expr | list[Expr], X: Array, comm: MPI.Comm | None = None
+) -> Callable[[Array], Array]:
+    """A function that gives the values of UFL at reference points, shape (entities, points, ...).
+
+    Its argument is an array of cells, or of pairs of a cell and its local facet.  Making it is collective on ``comm``
+    (by default that of the mesh), calling it is not.
+    """
+    expression = ufl.as_vector(expression) if isinstance(expression, list) else expression
+    shape = expression.ufl_shape
+    row = [expression[i] for i in np.ndindex(*shape)] if shape else [expression]
+    row.append(ufl.SpatialCoordinate(mesh)[0])  # makes constants belong to the mesh
+    table = fem.Expression(ufl.as_vector(row), X, comm=comm)
+
+    def values(entities: Array) -> Array:
+        if not len(entities):
+            return np.zeros((0, len(X), *shape))
+        on_facets = entities.ndim == 2
+        found = _compat.evaluate_on_facets(table, mesh, entities) if on_facets else table.eval(mesh, entities)
+        return found.reshape(len(entities), len(X), len(row))[..., :-1].reshape(len(entities), len(X), *shape)
+
+    return values
 
 
-def midpoints(X: np.ndarray, n: int) -> np.ndarray:
+class Samples:
+    """Some reference points in this rank's own cells, or on local boundary facets.
+
+    Attributes:
+        X: reference points, shape (points, d), or (points, d − 1) on facets.
+        entities: the cells, or pairs of cell and local facet.
+        x: the points, shape (entities, points, d).
+        weights: of a quadrature, with the Jacobian, shape (cells, points).
+    """
+
+    weights: Array
+
+    def __init__(self, mesh: dmesh.Mesh, X: Array, facets: Array | None = None):
+        self.mesh, self.X, self._middle = mesh, X, np.zeros((0, 3), dtype=int)
+        if facets is None:
+            self.entities: Array = own_cells(mesh)
+            self.x = push_forward(mesh, X, self.entities)
+        else:
+            self.entities = outer_sides(mesh, facets)
+            self.x = self.values(ufl.SpatialCoordinate(mesh))
+
+    @classmethod
+    def quadrature(cls, mesh: dmesh.Mesh, degree: int, vertices: bool = False) -> "Samples":
+        """The standard rule of a degree in the cells; ``vertices`` adds those, with weight zero."""
+        X, w = basix.make_quadrature(cell_type(mesh), degree)
+        if vertices:
+            corners = basix.geometry(cell_type(mesh))
+            X, w = np.concatenate([X, corners]), np.append(w, np.zeros(len(corners)))
+        samples = cls(mesh, X)
+        J = np.einsum("aqn,cnx->cqxa", coordinate_element(mesh).tabulate(1, X)[1:, :, :, 0], owned_nodes(mesh))
+        samples.weights = w * np.abs(np.linalg.det(J))
+        return samples
+
+    @classmethod
+    def lattice(cls, mesh: dmesh.Mesh, facets: Array | None = None) -> "Samples":
+        """A lattice in the cells or on facets, finer where there are few cells."""
+        d = mesh.topology.dim
+        n = int((_POINTS / max(mesh.topology.index_map(d).size_global, 1)) ** (1 / d))
+        n = int(np.clip(n - n % 2, LEVEL, _FINEST))
+        d = d if facets is None else d - 1
+        samples = cls(mesh, lattice(d, n)[0] if d else np.zeros((1, 0)), facets)
+        samples._middle = _midpoints(samples.X, n) if d else samples._middle
+        return samples
+
+    def compiled(self, expression: Expr | list[Expr]) -> Callable[[], Array]:
+        """A function that gives the values of UFL with its coefficients as they then are (making it is collective)."""
+        table = compiled(self.mesh, expression, self.X)
+        return lambda: table(self.entities)
+
+    def values(self, expression: Expr | list[Expr]) -> Array:
+        """UFL at the points, shape (entities, points, ...); a list counts as a vector (collective)."""
+        return self.compiled(expression)()
+
+    def integrate(self, values: Array) -> float:
+        """Integral over the whole mesh of values at quadrature points (collective)."""
+        return float(self.mesh.comm.allreduce(float(np.sum(self.weights * values))))
+
+    def minimum(self, values: Array) -> tuple[float, Array]:
+        """Smallest of some values, shape (entities, points), over all ranks, and where it is (collective)."""
+        comm, at = self.mesh.comm, int(np.argmin(values)) if values.size else 0
+        mine = float(values.ravel()[at]) if values.size else np.inf
+        lowest, rank = comm.allreduce((mine, comm.rank), op=MPI.MINLOC)
+        return float(lowest), comm.bcast(self.x.reshape(-1, self.x.shape[2])[at] if rank == comm.rank else None, rank)
+
+    def margin(self, values: Array) -> Array:
+        """Largest deviation of midpoints from the mean of their neighbours, shape (entities,)."""
+        m = self._middle
+        return np.abs(values[:, m[:, 0]] - 0.5 * (values[:, m[:, 1]] + values[:, m[:, 2]])).max(axis=1, initial=0.0)
+
+    def upper(self, values: Array) -> Array:
+        """Supremum on each entity with its margin (entities,), from values (entities, points); inf if not finite."""
+        with np.errstate(invalid="ignore"):
+            top = values.max(axis=1, initial=-np.inf) + self.margin(values)
+        return np.where(np.isfinite(values).all(axis=1), top, np.inf)
+
+    def lower(self, values: Array) -> Array:
+        """Infimum on each entity with its margin."""
+        return -self.upper(-values)
+
+
+def private_simplices(dim: int, corners: Array) -> dmesh.Mesh:
+    """A mesh of this rank alone: disjoint simplices with these corners, shape (cells, dim + 1, dim)."""
+    element = ufl.Mesh(basix.ufl.element("Lagrange", _CELLS[dim], 1, shape=(dim,)))
+    cells = np.arange(len(corners) * (dim + 1), dtype=np.int64).reshape(-1, dim + 1)
+    mesh = dmesh.create_mesh(MPI.COMM_SELF, cells=cells, x=corners.reshape(-1, dim), e=element)
+    mesh.geometry.x[_compat.geometry_dofmap(mesh), :dim] = corners  # the cells may have been reordered
+    return mesh
+
+
+class Pointwise:
+    """A UFL expression without tabulated sources at any points, on each rank by itself.
+
+    DOLFINx compiles expressions for fixed points of the reference cell.  Here the points are made the corners of
+    private cells, which are only a place to keep them.
+
+    Args:
+        dim: dimension of space.
+        build: maps a mesh to the expression.
+        comm: communicator on which the expression is compiled (collective).
+    """
+
+    def __init__(self, dim: int, build: Callable[[dmesh.Mesh], Expr | list[Expr]], comm: MPI.Comm):
+        X = np.concatenate([np.zeros((1, dim)), np.eye(dim)])
+        self._mesh = private_simplices(dim, np.tile(X, (_CHUNK, 1, 1)))
+        self._table = compiled(self._mesh, build(self._mesh), X, comm)
+        self._places = _compat.geometry_dofmap(self._mesh).ravel()
+
+    def __call__(self, points: Array) -> Array:
+        """Values at points, shape (n, d): shape (n, ...)."""
+        n, dim = points.shape
+        step = len(self._places)
+        chunks = []
+        for begin in range(0, max(n, 1), step):
+            part = points[begin : begin + step]
+            self._mesh.geometry.x[self._places[: len(part)], :dim] = part
+            table = self._table(np.arange(-(-len(part) // (dim + 1)), dtype=np.int32))
+            chunks.append(table.reshape(-1, *table.shape[2:])[: len(part)])
+        return np.concatenate(chunks)
+
+
+def _midpoints(X: Array, n: int) -> Array:
     """Rows (point, neighbour, neighbour) of the lattice points that are midpoints of the lattice with n/2."""
     k = np.rint(np.column_stack([n - n * X.sum(axis=1), n * X])).astype(int)
     number = {tuple(row): i for i, row in enumerate(k)}
@@ -44,83 +187,61 @@ def midpoints(X: np.ndarray, n: int) -> np.ndarray:
     return np.array(rows, dtype=int).reshape(-1, 3)
 
 
-class Samples:
-    """Lattice values on this rank's cells or boundary facets.
-
-    Attributes:
-        x: points, shape (cells, points, d).
-    """
-
-    x: np.ndarray
-    _middle: np.ndarray
-
-    def margin(self, values: np.ndarray) -> np.ndarray:
-        """Largest deviation of midpoints from the mean of their neighbours, shape (cells,)."""
-        if not len(self._middle):
-            return np.zeros(len(values))
-        m = self._middle
-        return np.abs(values[:, m[:, 0]] - 0.5 * (values[:, m[:, 1]] + values[:, m[:, 2]])).max(axis=1, initial=0.0)
-
-    def upper(self, values: np.ndarray) -> np.ndarray:
-        """Supremum on each cell with its margin, shape (cells,), from values (cells, points); inf if not finite."""
-        with np.errstate(invalid="ignore"):
-            top = values.max(axis=1, initial=-np.inf) + self.margin(values)
-        return np.where(np.isfinite(values).all(axis=1), top, np.inf)
-
-    def lower(self, values: np.ndarray) -> np.ndarray:
-        """Infimum on each cell with its margin."""
-        return -self.upper(-values)
+def owned_nodes(mesh: dmesh.Mesh) -> Array:
+    """Coordinates of the nodes of this rank's own cells, shape (cells, nodes, d)."""
+    return mesh.geometry.x[_compat.geometry_dofmap(mesh)[own_cells(mesh)]][:, :, : mesh.geometry.dim]
 
 
-class CellSamples(Samples):
-    """On the owned cells."""
-
-    def __init__(self, mesh: dmesh.Mesh):
-        d, n = mesh.topology.dim, level_of(mesh)
-        self.mesh, self.cells = mesh, np.arange(mesh.topology.index_map(d).size_local, dtype=np.int32)
-        self.X = lattice(d, n)[0]
-        self._middle = midpoints(self.X, n)
-        self.x = push_forward(mesh, self.X, self.cells)
-
-    def values(self, rows: list[Expr]) -> np.ndarray:
-        """Scalars at the points, shape (cells, points, rows)."""
-        table = fem.Expression(as_vector(rows), self.X).eval(self.mesh, self.cells)
-        return table.reshape(len(self.cells), len(self.X), len(rows))
-
-
-class FacetSamples(Samples):
-    """On local boundary facets."""
-
-    def __init__(self, mesh: dmesh.Mesh, facets: np.ndarray):
-        d, n = mesh.topology.dim, level_of(mesh)
-        cells, local = neighbours(mesh, facets)
-        self.mesh, self.entities = mesh, np.column_stack([cells[:, 0], local[:, 0]])
-        self.X = lattice(d - 1, n)[0] if d > 1 else np.zeros((1, 0))
-        self._middle = midpoints(self.X, n) if d > 1 else np.zeros((0, 3), dtype=int)
-        self.x = self.values([*SpatialCoordinate(mesh)])
-
-    def values(self, rows: list[Expr]) -> np.ndarray:
-        """Scalars at the points, shape (facets, points, rows)."""
-        expression = fem.Expression(as_vector(rows), self.X)
-        shape = (len(self.entities), len(self.X), len(rows))
-        if not len(self.entities):
-            return np.zeros(shape)
-        return _compat.evaluate_on_facets(expression, self.mesh, self.entities).reshape(shape)
-
-
-def largest(comm: MPI.Comm, values: Any) -> np.ndarray:
+def maxima(comm: MPI.Comm, values: Any) -> Array:
     """Elementwise maximum over ranks of an array of the same shape everywhere (collective)."""
-    mine = np.ascontiguousarray(np.atleast_1d(np.asarray(values, dtype=float)))
+    mine = np.array(values, dtype=float, order="C")
     result = np.empty_like(mine)
     comm.Allreduce(mine, result, op=MPI.MAX)
     return result
 
 
-def supremum(comm: MPI.Comm, values: np.ndarray) -> float:
-    """Maximum of rank-local values, −inf of none (collective)."""
-    return float(largest(comm, np.max(values, initial=-np.inf))[0])
+def directions(dim: int) -> Array:
+    """Unit vectors spread over the sphere, shape (n, dim): both ends, 720 angles, or a Fibonacci lattice of 4000."""
+    if dim == 1:
+        return np.array([[-1.0], [1.0]])
+    if dim == 2:
+        angle = 2 * np.pi * np.arange(720) / 720
+        return np.column_stack([np.cos(angle), np.sin(angle)])
+    n = np.arange(4000) + 0.5
+    z, angle = 1 - 2 * n / 4000, np.pi * (1 + 5**0.5) * n
+    r = np.sqrt(1 - z**2)
+    return np.column_stack([r * np.cos(angle), r * np.sin(angle), z])
 
 
-def infimum(comm: MPI.Comm, values: np.ndarray) -> float:
-    """Minimum of rank-local values, inf of none (collective)."""
-    return -supremum(comm, -np.asarray(values))
+def axes_and_sums(dim: int) -> Array:
+    """e_i, then e_i + e_j for j < i: a quadratic form is known from its values there, see :func:`quadratic_form`."""
+    e = np.eye(dim)
+    return np.array([*e, *(e[i] + e[j] for i in range(dim) for j in range(i))])
+
+
+def quadratic_form(values: Array, dim: int) -> Array:
+    """Symmetric matrices (..., dim, dim) from a·Qa at the vectors a of :func:`axes_and_sums`, shape (..., vectors)."""
+    Q = np.zeros((*values.shape[:-1], dim, dim))
+    Q[..., range(dim), range(dim)] = values[..., :dim]
+    pairs = [(i, j) for i in range(dim) for j in range(i)]
+    for k, (i, j) in enumerate(pairs, start=dim):
+        Q[..., i, j] = Q[..., j, i] = 0.5 * (values[..., k] - values[..., i] - values[..., j])
+    return Q
+
+
+def relative_noise(trace: Callable[[Array], Array], x: Array, rho: float) -> float:
+    """Largest limit of tr 2D/|y − x|² as y → x, where it is zero; inf if tr 2D falls more slowly.
+
+    Extrapolated from second differences of tr 2D at distances ρ and ρ/2, which are even in the step.
+    """
+    axes, steps = axes_and_sums(len(x)), rho * np.array([1.0, 0.5])
+    y = x + steps[:, None, None, None] * np.stack([axes, -axes])
+    coarse, fine = trace(y.reshape(-1, len(x))).reshape(2, 2, -1).mean(axis=1) / steps[:, None] ** 2
+    if fine.max() > 1.1 * coarse.max():
+        return float(np.inf)
+    return max(0.0, float(np.linalg.eigvalsh(quadratic_form((4 * fine - coarse) / 3, len(x)))[-1]))
+
+
+def ito_drift(coefficients: Coefficients) -> Expr:
+    """b = β + ∇·D."""
+    return coefficients.beta + ufl.div(coefficients.D)

@@ -35,6 +35,23 @@ def locate(mesh: Any, points: np.ndarray, what: str = "points") -> tuple[np.ndar
     Raises:
         ValueError: a point lies in no cell of any rank.
     """
+    index, cells, found = _search(mesh, points)
+    if not found.all():
+        lower, upper = bounds(mesh)
+        raise ValueError(
+            f"{what}: {tuple(float(c) for c in points[np.argmin(found)])} lies outside the mesh, which spans "
+            + " x ".join(f"[{a:g}, {b:g}]" for a, b in zip(lower, upper, strict=True))
+            + "."
+        )
+    return index, cells
+
+
+def contains(mesh: Any, points: np.ndarray) -> np.ndarray:
+    """Which points lie in a cell of some rank, shape (n,) (collective)."""
+    return _search(mesh, points)[2]
+
+
+def _search(mesh: Any, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     x = np.zeros((len(points), 3))
     x[:, : points.shape[1]] = points
     index, cells = np.zeros(0, dtype=int), np.zeros(0, dtype=np.int32)
@@ -46,15 +63,7 @@ def locate(mesh: Any, points: np.ndarray, what: str = "points") -> tuple[np.ndar
         cells = np.asarray(candidates.array, dtype=np.int32)
         inside = _inside(mesh, x[index], cells)
         index, cells = index[inside], cells[inside]
-    missing = total(mesh.comm, np.bincount(index, minlength=len(x))) == 0
-    if missing.any():
-        lower, upper = bounds(mesh)
-        raise ValueError(
-            f"{what}: {tuple(float(c) for c in points[np.argmax(missing)])} lies outside the mesh, which spans "
-            + " x ".join(f"[{a:g}, {b:g}]" for a, b in zip(lower, upper, strict=True))
-            + "."
-        )
-    return index, cells
+    return index, cells, total(mesh.comm, np.bincount(index, minlength=len(x))) > 0
 
 
 def bounds(mesh: Any) -> tuple[np.ndarray, np.ndarray]:

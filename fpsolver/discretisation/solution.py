@@ -183,6 +183,12 @@ class Solution(Answer):
         """
         return evaluate(self.function, points)
 
+    def plot(self, path: Any = None, **options: Any) -> Any:
+        """Draw it, and write the picture to ``path`` if given: :func:`fpsolver.plot.field` (collective)."""
+        from ..plot import field
+
+        return field(self, path=path, **options)
+
     def log_at(self, points: Any) -> np.ndarray:
         """Natural logarithm of the values at points: what to compare when they span a hundred decades (collective).
 

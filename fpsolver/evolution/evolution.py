@@ -98,6 +98,12 @@ class Evolution(Answer, Sequence[Solution]):
     def __iter__(self) -> Iterator[Solution]:
         return iter(self._solutions)
 
+    def plot(self, path: Any = None, **options: Any) -> Any:
+        """Draw a filmstrip, and write it to ``path`` if given: :func:`fpsolver.plot.series` (collective)."""
+        from ..plot import series
+
+        return series(self, path=path, **options)
+
     def __repr__(self) -> str:
         if not len(self):
             return f"{self.name} at no time"

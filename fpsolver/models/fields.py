@@ -233,7 +233,7 @@ def _fit(expression: Expr, what: str, shape: tuple[int, ...]) -> Expr:
     )
 
 
-def integrate(mesh: dolfinx.mesh.Mesh, expression: Expr, degree: int) -> float:
-    """Integral over the whole mesh with an explicit quadrature degree (collective)."""
-    form = fem.form(expression * ufl.dx(domain=mesh, metadata={"quadrature_degree": degree}))
+def integrate(mesh: dolfinx.mesh.Mesh, expression: Expr, degree: int, measure: ufl.Measure = ufl.dx) -> float:
+    """Integral over the whole mesh, or with ``ufl.ds`` its boundary, for a quadrature degree (collective)."""
+    form = fem.form(expression * measure(domain=mesh, metadata={"quadrature_degree": degree}))
     return float(mesh.comm.allreduce(fem.assemble_scalar(form), op=MPI.SUM))

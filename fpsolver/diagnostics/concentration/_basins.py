@@ -2,32 +2,21 @@
 
 from dataclasses import dataclass
 
-from mpi4py import MPI
 from petsc4py import PETSc
 
 import numpy as np
 import scipy.linalg
-import ufl
-from ufl.algorithms import extract_coefficients
+from scipy.integrate import RK45
 
+from ..._answer import place
 from ..._errors import agree
+from ..._sample import largest
 from ...discretisation.generator import Generator
 from ...discretisation.solution import bounds
-from ..pointwise import Pointwise, ito_drift
-from ..quadrature import Array, directions
-from ._regions import Classify, cut, loads
+from ..sampling import Array, directions
+from ._regions import cut, loads
+from .contraction import drift_and_noise_at
 
-# Dormand and Prince's pair of orders 5 and 4
-_A = (
-    (),
-    (1 / 5,),
-    (3 / 40, 9 / 40),
-    (44 / 45, -56 / 15, 32 / 9),
-    (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
-    (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
-    (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
-)
-_ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
 _STEPS = 2000
 _RTOL = 1e-7  # of a step's error, relative to the extent of the domain
 _LEVELS = {1: 30, 2: 7, 3: 3}
@@ -61,28 +50,28 @@ class Flow:
     """
 
     def __init__(self, gen: Generator, minima: Array):
-        comm, dim = gen.domain.comm, gen.domain.dim
-        coefficients = gen.coefficients
-        if extract_coefficients(coefficients.beta) or extract_coefficients(coefficients.D):
+        values, d = drift_and_noise_at(gen), gen.domain.dim
+        if values is None:
             raise ValueError(
                 "basins of attraction: a drift or diffusion that is tabulated (fp.batched, a Function) is not known "
                 "between the points of the mesh; write it with UFL, or pass basins=False."
             )
-        drift = lambda mesh: ito_drift(gen.process.coefficients(gen.process.space(mesh, 1)))  # noqa: E731
-        self.drift = Pointwise(dim, drift, comm)
-        jacobian = Pointwise(dim, lambda mesh: ufl.grad(drift(mesh)), comm)
+        self.drift = lambda x: values(x)[:, :d]
         lower, upper = bounds(gen.domain.mesh)
         self.extent = float(np.linalg.norm(upper - lower))
         self.box = (lower - self.extent, upper + self.extent)
-        fastest = float(np.linalg.norm(self.drift(gen.domain.mesh.geometry.x[:, :dim]), axis=1).max(initial=0.0))
-        self.still = _STILL * comm.allreduce(fastest, op=MPI.MAX)
-        self.traps = [self._trap(minima, i, jacobian(minima[i : i + 1])[0], comm) for i in range(len(minima))]
+        comm = gen.domain.comm
+        self.still = _STILL * largest(comm, np.linalg.norm(self.drift(gen.domain.mesh.geometry.x[:, :d]), axis=1))
+        self.traps = [self._trap(minima, i) for i in range(len(minima))]
+        wrong = [f"minima: {place(t.point)} does not attract the flow of the drift" for t in self.traps if t.rho == 0]
+        agree(comm, f"{wrong[0]}; check that it is a minimum." if wrong else None)
 
-    def _trap(self, minima: Array, i: int, J: Array, comm: MPI.Comm) -> Trap:
-        """The largest of some neighbourhoods in whose sample points the drift points inwards."""
+    def _trap(self, minima: Array, i: int) -> Trap:
+        """The largest of some neighbourhoods in whose sample points the drift points inwards; ρ = 0 if none is."""
         point, dim = minima[i], len(minima[i])
         others = np.linalg.norm(np.delete(minima, i, axis=0) - point, axis=1)
-        P = np.eye(dim)
+        P, h = np.eye(dim), 1e-5 * self.extent * np.eye(dim)
+        J = (self.drift(point + h) - self.drift(point - h)).T / (2 * h[0, 0])
         if np.linalg.eigvals(J).real.max() < -1e-8 * (np.linalg.norm(J) or 1.0):
             P = scipy.linalg.solve_continuous_lyapunov(J.T, -np.eye(dim))
             P /= np.linalg.eigvalsh(P)[0]  # within distance ρ of the point
@@ -92,12 +81,9 @@ class Flow:
         for _ in range(30):
             y = (rho * np.linspace(1 / 16, 1, 16)[:, None, None] * rays).reshape(-1, dim)
             if (np.einsum("ni,ij,nj->n", y, P, self.drift(point + y)) < 0).all():
-                break
+                return Trap(point, P, rho)
             rho *= 0.7
-        else:
-            place = ", ".join(f"{c:.6g}" for c in point)
-            agree(comm, f"minima: ({place}) does not attract the flow of the drift; check that it is a minimum.")
-        return Trap(point, P, rho)
+        return Trap(point, P, 0.0)
 
     def labels(self, x: Array) -> Array:
         """Number of the minimum that each point, shape (n, d), is taken to; −1 for none."""
@@ -122,10 +108,10 @@ class Flow:
         """Advance those points whose step is accurate enough, in place; returns the next steps, one per point."""
         stages = [b]
         with np.errstate(all="ignore"):  # a step that leads to infinity is repeated with a shorter one
-            for row in _A[1:]:
-                new = x + h[:, None] * sum(a * k for a, k in zip(row, stages, strict=True))
+            for weights in [*RK45.A[1:], RK45.B]:  # Dormand and Prince's pair of orders 5 and 4
+                new = x + h[:, None] * np.einsum("s,snd->nd", weights[: len(stages)], stages)
                 stages.append(self.drift(new))
-            error = h * np.linalg.norm(sum(e * k for e, k in zip(_ERROR, stages, strict=True)), axis=1)
+            error = h * np.linalg.norm(np.einsum("s,snd->nd", RK45.E, stages), axis=1)
             error = np.where(np.isfinite(error), error, np.inf)
             tolerance = _RTOL * self.extent
             good = error <= tolerance
@@ -140,14 +126,6 @@ def basin_loads(gen: Generator, flow: Flow) -> tuple[list[PETSc.Vec], list[PETSc
     boundary is parallel to the mesh.
     """
     levels = _LEVELS[gen.domain.dim]
-    classify = _by_corners(flow)
-    coarse, fine = (loads(gen, cut(gen.domain.mesh, classify, n, len(flow.traps) + 1)) for n in (levels - 1, levels))
-    for a, b in zip(coarse, fine, strict=True):
-        a.aypx(-1.0, b)
-    return fine, coarse
-
-
-def _by_corners(flow: Flow) -> Classify:
     k = len(flow.traps)
 
     def classify(x: Array) -> tuple[Array, Array]:
@@ -159,4 +137,7 @@ def _by_corners(flow: Flow) -> Classify:
         share = np.column_stack([counts / np.maximum(some, 1)[:, None], some == 0])
         return share, (counts > 0).sum(axis=1) > 1
 
-    return classify
+    coarse, fine = (loads(gen, cut(gen.domain.mesh, classify, n, k + 1)) for n in (levels - 1, levels))
+    for a, b in zip(coarse, fine, strict=True):
+        a.aypx(-1.0, b)
+    return fine, coarse

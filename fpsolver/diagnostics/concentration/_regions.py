@@ -5,8 +5,6 @@ The error is of second order in the size of the last pieces, and is reported fro
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 from petsc4py import PETSc
 
@@ -16,10 +14,10 @@ from dolfinx import fem, la
 from dolfinx import mesh as dmesh
 
 from ... import _compat
-from ..._sample import lattice
+from ..._sample import coordinate_element, largest, lattice
 from ...discretisation.assembly import to_vector
 from ...discretisation.generator import Generator
-from ..quadrature import Array, cell_type, coordinate_element, owned_nodes
+from ..sampling import Array, owned_nodes
 
 # from the corners of pieces, shape (n, d + 1, d): the share of each region, shape (n, k), and which pieces to cut
 Classify = Callable[[Array], tuple[Array, Array]]
@@ -27,19 +25,8 @@ _CHUNK = 20_000  # pieces whose basis functions are tabulated at once
 _FINENESS = {1: 20, 2: 6, 3: 3}  # the last pieces at a ball are smaller than 2^-n of its radius
 
 
-@dataclass(frozen=True)
-class Pieces:
-    """Small simplices inside cells.
-
-    Attributes:
-        cells: the cell of each, shape (n,).
-        corners: in reference coordinates, shape (n, d + 1, d).
-        share: how much of it belongs to each of k regions, shape (n, k).
-    """
-
-    cells: Array
-    corners: Array
-    share: Array
+Pieces = tuple[Array, Array, Array]
+"""Small simplices: the cell of each (n,), corners in reference coordinates (n, d + 1, d), share of k regions (n, k)."""
 
 
 def cut(mesh: dmesh.Mesh, classify: Classify, levels: int, regions: int = 1) -> Pieces:
@@ -49,44 +36,37 @@ def cut(mesh: dmesh.Mesh, classify: Classify, levels: int, regions: int = 1) -> 
     barycentric = np.column_stack([1 - lattice_points.sum(axis=1), lattice_points])[children]
     nodes, element = owned_nodes(mesh), coordinate_element(mesh)
     cells = np.arange(len(nodes))
-    corners = np.broadcast_to(basix.geometry(cell_type(mesh)), (len(cells), dim + 1, dim))
-    done = [Pieces(cells[:0], corners[:0], np.zeros((0, regions)))]
+    corners = np.broadcast_to(np.concatenate([np.zeros((1, dim)), np.eye(dim)]), (len(cells), dim + 1, dim))
+    done = [(cells[:0], corners[:0], np.zeros((0, regions)))]
     for level in range(levels + 1):
         if not len(cells):
             break
-        share, crossed = classify(_images(element, nodes[cells], corners))
+        table = element.tabulate(0, corners.reshape(-1, dim))[0].reshape(*corners.shape[:2], element.dim)
+        share, crossed = classify(np.einsum("nqm,nmx->nqx", table, nodes[cells]))
         if level == levels:
             crossed = np.zeros(len(cells), dtype=bool)
         keep = ~crossed & (share > 0).any(axis=1)
-        done.append(Pieces(cells[keep], corners[keep], share[keep]))
+        done.append((cells[keep], corners[keep], share[keep]))
         cells = np.repeat(cells[crossed], len(children))
         corners = np.einsum("sij,njx->nsix", barycentric, corners[crossed]).reshape(-1, dim + 1, dim)
-    return Pieces(*(np.concatenate([getattr(p, a) for p in done]) for a in ("cells", "corners", "share")))
-
-
-def _images(element: Any, nodes: Array, X: Array) -> Array:
-    """Images of reference points X, shape (n, q, d), each in its own cell: shape (n, q, d)."""
-    table = element.tabulate(0, X.reshape(-1, X.shape[2]))[0, :, :, 0].reshape(*X.shape[:2], element.dim)
-    return np.einsum("nqm,nmx->nqx", table, nodes)
+    cells, corners, share = (np.concatenate(parts) for parts in zip(*done, strict=True))
+    return cells, corners, share
 
 
 def loads(gen: Generator, pieces: Pieces, weight: Callable[[Array], Array] | None = None) -> list[PETSc.Vec]:
-    """Vectors ℓ_i = ∫ 1_A g φ_i for each region A; ℓᵀp integrates g p over A (collective).
+    """Vectors ℓ_i = ∫ 1_A g φ_i for each region A (collective).
 
-    Args:
-        gen: generator whose space is meant.
-        pieces: of this rank.
-        weight: g, mapping points of shape (n, q, d) to (n, q); one without.
+    ℓᵀp integrates g p over A; ``weight`` maps points (n, q, d) to g (n, q), which is one without.
     """
-    mesh, k = gen.domain.mesh, pieces.share.shape[1]
-    functions = [fem.Function(gen.V) for _ in range(k)]
+    mesh, share = gen.domain.mesh, pieces[2]
+    functions = [fem.Function(gen.V) for _ in share.T]
     nodes, coordinates, dim = owned_nodes(mesh), coordinate_element(mesh), mesh.topology.dim
-    X, w = basix.make_quadrature(cell_type(mesh), gen.degree + 4)
+    X, w = basix.make_quadrature(coordinates.cell_type, gen.degree + 4)
     barycentric = np.column_stack([1 - X.sum(axis=1), X])
     dofs = gen.V.dofmap.list
-    for begin in range(0, len(pieces.cells), _CHUNK):
+    for begin in range(0, len(share), _CHUNK):
         part = slice(begin, begin + _CHUNK)
-        cells, corners = pieces.cells[part], pieces.corners[part]
+        cells, corners = pieces[0][part], pieces[1][part]
         points = np.einsum("qi,nix->nqx", barycentric, corners)
         flat = points.reshape(-1, dim)
         table = coordinates.tabulate(1, flat)[:, :, :, 0].reshape(dim + 1, len(cells), len(X), coordinates.dim)
@@ -98,13 +78,10 @@ def loads(gen: Generator, pieces: Pieces, weight: Callable[[Array], Array] | Non
         phi = gen.V.element.basix_element.tabulate(0, flat)[0, :, :, 0].reshape(len(cells), len(X), -1)
         local = np.einsum("nq,nqi->ni", weights, phi)
         for j, function in enumerate(functions):
-            np.add.at(function.x.array, dofs[cells], pieces.share[part, j, None] * local)
+            np.add.at(function.x.array, dofs[cells], share[part, j, None] * local)
     for function in functions:
         function.x.scatter_reverse(la.InsertMode.add)
     return [to_vector(gen, function) for function in functions]
-
-
-# -- Balls
 
 
 def ball_load(
@@ -115,9 +92,8 @@ def ball_load(
     The leading error, of second order, is removed by Richardson extrapolation.
     """
     mesh = gen.domain.mesh
-    extent = float(np.ptp(owned_nodes(mesh), axis=1).max(initial=0.0))
-    extent = max(mesh.comm.allgather(extent))
-    levels = max(2, int(np.ceil(np.log2(extent / radius))) + _FINENESS[gen.domain.dim])
+    extent = largest(mesh.comm, np.ptp(owned_nodes(mesh), axis=1))
+    levels = max(2, int(np.ceil(np.log2(max(extent / radius, 1e-300)))) + _FINENESS[gen.domain.dim])
     classify = _in_ball(center, radius, _compat.coordinate_map(mesh).degree > 1)
     (coarse,), (fine,) = (loads(gen, cut(mesh, classify, n), weight) for n in (levels - 1, levels))
     coarse.aypx(-1.0, fine)  # fine less coarse

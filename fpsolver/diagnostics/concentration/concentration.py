@@ -4,17 +4,16 @@ Masses of balls and of basins of attraction, second moments with their bounds, t
 regime; forward from one initial law, or backward for all of them at once.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from petsc4py import PETSc
 
 import numpy as np
-import ufl
 
-from ..._answer import Answer
-from ..._errors import agree
+from ..._answer import Answer, place
+from ..._arguments import check_positive
 from ..._log import logger
 from ..._petsc import Options
 from ...discretisation.assembly import to_function, to_vector
@@ -23,12 +22,11 @@ from ...discretisation.solution import as_points, locate
 from ...evolution.evolution import Evolution
 from ...evolution.evolve import backward
 from ...evolution.initial import project
-from ...models.fields import is_number
-from ..quadrature import Array, Quadrature, owned_nodes
+from ..sampling import Array, maxima, owned_nodes
 from ._basins import Flow, basin_loads
 from ._regions import ball_load
 from .contraction import Collapse, Contraction, collapse, contraction, widest_contraction
-from .regime import loss_expression, rates_of
+from .regime import loss_expression, loss_moments
 
 
 @dataclass(frozen=True)
@@ -36,14 +34,11 @@ class Concentration(Answer):
     """What :func:`concentration` finds at n times, around k minima, in r balls each.
 
     Attributes:
-        times: shape (n,).
-        minima: shape (k, d).
-        radii: of the balls, shape (r,).
+        times, minima, radii: shapes (n,), (k, d) and (r,).
         ball_mass: P(|X_t − x*| < radius), shape (n, k, r).
         ball_error: estimated error by which the balls' boundaries are missed inside cells, largest over all.
-        basin_mass: mass of each basin of attraction, shape (n, k + 1), the last column being what belongs to none; None
-            unless asked for.
-        basin_error: the same as ``ball_error`` for the basins.
+        basin_mass, basin_error: the same for basins of attraction, shape (n, k + 1), the last column being what belongs
+            to none; None unless asked for.
         second_moment: ∫ |x − x*|² p over the domain, shape (n, k).
         local_moment: the same over the ball of radius R in which λ and S are measured, shape (n, k).
         contraction: λ, S and R for each minimum.
@@ -91,26 +86,23 @@ class Concentration(Answer):
 
     def time_to(self, mass: float, minimum: int = 0, radius: int = 0) -> float:
         """First time at which a ball holds ``mass``, interpolated between the times; NaN if it never does."""
-        return _first(self.times, self.ball_mass[:, minimum, radius] - mass)
+        return _first_zero(self.times, self.ball_mass[:, minimum, radius] - mass)
 
     @property
     def drift_regime_end(self) -> float:
         """First time at which diffusion undoes half of what the drift gains: |E D:∇∇f| ≥ ½ |E b·∇f|; NaN if never."""
         if self.drift_rate is None or self.diffusion_rate is None:
             raise ValueError("drift_regime_end: there was no loss; give one by concentration(..., loss=).")
-        return _first(self.times, np.abs(self.diffusion_rate) - 0.5 * np.abs(self.drift_rate))
+        return _first_zero(self.times, np.abs(self.diffusion_rate) - 0.5 * np.abs(self.drift_rate))
 
 
-def _first(times: Array, excess: Array) -> float:
+def _first_zero(times: Array, excess: Array) -> float:
     """First zero of a function given at times, by linear interpolation; NaN if it stays negative."""
-    reached = np.flatnonzero(excess >= 0)
-    if not len(reached):
+    if not (excess >= 0).any():
         return float(np.nan)
-    i = int(reached[0])
-    if i == 0:
-        return float(times[0])
-    share = excess[i - 1] / (excess[i - 1] - excess[i])
-    return float(times[i - 1] + share * (times[i] - times[i - 1]))
+    i = int(np.argmax(excess >= 0))
+    ends = slice(max(i - 1, 0), i + 1)
+    return float(np.interp(0.0, excess[ends], times[ends]))
 
 
 def concentration(
@@ -154,18 +146,18 @@ def concentration(
     balls = [[ball_load(gen, x, r) for r in radii] for x in points]
     mass = np.array([[[v.dot(fine) for fine, _ in row] for row in balls] for v in vectors])
     error = max(abs(v.dot(change)) for v in vectors for row in balls for _, change in row)
-    moments, local, inside = _moments(evolution, vectors, points, found)
+    moments, local, inside = _moments(gen, vectors, points, found)
     moment_bound, mass_bound = _bounds(evolution.times, local[0], inside[0], found, radii)
     basin_mass, basin_error = _basin_masses(gen, vectors, points) if basins else (None, None)
     collapses = tuple(collapse(gen, c.point) if np.isfinite(c.relative_noise) else None for c in found)
-    answer = Concentration(
+    unresolved = _unresolved(gen, evolution.times, points, local, inside)
+    _warn(points, collapses, unresolved)
+    f = loss_expression(gen, loss, "concentration: loss")
+    statistics = (None,) * 4 if f is None else tuple(loss_moments(evolution, f, "concentration"))
+    return Concentration(
         evolution.times, points, radii, mass, float(error), basin_mass, basin_error, moments, local, tuple(found),
-        moment_bound, mass_bound, collapses, _unresolved(gen, evolution.times, points, local, inside),
-        *_loss_statistics(evolution, loss),
+        moment_bound, mass_bound, collapses, unresolved, *statistics,
     )  # fmt: skip
-    _destroy([*vectors, *(v for row in balls for pair in row for v in pair)])
-    _tell(answer)
-    return answer
 
 
 def concentration_backward(
@@ -177,13 +169,7 @@ def concentration_backward(
     :func:`concentration` finds from p₀, to the tolerances of the two evolutions: they use the same vector.  At t = 0
     the projected indicator overshoots at the sphere; diffusion smooths it.
 
-    Args:
-        gen: generator; not of scheme ``weighted``.
-        point: x*, shape (d,).
-        radius: r.
-        times: increasing, non-negative, shape (n,).
-        time_rtol: as for :func:`fpsolver.backward`.
-        options: PETSc options without the prefix ``fp_evolve_``.
+    Everything after x* and r as in :func:`fpsolver.backward`.
 
     Raises:
         ValueError: unsuitable point, radius or times; scheme ``weighted``.
@@ -195,67 +181,43 @@ def concentration_backward(
             "concentration_backward: scheme 'weighted' keeps densities relative to a weight; build the generator with "
             "scheme 'galerkin' or 'dg'."
         )
-    load, change = ball_load(gen, x, r)
-    indicator = project(gen, load)
-    function = to_function(gen, indicator)
-    _destroy([load, change, indicator])
-    return backward(gen, function, times, time_rtol=time_rtol, options=options)
+    indicator = to_function(gen, project(gen, ball_load(gen, x, r)[0]))
+    return backward(gen, indicator, times, time_rtol=time_rtol, options=options)
 
 
 def _radii(radius: Any) -> Array:
-    values = [radius] if is_number(radius) else list(radius) if isinstance(radius, Sequence | np.ndarray) else []
-    if not values or not all(is_number(r) and np.isfinite(r) and r > 0 for r in values):
+    values = list(radius) if isinstance(radius, Sequence | np.ndarray) else [radius]
+    if not values:
         raise ValueError(f"radius is {radius!r}; a positive number, or several, was expected.")
-    return np.array(values, dtype=float)
+    return np.array([check_positive("radius", r) for r in values])
 
 
-def _moments(
-    evolution: Evolution, vectors: list[PETSc.Vec], points: Array, found: list[Contraction]
-) -> tuple[Array, Array, Array]:
-    """Second moments over the domain and over the balls of attraction, and the latter's masses, shape (n, k) each."""
-    gen = evolution.generator
-    quadrature = Quadrature.of(gen.domain.mesh, gen.degree + 2)
-    densities = [quadrature.values(s.raw) for s in evolution]
-    columns = []
+def _moments(gen: Generator, vectors: list[PETSc.Vec], points: Array, found: list[Contraction]) -> Array:
+    """Second moments over the domain and over the balls of attraction, and the latter's masses, shape (3, n, k)."""
+    table = []
     for x, c in zip(points, found, strict=True):
-        square = ((quadrature.x - x) ** 2).sum(axis=2)
-        whole = [quadrature.integrate(square * p) for p in densities]
-        if c.whole:
-            columns.append((whole, whole, [quadrature.integrate(p) for p in densities]))
-            continue
-        pairs = [ball_load(gen, x, c.radius), ball_load(gen, x, c.radius, _square_distance(x))]
-        inside, local = ([v.dot(load) for v in vectors] for load, _ in pairs)
-        columns.append((whole, local, inside))
-        _destroy([v for pair in pairs for v in pair])
-    table = np.array(columns)  # minimum, kind, time
-    return table[:, 0].T, table[:, 1].T, table[:, 2].T
-
-
-def _square_distance(x: Array) -> Callable[[Array], Array]:
-    return lambda y: ((y - x) ** 2).sum(axis=2)
+        square = lambda y, x=x: ((y - x) ** 2).sum(axis=2)  # noqa: E731
+        radius = np.inf if c.whole else c.radius
+        loads = [ball_load(gen, x, r, g)[0] for r, g in ((np.inf, square), (radius, square), (radius, None))]
+        table.append([[v.dot(load) for v in vectors] for load in loads])
+    return np.array(table).transpose(1, 2, 0)
 
 
 def _bounds(times: Array, local: Array, inside: Array, found: list[Contraction], radii: Array) -> tuple[Array, Array]:
     """Upper bounds of the killed process' second moments and lower bounds of the masses in balls."""
     t = times - times[0]
     moment = np.stack([c.bound(t, m2) for c, m2 in zip(found, local, strict=True)], axis=1)
+    noise, reach = (np.array([getattr(c, name) for c in found]) for name in ("noise", "radius"))
     # E|X − x*|² grows at most by S per time until the exit, at which it is R²
-    leaves = [
-        np.zeros(len(t)) if c.whole else (m2 + c.noise * t) / c.radius**2 for c, m2 in zip(found, local, strict=True)
-    ]
-    stays = inside - np.stack(leaves, axis=1)
-    mass = stays[:, :, None] - moment[:, :, None] / radii**2
-    reach = np.array([c.radius for c in found])
-    mass = np.where(radii <= reach[:, None], mass, np.nan)
-    return moment, np.maximum(mass, 0.0)
+    leaves = np.where([c.whole for c in found], 0.0, (local + noise * t[:, None]) / reach**2)
+    mass = (inside - leaves)[:, :, None] - moment[:, :, None] / radii**2
+    return moment, np.maximum(np.where(radii <= reach[:, None], mass, np.nan), 0.0)
 
 
 def _basin_masses(gen: Generator, vectors: list[PETSc.Vec], points: Array) -> tuple[Array, float]:
     fine, change = basin_loads(gen, Flow(gen, points))
     masses = np.array([[v.dot(load) for load in fine] for v in vectors])
-    error = max(abs(v.dot(load)) for v in vectors for load in change)
-    _destroy([*fine, *change])
-    return masses, float(error)
+    return masses, float(max(abs(v.dot(load)) for v in vectors for load in change))
 
 
 def _unresolved(gen: Generator, times: Array, points: Array, local: Array, inside: Array) -> Array:
@@ -265,43 +227,18 @@ def _unresolved(gen: Generator, times: Array, points: Array, local: Array, insid
     extents = np.ptp(owned_nodes(mesh)[cells], axis=1).max(axis=1) if len(cells) else np.zeros(0)
     widths = np.zeros(len(points))
     np.maximum.at(widths, index, extents)
-    widths = np.max(mesh.comm.allgather(widths), axis=0) / gen.degree
+    widths = maxima(mesh.comm, widths) / gen.degree
     spread = np.sqrt(np.maximum(local, 0.0) / np.maximum(inside, 1e-300) / d)
     narrow = (spread < widths) & (inside > 1e-3)
     return np.array([times[np.argmax(column)] if column.any() else np.nan for column in narrow.T])
 
 
-def _loss_statistics(evolution: Evolution, loss: Any) -> tuple[Array | None, ...]:
-    gen = evolution.generator
-    f = loss_expression(gen, loss, "concentration: loss")
-    if f is None:
-        return None, None, None, None
-    quadrature = Quadrature.of(gen.domain.mesh, 2 * gen.degree + 4)
-    values = quadrature.expression(ufl.as_vector([f, *rates_of(gen, f)]))
-    finite = bool(np.isfinite(values).all())
-    agree(gen.domain.comm, None if finite else "concentration: the loss or its derivatives are not finite.")
-    rows = []
-    for solution in evolution:
-        p = quadrature.values(solution.raw)
-        mean, drift, diffusion = (quadrature.integrate(values[..., i] * p) for i in range(3))
-        mass = quadrature.integrate(p)
-        centred = quadrature.integrate((values[..., 0] - mean / mass) ** 2 * p) / mass
-        rows.append((mean / mass, centred, drift, diffusion))
-    return tuple(np.array(rows).T)
-
-
-def _tell(c: Concentration) -> None:
-    for x, report, time in zip(c.minima, c.collapse, c.unresolved_from, strict=True):
-        place = "(" + ", ".join(f"{v:.6g}" for v in x) + ")"
+def _warn(points: Array, collapses: Sequence[Collapse | None], unresolved: Array) -> None:
+    for x, report, time in zip(points, collapses, unresolved, strict=True):
         if report is not None and report.collapses:
             logger.warning(
                 "concentration: the noise vanishes at %s and the law collapses onto it, E|X - x*|^2 like e^(-%.4g t); "
-                "masses and moments remain meaningful, the density as a function does not", place, report.rate
+                "masses and moments remain meaningful, the density as a function does not", place(x), report.rate
             )  # fmt: skip
         if np.isfinite(time):
-            logger.warning("concentration: from t = %.4g the peak at %s is narrower than the mesh", time, place)
-
-
-def _destroy(vectors: list[PETSc.Vec]) -> None:
-    for v in vectors:
-        v.destroy()
+            logger.warning("concentration: from t = %.4g the peak at %s is narrower than the mesh", time, place(x))

@@ -6,21 +6,20 @@ With Y = |X − x*|²:  L Y = 2 (x − x*)·b + tr 2D.  For SGD with learning ra
 from dataclasses import dataclass
 from typing import Any
 
-from mpi4py import MPI
-
 import numpy as np
 import ufl
 from dolfinx import fem
 from ufl.algorithms import extract_coefficients
 
 from ..._answer import Answer
+from ..._arguments import check_positive
 from ..._log import logger
+from ..._sample import largest, smallest
 from ...discretisation.generator import Generator, derived
 from ...discretisation.solution import as_points, bounds, locate
-from ...models.fields import is_number
+from ...models.fields import integrate
 from ...models.process import Coefficients
-from ..pointwise import Pointwise, ito_drift
-from ..quadrature import Quadrature, directions
+from ..sampling import Array, Pointwise, Samples, directions, ito_drift, relative_noise
 
 
 @dataclass(frozen=True)
@@ -28,8 +27,7 @@ class Contraction(Answer):
     """Constants of the inequality m₂' ≤ −2λ m₂ + S in a ball around x*, measured.
 
     Attributes:
-        point: x*, shape (d,).
-        radius: R of the ball; infinite for the whole domain.
+        point, radius: x*, shape (d,), and R of the ball, infinite for the whole domain.
         pull: λ = inf −(x − x*)·b/|x − x*|² over the ball.
         noise: S = sup tr 2D over the ball (η sup tr Σ for SGD).
         relative_noise: s₂ = sup tr 2D/|x − x*|²; infinite unless the noise vanishes at x*.
@@ -77,34 +75,30 @@ def contraction(gen: Generator, point: Any, *, radius: float | None = None) -> C
     Args:
         gen: generator.
         point: x*, shape (d,).
-        radius: R; None for the whole domain.
+        radius: R; the whole domain by default.
 
     Raises:
         ValueError: unsuitable point or radius, or no point of the mesh in the ball.
     """
     x_star = as_points(point, gen.domain.dim, "contraction: point")[0]
-    if radius is not None and not (is_number(radius) and radius > 0):
-        raise ValueError(f"contraction: radius is {radius!r}; a positive number was expected.")
-    R = float(np.inf if radius is None else radius)
+    R = float(np.inf if radius is None else check_positive("contraction: radius", radius))
+    comm = gen.domain.comm
     x, b, noise = _samples(gen, x_star, R)
     y = x - x_star
     squares = (y**2).sum(axis=1)
     mine = squares <= R**2
     # nearer than this the position of x* is not known well enough for a quotient
     away = mine & (squares > (1e-5 * min(R, _extent(gen))) ** 2)
-    comm = gen.domain.comm
-    if not comm.allreduce(int(away.sum())):
+    pull = smallest(comm, -(y[away] * b[away]).sum(axis=1) / squares[away])
+    if pull == np.inf:
         raise ValueError(f"contraction: no point of the mesh lies within {R:.6g} of {tuple(map(float, x_star))}.")
-    pull = -(y[away] * b[away]).sum(axis=1) / squares[away]
-    lam = comm.allreduce(float(pull.min(initial=np.inf)), op=MPI.MIN)
-    S = comm.allreduce(float(noise[mine].max(initial=0.0)), op=MPI.MAX)
-    s2 = comm.allreduce(float((noise[away] / squares[away]).max(initial=0.0)), op=MPI.MAX)
-    values = _pointwise(gen)
+    S = max(largest(comm, noise[mine]), 0.0)
+    s2 = max(largest(comm, noise[away] / squares[away]), 0.0)
+    values = drift_and_noise_at(gen)
     vanishes = values is not None and float(values(x_star[None])[0, -1]) <= 1e-9 * S
     nodes = gen.domain.mesh.geometry.x[:, : gen.domain.dim]
-    inside = comm.allreduce(bool((np.linalg.norm(nodes - x_star, axis=1) <= R).all()), op=MPI.LAND)
-    whole = bool(inside) and _walls_push_inwards(gen, x_star)
-    return Contraction(x_star, R, lam, S, s2 if vanishes else float(np.inf), whole)
+    whole = largest(comm, np.linalg.norm(nodes - x_star, axis=1)) <= R and _walls_push_inwards(gen, x_star)
+    return Contraction(x_star, R, pull, S, s2 if vanishes else float(np.inf), whole)
 
 
 def widest_contraction(gen: Generator, points: np.ndarray, i: int) -> Contraction:
@@ -125,11 +119,11 @@ def widest_contraction(gen: Generator, points: np.ndarray, i: int) -> Contractio
     return found
 
 
-def _samples(gen: Generator, x_star: np.ndarray, R: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _samples(gen: Generator, x_star: Array, R: float) -> tuple[Array, Array, Array]:
     """Points, b and tr 2D there: quadrature points and vertices, and rays from x* as far as the mesh's box reaches."""
     d = gen.domain.dim
     x, table = _mesh_samples(gen)
-    values = _pointwise(gen)
+    values = drift_and_noise_at(gen)
     if values is not None:
         lower, upper = bounds(gen.domain.mesh)
         steps = min(R, _extent(gen)) * np.linspace(1e-4, 1, 65)
@@ -140,19 +134,18 @@ def _samples(gen: Generator, x_star: np.ndarray, R: float) -> tuple[np.ndarray, 
 
 
 @derived
-def _mesh_samples(gen: Generator) -> tuple[np.ndarray, np.ndarray]:
-    quadrature = Quadrature.with_vertices(gen.domain.mesh, max(4, gen.degree))
-    table = quadrature.expression(_drift_and_noise(gen.coefficients))
-    return quadrature.x.reshape(-1, gen.domain.dim), table.reshape(-1, gen.domain.dim + 1)
+def _mesh_samples(gen: Generator) -> tuple[Array, Array]:
+    samples, d = Samples.quadrature(gen.domain.mesh, max(4, gen.degree), vertices=True), gen.domain.dim
+    return samples.x.reshape(-1, d), samples.values(_drift_and_noise(gen.coefficients)).reshape(-1, d + 1)
 
 
-def _drift_and_noise(c: Coefficients) -> Any:
+def _drift_and_noise(c: Coefficients) -> list[Any]:
     """b and tr 2D."""
-    return ufl.as_vector([*ito_drift(c), 2 * ufl.tr(c.D)])
+    return [*ito_drift(c), 2 * ufl.tr(c.D)]
 
 
 @derived
-def _pointwise(gen: Generator) -> Pointwise | None:
+def drift_and_noise_at(gen: Generator) -> Pointwise | None:
     """b and tr 2D at any points; None where they are tabulated (collective)."""
     c, process = gen.coefficients, gen.process
     if extract_coefficients(c.D) or extract_coefficients(c.beta):
@@ -166,17 +159,14 @@ def _extent(gen: Generator) -> float:
     return float(np.linalg.norm(upper - lower))
 
 
-def _walls_push_inwards(gen: Generator, x_star: np.ndarray) -> bool:
+def _walls_push_inwards(gen: Generator, x_star: Array) -> bool:
     """Whether (x − x*)·Dn ≥ 0 on the boundary, so that reflection along −Dn does not raise |x − x*| (collective)."""
     mesh = gen.domain.mesh
     point = fem.Constant(mesh, x_star)
     D, n = gen.coefficients.D, ufl.FacetNormal(mesh)
     outwards = ufl.dot(ufl.dot(D, n), ufl.SpatialCoordinate(mesh) - point)
-    ds = ufl.ds(domain=mesh, metadata={"quadrature_degree": 4})
-    wrong = fem.assemble_scalar(fem.form(ufl.max_value(-outwards, 0.0) * ds))
-    size = fem.assemble_scalar(fem.form(abs(outwards) * ds))
-    wrong, size = mesh.comm.allreduce(float(wrong)), mesh.comm.allreduce(float(size))
-    return bool(wrong <= 1e-12 * size)
+    wrong, size = (integrate(mesh, f, 4, ufl.ds) for f in (ufl.max_value(-outwards, 0.0), abs(outwards)))
+    return wrong <= 1e-12 * size
 
 
 @dataclass(frozen=True)
@@ -199,6 +189,13 @@ class Collapse(Answer):
     rate: float
     collapses: bool
 
+    @classmethod
+    def at(cls, point: Array, pull: float, relative_noise: float) -> "Collapse":
+        """From λ and s₂, which is infinite where x* is not stationary."""
+        stationary = bool(np.isfinite(relative_noise))
+        rate = 2 * pull - relative_noise if stationary else float("nan")
+        return cls(point, stationary, pull, relative_noise, rate, rate > 0)
+
     def __repr__(self) -> str:
         verdict = "collapses" if self.collapses else "does not collapse in mean square"
         return (
@@ -206,45 +203,30 @@ class Collapse(Answer):
         )
 
 
-def collapse(gen: Generator, point: Any, *, distance: float | None = None) -> Collapse:
+def collapse(gen: Generator, point: Any) -> Collapse:
     """Look for the collapse of the law onto an interpolating minimum (collective).
 
     Where all samples' gradients vanish, so does their covariance: tr 2D ≤ s₂ |x − x*|².  With (x − x*)·b ≤ −λ|x − x*|²
     this gives L|x − x*|² ≤ −(2λ − s₂)|x − x*|²: the second moment decays to zero if s₂ < 2λ, and no mesh resolves
     the density for long.
 
-    Args:
-        gen: generator, its drift and diffusion written with UFL.
-        point: x*, shape (d,).
-        distance: radius of the small sphere on which the quotients are taken; 1e-4 of the domain's extent without.
+    Quotients are taken at 1e-4 of the domain's extent from the point x*, shape (d,).
 
     Raises:
-        ValueError: unsuitable point; tabulated coefficients.
+        ValueError: unsuitable point; coefficients that are tabulated instead of written with UFL.
     """
     d = gen.domain.dim
     x = as_points(point, d, "collapse: point")[0]
     locate(gen.domain.mesh, x[None], "collapse: point")  # an error outside the mesh
-    rho = 1e-4 * _extent(gen) if distance is None else float(distance)
-    values = _pointwise(gen)
+    rho, values = 1e-4 * _extent(gen), drift_and_noise_at(gen)
     if values is None:
         raise ValueError("collapse: tabulated coefficients are not known close to the point; write them with UFL.")
     rays = directions(d)
-    near = values(x + rho * rays)
-    at = values(x[None])[0]
+    at, near = values(x[None])[0], values(x + rho * rays)
     pull = float((-(rays * near[:, :d]).sum(axis=1)).min()) / rho
-    s2 = float(near[:, d].max()) / rho**2
-    speed, noise = np.abs(near[:, :d]).max(), near[:, d].max()
+    s2 = relative_noise(lambda y: values(y)[:, d], x, rho)
     # at an interpolating point the noise is of second order in the distance, the drift of first
-    stationary = bool(np.abs(at[:d]).max() <= 1e-3 * speed and at[d] <= 1e-3 * noise) and _second_order(
-        values, x, rho, rays, d
-    )
-    rate = 2 * pull - s2 if stationary else np.nan
-    report = Collapse(x, stationary, pull, s2 if stationary else np.inf, rate, bool(stationary and rate > 0))
+    still = np.abs(at[:d]).max() <= 1e-3 * np.abs(near[:, :d]).max() and at[d] <= 1e-3 * near[:, d].max()
+    report = Collapse.at(x, pull, s2 if still else np.inf)
     logger.info("%s", report)
     return report
-
-
-def _second_order(values: Pointwise, x: np.ndarray, rho: float, rays: np.ndarray, d: int) -> bool:
-    """Whether tr 2D falls at least like the square of the distance: on half the sphere to a quarter."""
-    full, half = (values(x + r * rays)[:, d].max() for r in (rho, rho / 2))
-    return bool(half <= 0.3 * full)

@@ -5,25 +5,24 @@ Where D degenerates the right-hand side may vanish at times (the entropy has pla
 ∫ p ∇ln h·P∇ln h with a suitable P > 0 decays instead (Arnold, Erb, arXiv:1409.5425).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
-
-from mpi4py import MPI
 
 import numpy as np
 import ufl
 from dolfinx import fem
 
 from ..._answer import Answer
-from ..._errors import agree
 from ..._log import logger
+from ..._sample import largest, smallest
 from ...discretisation.assembly import nodal_weight, to_density, to_vector
 from ...discretisation.generator import Generator
 from ...discretisation.solution import Solution
 from ...evolution.evolution import Evolution
 from ...evolution.initial import project
-from ...models.fields import Space, is_number
-from ..quadrature import Array, Quadrature
+from ...models.fields import Space
+from ..sampling import Array, Samples
 
 _TINY = 1e-14  # of the maximum: below it a density is rounding
 _NOISE = 10.0  # times the most negative value: below it a density is error of the discretisation
@@ -38,11 +37,10 @@ class EntropyDecay(Answer):
         entropy: H = ∫ p ln(p/p∞) − p + p∞, which is the relative entropy where both have mass one.
         fisher: I = ∫ p ∇ln h·D∇ln h, h = p/p∞.
         modified: S_P = ∫ p ∇ln h·P∇ln h; None without P.
-        l1: ∫ |p − p∞|.
-        chi_squared: ∫ (p − p∞)²/p∞.
+        l1, chi_squared: ∫ |p − p∞| and ∫ (p − p∞)²/p∞.
         entropy_rate: dH/dt of the discrete solution, ∫ ln(h) ṗ with M ṗ = G p: no difference in time is taken.
         threshold: densities below this are taken for error of the discretisation: ten times the most negative value of
-            p, or 1e-14 of the largest, unless given.
+            p, or 1e-14 of the largest.
         neglected: ∫ |p| over where p is below the threshold, or p∞ not above its own; left out of ``fisher``,
             ``modified`` and ``entropy_rate``.  ``entropy`` and ``chi_squared`` take p for zero where it is below.
     """
@@ -83,73 +81,62 @@ class EntropyDecay(Answer):
         return -np.diff(np.log(self.modified)) / np.diff(self.times)
 
 
-class _Reference:
-    """p∞ with its logarithmic gradient, D and P at quadrature points."""
+def _reference(gen: Generator, V: fem.FunctionSpace, p_inf: Any, P: Any) -> Callable[..., dict[str, float]]:
+    """All functionals against p∞ of a density in V, with its time derivative if that is known."""
+    mesh, d = gen.domain.mesh, gen.domain.dim
+    space, points = Space(mesh, gen.degree, d), Samples.quadrature(mesh, 2 * gen.degree + 8)
+    matrices = {"fisher": points.values(gen.coefficients.D)}
+    if P is not None:
+        matrices["modified"] = points.values(space.matrix(P, "entropy: P"))
+    f = p_inf.raw if isinstance(p_inf, Solution) else p_inf
+    computed = isinstance(f, fem.Function)
+    if computed:
+        _check_function(f, mesh, "p_inf")
+    else:
+        f = space.scalar(f, "p_inf")
+    table = points.values([f, *ufl.grad(f)])
+    found, low, mass = table[..., 0], smallest(mesh.comm, table[..., 0]), points.integrate(table[..., 0])
+    if not computed and not low >= 0:
+        raise ValueError(f"p_inf is negative ({low:.3g}) somewhere on the domain.")
+    if not 0 < mass < np.inf:
+        raise ValueError(f"p_inf has mass {mass:.3g} on the domain; a positive one was expected.")
+    known = found > (_floor(mesh.comm, found) if computed else 0.0)
+    positive = np.where(known, found, mass) / mass
+    q, gradient = np.where(known, positive, 0.0), table[..., 1:] / np.where(known, found, 1.0)[..., None]
+    p, p_rate = fem.Function(V), fem.Function(V)
+    density, derivative = points.compiled([p, *ufl.grad(p)]), points.compiled(p_rate)
 
-    def __init__(self, gen: Generator, p_inf: Any, P: Any, degree: int):
-        mesh = gen.domain.mesh
-        self.points = points = Quadrature.of(mesh, degree)
-        self.D = points.expression(gen.coefficients.D)
-        space = Space(mesh, gen.degree, mesh.geometry.dim)
-        self.P = None if P is None else points.expression(space.matrix(P, "entropy: P"))
-        f = p_inf.raw if isinstance(p_inf, Solution) else p_inf
-        if isinstance(f, fem.Function):
-            _check_function(f, mesh, "p_inf")
-            q, gradient = points.values(f), points.gradients(f)
-            low, high = _range(mesh.comm, q)
-            floor = max(_TINY * high, -_NOISE * low)
-        else:
-            expression = space.scalar(f, "p_inf")
-            table = points.expression(ufl.as_vector([expression, *ufl.grad(expression)]))
-            q, gradient, floor = table[..., 0], table[..., 1:], 0.0
-            low, _ = _range(mesh.comm, q)
-            agree(mesh.comm, None if low >= 0 else f"p_inf is negative ({low:.3g}) somewhere on the domain.")
-        mass = points.integrate(q)
-        good = np.isfinite(mass) and mass > 0
-        agree(mesh.comm, None if good else f"p_inf has mass {mass:.3g} on the domain; a positive one was expected.")
-        self.known = q > floor
-        self.q = np.where(self.known, q, 0.0) / mass
-        self.log = np.log(np.where(self.known, self.q, 1.0))
-        self.gradient = gradient / np.where(self.known, q, 1.0)[..., None]
-
-    def measure(self, f: fem.Function, rate: fem.Function | None, threshold: float | None) -> dict[str, float]:
-        """All functionals of one density."""
-        points, q = self.points, self.q
-        raw = points.values(f)
-        low, high = _range(points.mesh.comm, raw)
-        floor = max(_TINY * high, -_NOISE * low) if threshold is None else threshold
-        used = (raw > floor) & self.known
-        p = np.where(used, raw, 0.0)
+    def measure(f: fem.Function, rate: fem.Function | None = None) -> dict[str, float]:
+        p.x.array[:] = f.x.array
+        table = density()
+        raw = table[..., 0]
+        floor = _floor(mesh.comm, raw)
+        used = (raw > floor) & known
         safe = np.where(used, raw, 1.0)
-        log = np.where(used, np.log(safe) - self.log, 0.0)
-        flux = np.where(used[..., None], points.gradients(f) - safe[..., None] * self.gradient, 0.0)
-        quadratic = lambda A: points.integrate(np.einsum("cqi,cqij,cqj->cq", flux, A, flux) / safe)  # noqa: E731
-        small = raw <= floor
-        answer = {
-            "entropy": points.integrate(p * log - p + q),
-            "fisher": quadratic(self.D),
-            "l1": points.integrate(np.abs(raw - q)),
-            "chi_squared": points.integrate(
-                np.where(self.known, (np.where(small, 0.0, raw) - q) ** 2 / np.where(self.known, q, 1.0), 0.0)
-            ),
-            "threshold": floor,
-            "neglected": points.integrate(np.where(used, 0.0, np.abs(raw))),
+        log = np.where(used, np.log(safe) - np.log(positive), 0.0)
+        flux = np.where(used[..., None], table[..., 1:] - safe[..., None] * gradient, 0.0)
+        integrands = {
+            "entropy": np.where(used, raw, 0.0) * log - np.where(used, raw, 0.0) + q,
+            "l1": np.abs(raw - q),
+            "chi_squared": np.where(known, (np.where(raw <= floor, 0.0, raw) - q) ** 2 / positive, 0.0),
+            "neglected": np.where(used, 0.0, np.abs(raw)),
         }
-        if self.P is not None:
-            answer["modified"] = quadratic(self.P)
+        for name, A in matrices.items():
+            integrands[name] = np.einsum("cqi,cqij,cqj->cq", flux, A, flux) / safe
         if rate is not None:
-            answer["entropy_rate"] = points.integrate(log * points.values(rate))
-        return answer
+            p_rate.x.array[:] = rate.x.array
+            integrands["entropy_rate"] = log * derivative()
+        return {"threshold": floor} | {name: points.integrate(values) for name, values in integrands.items()}
+
+    return measure
 
 
-def entropy_decay(
-    evolution: Evolution,
-    p_inf: Any,
-    *,
-    P: Any = None,
-    threshold: float | None = None,
-    quadrature: int | None = None,
-) -> EntropyDecay:
+def _floor(comm: Any, values: Array) -> float:
+    """Below this a density is error of the discretisation."""
+    return max(_TINY * largest(comm, values), -_NOISE * smallest(comm, values))
+
+
+def entropy_decay(evolution: Evolution, p_inf: Any, *, P: Any = None) -> EntropyDecay:
     """Relative entropy, Fisher information and other distances of an evolution from equilibrium (collective).
 
     Args:
@@ -158,16 +145,20 @@ def entropy_decay(
             of it as a callable of all coordinates giving UFL; it is normalised to mass one on the domain.
         P: matrix of the modified functional, shape (d, d), constant or a callable of all coordinates; for linear drift
             see :func:`~fpsolver.diagnostics.arnold_erb_matrix`.
-        threshold: value below which p is left out; see :class:`EntropyDecay`.
-        quadrature: degree of the quadrature; by default 2k + 8.
 
     Raises:
-        ValueError: something absorbs; not densities; unsuitable ``p_inf``, ``P`` or ``threshold``.
+        ValueError: something absorbs; not densities; unsuitable ``p_inf`` or ``P``.
     """
+    if not isinstance(evolution, Evolution) or evolution.name != "density" or not len(evolution):
+        raise ValueError("entropy_decay: an evolution of densities was expected, from fp.evolve.")
     gen = evolution.generator
-    _check(evolution, threshold)
-    reference = _Reference(gen, p_inf, P, quadrature or 2 * gen.degree + 8)
-    rows = [reference.measure(s.raw, _time_derivative(gen, s.raw), threshold) for s in evolution]
+    if gen.absorbing:
+        raise ValueError(
+            f"entropy_decay: mass leaves through {', '.join(gen.absorbing)}; relative entropy to an invariant density "
+            "needs a generator without absorbing parts."
+        )
+    measure = _reference(gen, gen.V, p_inf, P)
+    rows = [measure(s.raw, _time_derivative(gen, s.raw)) for s in evolution]
     columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
     worst = int(np.argmax(columns["neglected"]))
     if columns["neglected"][worst] > 1e-3:
@@ -178,23 +169,14 @@ def entropy_decay(
     return EntropyDecay(times=evolution.times, modified=columns.pop("modified", None), **columns)
 
 
-def entropy_balance(evolution: Evolution, p_inf: Any, *, quadrature: int | None = None) -> np.ndarray:
-    """Residual of dH/dt + I_D = 0 at each time, shape (n,) (collective).
-
-    dH/dt = ∫ ln(p/p∞) ṗ with M ṗ = G p, so that nothing but the discretisation in space contributes.  Arguments and
-    errors are those of :func:`entropy_decay`.
-    """
-    return entropy_decay(evolution, p_inf, quadrature=quadrature).balance
+def entropy_balance(evolution: Evolution, p_inf: Any) -> np.ndarray:
+    """Residual of dH/dt + I = 0 at each time, as of :func:`entropy_decay`, shape (n,) (collective)."""
+    return entropy_decay(evolution, p_inf).balance
 
 
 @dataclass(frozen=True)
 class Functional(Answer):
-    """A functional of a density.
-
-    Attributes:
-        value: of it.
-        neglected: mass ∫|p| that was left out as unresolved.
-    """
+    """Value of a functional of a density, and the mass ∫|p| that was left out as unresolved."""
 
     value: float
     neglected: float
@@ -206,63 +188,28 @@ class Functional(Answer):
         return f"{self.value:.8g}, without a mass of {self.neglected:.2g} that is not resolved"
 
 
-def relative_entropy(gen: Generator, p: Any, p_inf: Any, *, threshold: float | None = None) -> Functional:
-    """H(p|p∞) = ∫ p ln(p/p∞) − p + p∞ (collective).
-
-    Args:
-        gen: generator on whose domain they live.
-        p: a ``Solution`` or a ``Function``.
-        p_inf: as for :func:`entropy_decay`.
-        threshold: as for :func:`entropy_decay`.
-    """
-    found = _single(gen, p, p_inf, None, threshold)
-    return Functional(found["entropy"], found["neglected"])
+def relative_entropy(gen: Generator, p: Any, p_inf: Any) -> Functional:
+    """H = ∫ p ln(p/p∞) − p + p∞ of a ``Solution`` or ``Function``, p∞ as in :func:`entropy_decay` (collective)."""
+    return _single(gen, p, p_inf, None, "entropy")
 
 
-def fisher_information(
-    gen: Generator, p: Any, p_inf: Any, *, P: Any = None, threshold: float | None = None
-) -> Functional:
-    """∫ p ∇ln h·P∇ln h with h = p/p∞ (collective).
-
-    Args:
-        gen: generator on whose domain they live.
-        p: a ``Solution`` or a ``Function``.
-        p_inf: as for :func:`entropy_decay`.
-        P: matrix, constant or a callable of all coordinates; D without.
-        threshold: as for :func:`entropy_decay`.
-    """
-    found = _single(gen, p, p_inf, P, threshold)
-    return Functional(found["fisher" if P is None else "modified"], found["neglected"])
+def fisher_information(gen: Generator, p: Any, p_inf: Any, *, P: Any = None) -> Functional:
+    """∫ p ∇ln h·P∇ln h with h = p/p∞, P = D unless given; everything as in :func:`relative_entropy` (collective)."""
+    return _single(gen, p, p_inf, P, "fisher" if P is None else "modified")
 
 
-def _single(gen: Generator, p: Any, p_inf: Any, P: Any, threshold: float | None) -> dict[str, float]:
+def _single(gen: Generator, p: Any, p_inf: Any, P: Any, name: str) -> Functional:
     f = p.raw if isinstance(p, Solution) else p
     if not isinstance(f, fem.Function):
         raise ValueError(f"entropy: p is a {type(p).__name__}; a Solution or a dolfinx Function was expected.")
     _check_function(f, gen.domain.mesh, "p")
-    return _Reference(gen, p_inf, P, 2 * gen.degree + 8).measure(f, None, threshold)
-
-
-def _check(evolution: Evolution, threshold: Any) -> None:
-    if not isinstance(evolution, Evolution) or evolution.name != "density" or not len(evolution):
-        raise ValueError("entropy_decay: an evolution of densities was expected, from fp.evolve.")
-    if evolution.generator.absorbing:
-        raise ValueError(
-            f"entropy_decay: mass leaves through {', '.join(evolution.generator.absorbing)}; relative entropy to an "
-            "invariant density needs a generator without absorbing parts."
-        )
-    if threshold is not None and not (is_number(threshold) and threshold >= 0):
-        raise ValueError(f"entropy: threshold is {threshold!r}; a non-negative number was expected.")
+    found = _reference(gen, f.function_space, p_inf, P)(f)
+    return Functional(found[name], found["neglected"])
 
 
 def _check_function(f: fem.Function, mesh: Any, what: str) -> None:
     if f.function_space.mesh != mesh:
         raise ValueError(f"{what}: the Function lives on another mesh than the generator's; interpolate it first.")
-
-
-def _range(comm: MPI.Comm, values: Array) -> tuple[float, float]:
-    low, high = float(values.min(initial=np.inf)), float(values.max(initial=-np.inf))
-    return comm.allreduce(low, op=MPI.MIN), comm.allreduce(high, op=MPI.MAX)
 
 
 def _time_derivative(gen: Generator, f: fem.Function) -> fem.Function:
@@ -272,8 +219,4 @@ def _time_derivative(gen: Generator, f: fem.Function) -> fem.Function:
         unknown.array_w[:] = unknown.array_r / nodal_weight(gen)[: unknown.local_size]
     load = gen.G.createVecLeft()
     gen.G.mult(unknown, load)
-    derivative = project(gen, load)
-    answer = to_density(gen, derivative, "density_rate")
-    for v in (unknown, load, derivative):
-        v.destroy()
-    return answer
+    return to_density(gen, project(gen, load), "density_rate")

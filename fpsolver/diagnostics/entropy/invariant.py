@@ -1,8 +1,8 @@
-"""Whether an invariant law exists in the space of which the mesh is a part: a Lyapunov function on the mesh.
+"""What the walls of the mesh, a part of a larger space, do to an invariant law.
 
-If L V <= C − a V outside nothing, every invariant law has ∫ V dπ <= C/a, and laws started anywhere stay tight
-(Krylov-Bogoliubov; Meyn, Tweedie, Adv. Appl. Probab. 25, 1993).  At reflecting walls the same bound needs
-n·D∇V >= 0, because ∫ LV dπ = ∫_walls π n·D∇V.
+Whether there is one in that space a Lyapunov function tells.  If L V <= C − a V, every invariant law has ∫ V dπ <= C/a,
+and laws started anywhere stay tight (Krylov-Bogoliubov; Meyn, Tweedie, Adv. Appl. Probab. 25, 1993).  At reflecting
+walls the same bound needs n·D∇V >= 0, because ∫ LV dπ = ∫_walls π n·D∇V.
 """
 
 from dataclasses import dataclass
@@ -10,15 +10,19 @@ from typing import Any
 
 from mpi4py import MPI
 
-import basix
 import numpy as np
 import ufl
 from dolfinx import fem
 from scipy import optimize
 
 from ..._answer import Answer
+from ..._sample import largest, neighbours, smallest
 from ...discretisation.generator import Generator
-from ...models.fields import Space
+from ...discretisation.solution import Solution, bounds, evaluate
+from ...domains.domain import Domain
+from ...longtime.stationary import stationary
+from ...models.fields import Space, integrate
+from ..sampling import Samples
 
 _RATES = (1e-6, 1e6)  # between which a is sought, relative to max |LV| / max |V|
 
@@ -30,8 +34,7 @@ class Tightness(Answer):
     Attributes:
         inwards: largest L V in the cells at the boundary; negative means that the process is drawn back there.
         tight: ``inwards <= 0`` and ``wall >= 0``.
-        rate: a, and
-        constant: C in L V <= C − a V, chosen to make C/a smallest.
+        rate, constant: a and C in L V <= C − a V, chosen to make C/a smallest.
         bound: C/a, which bounds ∫ V dπ for every invariant law π; for V = |x|² the second moment.
         wall: smallest n·D∇V on the boundary.
     """
@@ -63,61 +66,148 @@ def tightness(gen: Generator, *, lyapunov: Any = None) -> Tightness:
     Raises:
         ValueError: V is negative or not finite somewhere.
     """
-    mesh = gen.domain.mesh
+    mesh, comm = gen.domain.mesh, gen.domain.comm
     space = Space(mesh, gen.degree, mesh.geometry.dim)
     V = space.scalar(lyapunov or (lambda x: ufl.dot(x, x)), "Lyapunov function")
     D, beta = gen.weak.coefficients.D, gen.weak.coefficients.beta
     gradient = space.grad(V)
     LV = ufl.div(ufl.dot(D, gradient)) + ufl.dot(beta, gradient)
-    cell = getattr(basix.CellType, mesh.topology.cell_name())
-    points = np.concatenate([basix.make_quadrature(cell, 2 * gen.degree)[0], basix.geometry(cell)])
-    owned = np.arange(mesh.topology.index_map(mesh.topology.dim).size_local, dtype=np.int32)
-    row = ufl.as_vector([*ufl.SpatialCoordinate(mesh), V, LV])
-    table = fem.Expression(row, points).eval(mesh, owned).reshape(len(owned), len(points), len(row))
-    values, changes = table[..., -2], table[..., -1]
-    comm = mesh.comm
-    lowest, finite = _smallest(comm, values), _smallest(comm, np.isfinite(table).astype(float))
+    samples = Samples.quadrature(mesh, 2 * gen.degree, vertices=True)
+    table = samples.values([V, LV])
+    values, changes = table[..., 0], table[..., 1]
+    lowest, finite = smallest(comm, values), smallest(comm, np.isfinite(table).astype(float))
     if not finite or lowest < 0:
         raise ValueError(f"tightness: V has values like {lowest:.6g}; finite, non-negative ones were expected.")
-    layer = np.isin(owned, boundary_cells(gen))
-    inwards = -_smallest(comm, -changes[layer])
-    wall = _smallest_on_walls(gen, ufl.dot(D, gradient))
+    inwards = largest(comm, changes[np.isin(samples.entities, _boundary_cells(gen, gen.boundary.facets))])
+    n, X = ufl.FacetNormal(mesh), ufl.SpatialCoordinate(mesh)
+    slopes, _ = gen.boundary.evaluate([ufl.dot(ufl.dot(D, gradient), n), X[0]], gen.boundary.facets)
+    wall = smallest(comm, slopes[..., 0])
     wall = 0.0 if abs(wall) <= 1e-12 * gen.survey.diffusion else wall
-    rate, bound = _best_bound(comm, values.ravel(), changes.ravel())
+    rate, bound = _best_bound(comm, values, changes)
     return Tightness(inwards, inwards <= 0 <= wall, rate, rate * bound, bound, wall)
 
 
-def boundary_cells(gen: Generator, facets: Any = None) -> np.ndarray:
-    """Owned cells with one of these facets, or any facet, on the boundary (collective)."""
-    mesh = gen.domain.mesh
-    dim = mesh.topology.dim
-    mesh.topology.create_connectivity(dim - 1, dim)
-    cells = mesh.topology.connectivity(dim - 1, dim)
-    facets = gen.boundary.facets if facets is None else facets
-    return np.unique(cells.array[cells.offsets[facets]]).astype(np.int32)
-
-
-def _smallest(comm: MPI.Comm, values: np.ndarray) -> float:
-    return float(comm.allreduce(float(values.min(initial=np.inf)), op=MPI.MIN))
-
-
-def _smallest_on_walls(gen: Generator, field: Any) -> float:
-    """Minimum of n·field over the quadrature points of the boundary (collective)."""
-    mesh = gen.domain.mesh
-    n, X = ufl.FacetNormal(mesh), ufl.SpatialCoordinate(mesh)
-    values, _ = gen.boundary.evaluate([ufl.dot(field, n), X[0]], gen.boundary.facets)
-    return _smallest(gen.domain.comm, values[..., 0])
+def _boundary_cells(gen: Generator, facets: np.ndarray) -> np.ndarray:
+    """Owned cells with one of these facets on the boundary."""
+    return np.unique(neighbours(gen.domain.mesh, facets)[0][:, 0])
 
 
 def _best_bound(comm: MPI.Comm, V: np.ndarray, LV: np.ndarray) -> tuple[float, float]:
     """a and the smallest max(V + LV/a) over the points (collective)."""
-    scale = -_smallest(comm, -abs(LV)) / max(-_smallest(comm, -V), 1e-300)
-    low, high = np.log(np.array(_RATES) * max(scale, 1e-300))
+    scale = largest(comm, np.abs(LV)) / max(largest(comm, V), 1e-300)
     # convex in 1/a, a maximum of linear functions
     found = optimize.minimize_scalar(
-        lambda s: -_smallest(comm, -(V + LV * np.exp(-s))),
-        bounds=(low, high),
+        lambda s: largest(comm, V + LV * np.exp(-s)),
+        bounds=np.log(np.array(_RATES) * max(scale, 1e-300)),
         method="bounded",
         options={"xatol": 1e-9},
     )
     return float(np.exp(found.x)), float(found.fun)
+
+
+@dataclass(frozen=True)
+class Wall:
+    """A boundary part: mass in the cells at it, largest density on it, and ∫ |J·n|, exactly zero if it reflects."""
+
+    mass: float
+    density: float
+    flux: float
+
+
+@dataclass(frozen=True)
+class Truncation(Answer):
+    """Truncation of an invariant law.
+
+    Attributes:
+        walls: for each boundary part.
+        change: ∫ |p_large − p| over the domain, where p_large is the invariant density of the enlarged one.
+        outside: mass of p_large outside the domain.
+        mean, second_moment: changes of the mean, shape (d,), and of ∫|x|² p.
+    """
+
+    walls: dict[str, Wall]
+    change: float
+    outside: float
+    mean: np.ndarray
+    second_moment: float
+
+    def __repr__(self) -> str:
+        mean = ", ".join(f"{m:.2e}" for m in np.atleast_1d(self.mean))
+        larger = (
+            f"on a larger domain: L1 change {self.change:.2e}, outside {self.outside:.2e}, mean moves by ({mean}), "
+        )
+        walls = [
+            f"  {name}: mass in its cells {wall.mass:.2e}, density up to {wall.density:.2e}, flux {wall.flux:.2e}"
+            for name, wall in self.walls.items()
+        ]
+        return "\n".join([f"{larger}second moment by {self.second_moment:.2e}", *walls])
+
+
+def truncation(gen: Generator, *, p: Solution | None = None, enlarge: float = 1.25) -> Truncation:
+    """How much the walls of the domain matter to its invariant law (collective).
+
+    The invariant density is computed again on a larger domain: along each axis the outer half of the mesh (beyond half
+    of the way from the centre of its bounding box to the side) is stretched so that the box becomes ``enlarge`` times
+    as large, while the inner half keeps its cells.  The number of cells does not change, so that the outer ones become
+    up to 2·enlarge − 1 times as long; differences below the discretisation error there say nothing.
+
+    Exponential tails give changes like the density at the walls; algebraic ones, as noise that grows with the
+    distance has them, decrease slowly: then only a sequence of domains tells the limit.
+
+    Args:
+        gen: generator with nothing absorbing.
+        p: its ``stationary(gen)``, if it is known.
+        enlarge: ratio of the lengths of the bounding boxes, above 1.
+
+    Raises:
+        ValueError: mass leaves; ``enlarge``; a coefficient is a ``Function``, which has no values outside.
+        NotConverged: a factorisation failed.
+    """
+    if not 1 < enlarge < np.inf:
+        raise ValueError(f"truncation: enlarge is {enlarge!r}; a number above 1 was expected.")
+    p = stationary(gen) if p is None else p
+    mesh, comm, density = gen.domain.mesh, gen.domain.comm, p.raw
+    walls = {part: _wall(gen, density, part) for part in gen.domain.parts}
+    with Generator(gen.process, _stretched(gen, enlarge), (), gen.degree, gen.scheme, options=gen.options) as large:
+        q = stationary(large).raw
+        moments = _moments(q, gen.degree)
+    samples = Samples.quadrature(mesh, 2 * gen.degree + 2)
+    # the larger mesh is distributed in its own way: each rank asks all of them
+    everywhere = [evaluate(q, comm.bcast(samples.x.reshape(-1, gen.domain.dim), root=r)) for r in range(comm.size)]
+    found = everywhere[comm.rank].reshape(samples.weights.shape)
+    difference = samples.integrate(np.abs(found - samples.values(density)))
+    change = moments - _moments(density, gen.degree)
+    return Truncation(walls, difference, 1 - samples.integrate(found), change[:-1], float(change[-1]))
+
+
+def _wall(gen: Generator, p: fem.Function, part: str) -> Wall:
+    mesh = gen.domain.mesh
+    facets, n = gen.domain.facets(part), ufl.FacetNormal(mesh)
+    J = ufl.dot(gen.weak.scheme.flux(gen.weak, p), n)
+    values, weights = gen.boundary.evaluate([p, J], facets)
+    indicator = fem.Function(fem.functionspace(mesh, ("DG", 0)))
+    indicator.x.array[_boundary_cells(gen, facets)] = 1.0
+    indicator.x.scatter_forward()
+    flux = mesh.comm.allreduce(float((weights * abs(values[..., 1])).sum()))
+    return Wall(integrate(mesh, indicator * p, gen.degree), largest(mesh.comm, values[..., 0]), flux)
+
+
+def _moments(p: fem.Function, degree: int) -> np.ndarray:
+    """First moments and that of |x|² (collective)."""
+    mesh = p.function_space.mesh
+    x = ufl.SpatialCoordinate(mesh)
+    powers = [*(x[i] for i in range(mesh.geometry.dim)), ufl.dot(x, x)]
+    return np.array([integrate(mesh, f * p, degree + 2) for f in powers])
+
+
+def _stretched(gen: Generator, enlarge: float) -> Domain:
+    """The domain with its outer half moved outwards."""
+    lower, upper = bounds(gen.domain.mesh)
+    center, half = ((lower + upper) / 2)[:, None], ((upper - lower) / 2)[:, None]
+
+    def outwards(x: np.ndarray) -> np.ndarray:
+        t = (x - center) / half
+        outer = 0.5 + (abs(t) - 0.5) * (2 * enlarge - 1)
+        return center + half * np.where(abs(t) > 0.5, np.sign(t) * outer, t)
+
+    return gen.domain.mapped(outwards)

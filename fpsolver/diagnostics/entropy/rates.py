@@ -9,11 +9,11 @@ import ufl
 from ufl.algorithms import extract_coefficients
 
 from ..._answer import Answer
+from ..._sample import largest
 from ...discretisation.generator import Generator
 from ...longtime.spectrum import spectrum
 from ...models.fields import Space, is_number
-from ..pointwise import ito_drift
-from ..quadrature import Array, Quadrature
+from ..sampling import Array, Samples, ito_drift
 
 _EQUAL = 1e-9  # relative
 _CLOSE = 1e-4  # a triple eigenvalue is known to the cube root of rounding
@@ -27,8 +27,7 @@ class ArnoldErb(Answer):
     Attributes:
         P: symmetric positive definite, shape (d, d), trace d; C* P + P C*ᵀ ≥ rate·P with C* = K Cᵀ K⁻¹.
         mu: smallest real part of the eigenvalues of C.
-        rate: S_P(t) ≤ e^{−rate·t} S_P(0): 2μ, or 2(μ − ε) where an eigenvalue on that line is defective.
-        defective: whether it is.
+        rate, defective: S_P(t) ≤ e^{−rate·t} S_P(0): 2μ, or 2(μ − ε) where an eigenvalue on that line is defective.
         covariance: K of the invariant normal law, C K + K Cᵀ = 2D.
         constant: c of H ≤ c S_P, from the logarithmic Sobolev inequality of N(0, K).
     """
@@ -67,9 +66,11 @@ def arnold_erb_matrix(C: Any, D: Any, *, epsilon: float | None = None) -> Arnold
         ValueError: shapes; D not symmetric semi-definite; C without positive real parts (there is no invariant law); an
             eigenvector of Cᵀ in the kernel of D (along it there is no noise, and the law does not become smooth).
     """
-    C, D = _square(C, "C"), _square(D, "D")
-    if C.shape != D.shape:
-        raise ValueError(f"arnold_erb_matrix: C has shape {C.shape}, D {D.shape}; they must agree.")
+    C, D = (np.atleast_2d(np.asarray(A, dtype=float)) for A in (C, D))
+    if not C.shape == D.shape == (len(C), len(C)) or not np.isfinite([C, D]).all():
+        raise ValueError(
+            f"arnold_erb_matrix: C has shape {C.shape}, D {D.shape}; finite square matrices of one shape were expected."
+        )
     _check_linear(C, D)
     d, mu = len(C), float(np.linalg.eigvals(C).real.min())
     if epsilon is not None and not (is_number(epsilon) and 0 < epsilon < mu):
@@ -78,7 +79,12 @@ def arnold_erb_matrix(C: Any, D: Any, *, epsilon: float | None = None) -> Arnold
         )
     K = scipy.linalg.solve_continuous_lyapunov(C, 2 * D)
     reverse = K @ C.T @ np.linalg.inv(K)
-    slow, fast = _split(reverse, mu)
+    # eigenvectors with real part μ, and a basis of the invariant subspace of the other eigenvalues
+    limit = mu + _CLOSE * np.linalg.norm(reverse)
+    values, vectors = np.linalg.eig(reverse)
+    slow = vectors[:, values.real <= limit].astype(complex)
+    _, Z, count = scipy.linalg.schur(reverse.astype(complex), output="complex", sort=lambda z: z.real > limit)
+    fast = Z[:, :count]
     defective = np.linalg.svd(slow, compute_uv=False)[-1] < _DEPENDENT
     half = mu - (epsilon or mu / 100) if defective else mu
     if defective:
@@ -90,13 +96,6 @@ def arnold_erb_matrix(C: Any, D: Any, *, epsilon: float | None = None) -> Arnold
     P = 0.5 * (P + P.T) * d / np.trace(P)
     constant = 0.5 * float(scipy.linalg.eigh(K, P, eigvals_only=True)[-1])
     return ArnoldErb(P, mu, 2 * half, bool(defective), K, constant)
-
-
-def _square(A: Any, name: str) -> Array:
-    A = np.atleast_2d(np.asarray(A, dtype=float))
-    if A.ndim != 2 or A.shape[0] != A.shape[1] or not np.isfinite(A).all():
-        raise ValueError(f"arnold_erb_matrix: {name} has shape {A.shape}; a finite square matrix was expected.")
-    return A
 
 
 def _check_linear(C: Array, D: Array) -> None:
@@ -119,23 +118,13 @@ def _check_linear(C: Array, D: Array) -> None:
             )
 
 
-def _split(A: Array, mu: float) -> tuple[Array, Array]:
-    """Eigenvectors of A with real part μ, and a basis of the invariant subspace of the other eigenvalues."""
-    margin = _CLOSE * np.linalg.norm(A)
-    values, vectors = np.linalg.eig(A)
-    slow = vectors[:, values.real <= mu + margin].astype(complex)
-    _, Z, count = scipy.linalg.schur(A.astype(complex), output="complex", sort=lambda z: z.real > mu + margin)
-    return slow, Z[:, :count]
-
-
 @dataclass(frozen=True)
 class BakryEmery(Answer):
     """A pointwise lower bound of curvature, and with it rates of convergence.
 
     Attributes:
         kind: ``"constant D"`` or ``"scalar D(x)"`` (which in one dimension is every D).
-        bound: λ, the smallest eigenvalue found; with λ > 0, H(t) ≤ e^{−2λt} H(0).
-        point: where it was found, shape (d,).
+        bound, point: λ, the smallest eigenvalue found, and where; with λ > 0, H(t) ≤ e^{−2λt} H(0).
         reversible: whether the drift is D(−∇V) + ∇·D; then also I_D(t) ≤ e^{−2λt} I_D(0).  With a further drift F,
             ∇·(e^{−V}F) = 0, the rate of H remains, by the logarithmic Sobolev inequality, that of I_D need not.
     """
@@ -184,24 +173,25 @@ def bakry_emery(gen: Generator, *, potential: Any = None) -> BakryEmery:
         raise ValueError(
             "bakry_emery needs second derivatives: potential, drift and diffusion must be UFL, not tabulated."
         )
-    points = Quadrature.with_vertices(mesh, max(4, gen.degree))
-    gradient, ds = _gradient(V, d), _gradient(c.D[0, 0], d)
-    F = ito_drift(c) + ufl.dot(c.D, gradient) - ufl.div(c.D)
-    defect = ufl.div(F) - ufl.dot(F, gradient)
-    parts = [*_entries(c.D), *gradient, *_entries(_gradient(gradient, d)), *ds, *_entries(_gradient(ds, d))]
-    table = points.expression(ufl.as_vector([*parts, *F, *ito_drift(c), defect, ufl.div(ito_drift(c))]))
-    sizes = np.cumsum([d * d, d, d * d, d, d * d, d, d, 1])
-    D, dV, ddV, d1, d2, extra, b, rest, div_b = np.split(table, sizes, axis=-1)
-    square = lambda a: a.reshape(*a.shape[:2], d, d)  # noqa: E731
-    reversible = _negligible(points, extra, b)
-    _check_invariant(points, rest, np.concatenate([b * dV, div_b], axis=-1))
-    kind, curvature = _curvature(points, square(D), dV, square(ddV), d1, square(d2))
+    points = Samples.quadrature(mesh, max(4, gen.degree), vertices=True)
+    ito, dV, ds = ito_drift(c), _gradient(V, d), _gradient(c.D[0, 0], d)
+    F = ito + ufl.dot(c.D, dV) - ufl.div(c.D)
+    fields = [c.D, dV, _gradient(dV, d), ds, _gradient(ds, d), F, ito]
+    rows = [e[i] for e in fields for i in np.ndindex(*e.ufl_shape)]
+    table = points.values([*rows, ufl.div(F) - ufl.dot(F, dV), ufl.div(ito)])
+    parts = np.split(table, np.cumsum([d * d, d, d * d, d, d * d, d, d, 1]), axis=-1)
+    D, ddV, dds = (parts[i].reshape(*table.shape[:2], d, d) for i in (0, 2, 4))
+    gradient, first, extra, b, defect, div_b = parts[1], parts[3], *parts[5:]
+    reversible = _size(points, extra) <= _EQUAL * _size(points, b)
+    if _size(points, defect) > _EQUAL * max(_size(points, b * gradient), _size(points, div_b)):
+        raise ValueError(
+            "bakry_emery: e^(-V) is not invariant for this process: the drift that is left beside -D grad V + div D "
+            f"does not preserve it (defect {_size(points, defect):.3g}). Note that with Ito noise D(x) the potential "
+            "is not the loss."
+        )
+    kind, curvature = _curvature(points, D, gradient, ddV, first, dds)
     bound, place = points.minimum(np.linalg.eigvalsh(curvature)[..., 0])
     return BakryEmery(kind, bound, place, reversible)
-
-
-def _entries(A: Any) -> list[Any]:
-    return [A[i] for i in np.ndindex(*A.ufl_shape)]
 
 
 def _gradient(f: Any, d: int) -> Any:
@@ -210,38 +200,24 @@ def _gradient(f: Any, d: int) -> Any:
     return ufl.classes.Zero((*f.ufl_shape, d)) if zero else ufl.grad(f)
 
 
-def _largest(points: Quadrature, values: Array) -> float:
-    return -points.minimum(-np.abs(values).max(axis=-1))[0]
+def _size(points: Samples, values: Array) -> float:
+    return largest(points.mesh.comm, np.abs(values))
 
 
-def _negligible(points: Quadrature, part: Array, of: Array) -> bool:
-    return _largest(points, part) <= _EQUAL * _largest(points, of)
-
-
-def _check_invariant(points: Quadrature, defect: Array, scale: Array) -> None:
-    if not _negligible(points, defect, scale):
-        raise ValueError(
-            "bakry_emery: e^(-V) is not invariant for this process: the drift that is left beside -D grad V + div D "
-            f"does not preserve it (defect {_largest(points, defect):.3g}). Note that with Ito noise D(x) the "
-            "potential is not the loss."
-        )
-
-
-def _curvature(points: Quadrature, D: Array, dV: Array, ddV: Array, ds: Array, dds: Array) -> tuple[str, Array]:
+def _curvature(points: Samples, D: Array, dV: Array, ddV: Array, ds: Array, dds: Array) -> tuple[str, Array]:
     d = D.shape[-1]
-    size = _largest(points, D.reshape(*D.shape[:2], -1))
+    size = _size(points, D)
     lowest, place = points.minimum(np.linalg.eigvalsh(D)[..., 0])
     if lowest <= 1e-12 * size:
         raise ValueError(
-            f"bakry_emery: D degenerates at {tuple(float(v) for v in place)}; for linear drift see arnold_erb_matrix."
+            f"bakry_emery: D degenerates at {tuple(map(float, place))}; for linear drift see arnold_erb_matrix."
         )
-    first = points.mesh.comm.allgather(D.reshape(-1, d, d)[:1])
-    model = next(a[0] for a in first if len(a))
-    if _largest(points, (D - model).reshape(*D.shape[:2], -1)) <= _EQUAL * size:
+    model = next(a[0] for a in points.mesh.comm.allgather(D.reshape(-1, d, d)[:1]) if len(a))
+    if _size(points, D - model) <= _EQUAL * size:
         root = scipy.linalg.sqrtm(model).real
         return "constant D", root @ ddV @ root
     s, eye = D[..., 0, 0][..., None, None], np.eye(d)
-    if _largest(points, (D - s * eye).reshape(*D.shape[:2], -1)) > _EQUAL * size:
+    if _size(points, D - s * eye) > _EQUAL * size:
         raise ValueError("bakry_emery: D is neither constant nor a scalar times the identity: no formula here.")
     outer = lambda a, b: a[..., :, None] * b[..., None, :]  # noqa: E731
     trace = np.trace(dds, axis1=-2, axis2=-1) - (ds * dV).sum(axis=-1)
@@ -259,14 +235,11 @@ def spectral_gap(gen: Generator, *, k: int = 10) -> float:
 
     Entropies, quadratic near p∞, decay with twice this rate in the end.
 
-    Args:
-        gen: generator in which nothing absorbs.
-        k: how many eigenvalues to look at, those of smallest modulus: a process that rotates fast has slow modes of
-            large imaginary part, which take more.
+    It is looked for among the k eigenvalues of smallest modulus; a process that rotates fast, with slow modes of large
+    imaginary part, takes more of them.
 
     Raises:
-        ValueError: something absorbs.
-        NotConverged, ImportError: as :func:`fpsolver.spectrum`.
+        ValueError: something absorbs; everything else as :func:`fpsolver.spectrum`.
     """
     if gen.absorbing:
         raise ValueError("spectral_gap: mass leaves; the slowest rate is quasi_stationary(gen).rate.")

@@ -6,17 +6,14 @@ L W ≤ −(1 − r) and W ≥ a on the absorbing boundary, E τ ≤ (W − a)/(
 a multiple of |x − c|²/2 gives n·D∇W the right sign.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-
 import numpy as np
 from dolfinx import fem
-from scipy.interpolate import BSpline
+from scipy.interpolate import BSpline, NdBSpline
 from scipy.linalg import lstsq, solve
-from scipy.sparse import csr_matrix, diags, vstack
+from scipy.sparse import csr_matrix, diags, kron, vstack
 
-from ..sampling import supremum
-from ._operator import Operator, Verdict
+from ..._sample import largest
+from ._operator import Bound, Operator
 
 _DEGREE = {1: 5, 2: 5, 3: 4}
 _KNOTS = {1: 400, 2: 36, 3: 9}
@@ -26,148 +23,88 @@ _NEAR = 10.0  # weight of the computed solution and of boundary data, relative t
 _WIDEN = 1e-3
 
 
-@dataclass(frozen=True)
-class Spline:
-    """A tensor-product spline on a box: knots per axis, degree, coefficients (n_1 ... n_d,)."""
-
-    knots: list[np.ndarray]
-    degree: int
-    coefficients: np.ndarray
-
-    def local(self, x: np.ndarray) -> tuple[np.ndarray, Callable[[list[int]], np.ndarray]]:
-        """The basis functions that do not vanish at points (n, d).
-
-        Returns:
-            Their numbers (n, m), and a function that gives their derivatives (n, m) of given order in each axis.
-        """
-        n, k = len(x), self.degree
-        columns, axes = np.zeros((n, 1), dtype=np.int64), []
-        for axis, t in enumerate(self.knots):
-            count = len(t) - k - 1
-            clipped = np.clip(x[:, axis], t[0], t[-1])
-            first = np.clip(np.searchsorted(t, clipped, side="right") - 1, k, count - 1) - k
-            here = first[:, None] + np.arange(k + 1)
-            columns = (columns[:, :, None] * count + here[:, None, :]).reshape(n, (k + 1) ** (axis + 1))
-            basis = BSpline(t, np.eye(count), k)
-            tables = (basis, basis.derivative(1), basis.derivative(2))
-            axes.append([np.take_along_axis(table(clipped), here, axis=1) for table in tables])
-
-        def product(order: list[int]) -> np.ndarray:
-            result = axes[0][order[0]]
-            for axis in range(1, len(axes)):
-                more = axes[axis][order[axis]]
-                result = (result[:, :, None] * more[:, None, :]).reshape(n, (k + 1) ** (axis + 1))
-            return result
-
-        return columns, product
-
-    def derivatives(self, x: np.ndarray, chunk: int = 10_000) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Values (n,), gradients (n, d) and Hessians (n, d, d)."""
-        d = len(self.knots)
-        w, g, H = np.zeros(len(x)), np.zeros((len(x), d)), np.zeros((len(x), d, d))
-        for start in range(0, len(x), chunk):
-            part = slice(start, start + chunk)
-            columns, product = self.local(x[part])
-            c = self.coefficients[columns]
-            w[part] = (product([0] * d) * c).sum(axis=1)
-            for i in range(d):
-                g[part, i] = (product(_order(d, i)) * c).sum(axis=1)
-                for j in range(i + 1):
-                    H[part, i, j] = H[part, j, i] = (product(_order(d, i, j)) * c).sum(axis=1)
-        return w, g, H
-
-
-def _order(d: int, *axes: int) -> list[int]:
-    return [axes.count(i) for i in range(d)]
-
-
-def certify(op: Operator, computed: fem.Function, x: np.ndarray, at_start: np.ndarray) -> list[Verdict]:
+def certify(op: Operator, computed: fem.Function, x: np.ndarray, at_start: np.ndarray) -> list[Bound]:
     """A lower and an upper bound from the residual of a spline near ``computed`` (collective).
 
     The interval is widened to contain the computed values where they are outside by less than a thousandth: their
     error is that of the mesh, the spline's another.
     """
-    T = op.cells.values([computed])[..., 0]
-    splines = op.comm.bcast(_fit(op, T), root=0)
+    splines = op.comm.bcast(_fit(op, op.cells.values(computed)), root=0)
     if not splines:
         why = "coefficients or the computed solution are not finite"
-        return [(kind, None, False, why, {}) for kind in ("lower", "upper")]
+        return [Bound("residual certificate", kind, None, why) for kind in ("lower", "upper")]
     verdicts = [_judge(op, spline, x, at_start) for spline in splines]
     return [max(each, key=_quality) for each in zip(*verdicts, strict=True)]
 
 
-def _quality(verdict: Verdict) -> float:
-    kind, value = verdict[:2]
-    return -np.inf if value is None else float(value[0] if kind == "lower" else -value[0])
+def _quality(bound: Bound) -> float:
+    if bound.value is None:
+        return -np.inf
+    return float(bound.value[0] if bound.kind == "lower" else -bound.value[0])
 
 
-def _judge(op: Operator, spline: Spline, x: np.ndarray, at_start: np.ndarray) -> list[Verdict]:
-    d, shape = op.dim, op.x.shape[:2]
-    _, gradient, hessian = spline.derivatives(op.x.reshape(-1, d))
-    gradient, hessian = gradient.reshape(*shape, d), hessian.reshape(*shape, d, d)
+def _judge(op: Operator, spline: NdBSpline, x: np.ndarray, at_start: np.ndarray) -> list[Bound]:
+    gradient, hessian = _gradient(spline, op.x), _hessian(spline, op.x)
     residual = op.generate(gradient, hessian) + 1.0
     size = np.einsum("cpi,cpi->cp", np.abs(op.b), np.abs(gradient))
     size += np.einsum("cpij,cpij->cp", np.abs(op.D), np.abs(hessian))
-    rounding = 100 * np.finfo(float).eps * (1 + supremum(op.comm, size))
-    return [_verdict(op, spline, s * residual, s, rounding, x, at_start) for s in (-1.0, 1.0)]
+    rounding = 100 * np.finfo(float).eps * (1 + largest(op.comm, size))
+    return [_bound(op, spline, s * residual, s, rounding, x, at_start) for s in (-1.0, 1.0)]
 
 
-def _verdict(
+def _bound(
     op: Operator,
-    spline: Spline,
+    spline: NdBSpline,
     residual: np.ndarray,
     sign: float,
     rounding: float,
     x: np.ndarray,
     at_start: np.ndarray,
-) -> Verdict:
+) -> Bound:
     """Upper bound (sign 1) from sup(L W + 1), lower bound (sign −1) from sup(−(L W + 1))."""
-    kind, middle = ("upper" if sign > 0 else "lower"), 0.5 * (op.low + op.high)
+    name, kind, middle = "residual certificate", ("upper" if sign > 0 else "lower"), 0.5 * (op.low + op.high)
     lift = _lift(op, spline, sign, middle)
     if lift is None:
-        return kind, None, False, op.why_blocked("≥" if sign > 0 else "≤"), {}
+        return Bound(name, kind, None, op.why_blocked("≥" if sign > 0 else "≤"))
     # w = W + sign·lift·|x − c|²/2
     growth = np.einsum("cpii->cp", op.D) + np.einsum("cpi,cpi->cp", op.b, op.x - middle)
-    r = supremum(op.comm, op.cells.upper(residual + lift * growth)) + rounding
-    d = op.dim
-    edge = spline.derivatives(op.exits.x.reshape(-1, d))[0].reshape(op.exits.x.shape[:2])
-    edge = sign * edge + 0.5 * lift * ((op.exits.x - middle) ** 2).sum(axis=2)
+    r = largest(op.comm, op.cells.upper(residual + lift * growth)) + rounding
+    edge = sign * spline(op.exits.x) + 0.5 * lift * ((op.exits.x - middle) ** 2).sum(axis=2)
     low = np.where(op.accepts, edge, np.inf).min(axis=1, initial=np.inf) - op.exits.margin(edge)
     # the smallest value of sign·w where paths leave
-    offset = -supremum(op.comm, -low)
+    offset = -largest(op.comm, -low)
     constants = {"residual": r, "boundary": abs(offset)}
     if not np.isfinite(offset) or not np.isfinite(r) or (sign > 0 and r >= 1):
         why = f"the residual of the smoothed solution is {r:.3g}; less than 1 was needed: refine the mesh"
-        return kind, None, False, why, constants
-    w = sign * (spline.derivatives(x)[0] + sign * 0.5 * lift * ((x - middle) ** 2).sum(axis=1)) - offset
+        return Bound(name, kind, None, why, constants)
+    at_x = spline(x)
+    w = sign * at_x + 0.5 * lift * ((x - middle) ** 2).sum(axis=1) - offset
     value = w / (1 - r) if sign > 0 else -w / (1 + r)
     outside = sign * (at_start - value)
     value = np.where((outside > 0) & (outside < _WIDEN * np.abs(at_start)), at_start, value)
-    value = np.maximum(value, 0.0)
-    constants["distance"] = float(abs(at_start[0] - spline.derivatives(x[:1])[0][0]))
-    return kind, value, True, f"a spline near the computed solution has L w + 1 within {r:.2g}", constants
+    constants["distance"] = float(abs(at_start[0] - at_x[0]))
+    why = f"a spline near the computed solution has L w + 1 within {r:.2g}"
+    return Bound(name, kind, np.maximum(value, 0.0), why, constants)
 
 
-def _lift(op: Operator, spline: Spline, sign: float, middle: np.ndarray) -> float | None:
+def _lift(op: Operator, spline: NdBSpline, sign: float, middle: np.ndarray) -> float | None:
     """Multiple of |x − c|²/2 that makes sign·n·D∇w ≥ 0 on the walls; None if there is none (collective)."""
-    samples, d = op.wall.samples, op.dim
-    gradient = spline.derivatives(samples.x.reshape(-1, d))[1].reshape(samples.x.shape)
-    wrong = samples.upper(-sign * np.einsum("fpi,fpi->fp", op.wall.conormal, gradient))
-    push = samples.lower(np.einsum("fpi,fpi->fp", op.wall.conormal, samples.x - middle))
-    diffusive = np.abs(op.wall.conormal).max(axis=(1, 2), initial=0.0) > 0
-    stuck = op.wall.leaks | (diffusive & (wrong > 0) & (push <= 1e-10 * op.scale * op.extent))
+    wrong = op.walls.upper(-sign * op.slope(_gradient(spline, op.walls.x)))
+    push = op.walls.lower(op.slope(op.walls.x - middle))
+    diffusive = np.abs(op.conormal).max(axis=(1, 2), initial=0.0) > 0
+    stuck = op.leaks | (diffusive & (wrong > 0) & (push <= 1e-10 * op.scale * op.extent))
     if op.comm.allreduce(int(stuck.sum())):
         return None
     mine = np.where(diffusive, wrong, 0.0) / np.where(push > 0, push, 1.0)
-    return max(supremum(op.comm, mine), 0.0)
+    return max(largest(op.comm, mine), 0.0)
 
 
-def _fit(op: Operator, T: np.ndarray) -> list[Spline]:
+def _fit(op: Operator, T: np.ndarray) -> list[NdBSpline]:
     """Splines near T on rank 0, none elsewhere or if something is not finite (collective)."""
     d = op.dim
     flat = np.concatenate([op.x.reshape(-1, d), op.b.reshape(-1, d), op.D.reshape(-1, d * d), T.reshape(-1, 1)], axis=1)
     exits = op.exits.x[op.accepts]
-    walls = np.concatenate([op.wall.samples.x.reshape(-1, d), op.wall.conormal.reshape(-1, d)], axis=1)
+    walls = np.concatenate([op.walls.x.reshape(-1, d), op.conormal.reshape(-1, d)], axis=1)
     pieces = op.comm.gather((flat, exits, walls), root=0)
     if pieces is None:
         return []
@@ -178,22 +115,21 @@ def _fit(op: Operator, T: np.ndarray) -> list[Spline]:
     sides = op.high - op.low
     across = (len(cells) ** (1 / d)) / 4
     pieces_per_axis = np.clip(np.minimum(_KNOTS[d], across) * sides / sides.max(), 2, None).astype(int)
-    knots = [
+    knots = tuple(
         np.concatenate([np.full(k, a), np.linspace(a, b, m + 1), np.full(k, b)])
         for a, b, m in zip(op.low, op.high, pieces_per_axis, strict=True)
-    ]
-    unknowns = int(np.prod([len(t) - k - 1 for t in knots]))
-    spline, wanted = Spline(knots, k, np.zeros(unknowns)), _ROWS[d] * unknowns
+    )
+    shape = tuple(len(t) - k - 1 for t in knots)
+    wanted = _ROWS[d] * int(np.prod(shape))
     cells, exits, walls = _thin(cells, wanted), _thin(exits, wanted // 2), _thin(walls, wanted // 4)
-    scale = max(float(np.abs(cells[:, -1]).max()), 1e-300)
-    equation = _rows(spline, cells[:, :d], cells[:, d : 2 * d], cells[:, 2 * d : -1].reshape(-1, d, d))
+    near = _NEAR / max(float(np.abs(cells[:, -1]).max()), 1e-300)
     some = cells[:: _ROWS[d] // 2]
-    edge = _NEAR / scale * _rows(spline, exits)
-    slope = _rows(spline, walls[:, :d], walls[:, d:], np.zeros((len(walls), d, d)))
-    rest = vstack([_NEAR / scale * _rows(spline, some[:, :d]), edge, slope]).tocsr()
-    data = np.concatenate([_NEAR / scale * some[:, -1], np.zeros(len(exits) + len(walls))])
-    fits = _least_squares(equation, -np.ones(len(cells)), rest, data, d == 1)
-    return [replace(spline, coefficients=c) for c in fits]
+    equation = _operator_rows(knots, k, cells[:, :d], cells[:, d : 2 * d], cells[:, 2 * d : -1].reshape(-1, d, d))
+    slope = _operator_rows(knots, k, walls[:, :d], walls[:, d:])
+    values = [near * _rows(knots, k, x, [0] * d) for x in (some[:, :d], exits)]
+    data = np.concatenate([near * some[:, -1], np.zeros(len(exits) + len(walls))])
+    fits = _least_squares(equation, -np.ones(len(cells)), vstack([*values, slope]).tocsr(), data, d == 1)
+    return [NdBSpline(knots, c.reshape(shape), k) for c in fits]
 
 
 def _least_squares(A: csr_matrix, b: np.ndarray, rest: csr_matrix, data: np.ndarray, small: bool) -> list[np.ndarray]:
@@ -220,13 +156,39 @@ def _thin(rows: np.ndarray, wanted: int) -> np.ndarray:
     return rows[np.random.default_rng(0).choice(len(rows), wanted, replace=False)]
 
 
-def _rows(spline: Spline, x: np.ndarray, b: np.ndarray | None = None, D: np.ndarray | None = None) -> csr_matrix:
-    """Matrix (n, unknowns) of the values, or of b·∇ + D:∇∇, of all basis functions at points."""
-    d, (columns, product) = x.shape[1], spline.local(x)
-    if b is None or D is None:
-        values = product([0] * d)
-    else:
-        values = sum(b[:, i : i + 1] * product(_order(d, i)) for i in range(d))
-        values = values + sum(D[:, i, j : j + 1] * product(_order(d, i, j)) for i in range(d) for j in range(d))
-    pointers = np.arange(len(x) + 1) * columns.shape[1]
-    return csr_matrix((values.ravel(), columns.ravel(), pointers), shape=(len(x), len(spline.coefficients)))
+def _order(d: int, *axes: int) -> list[int]:
+    return [axes.count(i) for i in range(d)]
+
+
+def _gradient(spline: NdBSpline, x: np.ndarray) -> np.ndarray:
+    d = x.shape[-1]
+    return np.stack([spline(x, nu=_order(d, i)) for i in range(d)], axis=-1)
+
+
+def _hessian(spline: NdBSpline, x: np.ndarray) -> np.ndarray:
+    d = x.shape[-1]
+    return np.stack([np.stack([spline(x, nu=_order(d, i, j)) for j in range(d)], axis=-1) for i in range(d)], axis=-1)
+
+
+def _rows(knots: tuple[np.ndarray, ...], k: int, x: np.ndarray, order: list[int]) -> csr_matrix:
+    """Matrix (n, unknowns) of the derivatives of all basis functions at points, of given order in each axis."""
+    axes = [BSpline(t, np.eye(len(t) - k - 1), k).derivative(m) for t, m in zip(knots, order, strict=True)]
+    coefficients = csr_matrix(np.eye(1))
+    for a in axes:
+        coefficients = kron(coefficients, csr_matrix(a.c[: len(a.t) - a.k - 1]), format="csr")
+    shape = len(x), coefficients.shape[0]
+    if not len(x):
+        return csr_matrix(shape) @ coefficients
+    design = NdBSpline.design_matrix(np.ascontiguousarray(x), tuple(a.t for a in axes), [a.k for a in axes])
+    return csr_matrix((design.data, design.indices, design.indptr), shape=shape) @ coefficients
+
+
+def _operator_rows(
+    knots: tuple[np.ndarray, ...], k: int, x: np.ndarray, b: np.ndarray, D: np.ndarray | None = None
+) -> csr_matrix:
+    """Matrix (n, unknowns) of b·∇ + D:∇∇ of all basis functions at points."""
+    d = x.shape[1]
+    rows = sum(diags(b[:, i]) @ _rows(knots, k, x, _order(d, i)) for i in range(d))
+    if D is not None:
+        rows += sum(diags(D[:, i, j]) @ _rows(knots, k, x, _order(d, i, j)) for i in range(d) for j in range(d))
+    return rows

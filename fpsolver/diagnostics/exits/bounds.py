@@ -4,46 +4,24 @@ Let w be smooth.  If L w ≤ −1 in the domain, w ≥ 0 on the absorbing bounda
 E τ ≤ w by Itô's formula; with all three inequalities reversed E τ ≥ w.  D may be degenerate.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from mpi4py import MPI
-
 import numpy as np
+from ufl.algorithms import extract_coefficients
 
 from ..._answer import Answer
 from ..._log import logger
+from ..._sample import largest, neighbours, smallest
 from ...discretisation.generator import Generator
 from ...discretisation.solution import Solution, as_points, locate
 from ...exits.exit import mean_exit_time
-from ..sampling import FacetSamples, infimum, largest, supremum
-from ._arrhenius import arrhenius
+from ..sampling import Pointwise, Samples, directions, maxima
 from ._certificate import certify
-from ._operator import Operator
+from ._operator import Bound, Operator
+from ._passes import Passes
 
-
-@dataclass(frozen=True, eq=False)
-class Bound(Answer):
-    """One bound of the mean exit time.
-
-    Attributes:
-        name: "quadratic", "arrhenius", "one noisy direction" or "residual certificate".
-        kind: "lower" or "upper".
-        value: at the starts, shape (n,); None where the hypotheses fail.
-        holds: whether the hypotheses hold on the mesh.
-        why: the hypotheses, or which of them fails.
-        constants: the numbers in it (those of the first start).
-    """
-
-    name: str
-    kind: str
-    value: np.ndarray | None
-    holds: bool
-    why: str
-    constants: dict[str, float] = field(default_factory=dict)
-
-    def __repr__(self) -> str:
-        return f"{self.kind} bound {'unknown' if self.value is None else self.value} ({self.name}: {self.why})"
+__all__ = ["Bound", "ExitBounds", "exit_bounds"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,9 +29,8 @@ class ExitBounds(Answer):
     """Lower bound ≤ mean exit time ≤ upper bound, at several starts.
 
     Attributes:
-        lower: best lower bound, shape (n,).
+        lower, upper: best bounds, shape (n,); inf where there is none from above, for the reasons in ``bounds``.
         computed: the answer of :func:`~fpsolver.mean_exit_time`.
-        upper: best upper bound; inf where there is none, for the reasons in ``bounds``.
         consistent: whether the computed answer lies between them, shape (n,); if not, the mesh is too coarse for it
             or exit is not certain.
         bounds: every bound that was tried.
@@ -102,47 +79,36 @@ def exit_bounds(gen: Generator, start: Any, *, solution: Solution | None = None)
     computed, op = solution.at(x), Operator(gen)
     found = [
         _quadratic_lower(op, x),
-        Bound("arrhenius", *arrhenius(op, x)),
+        _arrhenius(op, x),
         _quadratic_upper(op, x),
         _noisy_direction(op, x),
-        *(Bound("residual certificate", *c) for c in certify(op, solution.function, x, computed)),
+        *certify(op, solution.function, x, computed),
     ]
-    lower = np.max([np.zeros(len(x)), *(b.value for b in found if b.kind == "lower" and b.value is not None)], axis=0)
-    upper = np.min(
-        [np.full(len(x), np.inf), *(b.value for b in found if b.kind == "upper" and b.value is not None)], axis=0
-    )
-    slack = 1e-9 * np.abs(computed) + 1e-12 * _largest(solution)
+    lower, upper = np.zeros(len(x)), np.full(len(x), np.inf)
+    for b in found:
+        if b.value is not None and b.kind == "lower":
+            lower = np.maximum(lower, b.value)
+        elif b.value is not None:
+            upper = np.minimum(upper, b.value)
+    slack = 1e-9 * np.abs(computed) + 1e-12 * largest(op.comm, np.abs(solution.function.x.array))
     consistent = (lower <= computed + slack) & (computed <= upper + slack)
     if not consistent.all():
         k = int(np.argmin(consistent))
         logger.warning(
             "exit_bounds: the computed mean exit time %.6g at %s is outside its bounds [%.6g, %.6g]: "
             "the mesh is too coarse, or exit is not certain",
-            computed[k],
-            x[k].tolist(),
-            lower[k],
-            upper[k],
+            *(computed[k], x[k].tolist(), lower[k], upper[k]),
         )
     return ExitBounds(lower, computed, upper, consistent, tuple(found))
 
 
-# ---------------------------------------------------------------- quadratic test functions
+def _growth(op: Operator, c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """q = L|x − c|² in the cells, and n·D(x − c) on the walls."""
+    q = 2 * np.einsum("cpii->cp", op.D) + 2 * np.einsum("cpi,cpi->cp", op.b, op.x - c)
+    return q, op.slope(op.walls.x - c)
 
 
-def _largest(solution: Solution) -> float:
-    values = np.abs(solution.function.x.array)
-    return float(solution.function.function_space.mesh.comm.allreduce(float(values.max(initial=0.0)), op=MPI.MAX))
-
-
-def _spread(op: Operator, c: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """L|x − c|² and |x − c|² in the cells, and n·D(x − c) on the walls."""
-    away = op.x - c
-    q = 2 * np.einsum("cpii->cp", op.D) + 2 * np.einsum("cpi,cpi->cp", op.b, away)
-    slope = np.einsum("fpi,fpi->fp", op.wall.conormal, op.wall.samples.x - c)
-    return q, np.einsum("cpi,cpi->cp", away, away), slope
-
-
-def _square(samples: FacetSamples, c: np.ndarray) -> np.ndarray:
+def _square(samples: Samples, c: np.ndarray) -> np.ndarray:
     return ((samples.x - c) ** 2).sum(axis=2)
 
 
@@ -150,15 +116,14 @@ def _quadratic_lower(op: Operator, x: np.ndarray, radii: int = 48) -> Bound:
     """(R² − |x − c|²) / sup_{B_R} q for the exit from a ball that no absorbing facet and no bad wall meets."""
     fractions = np.arange(1, radii + 1) / radii
     value, constants = np.zeros(len(x)), {}
-    why = "q = L|x − c|² is at most sup q within R of c, and no absorbing facet is nearer"
     for k, start in enumerate(x):
         for c in (start, 0.5 * (op.low + op.high)):
-            q, r2, slope = _spread(op, c)
-            top, near = op.cells.upper(q), op.cells.lower(r2)
-            bad = op.wall.samples.lower(_square(op.wall.samples, c))[op.blocked(-slope)]
-            exit2 = infimum(op.comm, op.exits.lower(_square(op.exits, c)))
-            R2 = max(min(exit2, infimum(op.comm, bad)), 0.0) * fractions**2
-            sup = largest(op.comm, [np.max(top[near <= r], initial=-np.inf) for r in R2])
+            q, slope = _growth(op, c)
+            top, near = op.cells.upper(q), op.cells.lower(_square(op.cells, c))
+            bad = op.walls.lower(_square(op.walls, c))[op.blocked(-slope)]
+            exit2 = smallest(op.comm, op.exits.lower(_square(op.exits, c)))
+            R2 = max(min(exit2, smallest(op.comm, bad)), 0.0) * fractions**2
+            sup = maxima(op.comm, [np.max(top[near <= r], initial=-np.inf) for r in R2])
             room = R2 - ((start - c) ** 2).sum()
             with np.errstate(divide="ignore", invalid="ignore"):
                 # |x − c|² that does not grow on average never reaches R²
@@ -170,52 +135,98 @@ def _quadratic_lower(op: Operator, x: np.ndarray, radii: int = 48) -> Bound:
                     constants = {"radius": float(np.sqrt(R2[j])), "sup_q": float(sup[j])}
     if not value.any():
         why = "no ball around the start avoids the absorbing boundary and bad walls, or the coefficients are infinite"
-        return Bound("quadratic", "lower", None, False, why)
-    return Bound("quadratic", "lower", value, True, why, constants)
+        return Bound("quadratic", "lower", None, why)
+    why = "q = L|x − c|² is at most sup q within R of c, and no absorbing facet is nearer"
+    return Bound("quadratic", "lower", value, why, constants)
 
 
 def _quadratic_upper(op: Operator, x: np.ndarray) -> Bound:
     """(max |y − c|² − |x − c|²) / inf q with the maximum over the absorbing boundary."""
     middle = 0.5 * (op.low + op.high)
-    centres = [*x, middle, *(middle - s * op.extent * v for v in directions(op) for s in (1, 4, 16))]
+    centres = [*x, middle, *(middle - s * op.extent * v for v in _directions(op) for s in (1, 4, 16))]
     value, constants, best, blocked = np.full(len(x), np.inf), {}, -np.inf, False
     for c in centres:
-        q, _, slope = _spread(op, c)
-        q0 = infimum(op.comm, op.cells.lower(q))
+        q, slope = _growth(op, c)
+        q0 = smallest(op.comm, op.cells.lower(q))
         if not q0 > 0:
             best = max(best, q0)
             continue
         if op.comm.allreduce(int(op.blocked(slope).sum())):
             blocked = True
             continue
-        far = supremum(op.comm, op.exits.upper(_square(op.exits, c)))
+        far = largest(op.comm, op.exits.upper(_square(op.exits, c)))
         new = np.maximum(far - ((x - c) ** 2).sum(axis=1), 0.0) / q0
         if new[0] < value[0]:
             constants = {"inf_q": q0, "radius": float(np.sqrt(far))}
         value = np.minimum(value, new)
     if np.isfinite(value).all():
-        return Bound("quadratic", "upper", value, True, "q = L|x − c|² is at least inf q > 0 everywhere", constants)
+        return Bound("quadratic", "upper", value, "q = L|x − c|² is at least inf q > 0 everywhere", constants)
     why = op.why_blocked("≥") if blocked else f"inf q = {best:.3g} is not positive for any centre tried: drift wins"
-    return Bound("quadratic", "upper", None, False, why)
+    return Bound("quadratic", "upper", None, why)
 
 
-# ---------------------------------------------------------------- one noisy direction
-
-
-def directions(op: Operator) -> np.ndarray:
-    """Unit vectors to try: axes and diagonals (angles in the plane), and the eigenvectors of the mean diffusion."""
+def _arrhenius(op: Operator, x: np.ndarray) -> Bound:
+    """(e^{αℓ} − e^{αf(x)}) / sup (L e^{αf})⁺ over the component of {f < ℓ}, ℓ a lower estimate of the lowest pass."""
+    process, mesh = op.gen.process, op.gen.domain.mesh
+    f = process.energy(op.space)
+    if f is None:
+        return Bound("arrhenius", "lower", None, f"{type(process).__name__} has no loss")
+    if extract_coefficients(f):
+        why = "the loss is tabulated: its gradient jumps between cells, and e^{αf} is not C¹"
+        return Bound("arrhenius", "lower", None, why)
     d = op.dim
-    if d == 2:
-        angles = np.arange(16) * np.pi / 8
-        tried = np.column_stack([np.cos(angles), np.sin(angles)])
+    gradient = [f.dx(i) for i in range(d)]
+    table = op.cells.values([f, *gradient, *(g.dx(j) for g in gradient for j in range(d))])
+    F, g = table[..., 0], table[..., 1 : d + 1]
+    A = op.generate(g, table[..., d + 1 :].reshape(*F.shape, d, d))
+    B = np.einsum("cpi,cpij,cpj->cp", g, op.D, g)
+    bad = neighbours(mesh, op.wall_facets[op.blocked(-op.slope(op.walls.values(gradient)))])[0][:, 0]
+    exits = neighbours(mesh, op.exit_facets)[0][:, 0], op.exits.lower(op.exits.values(f))
+    passes = Passes(op.gen.domain, op.cells.lower(F), exits)
+    number = passes.number(x)
+    level = Pointwise(d, lambda mesh: process.energy(process.space(mesh, 1)), op.comm)(x)
+    constants: dict[str, float] = {}
+    value = np.zeros(len(x))
+    for k in range(len(x)):
+        ell = passes.lowest(int(number[k]), -1)[0]
+        inside = passes.below(int(number[k]), ell)
+        if level[k] >= ell or op.comm.allreduce(int(inside[bad].sum())):
+            continue
+        value[k], found = _best_rate(op, F[inside], A[inside], B[inside], inside, float(level[k]), ell)
+        constants = found if k == 0 else constants
+    if not value.any():
+        why = f"the start lies above the lowest pass to the exit, or {op.why_blocked('≤')}"
+        return Bound("arrhenius", "lower", None, why)
+    return Bound("arrhenius", "lower", value, "L e^{αf} is bounded by c in the well below the pass", constants)
+
+
+def _best_rate(
+    op: Operator, F: np.ndarray, A: np.ndarray, B: np.ndarray, inside: np.ndarray, level: float, ell: float
+) -> tuple[float, dict[str, float]]:
+    below = np.minimum(F - ell, 0.0)
+    noise = max(largest(op.comm, np.linalg.eigvalsh(np.nan_to_num(op.D[inside]))[..., -1]), 1e-300)
+    lowest, highest = min(1e-2 / max(ell - level, 1e-300), 1e-2 / noise), 2 / noise
+    for _ in range(2):
+        rates = np.geomspace(lowest, highest, 40)
+        grown = [np.max(op.cells.upper(a * np.exp(a * below) * (A + a * B)), initial=-np.inf) for a in rates]
+        c = maxima(op.comm, grown)
+        with np.errstate(divide="ignore"):
+            values = np.where(c > 0, -np.expm1(rates * (level - ell)) / c, np.inf)  # no growth at all: no exit
+        j = int(np.argmax(values))
+        lowest, highest = rates[max(j - 1, 0)], rates[min(j + 1, len(rates) - 1)]
+    return float(values[j]), {"alpha": float(rates[j]), "theta": float(1 - rates[j] * noise), "pass": ell}
+
+
+def _directions(op: Operator) -> np.ndarray:
+    """Unit vectors to try: angles in the plane, axes and diagonals in space; the eigenvectors of the mean diffusion."""
+    d = op.dim
+    if d < 3:
+        tried = directions(d)[:: 45 if d == 2 else 1]
     else:
         grid = np.stack(np.meshgrid(*[[-1.0, 0.0, 1.0]] * d, indexing="ij"), axis=-1).reshape(-1, d)
         tried = grid[np.abs(grid).sum(axis=1) > 0]
     finite = op.D[np.isfinite(op.D).all(axis=(1, 2, 3))]
-    total = np.ascontiguousarray(finite.sum(axis=(0, 1)))
-    mean = np.empty_like(total)
-    op.comm.Allreduce(total, mean)
-    Q = np.linalg.eigh(mean)[1].T
+    Q = np.linalg.eigh(op.comm.allreduce(finite.sum(axis=(0, 1))))[1].T
     tried = np.concatenate([tried, Q, -Q]) if d > 1 else tried
     return tried / np.linalg.norm(tried, axis=1, keepdims=True)
 
@@ -224,20 +235,20 @@ def _noisy_direction(op: Operator, x: np.ndarray) -> Bound:
     """(e^{λM} − e^{λ l·x}) / inf L e^{λ l·x} with M = max l·y over the absorbing boundary."""
     constants: dict[str, float] = {}
     value, noisiest, blocked = np.full(len(x), np.inf), 0.0, False
-    for v in directions(op):
+    for v in _directions(op):
         noise = op.cells.lower(np.einsum("cpij,i,j->cp", op.D, v, v))
-        sigma = infimum(op.comm, noise)
+        sigma = smallest(op.comm, noise)
         noisiest = max(noisiest, sigma)
-        if op.comm.allreduce(int(op.blocked(op.wall.conormal @ v).sum())):
+        if op.comm.allreduce(int(op.blocked(op.conormal @ v).sum())):
             blocked = blocked or sigma > 0
             continue
         drift, place = op.cells.lower(op.b @ v), op.cells.lower(op.x @ v)
-        base, M = infimum(op.comm, place), supremum(op.comm, op.exits.upper(op.exits.x @ v))
-        G = max(-infimum(op.comm, drift), 0.0)
+        base, M = smallest(op.comm, place), largest(op.comm, op.exits.upper(op.exits.x @ v))
+        G = max(-smallest(op.comm, drift), 0.0)
         rates = np.geomspace(1e-2, 1e2, 81) * (1 / op.extent + (G / sigma if sigma > 0 else G / op.scale))
         with np.errstate(divide="ignore", invalid="ignore"):
             growth = np.log(np.maximum(np.outer(noise, rates) + drift[:, None], 0.0) * rates)
-            log_inf = -largest(op.comm, np.max(-(growth + np.outer(place - base, rates)), axis=0, initial=-np.inf))
+            log_inf = -maxima(op.comm, np.max(-(growth + np.outer(place - base, rates)), axis=0, initial=-np.inf))
             gap = np.maximum(M - x @ v, 0.0)[:, None]
             log_w = rates * (M - base) + np.log(-np.expm1(-rates * gap)) - log_inf
         log_w[np.isnan(log_w)] = np.inf
@@ -249,11 +260,11 @@ def _noisy_direction(op: Operator, x: np.ndarray) -> Bound:
         value = np.minimum(value, new)
     if np.isfinite(value).all():
         why = "L e^{λ l·x} is positive everywhere: noise along l carries every path out"
-        return Bound("one noisy direction", "upper", value, True, why, constants)
+        return Bound("one noisy direction", "upper", value, why, constants)
     if blocked:
         why = op.why_blocked("≥") + ", for each noisy direction"
     elif noisiest <= 1e-10 * op.scale:
         why = "no direction is uniformly noisy: inf l·Dl vanishes for every l tried, so paths may never leave"
     else:
         why = "beyond the range of floats"
-    return Bound("one noisy direction", "upper", None, False, why)
+    return Bound("one noisy direction", "upper", None, why)

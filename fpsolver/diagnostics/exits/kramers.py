@@ -8,21 +8,18 @@ import numpy as np
 import ufl
 from scipy.integrate import solve_ivp
 
-from ..._answer import Answer
-from ..._sample import push_forward
-from ...discretisation.solution import as_points, locate
+from ..._answer import Answer, place
+from ..._sample import neighbours
+from ...discretisation.points import as_points, contains, locate
 from ...domains.domain import Domain
 from ...models.process import Process
-from ..landscape.critical import CriticalPoint, contains, find_critical_points, polish
+from ..landscape.critical import CriticalPoint, find_critical_points, polish
 from ..landscape.points import Loss
-from ..sampling import CellSamples, FacetSamples
-from ._passes import Passes, owners
+from ..sampling import Samples, owned_nodes
+from ._passes import Passes
 
-ENOUGH = 5.0
-"""Barriers below this many temperatures are reported: the relative error is of the order of temperature / barrier."""
-
-CLOSE = 3.0
-"""Competing wells and passes within this many temperatures are reported."""
+ENOUGH = 5.0  # temperatures: lower barriers are reported, for the relative error is of order temperature / barrier
+CLOSE = 3.0  # temperatures: within them competing wells and passes are reported
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,12 +27,9 @@ class EyringKramers(Answer):
     """Mean exit time 2π/|λ₋(z)| √(|det H(z)| / det H(m)) e^{(f(z) − f(m))/ε}, for dX = −∇f dt + √(2ε) dW.
 
     Attributes:
-        time: the estimate, in time units of the process; inf beyond the range of floats, nan where it does not apply.
-        log_time: its natural logarithm.
-        barrier: f(z) − f(m); nan without a saddle.
-        temperature: ε; nan where the noise has none.
-        minimum: m, the bottom of the well that is left.
-        saddle: z, the pass; None if the lowest pass is not a saddle.
+        time, log_time: the estimate, inf beyond the range of floats and nan where it does not apply; its logarithm.
+        barrier, temperature: f(z) − f(m), nan without a saddle; ε, nan where the noise has none.
+        minimum, saddle: m, the bottom of the well that is left; z, the pass, None if the lowest one is no saddle.
         next_order: c in E τ = time · (1 + c ε + O(ε²)), in one dimension for symbolic losses; None elsewhere.
         on_boundary: whether the absorbing boundary passes through z, where half the paths return: the factor 1/2
             is in ``time``.
@@ -84,39 +78,36 @@ def eyring_kramers(
         domain: where it lives.
         start: a point.
         absorbing: names of the absorbing parts.
-        minimum: instead of ``start``: the well, from :func:`~fpsolver.diagnostics.critical_points`.
-        saddle: with ``minimum``: the pass.
+        minimum: the well, from :func:`~fpsolver.diagnostics.critical_points`, instead of ``start``.
+        saddle: the pass, with ``minimum``.
 
     Raises:
         TypeError: a process without a loss.
         ValueError: neither start nor minimum; start outside the mesh; no minimum at the end of the gradient flow.
     """
     loss = Loss(process, domain)
-    points = [] if minimum and saddle else find_critical_points(loss, process, domain)
+    points = [] if minimum and saddle else find_critical_points(loss, process)
     if minimum is None:
         if start is None:
             raise ValueError("eyring_kramers: give a start, or a minimum (and a saddle).")
-        minimum = _well_of(loss, domain, start, points)
+        minimum = _well_of(loss, start, points)
+    level = process.isotropic_diffusion()
+    eps = float("nan") if level is None else level
     problems: list[str] = []
     if saddle is None:
         minimum = _known(points, np.array(minimum.point), loss, "minimum")
-        minimum, saddle = _search(loss, domain, points, minimum, absorbing, _temperature(process), problems)
-    return _estimate(loss, domain, _temperature(process), minimum, saddle, absorbing, problems)
+        names = [absorbing] if isinstance(absorbing, str) else list(absorbing or ())
+        minimum, saddle = _search(loss, points, minimum, names, eps, problems)
+    return _estimate(loss, eps, minimum, saddle, problems)
 
 
-def _temperature(process: Process) -> float:
-    """ε of D = εI; nan if there is none."""
-    level = process.isotropic_diffusion()
-    return float("nan") if level is None else level
-
-
-def _well_of(loss: Loss, domain: Domain, start: Any, points: list[CriticalPoint]) -> CriticalPoint:
+def _well_of(loss: Loss, start: Any, points: list[CriticalPoint]) -> CriticalPoint:
     """The minimum at the end of the gradient flow from ``start`` (collective)."""
-    x = as_points(start, domain.dim, "start")
+    x, comm = as_points(start, loss.dim, "start"), loss.domain.comm
     if len(x) != 1:
         raise ValueError(f"eyring_kramers: one start was expected, got {len(x)}.")
-    locate(domain.mesh, x, "start")
-    end = domain.comm.bcast(_flow(loss, x[0]) if domain.comm.rank == 0 else None, root=0)
+    locate(loss.domain.mesh, x, "start")
+    end = comm.bcast(_flow(loss, x[0]) if comm.rank == 0 else None, root=0)
     return _known(points, end, loss, f"the end of the gradient flow from start {tuple(x[0].tolist())}")
 
 
@@ -148,40 +139,32 @@ def _flow(loss: Loss, x: np.ndarray) -> np.ndarray:
 
 
 def _search(
-    loss: Loss,
-    domain: Domain,
-    points: list[CriticalPoint],
-    well: CriticalPoint,
-    absorbing: Sequence[str] | str | None,
-    eps: float,
-    problems: list[str],
+    loss: Loss, points: list[CriticalPoint], well: CriticalPoint, names: list[str], eps: float, problems: list[str]
 ) -> tuple[CriticalPoint, CriticalPoint | None]:
     """The well that is left and the pass (collective); ``problems`` collects competitors."""
-    names = [absorbing] if isinstance(absorbing, str) else list(absorbing or ())
-    passes, high = _passes(loss, domain, names)
-    candidates = [c for c in points if c.index == 1 or c.kind == "degenerate"]
+    passes, high = _passes(loss, names)
     minima = [c for c in points if c.index == 0]
-    cells = {id(c): k for c, k in zip(points, _cells(passes, domain, points), strict=True)}
-    reach, where = passes.heights(cells[id(well)])
-    if names:
-        height, place = reach[-1], where[-1]
-        back = passes.heights()[0]
-        inner = [m for m in minima if m is well or reach[cells[id(m)]] < height]
-    else:
-        others = [m for m in minima if m is not well]
-        if not others:
-            problems.append("nothing absorbs and there is no other minimum: there is nowhere to go")
-            return well, None
-        nearest = min(others, key=lambda m: reach[cells[id(m)]])
-        height, place = reach[cells[id(nearest)]], where[cells[id(nearest)]]
-        back, inner = passes.heights(cells[id(nearest)])[0], [well]
+    cells = {id(c): int(k) for c, k in zip(points, passes.number(np.array([c.point for c in points])), strict=True)}
+    start = cells[id(well)]
+    targets = [-1] if names else [cells[id(m)] for m in minima if m is not well]
+    if not targets:
+        problems.append("nothing absorbs and there is no other minimum: there is nowhere to go")
+        return well, None
+    (height, where), target = min((passes.lowest(start, k), k) for k in targets)
+    inside = passes.labels(np.nextafter(height, -np.inf))
+    inner = [m for m in minima if m is well or (names and inside[cells[id(m)]] == inside[start])]
     bottom = min(inner, key=lambda m: m.value)
-    through = [c for c in candidates if c.value >= height and max(reach[cells[id(c)]], back[cells[id(c)]]) <= c.value]
-    through.sort(key=lambda c: c.value)
-    level, top, middle = high(place)
+    through = []
+    for c in sorted(points, key=lambda c: c.value):
+        if c.value >= height and (c.index == 1 or c.kind == "degenerate"):
+            label = passes.labels(c.value)
+            through += [c] if label[cells[id(c)]] == label[start] == label[target] else []
+    level, top, middle = high(where)
     if not through or through[0].value > top + (top - level):
-        at = "(" + ", ".join(f"{c:.4g}" for c in middle) + ")"
-        problems.append(f"the lowest pass, f = {height:.6g} near {at}, is a boundary point or unresolved, not a saddle")
+        problems.append(
+            f"the lowest pass, f = {height:.6g} near {place(middle, 4)}, is a boundary point or unresolved, "
+            "not a saddle"
+        )
         return bottom, None
     for m in inner:
         if m is not bottom and m.value - bottom.value < CLOSE * eps:
@@ -192,40 +175,24 @@ def _search(
     return bottom, through[0]
 
 
-def _passes(loss: Loss, domain: Domain, names: list[str]) -> tuple[Passes, Any]:
+def _passes(loss: Loss, names: list[str]) -> tuple[Passes, Any]:
     """Passes of the loss from cell to cell, and a function: cell -> its lowest and highest f and its middle."""
-    cells, d = CellSamples(domain.mesh), domain.dim
-    f = loss.first(cells.x.reshape(-1, d))[0].reshape(cells.x.shape[:2])
+    domain = loss.domain
     facets = np.concatenate([np.zeros(0, np.int32), *(domain.facets(name) for name in names)])
-    boundary = FacetSamples(domain.mesh, facets)
-    g = loss.first(boundary.x.reshape(-1, d))[0].reshape(boundary.x.shape[:2])
+    cells, boundary = Samples.lattice(domain.mesh), Samples.lattice(domain.mesh, facets)
+    f, g = (loss.first(s.x.reshape(-1, domain.dim))[0].reshape(s.x.shape[:2]) for s in (cells, boundary))
     low = cells.lower(f)
-    exits = owners(domain, facets), np.minimum(boundary.lower(g), g.min(axis=1, initial=np.inf))
-    middle = push_forward(domain.mesh, np.full((1, d), 1 / (d + 1)), cells.cells)[:, 0]
-    table = np.column_stack([low, cells.upper(f), middle])
+    exits = neighbours(domain.mesh, facets)[0][:, 0], np.minimum(boundary.lower(g), g.min(axis=1, initial=np.inf))
+    table = np.column_stack([low, cells.upper(f), owned_nodes(domain.mesh).mean(axis=1)])
 
-    def high(place: int) -> tuple[float, float, np.ndarray]:
-        row = np.concatenate(domain.comm.allgather(table))[place]
+    def high(cell: int) -> tuple[float, float, np.ndarray]:
+        row = np.concatenate(domain.comm.allgather(table))[cell]
         return float(row[0]), float(row[1]), row[2:]
 
     return Passes(domain, low, exits), high
 
 
-def _cells(passes: Passes, domain: Domain, points: list[CriticalPoint]) -> np.ndarray:
-    x = np.array([c.point for c in points])
-    index, cells = locate(domain.mesh, x)
-    return passes.number(cells, index, len(x))
-
-
-def _estimate(
-    loss: Loss,
-    domain: Domain,
-    eps: float,
-    m: CriticalPoint,
-    z: CriticalPoint | None,
-    absorbing: Sequence[str] | str | None,
-    problems: list[str],
-) -> EyringKramers:
+def _estimate(loss: Loss, eps: float, m: CriticalPoint, z: CriticalPoint | None, problems: list[str]) -> EyringKramers:
     if np.isnan(eps):
         problems.append(
             "the noise is not isotropic of constant level: the process is not reversible with a Gibbs density, and "
@@ -233,7 +200,7 @@ def _estimate(
         )
     if eps == 0:
         problems.append("there is no noise")
-    if _across(domain, m, np.eye(domain.dim), loss):
+    if _across(loss, m, np.eye(loss.dim)):
         problems.append(f"the minimum {m.point} lies on the boundary of the domain")
     singular = [c for c in (m, z) if c is not None and c.kind == "degenerate"]
     problems += [f"the Hessian is singular at {c.point}" for c in singular]
@@ -246,14 +213,13 @@ def _estimate(
     if barrier < ENOUGH * eps:
         problems.append(f"the barrier is only {barrier / eps:.3g} temperatures high; at least {ENOUGH:g} were expected")
     unstable = np.linalg.eigh(z.hessian)[1][:, 0]
-    half = _across(domain, z, unstable[None], loss)
-    if half and (slant := _slant(domain, z, unstable)) > 1e-3:
+    half = _across(loss, z, unstable[None])
+    if half and (slant := _slant(loss.domain, z, unstable)) > 1e-3:
         problems.append(f"the boundary through the saddle is not perpendicular to the path (sine {slant:.2g})")
     log_time = nothing
     if not singular and eps > 0:
         ratio = np.log(np.abs(z.eigenvalues)).sum() - np.log(m.eigenvalues).sum()
-        log_time = float(np.log(2 * np.pi / abs(z.eigenvalues[0])) + 0.5 * ratio + barrier / eps)
-        log_time -= np.log(2) if half else 0.0
+        log_time = float(np.log((1 if half else 2) * np.pi / abs(z.eigenvalues[0])) + 0.5 * ratio + barrier / eps)
     c = _next_order(loss, m, z) if loss.dim == 1 and loss.symbolic and not singular and not half else None
     with np.errstate(over="ignore"):
         time = float(np.exp(log_time))
@@ -268,16 +234,16 @@ def _next_order(loss: Loss, m: CriticalPoint, z: CriticalPoint) -> float:
     return float(5 * m3**2 / (24 * a**3) - m4 / (8 * a**2) + z4 / (8 * b**2) + 5 * z3**2 / (24 * b**3))
 
 
-def _across(domain: Domain, c: CriticalPoint, directions: np.ndarray, loss: Loss) -> bool:
+def _across(loss: Loss, c: CriticalPoint, directions: np.ndarray) -> bool:
     """Whether a small step from a critical point leaves the mesh (collective)."""
-    step = 1e-6 * loss.extent
-    return not all(contains(domain, np.array(c.point) + s * step * v) for v in directions for s in (1, -1))
+    steps = 1e-6 * loss.extent * np.concatenate([directions, -directions])
+    return not contains(loss.domain.mesh, c.point + steps).all()
 
 
 def _slant(domain: Domain, z: CriticalPoint, direction: np.ndarray) -> float:
     """Sine of the angle between a direction and the normal of the boundary facet nearest to z (collective)."""
     facets = np.concatenate([domain.facets(name) for name in domain.parts])
-    samples = FacetSamples(domain.mesh, facets)
+    samples = Samples.lattice(domain.mesh, facets)
     n = samples.values([*ufl.FacetNormal(domain.mesh)]).reshape(-1, domain.dim)
     distance = np.linalg.norm(samples.x.reshape(-1, domain.dim) - z.point, axis=1)
     best = int(np.argmin(distance)) if len(distance) else 0

@@ -20,8 +20,7 @@ class Validity(Answer):
 
     Attributes:
         learning_rates: η, ascending, shape (n,).
-        chain, chain_error: steps of the algorithm and their error bars, shape (n,).
-        diffusion, diffusion_error: steps by the diffusion, shape (n,).
+        chain, chain_error, diffusion, diffusion_error: steps of both and their error bars, shape (n,).
         tol: relative difference that is still called agreement.
     """
 
@@ -52,19 +51,12 @@ class Validity(Answer):
         return float(self.learning_rates[len(good) - int(np.argmin(np.append(good[::-1], False)))])
 
     def __repr__(self) -> str:
-        where = self.valid_from
-        verdict = (
-            f"the diffusion is not within {self.tol:.0%} of the algorithm at the largest learning rate"
-            if where is None
-            else f"the diffusion is within {self.tol:.0%} of the algorithm from η = {where:g} on"
-        )
-        rows = [f"{verdict}\n{'η':>9} {'algorithm, steps':>24} {'diffusion, steps':>24} {'ratio':>9}"]
-        for i, eta in enumerate(self.learning_rates):
-            cells = [
-                with_bar(float(self.chain[i]), float(self.chain_error[i])),
-                with_bar(float(self.diffusion[i]), float(self.diffusion_error[i])),
-            ]
-            rows.append(f"{eta:9.4g} {cells[0]:>24} {cells[1]:>24} {self.ratio[i]:9.4g}")
+        start, close = self.valid_from, f"within {self.tol:.0%} of the algorithm"
+        verdict = f"not {close} at the largest learning rate" if start is None else f"{close} from η = {start:g} on"
+        rows = [f"the diffusion is {verdict}\n{'η':>9} {'algorithm, steps':>24} {'diffusion, steps':>24} {'ratio':>9}"]
+        columns = self.learning_rates, self.chain, self.chain_error, self.diffusion, self.diffusion_error, self.ratio
+        for eta, a, a_error, b, b_error, ratio in np.column_stack(columns):
+            rows.append(f"{eta:9.4g} {with_bar(a, a_error):>24} {with_bar(b, b_error):>24} {ratio:9.4g}")
         return "\n".join(rows)
 
 
@@ -107,11 +99,6 @@ def validity(
         steps = mean_exit_time(Chain(one, domain, absorbing), start=start).in_steps()  # type: ignore[arg-type]
         with Generator(one, domain, absorbing, degree=degree, scheme=scheme) as gen:
             diffusion = mean_exit_time(gen, start=start).in_steps()
-            rows.append([_first(a) for s in (steps, diffusion) for a in (s.value, s.error)])
+            rows.append([float(a[0]) for s in (steps, diffusion) for a in (s.value, s.error)])  # type: ignore[index]
     chain, chain_error, pde, pde_error = np.array(rows).T
     return Validity(rates, chain, chain_error, pde, pde_error, tol)
-
-
-def _first(values: np.ndarray | None) -> float:
-    assert values is not None  # the question has a start
-    return float(values[0])

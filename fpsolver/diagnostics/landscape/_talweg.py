@@ -1,10 +1,9 @@
 """The lowest gradient on each level of a loss about a minimum: the curve that decides the Łojasiewicz exponent."""
 
-from dataclasses import dataclass
-
 import numpy as np
 from scipy.integrate import Radau
 
+from ..._answer import place
 from .points import Loss
 
 _LEVELS = 41
@@ -15,52 +14,31 @@ _MATCH = 0.05  # a point belongs to a level if the logarithms differ by less
 _SLOPE = 0.75  # guess of the exponent, by which gradients are compared within a level: an error of at most 1 %
 
 
-@dataclass(frozen=True)
 class Talweg:
-    """Points x_k with the lowest |∇f| among those found on levels f − f* = s_k, from the finest level upwards.
+    """A search of the ball about ``centre`` (d,), on one rank.
+
+    Random points in shells start it, and a few paths of the gradient flow, which are drawn to slow directions.  On a
+    level, |∇f|² is lowered by Gauss–Newton steps along it and by random ones of all sizes, each followed by Newton's
+    method back to the level; good points are handed on from level to level.
 
     Attributes:
-        level: log s_k, shape (n,).
-        slope: log |∇f(x_k)|, shape (n,).
-        distance: |x_k − x*|, shape (n,).
+        level, slope: log (f − f*) and log |∇f| of the flattest points found on many levels, from the finest upwards.
+        distance: theirs from the centre.
         lowest: f*.
         evaluations: of f and ∇f.
-    """
-
-    level: np.ndarray
-    slope: np.ndarray
-    distance: np.ndarray
-    lowest: float
-    evaluations: int
-
-
-def talweg(loss: Loss, centre: np.ndarray, radius: float, seed: int) -> Talweg:
-    """Search the ball about ``centre`` (d,), on one rank.
-
-    Random points in shells start the search, and a few paths of the gradient flow, which are drawn to slow directions.
-    On a level, |∇f|² is lowered by Newton's method along it and by random steps of all sizes, each followed by Newton's
-    method back to the level; good points are handed on from level to level.
 
     Raises:
         ValueError: values that are not finite, no critical point, no minimum, or less than three decades between
             rounding and the largest level.
     """
-    search = _Search(loss, centre, radius, np.random.default_rng(seed))
-    if loss.dim > 1:
-        search.flow()
-    for _ in range(_SWEEPS if loss.dim > 1 else 2):
-        search.sweep()
-    return search.result()
 
-
-class _Search:
-    def __init__(self, loss: Loss, centre: np.ndarray, radius: float, random: np.random.Generator):
-        self.loss, self.centre, self.radius, self.random = loss, centre, radius, random
+    def __init__(self, loss: Loss, centre: np.ndarray, radius: float, seed: int):
+        self.loss, self.centre, self.radius, self.random = loss, centre, radius, np.random.default_rng(seed)
         self.evaluations = 0
         f, g = loss.first(centre[None])
         self.lowest, self.left = float(f[0]), float(np.linalg.norm(g[0]))
         if not np.isfinite([self.lowest, self.left]).all():
-            raise ValueError(f"the loss is not finite at the point {_text(centre)}.")
+            raise ValueError(f"the loss is not finite at the point {place(centre)}.")
         x, shell = self._shells()
         excess, slope = self._checked(x, shell)
         largest = abs(self.lowest) + float(np.median(np.abs(excess[shell == 0])))
@@ -68,7 +46,7 @@ class _Search:
         highest = float(np.median(excess[shell == 2]))
         if not highest > 1e3 * lowest:
             raise ValueError(
-                f"f − f* is only {highest:.2g} within {radius:.2g} of {_text(centre)}, and rounding allows "
+                f"f − f* is only {highest:.2g} within {radius:.2g} of {place(centre)}, and rounding allows "
                 f"{lowest:.2g}: too few decades for an exponent. Take a larger radius."
             )
         self.levels = np.linspace(np.log(lowest), np.log(highest), _LEVELS)
@@ -77,6 +55,11 @@ class _Search:
             self.floor += 1e3 * np.finfo(float).eps * largest / loss.step
         good = (excess > 0) & (slope > 0)
         self._start(x[good], np.log(excess[good]), np.log(slope[good]))
+        if loss.dim > 1:
+            self._flow()
+        for _ in range(_SWEEPS if loss.dim > 1 else 2):
+            self._sweep()
+        self._finish()
 
     def _shells(self) -> tuple[np.ndarray, np.ndarray]:
         """Random points at geometric radii, shape (n, d), and their shells; the first is the sphere itself."""
@@ -94,11 +77,11 @@ class _Search:
         slope = np.linalg.norm(g, axis=1)
         bad = ~(np.isfinite(f) & np.isfinite(slope))
         if bad.any():
-            raise ValueError(f"the loss or its gradient is not finite at {_text(x[np.argmax(bad)])}.")
+            raise ValueError(f"the loss or its gradient is not finite at {place(x[np.argmax(bad)])}.")
         typical = float(np.median(slope[shell == 0]))
         if self.left > 1e-4 * typical:
             raise ValueError(
-                f"{_text(self.centre)} is no critical point: |∇f| = {self.left:.2g} there, and {typical:.2g} at "
+                f"{place(self.centre)} is no critical point: |∇f| = {self.left:.2g} there, and {typical:.2g} at "
                 f"distance {self.radius:.2g}. Take a point of fp.diagnostics.critical_points."
             )
         excess = f - self.lowest
@@ -106,8 +89,8 @@ class _Search:
         lower = int(np.argmin(excess + rounding))
         if excess[lower] < -rounding[lower]:
             raise ValueError(
-                f"{_text(self.centre)} is no minimum within {self.radius:.2g}: f is lower by {-excess[lower]:.2g} at "
-                f"{_text(x[lower])}. Take a minimum, or a smaller radius."
+                f"{place(self.centre)} is no minimum within {self.radius:.2g}: f is lower by {-excess[lower]:.2g} at "
+                f"{place(x[lower])}. Take a minimum, or a smaller radius."
             )
         return excess, slope
 
@@ -125,24 +108,16 @@ class _Search:
             flattest = near[np.argsort(slope[near] - _SLOPE * level[near])][: _MEMBERS // 2]
             chosen.append(np.concatenate([flattest, self.random.choice(near, _MEMBERS - len(flattest))]))
         self.x = x[np.array(chosen)]
-        self.value = np.full((_LEVELS, _MEMBERS), np.inf)
-        self.level, self.gradient = self.value.copy(), np.zeros(self.x.shape)
+        self.value, self.reached = np.full((2, _LEVELS, _MEMBERS), np.inf)
         self._offer(self.x[:, :, None])
 
-    def flow(self) -> None:
+    def _flow(self) -> None:
         """Offer the points at which a few paths of the gradient flow, dx = −∇f/|∇f|² d log f, cross the levels."""
         offers = self.x[:, :, None].copy()
         times = self.levels[-1] - self.levels  # descending
         for m in range(2 if self.loss.symbolic else 1):  # point by point, which is slow with PyTorch
-            path = Radau(
-                lambda t, x: self._flow(x),
-                0.0,
-                self.x[-1, m],
-                times[0],
-                rtol=1e-3,
-                atol=1e-13 * self.radius,
-                jac=lambda t, x: self._flow_jacobian(x),
-            )
+            start, tolerance = self.x[-1, m], {"rtol": 1e-3, "atol": 1e-13 * self.radius}
+            path = Radau(self._speed, 0.0, start, times[0], jac=self._flow_jacobian, **tolerance)
             budget = self.evaluations + _FLOW_COST
             while path.status == "running" and self.evaluations < budget:
                 path.step()
@@ -153,35 +128,35 @@ class _Search:
                     offers[passed, m, 0] = path.dense_output()(times[passed]).T
         self._offer(offers)
 
-    def _flow(self, x: np.ndarray) -> np.ndarray:
-        """Speed of the gradient flow in the time −log (f − f*)."""
+    def _speed(self, t: float, x: np.ndarray) -> np.ndarray:
+        """Of the gradient flow in the time −log (f − f*)."""
         f, g = self._first(x[None])
         return -max(float(f[0]) - self.lowest, 0.0) / max(float(g[0] @ g[0]), 1e-290) * g[0]
 
-    def _flow_jacobian(self, x: np.ndarray) -> np.ndarray:
+    def _flow_jacobian(self, t: float, x: np.ndarray) -> np.ndarray:
         self.evaluations += 1
         f, g, H = (a[0] for a in self.loss.second(x[None]))
         excess, square = max(float(f) - self.lowest, 0.0), max(float(g @ g), 1e-290)
         return -(excess * H + np.outer(g, g) - 2 * excess / square * np.outer(g, H @ g)) / square
 
-    def sweep(self) -> None:
-        """One round of proposals for every member of every level."""
+    def _sweep(self) -> None:
+        """One round of proposals for every member of every level; the worst get the best of the neighbouring levels."""
         distance = np.linalg.norm(self.x - self.centre, axis=2)[..., None, None]
         size = 10.0 ** -self.random.uniform(0, 4, (_LEVELS, _MEMBERS, 2, 1))
         jumps = size * distance * self.random.standard_normal((_LEVELS, _MEMBERS, 2, self.loss.dim))
-        steps = np.stack([share * p for share, p in zip((1, 1, 0.25), self._steps(distance[..., 0]), strict=True)], 2)
-        self._offer(self.x[:, :, None] + np.concatenate([jumps, steps], axis=2))
-        self._hand_on()
+        p = self._steps(distance[..., 0])[:, :, None]
+        offers = self.x[:, :, None] + np.concatenate([jumps, p, 0.25 * p], axis=2)
+        rows, worst = np.arange(_LEVELS), np.argmax(self.value, axis=1)
+        best = self.x[rows, np.argmin(self.value, axis=1)]
+        offers[rows, worst, 0] = best[np.maximum(rows - 1, 0)]
+        offers[rows, worst, 1] = best[np.minimum(rows + 1, _LEVELS - 1)]
+        self._offer(offers)
 
-    def _steps(self, distance: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Steps p ⊥ ∇f that lower |∇f|² on the level, no longer than half the distance from the centre.
-
-        The first by Gauss and Newton, the others by Newton's method with the curvature H² − μH, μ the quotient of
-        ∇f with H, of |∇f|²/2 on the level (of a quadratic f), whose eigenvalues are taken in modulus.
-        """
+    def _steps(self, distance: np.ndarray) -> np.ndarray:
+        """Gauss–Newton steps p ⊥ ∇f that lower |∇f|² on the level, no longer than half the distance from the centre."""
         d = self.loss.dim
         if d == 1:
-            return (np.zeros(self.x.shape),) * 3
+            return np.zeros(self.x.shape)
         x = self.x.reshape(-1, d)
         self.evaluations += len(x)
         _, g, H = self.loss.second(x)
@@ -189,36 +164,17 @@ class _Search:
         H, g = H / scale[:, None, None], g / scale[:, None]
         unit = g / np.maximum(np.linalg.norm(g, axis=1, keepdims=True), 1e-300)
         T = np.linalg.svd(np.eye(d) - unit[:, :, None] * unit[:, None, :])[0][:, :, : d - 1]
-        square = H @ H
-        mu = np.einsum("ni,nij,nj->n", unit, H, unit)[:, None, None]
-        slope = T.transpose(0, 2, 1) @ (H @ g[:, :, None])
-        found = []
-        for A in (square, square - mu * H):
-            values, Q = np.linalg.eigh(T.transpose(0, 2, 1) @ A @ T)
-            z = Q.transpose(0, 2, 1) @ slope / np.maximum(np.abs(values), 1e-14)[:, :, None]
-            p = -(T @ Q @ z)[..., 0].reshape(self.x.shape)
-            length = np.maximum(np.linalg.norm(p, axis=2, keepdims=True), 1e-300)
-            found.append(p * np.minimum(1.0, 0.5 * distance / length))
-        return found[0], found[1], found[1]
+        values, Q = np.linalg.eigh(T.transpose(0, 2, 1) @ H @ H @ T)
+        slope = (T @ Q).transpose(0, 2, 1) @ (H @ g[:, :, None])
+        p = -(T @ Q @ (slope / np.maximum(values, 1e-14)[:, :, None]))[..., 0].reshape(self.x.shape)
+        length = np.maximum(np.linalg.norm(p, axis=2, keepdims=True), 1e-300)
+        return p * np.minimum(1.0, 0.5 * distance / length)
 
-    def _hand_on(self) -> None:
-        """Offer the best points of the neighbouring levels to each level's worst member."""
-        best = self.x[np.arange(_LEVELS), np.argmin(self.value, axis=1)]
-        worst = np.argmax(self.value, axis=1)
-        offers = self.x[:, :, None].repeat(2, axis=2)
-        rows = np.arange(_LEVELS)
-        offers[rows, worst, 0] = best[np.maximum(rows - 1, 0)]
-        offers[rows, worst, 1] = best[np.minimum(rows + 1, _LEVELS - 1)]
-        mask = np.zeros((_LEVELS, _MEMBERS), dtype=bool)
-        mask[rows, worst] = True
-        self._offer(offers, mask)
-
-    def _offer(self, x: np.ndarray, mask: np.ndarray | None = None) -> None:
+    def _offer(self, x: np.ndarray) -> None:
         """Bring proposals (levels, members, n, d) to their levels; a member moves to the best of its own."""
         levels, members, n, d = x.shape
-        who = np.flatnonzero(np.repeat(np.ones((levels, members), bool) if mask is None else mask, n))
         flat, target = x.reshape(-1, d).copy(), np.repeat(self.levels, members * n)
-        value, level, gradient = np.full(len(flat), np.inf), np.zeros(len(flat)), np.zeros(flat.shape)
+        who, value, reached = np.arange(len(flat)), np.full(len(flat), np.inf), np.zeros(len(flat))
         for _ in range(10):
             f, g = self._first(flat[who])
             square = np.sum(g * g, axis=1)
@@ -229,34 +185,25 @@ class _Search:
             off = np.log(excess) - target[who]
             hit = np.abs(off) < _MATCH
             value[who[hit]] = 0.5 * np.log(square[hit]) - _SLOPE * off[hit]
-            level[who[hit]], gradient[who[hit]] = np.log(excess[hit]), g[hit]
+            reached[who[hit]] = np.log(excess[hit])
             far = ~hit
             who = who[far]
             if not len(who):
                 break
             back = np.clip(off[far], -1.5, 1.5) * excess[far] / square[far]
             flat[who] -= back[:, None] * g[far]
-        values = value.reshape(levels, members, n)
-        best = np.argmin(values, axis=2)
-        pick = np.ix_(range(levels), range(members))
-        chosen = (*pick, best)
-        better = values[chosen] < self.value
-        self.x[better] = flat.reshape(x.shape)[chosen][better]
-        self.gradient[better] = gradient.reshape(x.shape)[chosen][better]
-        self.value[better] = values[chosen][better]
-        self.level[better] = level.reshape(values.shape)[chosen][better]
+        best = np.argmin(value.reshape(levels, members, n), axis=2).ravel() + n * np.arange(levels * members)
+        better = value[best].reshape(levels, members) < self.value
+        chosen = best.reshape(levels, members)[better]
+        self.x[better], self.value[better], self.reached[better] = flat[chosen], value[chosen], reached[chosen]
 
-    def result(self) -> Talweg:
-        """The best point of each level, where its gradient stands above rounding."""
-        rows, best = np.arange(_LEVELS), np.argmin(self.value, axis=1)
-        found = np.isfinite(self.value[rows, best])
-        slope = np.linalg.norm(self.gradient[rows, best], axis=1)
-        keep = found & (slope > max(self.floor, 1e-290))
-        distance = np.linalg.norm(self.x[rows, best] - self.centre, axis=1)
+    def _finish(self) -> None:
+        """Keep the best point of each level, where its gradient stands above rounding."""
+        at = np.arange(_LEVELS), np.argmin(self.value, axis=1)
+        with np.errstate(invalid="ignore"):  # levels that nothing reached
+            slope = self.value[at] + _SLOPE * (self.reached[at] - self.levels)
+        distance = np.linalg.norm(self.x[at] - self.centre, axis=1)
+        keep = np.isfinite(slope) & (slope > np.log(max(self.floor, 1e-290)))
         if not self.loss.exact:
             keep &= distance > 20 * self.loss.step
-        return Talweg(self.level[rows, best][keep], np.log(slope[keep]), distance[keep], self.lowest, self.evaluations)
-
-
-def _text(x: np.ndarray) -> str:
-    return "(" + ", ".join(f"{c:.6g}" for c in x) + ")"
+        self.level, self.slope, self.distance = self.reached[at][keep], slope[keep], distance[keep]

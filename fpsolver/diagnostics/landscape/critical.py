@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from ..._answer import Answer
+from ..._answer import Answer, place
 from ..._errors import together
 from ..._sample import lattice, push_forward
-from ...discretisation.solution import locate
+from ...discretisation.points import contains
 from ...domains.domain import Domain
 from .points import Loss, covariance_at
 
@@ -22,11 +22,8 @@ class CriticalPoint(Answer):
     """A zero of ∇f.
 
     Attributes:
-        point: coordinates.
-        value: f.
-        gradient_norm: |∇f| that is left.
-        hessian: ∇∇f, shape (d, d).
-        eigenvalues: of the Hessian, ascending, shape (d,).
+        point, value, gradient_norm: coordinates, f there, and the |∇f| that is left.
+        hessian, eigenvalues: ∇∇f, shape (d, d), and its eigenvalues, ascending, shape (d,).
         index: number of negative eigenvalues.  The pass between two wells has index one, in one dimension too.
         kind: "minimum", "saddle", "maximum", or "degenerate" where the Hessian is singular.
         covariance: Σ there for batches of one sample, shape (d, d); None unless the process is ``SGD`` with a noise
@@ -47,8 +44,7 @@ class CriticalPoint(Answer):
     exact: bool = True
 
     def __repr__(self) -> str:
-        place = ", ".join(f"{c:.6g}" for c in self.point)
-        return f"{self.kind} at ({place}): f = {self.value:.8g}, Hessian's eigenvalues {self.eigenvalues}"
+        return f"{self.kind} at {place(self.point)}: f = {self.value:.8g}, Hessian's eigenvalues {self.eigenvalues}"
 
 
 def critical_points(process_or_loss: Any, domain: Domain) -> list[CriticalPoint]:
@@ -70,16 +66,17 @@ def critical_points(process_or_loss: Any, domain: Domain) -> list[CriticalPoint]
         TypeError: a process without a loss; a loss given as dolfinx Function.
         ValueError: critical points are not isolated (a valley of minima, say), or the loss is finite nowhere.
     """
-    return find_critical_points(Loss(process_or_loss, domain), process_or_loss, domain)
+    return find_critical_points(Loss(process_or_loss, domain), process_or_loss)
 
 
-def find_critical_points(loss: Loss, process: Any, domain: Domain) -> list[CriticalPoint]:
+def find_critical_points(loss: Loss, process: Any) -> list[CriticalPoint]:
     """:func:`critical_points` of a loss that is already compiled (collective)."""
-    starts, steepness = _candidates(loss, domain)
+    domain = loss.domain
+    starts, steepness = _candidates(loss)
     x = domain.comm.bcast(polish(loss, starts, steepness), root=0)
-    x = np.array([p for p in x if contains(domain, p)]).reshape(-1, loss.dim)
-    if not len(x):
+    if not len(x) or not (inside := contains(domain.mesh, x)).any():
         return []
+    x = x[inside]
     found = _describe(loss, x, steepness, covariance_at(process, x, domain.comm))
     flat = [c for c in found if c.kind == "degenerate"]
     if len(flat) > _MANY:
@@ -90,13 +87,12 @@ def find_critical_points(loss: Loss, process: Any, domain: Domain) -> list[Criti
     return sorted(found, key=lambda c: (c.index, c.value, c.point))
 
 
-def _candidates(loss: Loss, domain: Domain) -> tuple[np.ndarray, float]:
+def _candidates(loss: Loss) -> tuple[np.ndarray, float]:
     """Starting points for Newton's method, gathered on all ranks, and the median of |∇f| (collective)."""
-    mesh, d = domain.mesh, domain.dim
-    owned = mesh.topology.index_map(d)
-    n = int(np.clip((_SAMPLES / max(owned.size_global, 1)) ** (1 / d), 2, 24))
-    X, small = lattice(d, n)
-    points = push_forward(mesh, X, np.arange(owned.size_local))
+    domain, d = loss.domain, loss.dim
+    owned = domain.mesh.topology.index_map(d)
+    X, small = lattice(d, int(np.clip((_SAMPLES / max(owned.size_global, 1)) ** (1 / d), 2, 24)))
+    points = push_forward(domain.mesh, X, np.arange(owned.size_local))
     with together(domain.comm):
         try:
             g = loss.first(points.reshape(-1, d))[1].reshape(points.shape)
@@ -105,12 +101,11 @@ def _candidates(loss: Loss, domain: Domain) -> tuple[np.ndarray, float]:
             raise ValueError(what) from error
     starts = _linear_roots(points[:, small].reshape(-1, d + 1, d), g[:, small].reshape(-1, d + 1, d))
     norms = np.linalg.norm(g, axis=2).ravel()
-    everywhere = np.concatenate(domain.comm.allgather(starts))
-    typical = np.concatenate(domain.comm.allgather(norms[np.isfinite(norms)]))
+    pieces = domain.comm.allgather((starts, norms[np.isfinite(norms)]))
+    everywhere, typical = (np.concatenate([p[k] for p in pieces]) for k in range(2))
     if not len(typical):
         raise ValueError("the gradient of the loss is finite nowhere on the mesh: the loss is not defined there.")
-    order = np.lexsort(everywhere.T)
-    return everywhere[order], float(np.median(typical))
+    return everywhere[np.lexsort(everywhere.T)], float(np.median(typical))
 
 
 def _linear_roots(x: np.ndarray, g: np.ndarray) -> np.ndarray:
@@ -142,21 +137,14 @@ def polish(loss: Loss, x: np.ndarray, steepness: float) -> np.ndarray:
         good &= ((x[active] > loss.low - 0.2 * size) & (x[active] < loss.high + 0.2 * size)).all(axis=1)
         arrived[active[~good]] = False
         active, g, H = active[good], g[good], H[good]
-        step = _newton_step(g, H)
+        # without the directions in which H vanishes
+        step = -(np.linalg.pinv(0.5 * (H + H.transpose(0, 2, 1)), rcond=1e-14, hermitian=True) @ g[:, :, None])[..., 0]
         length = np.linalg.norm(step, axis=1)
         x[active] += step * np.minimum(1.0, 0.05 * size / np.maximum(length, 1e-300))[:, None]
         stiff = np.abs(H).max(axis=(1, 2), initial=0.0) * size + steepness
         arrived[active] = (length <= accepted * size) & (np.linalg.norm(g, axis=1) <= 10 * accepted * stiff)
         active = active[length > finest * size]
     return _distinct(x[arrived], 1e-6 * size)
-
-
-def _newton_step(g: np.ndarray, H: np.ndarray) -> np.ndarray:
-    """−H⁻¹g, without the directions in which H vanishes."""
-    values, Q = np.linalg.eigh(0.5 * (H + H.transpose(0, 2, 1)))
-    flat = np.abs(values) <= 1e-14 * np.abs(values).max(axis=1, initial=0.0, keepdims=True)
-    scaled = np.where(flat, 0.0, np.einsum("nji,nj->ni", Q, g) / np.where(flat, 1.0, values))
-    return -np.einsum("nij,nj->ni", Q, scaled)
 
 
 def _distinct(x: np.ndarray, tolerance: float) -> np.ndarray:
@@ -167,35 +155,17 @@ def _distinct(x: np.ndarray, tolerance: float) -> np.ndarray:
     return np.array(kept)
 
 
-def contains(domain: Domain, point: np.ndarray) -> bool:
-    """Whether a point lies in the mesh (collective)."""
-    try:
-        locate(domain.mesh, point[None])
-    except ValueError:
-        return False
-    return True
-
-
 def _describe(loss: Loss, x: np.ndarray, steepness: float, Sigma: np.ndarray | None) -> list[CriticalPoint]:
     f, g, H = loss.second(x)
-    H = 0.5 * (H + H.transpose(0, 2, 1))
     found = []
-    for k in range(len(x)):
-        values = np.linalg.eigvalsh(H[k])
-        flat = (1e-7 if loss.exact else 1e-5) * max(np.abs(values).max(), steepness / loss.extent)
-        index = int((values < 0).sum())
+    for k, point in enumerate(x):
+        hessian = 0.5 * (H[k] + H[k].T)
+        values = np.linalg.eigvalsh(hessian)
+        index, size = int((values < 0).sum()), np.abs(values)
         kind = "minimum" if index == 0 else "maximum" if index == loss.dim else "saddle"
-        found.append(
-            CriticalPoint(
-                tuple(float(c) for c in x[k]),
-                float(f[k]),
-                float(np.linalg.norm(g[k])),
-                H[k],
-                values,
-                index,
-                "degenerate" if np.abs(values).min() <= flat else kind,
-                None if Sigma is None else Sigma[k],
-                loss.exact,
-            )
-        )
+        if size.min() <= (1e-7 if loss.exact else 1e-5) * max(size.max(), steepness / loss.extent):
+            kind = "degenerate"
+        covariance, slope = None if Sigma is None else Sigma[k], float(np.linalg.norm(g[k]))
+        at = tuple(map(float, point))
+        found.append(CriticalPoint(at, float(f[k]), slope, hessian, values, index, kind, covariance, loss.exact))
     return found

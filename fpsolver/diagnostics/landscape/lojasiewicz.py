@@ -8,9 +8,9 @@ from scipy.stats import t as student
 
 from ..._answer import Answer
 from ..._errors import on_root
-from ...discretisation.solution import as_points, locate
+from ...discretisation.points import as_points, contains, locate
 from ...domains.domain import Domain
-from ._talweg import Talweg, talweg
+from ._talweg import Talweg
 from .points import Loss
 
 _FEWEST = 12
@@ -25,10 +25,8 @@ class Exponent(Answer):
         interval: at 95 % or more: of 210 random landscapes with known exponents all were covered, at widths below 0.03.
         value: f*, the loss at the minimum.
         constant: c for ``theta``: the smallest ratio on the levels of the fit.
-        levels: smallest and largest f − f* of the fit.
-        distances: smallest and largest distance from the minimum of the points in the fit.
-        radius: of the ball that was searched.
-        samples: evaluations of f and ∇f.
+        levels, distances: smallest and largest f − f* and distance from the minimum of the points in the fit.
+        radius, samples: of the ball that was searched, and evaluations of f and ∇f.
         curve: log (f − f*) and log of the lowest |∇f| found there, shape (n, 2), from the finest level upwards.
     """
 
@@ -85,20 +83,20 @@ def lojasiewicz(
         raise ValueError(f"lojasiewicz: radius is {radius!r}; a positive number was expected.")
     else:
         locate(domain.mesh, _sphere(x[0], radius), f"lojasiewicz: the sphere of radius {radius:g} about {point}")
-    return exponent_at(loss, domain, x[0], radius, seed)
+    return exponent_at(loss, x[0], radius, seed)
 
 
-def exponent_at(loss: Loss, domain: Domain, x: np.ndarray, radius: float, seed: int = 0) -> Exponent:
+def exponent_at(loss: Loss, x: np.ndarray, radius: float, seed: int = 0) -> Exponent:
     """:func:`lojasiewicz` of a loss that is already compiled (collective)."""
 
     def fit() -> Exponent:
         try:
-            return _fit(talweg(loss, x, radius, seed), radius)
+            return _fit(Talweg(loss, x, radius, seed))
         except Exception as error:  # also those of a user's function
             kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
             raise ValueError(f"lojasiewicz: {kind}{error}") from error
 
-    return domain.comm.bcast(on_root(domain.comm, fit), root=0)
+    return loss.domain.comm.bcast(on_root(loss.domain.comm, fit), root=0)
 
 
 def largest_ball(domain: Domain, x: np.ndarray, radius: float) -> float:
@@ -107,12 +105,9 @@ def largest_ball(domain: Domain, x: np.ndarray, radius: float) -> float:
     Raises:
         ValueError: the point lies on the boundary.
     """
-    for k in range(20):
-        try:
-            locate(domain.mesh, _sphere(x, radius / 2**k))
-        except ValueError:
-            continue
-        return radius / 2**k
+    for r in radius / 2.0 ** np.arange(20):
+        if contains(domain.mesh, _sphere(x, r)).all():
+            return float(r)
     raise ValueError(f"lojasiewicz: the minimum {tuple(x.tolist())} lies on the boundary of the domain.")
 
 
@@ -122,38 +117,35 @@ def _sphere(x: np.ndarray, radius: float) -> np.ndarray:
     return x + radius * axes / np.linalg.norm(axes, axis=1, keepdims=True)
 
 
-def _fit(found: Talweg, radius: float) -> Exponent:
+def _fit(found: Talweg) -> Exponent:
     u, m = found.level, found.slope
     if len(u) < _FEWEST or np.ptp(u) < np.log(1e3):
         raise ValueError(
             f"only {len(u)} levels of f − f* stand above rounding and the gradient left at the point: polish the "
             "point (fp.diagnostics.critical_points), or take a larger radius."
         )
-    (whole, _), (half, _), (theta, error) = (_slope(u, m, u[0] + share * (u[-1] - u[0])) for share in (1, 0.5, 0.25))
+    parts = [u <= u[0] + share * (u[-1] - u[0]) + 1e-9 for share in (1, 0.5, 0.25)]
+    (whole, *_), (half, *_), (theta, error, freedom) = (regression(u[part], m[part]) for part in parts)
+    # residuals of neighbouring levels are alike: a quarter of the points is counted
+    error *= 2 * float(student.ppf(0.975, max(3, freedom // 2)))
     reach = 1.5 * abs(half - theta) + 0.15 * abs(whole - half) + error + 5e-4
-    fine = u <= u[0] + 0.25 * (u[-1] - u[0]) + 1e-9
+    u_fine, m_fine, distance = (a[parts[-1]] for a in (u, m, found.distance))
     return Exponent(
         theta,
-        (float(theta - reach), float(theta + reach)),
+        (theta - reach, theta + reach),
         found.lowest,
-        float(np.exp(np.min(m[fine] - theta * u[fine]))),
-        (float(np.exp(u[fine].min())), float(np.exp(u[fine].max()))),
-        (float(found.distance[fine].min()), float(found.distance[fine].max())),
-        radius,
+        float(np.exp(np.min(m_fine - theta * u_fine))),
+        (float(np.exp(u_fine.min())), float(np.exp(u_fine.max()))),
+        (float(distance.min()), float(distance.max())),
+        found.radius,
         found.evaluations,
         np.column_stack([u, m]),
     )
 
 
-def _slope(u: np.ndarray, m: np.ndarray, highest: float) -> tuple[float, float]:
-    """Slope of m over u up to a level, and the half-width of its 95 % interval.
-
-    Residuals of neighbouring levels are alike: a quarter of the points is counted.
-    """
-    u, m = u[u <= highest + 1e-9], m[u <= highest + 1e-9]
-    centred = u - u.mean()
-    slope = float(centred @ m / (centred @ centred))
-    residual = m - m.mean() - slope * centred
-    freedom = max(1, len(u) - 2)
-    variance = float(residual @ residual) / freedom / float(centred @ centred)
-    return slope, float(student.ppf(0.975, max(3, freedom // 2))) * 2 * np.sqrt(variance)
+def regression(x: np.ndarray, y: np.ndarray) -> tuple[float, float, int]:
+    """Slope of y over x, its standard error, and the degrees of freedom that are left."""
+    c, freedom = x - x.mean(), max(1, len(x) - 2)
+    slope = float(c @ y / (c @ c))
+    r = y - y.mean() - slope * c
+    return slope, float(np.sqrt(r @ r / freedom / (c @ c))), freedom

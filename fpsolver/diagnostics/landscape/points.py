@@ -18,23 +18,10 @@ from ...models.noise import Noise, PerSample, Sum, samples_of
 from ...models.process import Process, space_of
 from ...models.samples import Samples
 from ...models.sgd import SGD, MomentumSGD
-from ..pointwise import Pointwise, compiled, private_simplices
+from ..sampling import Pointwise, axes_and_sums, compiled, private_simplices, quadratic_form
 
-
-def loss_of(source: Any) -> Any:
-    """The scalar source f of a process, or ``source`` itself if it is a loss.
-
-    Raises:
-        TypeError: a process without a loss, or one whose coordinates are not those of its loss.
-    """
-    if not isinstance(source, Process):
-        return source
-    if source.kinetic:
-        raise TypeError(f"{type(source).__name__} lives on (x, v): give its loss, and a domain of the positions x.")
-    loss = source.loss_source()
-    if loss is None:
-        raise TypeError(f"{type(source).__name__} has no loss; expected fp.Langevin, fp.SGD or a loss.")
-    return loss
+_FIRST = np.array([1.0, -8.0, 8.0, -1.0]) / 12  # weights at −2h, −h, h, 2h, of fourth order
+_SECOND = np.array([-1.0, 16.0, 16.0, -1.0]) / 12
 
 
 class Loss:
@@ -45,83 +32,74 @@ class Loss:
             Hessian is differences of it.  All derivatives of ``fp.batched`` losses are differences of fourth order.
         symbolic: whether all derivatives are.
         step: length of the steps of the differences, 0 if there are none.
-        extent: largest side of the domain's bounding box.
+        domain, dim: where it is looked at.
+        low, high, extent: corners of its bounding box, and the largest side.
     """
 
     def __init__(self, source: Any, domain: Domain):
-        source = loss_of(source)
+        name = type(source).__name__
+        if isinstance(source, Process) and source.kinetic:
+            raise TypeError(f"{name} lives on (x, v): give its loss, and a domain of the positions x.")
+        source = source.loss_source() if isinstance(source, Process) else source
+        if source is None:
+            raise TypeError(f"{name} has no loss; expected fp.Langevin, fp.SGD or a loss.")
         if isinstance(source, fem.Function):
             raise TypeError(
                 "the loss is a dolfinx Function, a piecewise polynomial whose second derivatives jump: give it as a "
                 "callable of x that returns UFL, or as fp.batched(f)."
             )
-        low, high = bounds(domain.mesh)
-        self.low, self.high, self.extent = low, high, float((high - low).max())
-        self.dim, self.exact = domain.dim, not isinstance(source, Batched)
+        self._source = source
+        self.low, self.high = bounds(domain.mesh)
+        self.domain, self.dim, self.extent = domain, domain.dim, float((self.high - self.low).max())
+        self.exact = not isinstance(source, Batched)
         self.symbolic = self.exact and not isinstance(source, Samples)
         self.step = 0.0 if self.symbolic else 5e-4 * self.extent
-        if isinstance(source, Batched):
-            self._function = source.function
-            return
-        if isinstance(source, Samples):
-            self._samples = source
-            return
-        orders = (1, 2, 4) if self.dim == 1 else (1, 2)
-        self._tables = {k: Pointwise(self.dim, partial(_derivatives, source, k), domain.comm) for k in orders}
+        if self.symbolic:
+            orders = (1, 2, 4) if self.dim == 1 else (1, 2)
+            self._tables = {k: Pointwise(self.dim, partial(_derivatives, source, k), domain.comm) for k in orders}
 
     def first(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """f (n,) and ∇f (n, d)."""
-        if not self.exact:
-            return self._differences(points)[:2]
-        if not self.symbolic:
-            return self._samples.moments(points)[:2]
-        table = self._tables[1](points)
-        return table[:, 0], table[:, 1:]
+        if self.symbolic:
+            table = self._tables[1](points)
+            return table[:, 0], table[:, 1:]
+        f, g = self._source.moments(points)[:2] if self.exact else self._differences(points)[:2]
+        return f, g
 
     def second(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """f (n,), ∇f (n, d) and ∇∇f (n, d, d)."""
+        d = self.dim
+        if self.symbolic:
+            table = self._tables[2](points)
+            return table[:, 0], table[:, 1 : d + 1], table[:, d + 1 :].reshape(-1, d, d)
         if not self.exact:
             return self._differences(points)
-        if not self.symbolic:
-            return self._differenced_gradient(points)
-        d = self.dim
-        table = self._tables[2](points)
-        return table[:, 0], table[:, 1 : d + 1], table[:, d + 1 :].reshape(-1, d, d)
+        y = self._stencil(points, np.eye(d))
+        f, g, _ = self._source.moments(y.reshape(-1, d))
+        g = g.reshape(*y.shape[:2], d)
+        H = np.einsum("nikj,k->nij", g[:, 1:].reshape(-1, d, 4, d), _FIRST) / self.step
+        return f.reshape(y.shape[:2])[:, 0], g[:, 0], 0.5 * (H + H.transpose(0, 2, 1))
 
     def higher(self, point: Any) -> tuple[float, float]:
         """f''' and f'''' at a point, in one dimension."""
         row = self._tables[4](np.array(point, dtype=float).reshape(1, 1))[0]
         return float(row[3]), float(row[4])
 
-    def _differences(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        n, d, h = len(points), self.dim, self.step
-        e = h * np.eye(d)
-        steps = [np.zeros(d), *(k * e[i] for i in range(d) for k in (-2, -1, 1, 2))]
-        pairs = [(i, j) for i in range(d) for j in range(i)]
-        signs = ((1, 1, 1), (1, -1, -1), (-1, 1, -1), (-1, -1, 1))
-        steps += [k * (a * e[i] + b * e[j]) for i, j in pairs for k in (1, 2) for a, b, _ in signs]
-        table = np.asarray(self._function((points[:, None] + np.array(steps)).reshape(-1, d)), dtype=float)
-        if table.shape != (n * len(steps),):
-            raise ValueError(f"loss returned shape {table.shape} for {n * len(steps)} points; expected one value each.")
-        table = table.reshape(n, len(steps))
-        f, line = table[:, 0], table[:, 1 : 4 * d + 1].reshape(n, d, 4)
-        g = line @ np.array([1.0, -8.0, 8.0, -1.0]) / (12 * h)
-        H = np.zeros((n, d, d))
-        H[:, range(d), range(d)] = (line @ np.array([-1.0, 16.0, 16.0, -1.0]) - 30 * f[:, None]) / (12 * h * h)
-        cross = table[:, 4 * d + 1 :].reshape(n, len(pairs), 2, 4) @ np.array([s for *_, s in signs], dtype=float)
-        for m, (i, j) in enumerate(pairs):
-            # extrapolated from steps h and 2h
-            H[:, i, j] = H[:, j, i] = (4 * cross[:, m, 0] - cross[:, m, 1] / 4) / (12 * h * h)
-        return f, g, H
+    def _stencil(self, points: np.ndarray, axes: np.ndarray) -> np.ndarray:
+        """Each point and four beside it on each axis, shape (n, 1 + 4 axes, d)."""
+        steps = self.step * np.array([-2.0, -1.0, 1.0, 2.0])[:, None] * axes[:, None]
+        return points[:, None] + np.concatenate([np.zeros((1, self.dim)), steps.reshape(-1, self.dim)])
 
-    def _differenced_gradient(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        n, d, h = len(points), self.dim, self.step
-        shifts = [np.zeros(d), *(k * h * e for e in np.eye(d) for k in (-2, -1, 1, 2))]
-        f, g, _ = self._samples.moments((points[:, None] + np.array(shifts)).reshape(-1, d))
-        g = g.reshape(n, 1 + 4 * d, d)
-        line = g[:, 1:].reshape(n, d, 4, d)
-        H = np.einsum("nikj,k->nij", line, np.array([1.0, -8.0, 8.0, -1.0])) / (12 * h)
-        return f.reshape(n, -1)[:, 0], g[:, 0], 0.5 * (H + H.transpose(0, 2, 1))
+    def _differences(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        d, h = self.dim, self.step
+        y = self._stencil(points, axes_and_sums(d))
+        table = np.asarray(self._source.function(y.reshape(-1, d)), dtype=float)
+        if table.shape != (y.shape[0] * y.shape[1],):
+            raise ValueError(f"loss returned shape {table.shape} for {y[..., 0].size} points; expected one value each.")
+        f, line = np.split(table.reshape(y.shape[:2]), [1], axis=1)
+        line = line.reshape(len(y), -1, 4)
+        curvature = (line @ _SECOND - 2.5 * f) / h**2
+        return f[:, 0], line[:, :d] @ _FIRST / h, quadratic_form(curvature, d)
 
 
 def _derivatives(source: Any, order: int, mesh: dmesh.Mesh) -> Expr:
@@ -150,7 +128,7 @@ class SampleLosses:
             )
         if isinstance(found.samples, Batched):
             raise ValueError("PerSample(fp.batched(grads)) knows gradients, not losses: give the samples as losses.")
-        self.dim, self._samples = dim, found.samples
+        self.dim, self.comm, self._samples = dim, comm, found.samples
         if isinstance(found.samples, Samples):
             self.size = found.samples.size
             return

@@ -1,5 +1,10 @@
-"""Star-convexity of per-sample losses along trajectories or at points."""
+"""Star-convexity of per-sample losses about a point x*: ⟨∇f_i(x), x − x*⟩ ≥ f_i(x) − f_i(x*).
 
+Zhou, Yang, Zhang, Liang, Tarokh, *SGD converges to global minimum in deep learning via star-convex path* (ICLR 2019):
+SGD with a small learning rate does not move away from x* in steps whose batch has it.
+"""
+
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +15,10 @@ from scipy.stats import norm
 from scipy.stats import t as student
 
 from ..._answer import Answer
+from ..._arguments import check_integer, check_positive
 from ..._errors import together
 from ...discretisation.solution import as_points
+from ...models.network import Network
 from .points import SampleLosses
 
 _PAIRS = 2_000_000
@@ -24,10 +31,8 @@ class StarConvexity(Answer):
     Along a path on which all pairs have it, E|x − x*|² of SGD decreases as for convex losses.
 
     Attributes:
-        share: of all pairs.
-        interval: at 95 %; paths are independent of each other, steps and samples on one path are not.
-        per_step: share at each step, shape (steps,).
-        per_step_interval: shape (steps, 2).
+        share, interval: of all pairs, at 95 %; paths are independent of each other, steps and samples on one are not.
+        per_step, per_step_interval: at each step, shapes (steps,) and (steps, 2).
         per_sample: share of each sample's points, shape (N,).
         worst: largest f_i(x) − f_i(x*) − ⟨∇f_i(x), x − x*⟩ over all pairs; not positive if all have it.
         paths, steps, samples: how many.
@@ -73,12 +78,11 @@ def star_convexity(process: Any, x_star: Any, points: Any, *, comm: MPI.Comm = M
         raise ValueError(f"star_convexity: x_star has shape {centre.shape}; one finite point, (d,), was expected.")
     d = len(centre)
     array = array if array.ndim == 3 else as_points(array, d, "star_convexity: points")[:, None]
-    if array.shape[2] != d or not array.size:
+    if array.shape[2] != d or not array.size or not np.isfinite(array).all():
         raise ValueError(
-            f"star_convexity: points have shape {np.shape(points)}; (n, {d}) or (paths, steps, {d}) was expected."
+            f"star_convexity: points have shape {np.shape(points)}; finite ones, (n, {d}) or (paths, steps, {d}), were "
+            "expected. Did the trajectories diverge?"
         )
-    if not np.isfinite(array).all():
-        raise ValueError("star_convexity: the points are not finite; did the trajectories diverge?")
     return survey(SampleLosses(process, d, comm), centre, array, comm)
 
 
@@ -105,18 +109,10 @@ def survey(losses: SampleLosses, centre: np.ndarray, array: np.ndarray, comm: MP
     table = np.concatenate(comm.allgather(table))
     samples = sum(comm.allgather(samples)) / (paths * steps)
     share, interval = _share(table.mean(axis=1))
-    each = [_share(column) for column in table.T]
-    return StarConvexity(
-        share,
-        interval,
-        np.array([s for s, _ in each]),
-        np.array([i for _, i in each]),
-        samples,
-        max(comm.allgather(worst)),
-        paths,
-        steps,
-        losses.size,
-    )
+    each, intervals = zip(*(_share(column) for column in table.T), strict=True)
+    worst = max(comm.allgather(worst))
+    step = np.array(each), np.array(intervals)
+    return StarConvexity(share, interval, *step, samples, worst, paths, steps, losses.size)
 
 
 def _share(clusters: np.ndarray) -> tuple[float, tuple[float, float]]:
@@ -128,3 +124,105 @@ def _share(clusters: np.ndarray) -> tuple[float, tuple[float, float]]:
     middle = (p + z * z / (2 * effective)) / (1 + z * z / effective)
     reach = z / (1 + z * z / effective) * np.sqrt(p * (1 - p) / effective + (z / (2 * effective)) ** 2)
     return p, (max(0.0, float(middle - reach)), min(1.0, float(middle + reach)))
+
+
+@dataclass(frozen=True, eq=False)
+class StarConvexPath(Answer):
+    """A path of SGD with reshuffled batches, seen from x*: e_k = ⟨∇f_B(x_k), x_k − x*⟩ − f_B(x_k) + f_B(x*).
+
+    Attributes:
+        residual: Σ e_k over the steps of each epoch, shape (epochs,); an epoch is star-convex if it is not negative.
+        share: of the steps of each epoch that are star-convex, shape (epochs,).
+        distance: |x − x*| before the first and after each epoch, shape (epochs + 1,).
+        loss: f there, shape (epochs + 1,).
+        variance: tr Σ of one sample's gradient there, shape (epochs + 1,).
+        x_star: x*, shape (P,).
+        own_end: whether x* is the end of this very path, about which the last steps are star-convex trivially.
+    """
+
+    residual: np.ndarray
+    share: np.ndarray
+    distance: np.ndarray
+    loss: np.ndarray
+    variance: np.ndarray
+    x_star: np.ndarray
+    own_end: bool
+
+    @property
+    def epochs(self) -> float:
+        """Share of star-convex epochs."""
+        return float((self.residual >= 0).mean())
+
+    @property
+    def steps(self) -> float:
+        """Share of star-convex steps."""
+        return float(self.share.mean())
+
+    def __repr__(self) -> str:
+        about = "its own end" if self.own_end else "a given x*"
+        return (
+            f"star-convex about {about}: {self.epochs:.0%} of {len(self.residual)} epochs, {self.steps:.1%} of the "
+            f"steps; |x - x*| from {self.distance[0]:.3g} to {self.distance[-1]:.3g}, loss from {self.loss[0]:.3g} to "
+            f"{self.loss[-1]:.3g}"
+        )
+
+
+def star_convex_path(
+    network: Network,
+    learning_rate: float,
+    epochs: int,
+    *,
+    batch_size: int = 32,
+    start: Any = None,
+    seed: int = 0,
+    x_star: Any = None,
+) -> StarConvexPath:
+    """Train with reshuffled batches, and say how star-convex the path is (not collective: each rank trains its own).
+
+    Args:
+        network: on all its P weights.
+        learning_rate: η.
+        epochs: how often all samples are taken, each time in a new random order; the last batch may be smaller.
+        batch_size: B.
+        start: weights (P,); by default those that the network was given with.
+        seed: of the orders.
+        x_star: weights (P,); by default the end of the path, for which it is taken twice instead of being stored.
+
+    Raises:
+        ValueError: a learning rate that is not positive, numbers that are no positive integers, batches larger than the
+            data, weights of another network, or training that diverges.
+    """
+    check_positive("star_convex_path: learning_rate", learning_rate)
+    check_integer("star_convex_path: epochs", epochs)
+    check_integer("star_convex_path: batch_size", batch_size, 1, network.size)
+    first = network.point(start, "star_convex_path: start")
+
+    def path() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Weights before each step, its batch and gradient; at last those after all steps, without batch."""
+        random, w, none = np.random.default_rng(seed), first.copy(), np.zeros(0, dtype=int)
+        for _ in range(epochs):
+            order = random.permutation(network.size)
+            for i in range(0, network.size, batch_size):
+                batch = order[i : i + batch_size]
+                gradient = network.batch_gradient(w, batch)
+                yield w, batch, gradient
+                w = w - learning_rate * gradient
+            if not np.isfinite(w).all():
+                raise ValueError("star_convex_path: training diverges; lower the learning rate.")
+        yield w, none, none
+
+    if x_star is None:
+        for w, _, _ in path():
+            end = w
+    else:
+        end = network.point(x_star, "star_convex_path: x_star")
+    per_epoch = -(-network.size // batch_size)
+    at_end, excess, marks = network.losses(end), [], []
+    for k, (w, batch, gradient) in enumerate(path()):
+        if k % per_epoch == 0:
+            marks.append((np.linalg.norm(w - end), network.losses(w).mean(), network.noise_trace(w)))
+        if len(batch):
+            excess.append(gradient @ (w - end) - network.losses(w, batch).mean() + at_end[batch].mean())
+    e = np.array(excess).reshape(-1, per_epoch)
+    distance, loss, variance = np.array(marks).T
+    return StarConvexPath(e.sum(axis=1), (e >= 0).mean(axis=1), distance, loss, variance, end, x_star is None)

@@ -1,36 +1,34 @@
 """The picture of a landscape report: the loss, its critical points, ellipses of curvature and noise, paths, decay."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from dolfinx import fem
 
 from ... import plot
 from ..._errors import import_optional, on_root
-from ...domains.domain import Domain
 from ...montecarlo.ensemble import Ensemble
-from ..concentration.decay import LossDecay
+from ..concentration.regime import LossDecay
 from ..landscape.critical import CriticalPoint
-from ..landscape.points import Loss
 from ..landscape.star import StarConvexity
+
+if TYPE_CHECKING:
+    from .landscape import LandscapeReport
 
 _MARKS = {"minimum": ("o", "white"), "saddle": ("X", "tab:orange"), "maximum": ("^", "tab:red")}
 _PATHS = 8
+_TIME = r"time $t$ (one step = learning rate $\eta$)"
 
 
-def draw(
-    loss: Loss,
-    domain: Domain,
-    points: list[CriticalPoint],
-    ensemble: Ensemble | None,
-    stars: dict[str, StarConvexity],
-    decays: dict[str, LossDecay],
-    path: str | Path,
-) -> Any:
+def draw(report: "LandscapeReport", path: str | Path) -> Any:
     """Draw on rank 0 and write to ``path`` (collective)."""
+    loss, domain, ensemble = report.loss, report.loss.domain, report.ensemble
     if domain.dim > 2:
         raise ValueError("a landscape is drawn in one and two dimensions; in three, plot slices of the loss.")
+    points = [p.critical for p in report.points]
+    stars = {p.place: p.star for p in report.points if p.star is not None}
+    decays = {p.place: p.decay for p in report.points if p.decay is not None}
     f = fem.Function(fem.functionspace(domain.mesh, ("Lagrange", 4)), name="loss")
     x = f.function_space.tabulate_dof_coordinates()[:, : domain.dim]
     f.x.array[:] = loss.first(x)[0]
@@ -44,8 +42,9 @@ def draw(
     count = 1 + bool(stars) + bool(decays)
     panels = on_root(domain.comm, lambda: _panels(count)) or [None] * count
     options: dict[str, Any] = {"contours": 25} if domain.dim == 2 else {}
-    figure = plot.field(f, panels[0], limits=limits, cmap="Blues_r", label="loss", **options)
-    if figure is not None:
+    figure = plot.field(f, panels[0], limits=limits, cmap="Blues_r", label="loss $f$", **options)
+
+    def add() -> None:
         axes = panels[0]
         if domain.dim == 1:
             axes.set_ylim(low - 0.05 * (limits[1] - low), limits[1])
@@ -56,12 +55,14 @@ def draw(
         for kind in dict.fromkeys(c.kind for c in points):
             marker, colour = _MARKS.get(kind, ("s", "gray"))
             where = np.array([(*c.point, c.value)[:2] for c in points if c.kind == kind])
-            axes.plot(*where.T, marker, color=colour, markeredgecolor="black", markersize=7, label=kind, zorder=5)
-        axes.legend(loc="upper right", fontsize="small")
+            axes.plot(*where.T, marker, color=colour, markeredgecolor="black", markersize=6, label=kind, zorder=5)
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
         if stars and ensemble is not None:
             _stars(panels[1], stars, ensemble.times)
         if decays:
             _decays(panels[-1], decays)
+
+    on_root(domain.comm, lambda: plot.styled(add))
     plot.save(figure, path, domain.comm)
     return figure
 
@@ -70,7 +71,7 @@ def _panels(count: int) -> list[Any]:
     import_optional("matplotlib", "LandscapeReport.plot")
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.4 + 4.6 * (count - 1), 4.8), layout="constrained")
+    figure = Figure(figsize=(5.6 + 3.8 * (count - 1), 4.0), layout="constrained")
     return list(figure.subplots(1, count, squeeze=False, width_ratios=[1.5] + [1.0] * (count - 1))[0])
 
 
@@ -86,9 +87,9 @@ def _stars(axes: Any, stars: dict[str, StarConvexity], times: np.ndarray) -> Non
         bars = np.abs(star.per_step_interval.T - star.per_step)
         label = f"{star.paths} paths to {name}"
         axes.errorbar(times, star.per_step, bars, fmt="o-", color=f"C{k}", markersize=3, capsize=2, label=label)
-    axes.set(xlabel="time (one step = learning rate)", ylabel="share of star-convex pairs", ylim=(None, 1.02))
-    axes.set_title("star-convexity along the paths", fontsize="medium")
-    axes.legend(loc="best", fontsize="small")
+    axes.set(xlabel=_TIME, ylabel="share of star-convex pairs", ylim=(None, 1.02))
+    axes.set_title("star-convexity along the paths")
+    axes.legend()
 
 
 def _decays(axes: Any, decays: dict[str, LossDecay]) -> None:
@@ -106,10 +107,10 @@ def _decays(axes: Any, decays: dict[str, LossDecay]) -> None:
             law, label = start * (1 + slope / start * t / p) ** -p, f"1/t^{p:.3g}, predicted"
         axes.plot(decay.times[decay.regime], law, "--", color=f"C{k}", label=label)
     algebraic = any(d.law == "algebraic" for d in decays.values())
-    axes.set(xlabel="time (one step = learning rate)", ylabel="E f - f*", yscale="log")
+    axes.set(xlabel=_TIME, ylabel=r"$\mathbb{E} f - f^*$", yscale="log")
     axes.set_xscale("log" if algebraic and min(d.times[0] for d in decays.values()) > 0 else "linear")
-    axes.set_title("decay of the expected loss", fontsize="medium")
-    axes.legend(loc="best", fontsize="small")
+    axes.set_title("decay of the expected loss")
+    axes.legend()
 
 
 def _ellipses(axes: Any, points: list[CriticalPoint], size: float) -> None:

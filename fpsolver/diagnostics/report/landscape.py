@@ -7,19 +7,20 @@ from typing import Any
 
 import numpy as np
 
-from ..._answer import Answer
+from ..._answer import Answer, place
 from ...domains.domain import Domain
 from ...evolution.evolution import Evolution
+from ...models.sgd import SGD
 from ...montecarlo.ensemble import Ensemble
 from ...montecarlo.estimates import Estimate
 from ..concentration.contraction import Collapse
-from ..concentration.decay import LossDecay, last_mean, loss_decay, predicted_decay
+from ..concentration.regime import LossDecay, last_mean, loss_decay, predicted_decay
 from ..landscape.critical import CriticalPoint, find_critical_points
 from ..landscape.lojasiewicz import Exponent, exponent_at, largest_ball
-from ..landscape.points import Loss, SampleLosses
+from ..landscape.points import Loss, SampleLosses, covariance_at
 from ..landscape.star import StarConvexity, survey
+from ..sampling import relative_noise
 from ._ellipses import draw
-from ._interpolating import collapse_at
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,9 +29,7 @@ class PointReport(Answer):
 
     Attributes:
         critical: the point, its Hessian H and covariance Σ.
-        trace: tr H.
-        determinant: det H.
-        largest: largest eigenvalue of H.
+        trace, determinant, largest: tr H, det H, and the largest eigenvalue of H.
         alignment: tr(HΣ)/(|H| |Σ|), Frobenius norms: 1 if noise and curvature are proportional; nan without noise.
         angle: between the leading eigenvectors of H and Σ, in degrees from 0 to 90; nan without noise, or where one of
             them is not unique.
@@ -52,6 +51,11 @@ class PointReport(Answer):
     decay: LossDecay | None = None
     star: StarConvexity | None = None
 
+    @property
+    def place(self) -> str:
+        """Where it is, in five digits."""
+        return _text(self.critical.point)
+
 
 @dataclass(frozen=True, eq=False)
 class LandscapeReport(Answer):
@@ -62,15 +66,14 @@ class LandscapeReport(Answer):
         notes: what could not be determined, and why.
         steps: share of the algorithm's steps, with their own batches, that are star-convex about the minimum that
             ``simulate`` was given; None without.
-        ensemble: the paths; None without.
+        ensemble, loss: the paths, None without; f at points of the domain.
     """
 
     points: tuple[PointReport, ...]
     notes: tuple[str, ...]
     steps: Estimate | None
     ensemble: Ensemble | None = field(repr=False)
-    _loss: Loss = field(repr=False)
-    _domain: Domain = field(repr=False)
+    loss: Loss = field(repr=False)
 
     @property
     def minima(self) -> tuple[PointReport, ...]:
@@ -81,13 +84,12 @@ class LandscapeReport(Answer):
         head = f"{'kind':<10} {'point':<26} {'f':>11} {'tr H':>10} {'det H':>10} {'max H':>10} {'tr Sigma':>10}"
         rows = [f"{head} {'align':>6} {'angle':>6}  theta"]
         rows += [_row(p) for p in self.points]
-        rows += [_decay_text(p) for p in self.points if p.exponent is not None]
-        rows += [f"paths that end near {_text(p.critical.point)}: {p.star}" for p in self.points if p.star is not None]
+        rows += [_decay_text(p, p.exponent) for p in self.points if p.exponent is not None]
+        rows += [f"paths that end near {p.place}: {p.star}" for p in self.points if p.star is not None]
         if self.steps is not None:
-            rows.append(
-                f"steps with their own batches, about simulate's minimum: {self.steps.scaled(100)} % star-convex"
-            )
-        rows += [_collapse_text(p) for p in self.points if p.collapse is not None]
+            share = self.steps.scaled(100)
+            rows.append(f"steps with their own batches, about simulate's minimum: {share} % star-convex")
+        rows += [_collapse_text(p, p.collapse) for p in self.points if p.collapse is not None]
         return "\n".join([*rows, *self.notes])
 
     def plot(self, path: str | Path) -> Any:
@@ -97,17 +99,12 @@ class LandscapeReport(Answer):
         square roots of Σ's eigenvalues as semi-axes.  Each kind has one scale for all points.  Further panels show what
         the report has of star-convexity along the paths, some of which are drawn, and of the decay of E f.
 
-        Returns:
-            The matplotlib figure on rank 0, None elsewhere.
+        Returns the matplotlib figure on rank 0, None elsewhere.
 
         Raises:
             ValueError: three dimensions.
-            ModuleNotFoundError: matplotlib is missing.
         """
-        names = {_text(p.critical.point): p for p in self.points}
-        stars = {name: p.star for name, p in names.items() if p.star is not None}
-        decays = {name: p.decay for name, p in names.items() if p.decay is not None}
-        return draw(self._loss, self._domain, [p.critical for p in self.points], self.ensemble, stars, decays, path)
+        return draw(self, path)
 
 
 def landscape(
@@ -138,65 +135,51 @@ def landscape(
             leave; an evolution for which no exponent is there, or whose mass does not stay near a minimum.
     """
     evolutions = list(evolution) if isinstance(evolution, list | tuple) else [evolution]
-    samples = _checked(process_or_loss, domain, exponents, ensemble, evolutions)
+    _check(domain, ensemble, evolutions)
+    if evolutions and not exponents:
+        raise ValueError("landscape: the decay of E f is predicted by exponents; evolution= needs exponents=True.")
+    samples = None if ensemble is None else SampleLosses(process_or_loss, domain.dim, domain.comm)
     loss = Loss(process_or_loss, domain)
-    found = find_critical_points(loss, process_or_loss, domain)
+    found = find_critical_points(loss, process_or_loss)
     if not found:
         raise ValueError(
             "landscape: the loss has no critical point on the domain; its lowest values lie on the boundary. Take a "
             "larger domain."
         )
     notes: list[str] = []
-    reports = []
+    reports: list[PointReport] = []
     for c in found:
         others = [np.linalg.norm(np.subtract(c.point, o.point)) for o in found if o is not c]
         reach = min([0.1 * loss.extent, *(0.5 * float(r) for r in others)])
-        exponent = _exponent(loss, domain, c, reach, seed, notes) if exponents else None
-        collapse = collapse_at(process_or_loss, domain, c, reach)
+        exponent = _exponent(loss, c, reach, seed, notes) if exponents else None
+        collapse = _collapse(process_or_loss, domain, c, 2e-3 * reach)
         trace, determinant = float(np.trace(c.hessian)), float(np.linalg.det(c.hessian))
         reports.append(PointReport(c, trace, determinant, float(c.eigenvalues[-1]), *_alignment(c), exponent, collapse))
     minima = [k for k, r in enumerate(reports) if r.critical.kind == "minimum" or r.exponent]
     if not minima:
         notes.append("there is no minimum on the domain: f decreases towards its boundary")
     elif samples is not None and ensemble is not None and len(ensemble.times):
-        _add_stars(reports, minima, samples, ensemble, domain, notes)
+        _add_stars(reports, minima, samples, ensemble, notes)
     for one in evolutions:
         _add_decay(reports, minima, one)
     steps = None if ensemble is None or ensemble.convexity is None else ensemble.star_convexity()
-    return LandscapeReport(tuple(reports), tuple(notes), steps, ensemble, loss, domain)
+    return LandscapeReport(tuple(reports), tuple(notes), steps, ensemble, loss)
 
 
-def _checked(
-    process: Any, domain: Domain, exponents: bool, ensemble: Any, evolutions: list[Any]
-) -> SampleLosses | None:
-    """The samples' losses if there is an ensemble (collective)."""
-    if ensemble is not None:
-        if not isinstance(ensemble, Ensemble):
-            raise TypeError(f"landscape: ensemble is a {type(ensemble).__name__}; one of fp.simulate was expected.")
-        if not len(ensemble.times) and ensemble.convexity is None:
-            raise ValueError("landscape: the ensemble has no positions. Give simulate times=, or minimum=.")
-        d = ensemble.exit_points.shape[1]
+def _check(domain: Domain, ensemble: Any, evolutions: list[Any]) -> None:
+    given = [] if ensemble is None else [("ensemble", ensemble, Ensemble, "fp.simulate")]
+    for name, one, kind, verb in given + [("evolution", e, Evolution, "fp.evolve") for e in evolutions]:
+        if not isinstance(one, kind):
+            raise TypeError(f"landscape: {name} is a {type(one).__name__}; one of {verb} was expected.")
+        d = one.generator.domain.dim if isinstance(one, Evolution) else one.exit_points.shape[1]
         if d != domain.dim:
-            raise ValueError(f"landscape: the ensemble's paths have {d} coordinates, the domain has {domain.dim}.")
-    for one in evolutions:
-        if not isinstance(one, Evolution):
-            raise TypeError(f"landscape: evolution is a {type(one).__name__}; one of fp.evolve was expected.")
-        if one.generator.domain.dim != domain.dim:
-            raise ValueError(
-                f"landscape: the evolution has {one.generator.domain.dim} dimension(s), the domain {domain.dim}."
-            )
-    if evolutions and not exponents:
-        raise ValueError("landscape: the decay of E f is predicted by exponents; evolution= needs exponents=True.")
-    return None if ensemble is None else SampleLosses(process, domain.dim, domain.comm)
+            raise ValueError(f"landscape: the {name} has {d} dimension(s), the domain has {domain.dim}.")
+    if ensemble is not None and not len(ensemble.times) and ensemble.convexity is None:
+        raise ValueError("landscape: the ensemble has no positions. Give simulate times=, or minimum=.")
 
 
 def _add_stars(
-    reports: list[PointReport],
-    minima: list[int],
-    samples: SampleLosses,
-    ensemble: Ensemble,
-    domain: Domain,
-    notes: list[str],
+    reports: list[PointReport], minima: list[int], samples: SampleLosses, ensemble: Ensemble, notes: list[str]
 ) -> None:
     x = ensemble.positions.transpose(1, 0, 2)
     stay = np.asarray(np.isfinite(x).all(axis=(1, 2)))
@@ -210,7 +193,7 @@ def _add_stars(
     nearest = np.argmin(np.linalg.norm(x[:, -1, None] - centres, axis=2), axis=1)
     for i, k in enumerate(minima):
         if (nearest == i).any():
-            reports[k] = replace(reports[k], star=survey(samples, centres[i], x[nearest == i], domain.comm))
+            reports[k] = replace(reports[k], star=survey(samples, centres[i], x[nearest == i], samples.comm))
 
 
 def _add_decay(reports: list[PointReport], minima: list[int], evolution: Evolution) -> None:
@@ -224,35 +207,47 @@ def _add_decay(reports: list[PointReport], minima: list[int], evolution: Evoluti
     reports[k] = replace(reports[k], decay=loss_decay(evolution, exponent))
 
 
-def _exponent(
-    loss: Loss, domain: Domain, c: CriticalPoint, reach: float, seed: int, notes: list[str]
-) -> Exponent | None:
+def _exponent(loss: Loss, c: CriticalPoint, reach: float, seed: int, notes: list[str]) -> Exponent | None:
     if c.kind not in ("minimum", "degenerate"):
         return None
     x = np.array(c.point)
     try:
-        return exponent_at(loss, domain, x, largest_ball(domain, x, reach), seed)
+        return exponent_at(loss, x, largest_ball(loss.domain, x, reach), seed)
     except ValueError as problem:  # the same on all ranks
         notes.append(f"no exponent at {_text(c.point)}: {problem}")
         return None
 
 
+def _collapse(process: Any, domain: Domain, c: CriticalPoint, rho: float) -> Collapse | None:
+    """What :func:`~fpsolver.diagnostics.collapse` tells, from H and Σ alone; None where Σ ≠ 0 (collective)."""
+    if not isinstance(process, SGD) or c.covariance is None:
+        return None
+
+    def noise(y: np.ndarray) -> np.ndarray:
+        """Of tr 2D; losses of PyTorch and JAX need no tabulation for it."""
+        Sigma = covariance_at(process, y, domain.comm)
+        assert Sigma is not None  # as at the point itself
+        return process.learning_rate / process.batch_size * np.trace(Sigma, axis1=1, axis2=2)
+
+    x = np.array(c.point)
+    at, *near = noise(x + rho * np.array([np.zeros(domain.dim), *np.eye(domain.dim), *-np.eye(domain.dim)]))
+    if at > 1e-3 * max(near) or max(near) == 0:
+        return None
+    pull = 0.0 if c.kind == "degenerate" and c.index == 0 else float(c.eigenvalues[0])
+    return Collapse.at(x, pull, relative_noise(noise, x, rho))
+
+
 def _alignment(c: CriticalPoint) -> tuple[float, float]:
     """tr(HΣ)/(|H| |Σ|) and the angle between leading eigenvectors in degrees."""
     nothing = float("nan")
-    if c.covariance is None:
-        return nothing, nothing
-    sizes = float(np.linalg.norm(c.hessian) * np.linalg.norm(c.covariance))
-    if sizes <= 1e-280:
+    sizes = 0.0 if c.covariance is None else float(np.linalg.norm(c.hessian) * np.linalg.norm(c.covariance))
+    if c.covariance is None or sizes <= 1e-280:
         return nothing, nothing
     alignment = float(np.sum(c.hessian * c.covariance)) / sizes
-    leading = []
-    for matrix in (c.hessian, c.covariance):
-        values, vectors = np.linalg.eigh(matrix)
-        if len(values) > 1 and values[-1] - values[-2] <= 1e-8 * np.abs(values).max():
-            return alignment, nothing
-        leading.append(vectors[:, -1])
-    return alignment, float(np.degrees(np.arccos(min(1.0, abs(leading[0] @ leading[1])))))
+    (a, A), (b, B) = (np.linalg.eigh(matrix) for matrix in (c.hessian, c.covariance))
+    if any(len(v) > 1 and v[-1] - v[-2] <= 1e-8 * np.abs(v).max() for v in (a, b)):
+        return alignment, nothing
+    return alignment, float(np.degrees(np.arccos(min(1.0, abs(A[:, -1] @ B[:, -1])))))
 
 
 def _row(p: PointReport) -> str:
@@ -260,16 +255,16 @@ def _row(p: PointReport) -> str:
     noise = "-" if c.covariance is None else f"{np.trace(c.covariance):.3e}"
     numbers = f"{c.value:11.4g} {p.trace:10.4g} {p.determinant:10.4g} {p.largest:10.4g} {noise:>10}"
     theta = "-" if p.exponent is None else f"{p.exponent}".removeprefix("theta = ")
-    return f"{c.kind:<10} {_text(c.point):<26} {numbers} {_or_dash(p.alignment, 3)} {_or_dash(p.angle, 1)}  {theta}"
+    alignment, angle = (f"{v:6.{k}f}" if np.isfinite(v) else f"{'-':>6}" for v, k in ((p.alignment, 3), (p.angle, 1)))
+    return f"{c.kind:<10} {p.place:<26} {numbers} {alignment} {angle}  {theta}"
 
 
-def _decay_text(p: PointReport) -> str:
-    assert p.exponent is not None
-    law, value, (low, high) = predicted_decay(p.exponent)
+def _decay_text(p: PointReport, exponent: Exponent) -> str:
+    law, value, (low, high) = predicted_decay(exponent)
     how = f"1/t^{value:.4g} [{low:.4g}, {high:.4g}]"
     if law == "exponential":
         how = f"exponential, rate {value:.4g} or more"
-    line = f"decay of E f near {_text(p.critical.point)}: {how} without noise"
+    line = f"decay of E f near {p.place}: {how} without noise"
     if p.decay is None:
         return line
     if np.isnan(p.decay.measured):
@@ -278,19 +273,13 @@ def _decay_text(p: PointReport) -> str:
     return f"{line}; measured by the PDE {p.decay.measured:.4g} [{low:.4g}, {high:.4g}]"
 
 
-def _collapse_text(p: PointReport) -> str:
-    c = p.collapse
-    assert c is not None
-    line = f"Sigma = 0 at the {p.critical.kind} {_text(p.critical.point)}: "
+def _collapse_text(p: PointReport, c: Collapse) -> str:
+    line = f"Sigma = 0 at the {p.critical.kind} {p.place}: "
     if not c.stationary:
         return line + "more slowly than the square of the distance, no rate of collapse is known"
     verdict = "the law collapses to it" if c.collapses else "no collapse in mean square"
     return f"{line}2 pull - noise = 2 x {c.pull:.4g} - {c.relative_noise:.4g} = {c.rate:.4g}: {verdict}"
 
 
-def _or_dash(value: float, digits: int) -> str:
-    return f"{'-':>6}" if np.isnan(value) else f"{value:6.{digits}f}"
-
-
-def _text(point: tuple[float, ...]) -> str:
-    return "(" + ", ".join(f"{c + 0.0:.5g}" for c in np.round(point, 12)) + ")"
+def _text(point: Any) -> str:
+    return place(np.round(point, 12) + 0.0, 5)
