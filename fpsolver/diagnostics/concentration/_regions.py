@@ -22,7 +22,7 @@ from ..sampling import Array, owned_nodes
 # from the corners of pieces, shape (n, d + 1, d): the share of each region, shape (n, k), and which pieces to cut
 Classify = Callable[[Array], tuple[Array, Array]]
 _CHUNK = 20_000  # pieces whose basis functions are tabulated at once
-_FINENESS = {1: 20, 2: 6, 3: 3}  # the last pieces at a ball are smaller than 2^-n of its radius
+_FINENESS = {1: 20, 2: 7, 3: 3}  # the last pieces at a ball are smaller than 2^-n of its radius
 
 
 Pieces = tuple[Array, Array, Array]
