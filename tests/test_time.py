@@ -104,6 +104,8 @@ def test_questions_about_what_stands_still():
     ):
         with pytest.raises(ValueError, match=r"depends on the time t.*gen\.replace\(t=0\.0\)"):
             ask()
+    with pytest.raises(TypeError, match="a loss that moves"):
+        fp.diagnostics.critical_points(fp.Langevin(lambda x, t: (x[0] - t) ** 2, 0.1), LINE)
     sgd = fp.SGD(None, fp.PerSample([lambda x, t: x[0] ** 2 * t, lambda x: x[0]]), 0.1)
     with pytest.raises(ValueError, match="asks for the time t"):
         fp.Chain(sgd, LINE, ["right"])

@@ -31,12 +31,7 @@ if TYPE_CHECKING:
 EXIT_TIME = "exit_time"
 STEPS = "mean exit time in steps"
 TOL = 1e-6  # of expectations in time, relative
-COLUMNS = {
-    "pde": ("PDE", "k.-"),
-    "chain": ("chain", "C3-"),
-    "sde": ("SDE paths", "C0o"),
-    "sgd": ("SGD paths", "C3s"),
-}  # titles and marks
+COLUMNS = {"pde": ("PDE", "k.-"), "chain": ("chain", "C3-"), "sde": ("SDE paths", "C0o"), "sgd": ("SGD paths", "C3s")}
 
 
 @dataclass(frozen=True)
@@ -239,7 +234,10 @@ def _row(
     true = by_chain or by_sgd
     low, high = (true.low - pde.high) / size, (true.high - pde.low) / size
     gap = Estimate((true.value - pde.value) / size, low, high, by_sgd.level, true.count)
-    doubts = [*_doubts(pde, by_sde, sde, sgd), *(_doubts_of_chain(by_chain, by_sgd) if by_chain else [])]
+    doubts = _doubts(pde, by_sde, sde, sgd)
+    if by_chain and _differ(by_chain, by_sgd):
+        both = f"{by_chain} and {by_sgd}"
+        doubts.append(f"chain and SGD paths, two ways to one number, differ: {both}. Doubt the chain: refine its mesh")
     return Row(eta, pde, by_chain, by_sde, by_sgd, gap, tuple(doubts))
 
 
@@ -257,18 +255,15 @@ def _expectation(models: Sequence[Any], g: Any, time: Any, point: np.ndarray, to
     return computed(value, abs(value - better))
 
 
-def _doubts_of_chain(chain: Estimate, paths: Estimate) -> list[str]:
-    if abs(chain.value - paths.value) <= chain.error + 1.5 * paths.error:
-        return []
-    return [
-        f"chain and SGD paths, two ways to one number, differ: {chain} and {paths}. Doubt the chain: refine its mesh"
-    ]
+def _differ(computed: Estimate, paths: Estimate) -> bool:
+    """By more than three standard deviations."""
+    return not abs(computed.value - paths.value) <= computed.error + 1.5 * paths.error
 
 
 def _doubts(pde: Estimate, paths: Estimate, sde: Ensemble, sgd: Ensemble) -> list[str]:
     """Which columns are not to be trusted: the PDE and the paths of its diffusion are two ways to one number."""
     doubts = []
-    if not abs(pde.value - paths.value) <= pde.error + 1.5 * paths.error:  # three standard deviations
+    if _differ(pde, paths):
         who = {
             None: "one of them: leave substeps= out to have the step of the paths chosen",
             True: "the PDE, whose mesh resolves less than its error bar claims: refine it",

@@ -40,6 +40,8 @@ class Loss:
         name = type(source).__name__
         if isinstance(source, Process) and source.kinetic:
             raise TypeError(f"{name} lives on (x, v): give its loss, and a domain of the positions x.")
+        if getattr(source, "timed", False):
+            raise TypeError(f"{name} has a loss that moves: stop it with process.with_parameters(t=0.0).")
         source = source.loss_source() if isinstance(source, Process) else source
         if source is None:
             raise TypeError(f"{name} has no loss; expected fp.Langevin, fp.SGD or a loss.")
