@@ -59,3 +59,12 @@ def part_names(absorbing: Any) -> tuple[str, ...]:
     if not isinstance(absorbing, Iterable):
         raise TypeError(f"absorbing is {absorbing!r}; names of boundary parts were expected, as in ['left'], or [].")
     return tuple(dict.fromkeys([absorbing] if isinstance(absorbing, str) else absorbing))
+
+
+def need_still(gen: Any, what: str) -> None:
+    """Refuse a process that depends on the time, of a question about one that does not."""
+    if getattr(gen.process, "timed", False):
+        raise ValueError(
+            f"{what}: the process depends on the time t, and this is a question about one that does not. Ask fp.evolve "
+            "or fp.backward (with payoff 1: the survival), or stop the time: gen.replace(t=0.0)."
+        )

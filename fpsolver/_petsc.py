@@ -8,11 +8,13 @@ again once the solver has read it, so that one solver's options never leak into 
 import ctypes
 import difflib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import petsc4py
+
+import numpy as np
 
 
 def _petsc_arguments(arguments: list[str]) -> list[str]:
@@ -233,3 +235,49 @@ class LinearSolver:
             self._adjoint.destroy()
         self.ksp.destroy()
         self._work.destroy()
+
+
+def eigenpairs(
+    matrices: Sequence[PETSc.Mat], k: int, wanted: int, what: str, preset: Options, options: Options | None,
+    target: float | None = None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
+    """At least ``k`` eigenvalues of A x = λ x or A x = λ B x, this rank's vectors (n, owned), residuals (collective).
+
+    Those closest to a target or, without one, of the largest modulus, which come first; ``wanted`` are asked for.
+
+    Raises:
+        ImportError: slepc4py is missing.
+        NotConverged: fewer than ``k`` converged.
+    """
+    try:
+        from slepc4py import SLEPc
+    except ImportError as error:
+        raise ImportError(f"{what} needs slepc4py: install python3-slepc4py (apt) or slepc4py (conda).") from error
+    size = matrices[0].getSize()[0]
+    eps = SLEPc.EPS().create(matrices[0].comm)
+    eps.setOptionsPrefix("fp_spectrum_")
+    eps.setOperators(*matrices)
+    kinds, which = SLEPc.EPS.ProblemType, SLEPc.EPS.Which
+    eps.setProblemType(kinds.NHEP if len(matrices) == 1 else kinds.GNHEP)
+    eps.setWhichEigenpairs(which.LARGEST_MAGNITUDE if target is None else which.TARGET_MAGNITUDE)
+    if target is not None:
+        eps.setTarget(target)
+    eps.setDimensions(min(wanted, size), min(max(2 * wanted + 10, 30 if target is None else 20), size))
+    eps.setTolerances(1e-11, 2000 if target is None else 500)
+    with inserted_options("fp_spectrum_", options, preset):
+        eps.setFromOptions()
+        eps.setUp()
+        eps.solve()
+    converged = eps.getConverged()
+    if converged < k:
+        residual = max((eps.computeError(i) for i in range(converged)), default=float("nan"))
+        names = {v: name for name, v in vars(SLEPc.EPS.ConvergedReason).items() if isinstance(v, int)}
+        reason, its = names.get(eps.getConvergedReason(), "EPS reason unknown"), eps.getIterationNumber()
+        advice = f"{converged} of {k} modes converged; allow more work (-fp_spectrum_eps_max_it, -fp_spectrum_eps_ncv)."
+        raise NotConverged(what, reason, its, residual, "fp_spectrum_", advice)
+    re, im = matrices[0].createVecs("right"), matrices[0].createVecs("right")
+    values, vectors = [], []
+    for i in range(converged):
+        values.append(eps.getEigenpair(i, re, im))
+        vectors.append(re.array_r + 1j * im.array_r)
+    return np.array(values, dtype=complex), np.array(vectors), np.array([eps.computeError(i) for i in range(converged)])

@@ -43,6 +43,8 @@ def test_gamblers_ruin():
     points, shares = law.points("right")
     assert shares.sum() == pytest.approx(3 / 11, rel=1e-12)
     assert np.allclose(points, 1.0)
+    with pytest.raises(ValueError, match="no density"):
+        law.density("right")
 
 
 def test_gamblers_ruin_on_any_mesh():
@@ -97,6 +99,21 @@ def test_control_charts(eta, c, runs):
         chain = fp.Chain(process, fp.Domain.interval(-r, r, 20), ["left", "right"])
         tau = fp.mean_exit_time(chain)
         assert float(tau.at([[0.0]])[0]) / eta == pytest.approx(expected, rel=3e-8, abs=1e-6)
+
+
+def test_regions_and_places_of_exit_where_noise_is_gaussian():
+    """The limits of a chart as regions of a wider domain; the two sides are left alike."""
+    eta, c = 0.25, 2.998
+    r = c * np.sqrt(eta / (2 - eta))
+    process = fp.SGD(lambda x: x[0] ** 2 / 2, fp.Isotropic(1.0), eta)
+    wide = fp.Chain(process, fp.Domain.interval(-2 * r, 2 * r, 40))
+    passage = fp.first_passage(wide, {"middle": (0.0, 0.01), "out": lambda x: np.abs(x[0]) > r})
+    assert passage.times[0, 1] / eta == pytest.approx(499.836004, rel=3e-8)
+    law = fp.exit_distribution(fp.Chain(process, fp.Domain.interval(-r, r, 20), ["left", "right"]), [0.0])
+    points, shares = law.points("right")
+    assert shares.sum() == pytest.approx(law.probability["right"], rel=1e-11)
+    assert shares.sum() == pytest.approx(0.5, rel=1e-8)
+    assert np.allclose(points, r)
 
 
 def test_noise_of_a_density_with_samples():

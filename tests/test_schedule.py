@@ -306,3 +306,19 @@ def test_heavy_ball_is_the_kinetic_process_to_first_order():
         errors.append(abs(C / np.outer([1, np.sqrt(eta)], [1, np.sqrt(eta)]) - kinetic).max() / kinetic.max())
     assert errors[1] < 0.02
     assert errors[0] / errors[1] == pytest.approx(10, rel=0.2)
+
+
+def test_evolutions_in_steps():
+    """Times and flows of the same solutions, counted in steps of one learning rate; not where it changes."""
+    process, domain = fp.SGD(lambda x: x[0] ** 2 / 2, fp.Isotropic(1.0), 0.2), fp.Domain.interval(-1, 1, 8)
+    for gen in (fp.Generator(process, domain, ["right"]), fp.Chain(process, domain, ["right"])):
+        flow = fp.evolve(gen, fp.gaussian(0.0, 0.2), [0.4, 1.0])
+        steps = flow.in_steps()
+        assert steps.times == pytest.approx([2.0, 5.0])
+        assert steps.outflow["right"] == pytest.approx(0.2 * flow.outflow["right"])
+        assert steps.outflux == pytest.approx(flow.outflux) and steps[0] is flow[0]
+        with pytest.raises(AttributeError):
+            flow.name = "other"
+    scheduled = fp.evolve(gen, fp.gaussian(0.0, 0.2), [0.4], schedule={"learning_rate": 0.1})
+    with pytest.raises(ValueError, match="count_steps"):
+        scheduled.in_steps()

@@ -1,7 +1,3 @@
-"""The algorithm itself as a Markov chain on the mesh: its transition operator, and the verbs asked of it."""
+"""The algorithm itself as a Markov chain on the mesh: its transition operator, which every verb takes."""
 
-from . import evolution as evolution
-from . import exits as exits
-from . import laws as laws
-from . import regions as regions
 from .chain import Chain as Chain

@@ -14,7 +14,7 @@ from petsc4py import PETSc
 import numpy as np
 from scipy import sparse
 
-from .._errors import agree
+from .._errors import together
 from ..pointwise.walls import Walls
 from ._cells import Cells
 from ._images import Images, Region, follow
@@ -23,41 +23,26 @@ from ._steps import Steps
 
 Array = np.ndarray[Any, Any]
 Field = Callable[[Array], Array]
-BLOCKED = 7
-"""Size of blocks, up to which PETSc multiplies parallel matrices of blocks rightly (3.22: wrong products for 10)."""
-CHUNK = 200_000
-"""Images at a time."""
+BLOCKED = 7  # size of blocks, up to which PETSc multiplies parallel matrices of blocks rightly (3.22: wrong for 10)
+CHUNK = 200_000  # images at a time
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the matrices are made from.
+    """What the matrices are made from."""
 
-    Attributes:
-        cells, walls, steps: the mesh, its boundary and the algorithm.
-        parts: number of absorbing parts.
-        regions: further places that absorb.
-        basis: reference points (n, d) -> values of the basis of a cell (n, m).
-        points: points in each cell.
-        finer: by how much more where an image of the cell lies astride the exit.
-        seed: of the points.
-        discount: factor of what a step from x is worth, a function of points (n, d); one by default.
-        payoffs: for each part what leaving there is worth, by the point where it is left; one by default.
-        count: points in each of this rank's cells, where they are known already.
-    """
-
-    cells: Cells
+    cells: Cells  #: the mesh, its boundary and the algorithm
     walls: Walls
     steps: Steps
-    parts: int
-    regions: tuple[Region, ...]
-    basis: Callable[[Array], Array]
-    points: int
-    finer: int
-    seed: int
-    discount: Field | None = None
-    payoffs: tuple[Field | None, ...] = ()
-    count: Array | None = None
+    parts: int  #: number of absorbing parts
+    regions: tuple[Region, ...]  #: further places that absorb
+    basis: Callable[[Array], Array]  #: reference points (n, d) -> values of the basis of a cell (n, m)
+    points: int  #: points in each cell
+    finer: int  #: by how much more where an image of the cell lies astride the exit
+    seed: int  #: of the points
+    discount: Field | None = None  #: factor of what a step from points (n, d) is worth
+    payoffs: tuple[Field | None, ...] = ()  #: for each part what leaving there is worth, by the point; one by default
+    count: Array | None = None  #: points in each of this rank's cells, where known
 
     def samples(self) -> Iterator[Points]:
         """The points alone, some cells at a time; needs ``count``."""
@@ -77,23 +62,19 @@ class Recipe:
 
     def _refined(self, chosen: Array) -> Iterator[tuple[Points, Images]]:
         """The cells at hand; those that the exit's preimage crosses with more points."""
-        known = self.count is not None
-        count = np.full(len(chosen), self.points) if self.count is None else self.count[chosen - self.cells.begin]
-        if known and count.max() > self.points:
-            size = max(1, CHUNK // (len(self.steps.weights) * self.points * self.finer))
-            for begin in range(0, len(chosen), size):
-                yield self._follow(chosen[begin : begin + size], count[begin : begin + size])
-            return
-        found = self._follow(chosen, count)
-        if self.finer > 1 and not known:
-            astride = self._astride(chosen, *found)
-            if astride.any():
-                count = np.where(astride, self.finer * self.points, self.points)
-                size = max(1, CHUNK // (len(self.steps.weights) * self.points * self.finer))
-                for begin in range(0, len(chosen), size):
-                    yield self._follow(chosen[begin : begin + size], count[begin : begin + size])
+        if self.count is None:
+            found = self._follow(chosen, np.full(len(chosen), self.points))
+            astride = self._astride(chosen, *found) if self.finer > 1 else np.zeros(len(chosen), bool)
+            if not astride.any():
+                yield found
                 return
-        yield found
+            count = np.where(astride, self.finer * self.points, self.points)
+        else:
+            count = self.count[chosen - self.cells.begin]
+        most = CHUNK // (len(self.steps.weights) * self.points * self.finer)
+        size = len(chosen) if count.max() <= self.points else max(1, most)
+        for begin in range(0, len(chosen), size):
+            yield self._follow(chosen[begin : begin + size], count[begin : begin + size])
 
     def _follow(self, chosen: Array, count: Array) -> tuple[Points, Images]:
         points = points_in(self.cells, chosen, count, self.seed)
@@ -107,10 +88,22 @@ class Recipe:
         low, high = np.minimum.reduceat(leaving, first), np.maximum.reduceat(leaving, first)
         return high > low + 1e-12
 
+    def crossings(self, part: int, visits: Array) -> tuple[Array, Array]:
+        """Where paths cross a part, from the expected visits of this rank's cells: points, probabilities."""
+        where, share = [np.zeros((0, self.cells.dim))], [np.zeros(0)]
+        for points, images in self.chunks():
+            gone = images.left_part == part
+            share.append(images.left_weight[gone] * self._visits(points, visits)[images.left_source[gone]])
+            where.append(images.left_at[gone])
+        return np.concatenate(where), np.concatenate(share)
+
+    def _visits(self, points: Points, visits: Array) -> Array:
+        phi = self.basis(points.reference)
+        return points.weight * (visits.reshape(-1, phi.shape[1])[points.cell - self.cells.begin] * phi).sum(axis=1)
+
     def pieces(self) -> "Iterator[Piece]":
         """The matrices of some cells at a time."""
-        for points, images in self.chunks():
-            yield self._piece(points, images)
+        return (self._piece(points, images) for points, images in self.chunks())
 
     def _piece(self, points: Points, images: Images) -> "Piece":
         n = len(points.cell)
@@ -158,25 +151,15 @@ class Piece:
 
 @dataclass(frozen=True)
 class Assembled:
-    """Matrices and vectors of a chain.
+    """Matrices and vectors of a chain."""
 
-    Attributes:
-        M: mass matrix, block diagonal.
-        inverse: of M.
-        P: transition matrix.
-        exits: for each part and region, e_i = Σ_b w_b Σ_q ω_q φ_i(x_q) over the images that leave there.
-        images: number of images of all ranks.
-        mirrored: share of the probability that reflecting walls sent back, for a uniform start.
-        count: number of points in each of this rank's cells.
-    """
-
-    M: PETSc.Mat
-    inverse: PETSc.Mat
-    P: PETSc.Mat
-    exits: tuple[PETSc.Vec, ...]
-    images: int
-    mirrored: float
-    count: Array
+    M: PETSc.Mat  #: mass matrix, block diagonal
+    inverse: PETSc.Mat  #: of M
+    P: PETSc.Mat  #: transition matrix
+    exits: tuple[PETSc.Vec, ...]  #: for each part and region Σ_b w_b Σ_q ω_q φ_i(x_q) over the images that leave there
+    images: int  #: number of images of all ranks
+    mirrored: float  #: share of the probability that walls sent back, for a uniform start
+    count: Array  #: number of points in each of this rank's cells
 
 
 def assemble(recipe: Recipe, comm: Any) -> Assembled:
@@ -189,17 +172,14 @@ def assemble(recipe: Recipe, comm: Any) -> Assembled:
     m = recipe.basis(np.zeros((1, cells.dim))).shape[1]
     owned = cells.end - cells.begin
     rows, mass, exits = [], np.zeros((owned, m, m)), np.zeros((names, owned, m))
-    number, count, mirrored, problem = 0, np.zeros(owned, int), 0.0, None
-    try:
+    number, count, mirrored = 0, np.zeros(owned, int), 0.0
+    with together(comm):
         for piece in recipe.pieces():
             first = piece.cells - cells.begin
             mass[first], exits[:, first], count[first] = piece.mass, piece.exits, piece.count
             rows.append(piece.rows)
             number += piece.images
             mirrored += piece.mirrored
-    except ValueError as e:
-        problem = str(e)
-    agree(comm, problem)
     number, mirrored = comm.allreduce(number), comm.allreduce(mirrored)
     n, size = owned * m, cells.size * m
     local = np.arange(owned + 1, dtype=PETSc.IntType)

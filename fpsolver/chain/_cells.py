@@ -17,27 +17,17 @@ from ..domains.domain import Domain
 from ..pointwise.native import library
 
 Array = np.ndarray[Any, Any]
-INSIDE = -1e-12
-"""Smallest barycentric coordinate of a point that counts as inside."""
 
 
 @dataclass(frozen=True)
 class Cells:
-    """Simplices in the order of their global numbers.
+    """Simplices in the order of their global numbers."""
 
-    Attributes:
-        vertices: corners, shape (C, d + 1, d).
-        nodes: numbers of the corners in lexicographic order of the mesh's own coordinates, shape (C, d + 1).
-        fixed: for each node, whether it lies on the boundary.
-        keys: a number for each cell that depends on nothing but its corners in the mesh, shape (C,).
-        begin, end: the cells of this rank.
-    """
-
-    vertices: Array
-    nodes: Array
-    fixed: Array
-    keys: Array
-    begin: int
+    vertices: Array  #: corners, shape (C, d + 1, d)
+    nodes: Array  #: of the corners in lexicographic order of the mesh's own coordinates, (C, d + 1)
+    fixed: Array  #: for each node, whether it lies on the boundary
+    keys: Array  #: depend on nothing but the corners in the mesh, shape (C,)
+    begin: int  #: the cells of this rank
     end: int
 
     @property
@@ -65,27 +55,15 @@ class Cells:
     def _bins(self) -> "_Bins":
         return _Bins(self.vertices)
 
-    def reference(self, x: Array, cell: Array) -> Array:
-        """Coordinates X (n, d) on the reference cell of points x (n, d) in given cells (n,)."""
-        away = x - self.vertices[cell, 0]
-        return np.einsum("nij,nj->ni", self.inverse[cell], away)
-
-    def locate(self, x: Array) -> tuple[Array, Array]:
-        """Cell (n,) of each point x (n, d), -1 outside, and its reference coordinates (n, d)."""
-        return self._search(x, INSIDE)
-
-    def nearest(self, x: Array, tolerance: float = 1e-6) -> tuple[Array, Array]:
-        """As :meth:`locate`, for points that may lie outside by a small part of a cell."""
-        return self._search(x, -tolerance)
-
-    def _search(self, x: Array, least: float) -> tuple[Array, Array]:
+    def locate(self, x: Array, tolerance: float = 1e-12) -> tuple[Array, Array]:
+        """Cell (n,) of each point x (n, d), -1 outside by more than a part of it; reference coordinates (n, d)."""
         x, found, X = np.ascontiguousarray(x), np.empty(len(x), dtype=np.int64), np.empty(x.shape)
         bins, (n, d) = self._bins, x.shape
         arrays = (bins.low, bins.high, bins.shape, bins.offsets, bins.cells, self._first, self.inverse, x, found, X)
-        _library().locate(
+        library(_SOURCE).locate(
             ctypes.c_int(d),
             ctypes.c_longlong(n),
-            ctypes.c_double(least),
+            ctypes.c_double(-tolerance),
             *(ctypes.c_void_p(a.ctypes.data) for a in arrays),
         )
         return found, X
@@ -128,12 +106,8 @@ def _direction(seed: int, dim: int) -> Array:
     """Directions that point away from one another for successive seeds, of length one or, in 1D, less."""
     if dim == 1:
         return np.array([(1.0, -1.0, 0.5, -0.5)[(seed - 1) % 4]])
-    angle = 0.7 + 2 * np.pi * seed / 3
-    return (
-        np.array([np.cos(angle), np.sin(angle), 0.0])[:2]
-        if dim == 2
-        else np.array([np.cos(angle) * 0.8, np.sin(angle) * 0.8, 0.6 * (-1.0) ** seed])
-    )
+    angle, flat = 0.7 + 2 * np.pi * seed / 3, 1.0 if dim == 2 else 0.8
+    return np.array([flat * np.cos(angle), flat * np.sin(angle), 0.6 * (-1.0) ** seed])[:dim]
 
 
 class _Bins:
@@ -205,10 +179,6 @@ void locate(int d, long long n, double least, const double *low, const double *h
 """
 
 
-def _library() -> ctypes.CDLL:
-    return library(_SOURCE)
-
-
 def cells_of(domain: Domain) -> Cells:
     """The cells of a domain on every rank (collective).
 
@@ -227,13 +197,9 @@ def cells_of(domain: Domain) -> Cells:
     begin = sum(len(p) for p in pieces[: comm.rank])
     flat, nodes = np.unique(vertices.reshape(-1, d), axis=0, return_inverse=True)
     nodes = nodes.reshape(len(vertices), d + 1)
-    fixed = np.zeros(len(flat), dtype=bool)
     corners = np.concatenate(comm.allgather(domain.boundary.corners)).reshape(-1, d) + 0.0
-    both, number = np.unique(np.concatenate((flat, corners)), axis=0, return_inverse=True)
-    on = np.zeros(len(both), dtype=bool)
-    number = number.ravel()
-    on[number[len(flat) :]] = True
-    fixed = on[number[: len(flat)]]
+    _, number = np.unique(np.concatenate((flat, corners)), axis=0, return_inverse=True)
+    fixed = np.isin(number.ravel()[: len(flat)], number.ravel()[len(flat) :])
     ordered = flat[np.sort(nodes, axis=1)].reshape(len(vertices), -1)
     keys = np.zeros(len(vertices), dtype=np.uint64)
     for column in ordered.T:

@@ -17,10 +17,8 @@ from ._points import Points
 from ._steps import Blurred
 
 Array = np.ndarray[Any, Any]
-REACH = 8.7
-"""Standard deviations, beyond which less than rounding lies."""
-CHUNK = 2_000_000
-"""Densities at a time."""
+REACH = 8.7  # standard deviations, beyond which less than rounding lies
+CHUNK = 2_000_000  # densities at a time
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ class DensityRecipe(Recipe):
         if not np.isfinite(means).all():
             bad = float(points.x[~np.isfinite(means).all(axis=0)][0, 0])
             raise ValueError(f"Chain: the step from {bad:.6g} is not finite: the gradients are not finite there.")
-        kernel, outside = self._kernel(means, self.steps.deviations(x), targets)
+        kernel, outside = self._kernel(means, self.steps.deviations(x), targets), self._outside(points)
         phi, psi = self.basis(points.reference), targets.weight[:, None] * self.basis(targets.reference)
         m, q = phi.shape[1], self._order()
         inside = kernel @ targets.weight
@@ -72,14 +70,19 @@ class DensityRecipe(Recipe):
         mass = np.einsum("cqi,cqj->cij", weighted, phi.reshape(weighted.shape))
         if self.discount is not None:
             weighted = weighted * self.discount(points.x).reshape(len(chosen), q, 1)
-        ends = (self.cells.vertices.min(), self.cells.vertices.max())
-        exits = np.zeros((self.parts, len(chosen), m))
-        for side, label in enumerate(self._labels()):
+        exits = np.zeros((self.parts + len(self.regions), len(chosen), m))
+
+        def leave(label: int, share: Array) -> None:
+            exits[label] += np.einsum("cqi,cq->ci", weighted, share.reshape(len(chosen), q))
+
+        payoffs = [f or (lambda x: np.ones(len(x))) for f in self.payoffs or [None] * len(exits)]
+        for end, share, label in zip(self.ends, outside, self._labels(), strict=True):
             if label >= 0:
-                payoff = self.payoffs[label] if self.payoffs else None
-                worth = 1.0 if payoff is None else float(payoff(np.array([[ends[side]]]))[0])
-                share = worth * outside[side].reshape(len(chosen), q)
-                exits[label] += np.einsum("cqi,cq->ci", weighted, share)
+                leave(label, payoffs[label](np.array([[end]])) * share)
+        for label, region in enumerate(self.regions, self.parts):
+            there = np.flatnonzero(region(targets.x))
+            leave(label, kernel[:, there] @ (targets.weight[there] * payoffs[label](targets.x[there])))
+            kernel[:, there] = 0.0
         projected = np.einsum(
             "nty,tyj->ntj", kernel.reshape(len(x[0]), self.cells.size, -1), psi.reshape(self.cells.size, -1, m)
         )
@@ -94,23 +97,39 @@ class DensityRecipe(Recipe):
 
     def _labels(self) -> tuple[int, int]:
         """Labels of the left and of the right end."""
-        ends = np.array([[self.cells.vertices.min()], [self.cells.vertices.max()]]).T
-        return int(self.walls.label(0, ends[:, :1])[0]), int(self.walls.label(1, ends[:, 1:])[0])
+        left, right = (int(self.walls.label(side, np.array([[end]]))[0]) for side, end in enumerate(self.ends))
+        return left, right
 
-    def _kernel(self, means: Array, deviations: Array, targets: Points) -> tuple[Array, Array]:
-        """Transition densities (n, targets), mirrored at reflecting ends, and probabilities to leave (2, n)."""
-        a, b = float(self.cells.vertices.min()), float(self.cells.vertices.max())
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Of the interval."""
+        return float(self.cells.vertices.min()), float(self.cells.vertices.max())
+
+    def _outside(self, points: Points) -> Array:
+        """Probabilities to leave through each end in the next step, shape (2, n)."""
+        x, (a, b) = np.ascontiguousarray(points.x.T), self.ends
+        means, deviations, w = self.steps.images(x, points.key)[0], self.steps.deviations(x), self.steps.weights
+        tails = np.stack([w @ ndtr((a - means) / deviations), w @ ndtr((means - b) / deviations)])
+        return tails * (np.array(self._labels()) >= 0)[:, None]
+
+    def crossings(self, part: int, visits: Array) -> tuple[Array, Array]:
+        """As of any recipe: at the ends."""
+        points = self._gauss(np.arange(self.cells.begin, self.cells.end))
+        sides = [side for side, label in enumerate(self._labels()) if label == part]
+        share = self._outside(points)[sides] @ self._visits(points, visits)
+        return np.array([self.ends[side] for side in sides]).reshape(-1, 1), share
+
+    def _kernel(self, means: Array, deviations: Array, targets: Points) -> Array:
+        """Transition densities (n, targets), mirrored at reflecting ends."""
+        a, b = self.ends
         left, right = (label >= 0 for label in self._labels())
-        y, density = targets.x[:, 0], 0.0
+        y, density = targets.x[:, 0], np.zeros((means.shape[1], len(targets.x)))
         spread = means.min() - REACH * deviations.max(), means.max() + REACH * deviations.max()
         copies = [z for k in range(-3, 4) for z in (y + 2 * k * (b - a), 2 * a - y + 2 * k * (b - a))]
-        outside = np.zeros((2, means.shape[1]))
         for mean, deviation, w in zip(means, deviations, self.steps.weights, strict=True):
             s = deviation[:, None]
             for z in copies:
                 if (left and z.min() < a) or (right and z.max() > b) or z.max() < spread[0] or z.min() > spread[1]:
                     continue
-                density = density + w * np.exp(-0.5 * ((z - mean[:, None]) / s) ** 2) / (s * np.sqrt(2 * np.pi))
-            outside[0] += w * left * ndtr((a - mean) / deviation)
-            outside[1] += w * right * ndtr((mean - b) / deviation)
-        return np.broadcast_to(density, (means.shape[1], len(y))).copy(), outside
+                density += w * np.exp(-0.5 * ((z - mean[:, None]) / s) ** 2) / (s * np.sqrt(2 * np.pi))
+        return density

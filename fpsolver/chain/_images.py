@@ -23,39 +23,23 @@ Region = Callable[[Array], Array]
 
 @dataclass(frozen=True)
 class Images:
-    """Of the points of some cells, those that stay and those that leave.
+    """Of the points of some cells, those that stay (m) and those that leave (e)."""
 
-    Attributes:
-        source, weight, cell, reference: of the images inside: number of the point they come from, probability of the
-            batch, cell and reference coordinates; shapes (m,), (m,), (m,), (m, d).
-        left_source, left_weight, left_part, left_at: of those that left: the same, the number of the part and the
-            point where they crossed it; shapes (e,), (e,), (e,), (e, d).
-        mirrored: probability times volume of the images that reflecting walls sent back.
-    """
-
-    source: Array
-    weight: Array
-    cell: Array
-    reference: Array
+    source: Array  #: number of the point they come from, shape (m,)
+    weight: Array  #: probability of the batch, shape (m,)
+    cell: Array  #: shape (m,)
+    reference: Array  #: coordinates there, shape (m, d)
     left_source: Array
     left_weight: Array
-    left_part: Array
-    left_at: Array
-    mirrored: float
+    left_part: Array  #: number of the part, shape (e,)
+    left_at: Array  #: where they crossed it, shape (e, d)
+    mirrored: float  #: probability times volume of the images that reflecting walls sent back
 
 
 def follow(
     cells: Cells, walls: Walls, steps: Steps, points: Points, regions: Sequence[Region] = (), parts: int = 0
 ) -> Images:
-    """Images of points.
-
-    Args:
-        cells: the mesh.
-        walls: its boundary, with labels 0, ..., parts − 1 where it absorbs.
-        steps: the algorithm.
-        points: where steps begin.
-        regions: further places that absorb whatever ends a step in them, with the labels after those of the walls.
-        parts: number of absorbing parts.
+    """Images of points; walls have labels 0, ..., parts − 1 where they absorb, regions that absorb those that follow.
 
     Raises:
         ValueError: images that are not finite, or that leave the domain by more than its size where it reflects.
@@ -80,7 +64,11 @@ def follow(
         stay = outside[~met.out]
         _refuse_far(cells, points, source, y, stay)
         back = met.y.T[~met.out]
-        cell[stay], reference[stay] = _inside(cells, back)
+        cell[stay], reference[stay] = cells.locate(back, 1e-6)
+        if (lost := stay[cell[stay] < 0]).size:
+            raise ValueError(
+                f"Chain: from {_point(points.x[source[lost[0]]])} a step is mirrored to where there is no cell."
+            )
         mirrored = float((weight[stay] * points.weight[source[stay]]).sum())
         y[stay], at = back, np.full((len(y), cells.dim), np.nan)
         at[outside] = met.point.T
@@ -93,16 +81,6 @@ def follow(
         source[stays], weight[stays], cell[stays], reference[stays],
         source[gone], weight[gone], label[gone], where, mirrored,
     )  # fmt: skip
-
-
-def _inside(cells: Cells, y: Array) -> tuple[Array, Array]:
-    """Cells of points that are inside or on the boundary, up to rounding."""
-    cell, reference = cells.nearest(y)
-    if (lost := np.flatnonzero(cell < 0)).size:
-        raise ValueError(
-            f"Chain: the image {_point(y[lost[0]])}, mirrored at the reflecting walls, lies in no cell of the mesh."
-        )
-    return cell, reference
 
 
 def _refuse_far(cells: Cells, points: Points, source: Array, y: Array, stay: Array) -> None:

@@ -13,21 +13,13 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Points:
-    """Points to integrate with, those of a cell side by side.
+    """Points to integrate with, those of a cell side by side."""
 
-    Attributes:
-        cell: global number of each point's cell, ascending, shape (n,).
-        x: coordinates, shape (n, d).
-        reference: on the reference cell, shape (n, d).
-        weight: volume of the cell over its number of points, shape (n,).
-        key: a number of 64 bits for each, for further random numbers.
-    """
-
-    cell: Array
-    x: Array
-    reference: Array
-    weight: Array
-    key: Array
+    cell: Array  #: its global number, ascending, shape (n,)
+    x: Array  #: coordinates, shape (n, d)
+    reference: Array  #: on the reference cell, shape (n, d)
+    weight: Array  #: volume of the cell over its number of points, shape (n,)
+    key: Array  #: a number of 64 bits for each, for further random numbers
 
 
 @lru_cache

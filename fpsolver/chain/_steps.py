@@ -10,6 +10,8 @@ import numpy as np
 from scipy.special import ndtri
 
 from .. import _compat
+from .._arguments import check_integer
+from .._errors import together
 from ..domains.domain import Domain
 from ..models.optimisers import Optimiser
 from ..models.sgd import SGD
@@ -18,28 +20,17 @@ from ._cells import mixed, uniform
 from ._points import lattice
 
 Array = np.ndarray[Any, Any]
-MOST = 512
-"""Batches that are all taken; of more, some are drawn for each point."""
-DRAWS = 64
-"""Batches drawn for each point, where there are too many of them or noise is Gaussian."""
-WIDEST = 8.0
-"""Cells in standard deviations of Gaussian noise, up to which its density is integrated."""
-LATTICE = 12
-"""Random numbers per draw, up to which those of a point form a lattice."""
+MOST = 512  # batches that are all taken; of more, some are drawn for each point
+DRAWS = 64  # batches drawn for each point, where there are too many of them or noise is Gaussian
+WIDEST = 8.0  # cells in standard deviations of Gaussian noise, up to which its density is integrated
+LATTICE = 12  # random numbers per draw, up to which those of a point form a lattice
 
 
 class Steps(ABC):
-    """Images of points under the batches of an algorithm.
+    """Images of points under the batches of an algorithm."""
 
-    Attributes:
-        weights: of the batches, shape (nb,); they sum to one.
-        drawn: whether batches are drawn for each point, so that answers scatter.
-        numbers: temporary numbers per point and batch, for the size of chunks.
-    """
-
-    weights: Array
-    drawn: bool
-    numbers = 1
+    weights: Array  #: of the batches, shape (nb,); they sum to one
+    numbers = 1  #: temporary numbers per point and batch, for the size of chunks
 
     @abstractmethod
     def images(self, x: Array, key: Array) -> Array:
@@ -48,8 +39,6 @@ class Steps(ABC):
 
 class Given(Steps):
     """Any algorithm: step(points (n, d), batch) -> points (n, d)."""
-
-    drawn = False
 
     def __init__(self, step: Callable[[Array, Any], Any], batches: Sequence[Any], weights: Any = None):
         self.step, self.batches = step, list(batches)
@@ -80,8 +69,6 @@ class Given(Steps):
 class Enumerated(Steps):
     """All batches of an SGD process whose only noise is the choice of samples."""
 
-    drawn = False
-
     def __init__(self, algorithm: Descent):
         self.algorithm = algorithm
         self.sample, self.weights = algorithm.all_batches(MOST if algorithm.batch_size > 1 else algorithm.batches)
@@ -104,8 +91,6 @@ class Blurred(Enumerated):
 
 class Drawn(Steps):
     """Batches and noise drawn for each point: a lattice of random numbers, shifted at random from point to point."""
-
-    drawn = True
 
     def __init__(self, algorithm: Algorithm, draws: int):
         self.algorithm, self.weights = algorithm, np.full(draws, 1.0 / draws)
@@ -181,8 +166,7 @@ def steps_of(process: Any, domain: Domain, batches: int | None) -> Steps:
         )
     if process.timed:
         raise ValueError("Chain: a formula asks for the time t; the chain's step must be the same at all times.")
-    if batches is not None and (batches != int(batches) or batches < 1):
-        raise ValueError(f"Chain: batches is {batches!r}; a positive integer was expected.")
+    batches = None if batches is None else check_integer("Chain: batches", batches)
     algorithm = Descent.of(process, domain.dim)
     most = MOST if algorithm.batch_size > 1 else algorithm.batches
     exact = algorithm.batches <= most and (batches is None or batches >= algorithm.batches)
@@ -198,7 +182,7 @@ def _is_narrow(steps: Blurred, domain: Domain) -> bool:
     """Whether noise is too small for the cells somewhere, so that its density cannot be integrated (collective)."""
     x = domain.mesh.geometry.x[_compat.geometry_dofmap(domain.mesh)][:, :2, 0]
     width, narrow = np.ptp(x, axis=1), False
-    with np.errstate(all="ignore"):
+    with together(domain.comm), np.errstate(all="ignore"):
         for p in x.T if len(x) else ():
             narrow |= bool((width > WIDEST * steps.deviations(np.ascontiguousarray(p[None]))).any())
     return bool(domain.comm.allreduce(int(narrow), op=MPI.MAX))

@@ -11,26 +11,24 @@ import basix.ufl
 import numpy as np
 from dolfinx import fem
 
-from .._arguments import part_names
-from .._errors import agree
+from .._arguments import check_integer, part_names
+from .._errors import agree, together
 from .._log import logger
 from ..domains.domain import Domain
-from ..models.fields import is_number
 from ..pointwise.walls import walls_of
 from ._assemble import Assembled, Field, Recipe, assemble, bases
-from ._cells import cells_of
+from ._cells import Cells, cells_of
 from ._density import DensityRecipe
 from ._images import Region
 from ._steps import Blurred, Given, Steps, steps_of
 
 Array = np.ndarray[Any, Any]
-DEGREE = 2
-SMOOTH = 4
-"""Degree where Gaussian noise makes everything smooth."""
-POINTS = {1: 32, 2: 8, 3: 8}
-"""Points per cell, as multiples of the unknowns of a cell."""
-FINER = {1: 8, 2: 6, 3: 4}
-"""How many times more where the exit's preimage crosses a cell."""
+DEGREE, SMOOTH = 2, 4  # the latter where Gaussian noise makes everything smooth
+POINTS = {1: 32, 2: 8, 3: 8}  # per cell, as multiples of its unknowns
+FINER = {1: 8, 2: 6, 3: 4}  # how many times more where the exit's preimage crosses a cell
+_COMMON = (
+    "process", "domain", "declared", "degree", "time_per_step", "regions", "cells", "_shared", "_seed", "_batches"
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -69,9 +67,11 @@ class Chain:
 
     Attributes:
         M, P: ``PETSc.Mat``, mass and transition matrices; forward M p' = Pᵀ p, backward M u' = P u.
+        inverse: ``PETSc.Mat``, M⁻¹.
         V: the dolfinx space, discontinuous of this degree; cells' unknowns lie side by side.
         exits: dictionary part -> vector of ∫ φ_i times the probability to leave there in the next step.
-        process, domain, absorbing, degree: as used.
+        one, integrals: the coefficients of 1, and M1.
+        process, domain, absorbing, degree: as used; regions in which the chain stops absorb as well.
 
     Raises:
         TypeError: no algorithm.
@@ -79,6 +79,15 @@ class Chain:
     """
 
     assembled: Assembled
+    M: PETSc.Mat
+    P: PETSc.Mat
+    inverse: PETSc.Mat
+    one: PETSc.Vec
+    integrals: PETSc.Vec
+    cells: Cells
+    process: Any
+    degree: int
+    domain: Domain
 
     def __init__(
         self,
@@ -88,15 +97,8 @@ class Chain:
         degree: int | None = None,
         batches: int | None = None,
     ):
-        absorbing = _known_parts(domain, absorbing)
-        steps, problem = None, None
-        kind: type[Exception] = ValueError
-        try:
-            steps = steps_of(process, domain, batches)
-        except (ValueError, TypeError) as e:
-            problem, kind = str(e), type(e)
-        agree(domain.comm, problem, kind)
-        self._begin(process, domain, absorbing, degree, steps, float(process.time_per_step))
+        self._batches = batches
+        self._begin(process, domain, part_names(absorbing), degree, steps_of(process, domain, batches))
 
     @classmethod
     def of_step(
@@ -112,98 +114,63 @@ class Chain:
     ) -> "Chain":
         """The chain of any algorithm (collective).
 
-        Args:
-            step: maps points (n, d) and a batch to points (n, d).
-            batches: whatever ``step`` takes as its second argument, one after the other.
-            domain: where.
-            absorbing: as of the constructor.
-            degree: as of the constructor.
-            weights: probabilities of the batches, by default all the same.
-            time_per_step: the time that a step takes.
+        The function ``step`` maps points (n, d) and one of the batches, whatever these are, to points (n, d);
+        ``weights`` are the probabilities of the batches, by default all the same.  Else as the constructor.
 
         Raises:
             ValueError: weights that do not sum to one, points of another shape.
         """
-        chain = object.__new__(cls)
-        steps, problem = None, None
-        try:
-            steps = Given(step, batches, weights)
-        except ValueError as e:
-            problem = str(e)
-        agree(domain.comm, problem)
-        process = StepFunction(step, float(time_per_step))
-        chain._begin(process, domain, _known_parts(domain, absorbing), degree, steps, process.time_per_step)
+        chain, steps = object.__new__(cls), Given(step, batches, weights)
+        process, chain._batches = StepFunction(step, float(time_per_step)), None
+        chain._begin(process, domain, part_names(absorbing), degree, steps)
         return chain
 
-    def _begin(
-        self, process: Any, domain: Domain, absorbing: tuple[str, ...], degree: int | None, steps: Any, unit: float
-    ) -> None:
+    def _begin(self, process: Any, domain: Domain, parts: tuple[str, ...], degree: int | None, steps: Steps) -> None:
         degree = (SMOOTH if isinstance(steps, Blurred) else DEGREE) if degree is None else degree
-        if not is_number(degree) or degree != int(degree) or degree < 0:
-            raise ValueError(f"Chain: degree is {degree!r}; an integer of at least 0 was expected.")
-        self.process, self.domain, self.absorbing, self.degree = process, domain, absorbing, int(degree)
-        self.time_per_step = unit
+        self.degree = check_integer("Chain: degree", degree, least=0)
+        self.process, self.domain, self.declared = process, domain, parts
+        self.time_per_step, self.cells = float(process.time_per_step), cells_of(domain)
         self.regions: dict[str, Region] = {}
-        self.cells = cells_of(domain)
-        self._shared, self._seed = _Shared(walls_of(domain, absorbing), steps, self), 0
+        self._shared, self._seed = _Shared(walls_of(domain, parts), steps, self), 0
         self._make()
 
     def _make(self) -> None:
         d, shared = self.domain.dim, self._shared
         element = basix.ufl.element("DG", self.domain.mesh.topology.cell_name(), self.degree)
-        m, self.basis = element.dim, bases(element.basix_element)
+        self.basis = bases(element.basix_element)
         recipe = (DensityRecipe if isinstance(shared.steps, Blurred) else Recipe)(
-            self.cells, shared.walls, cast(Any, shared.steps), len(self.absorbing), tuple(self.regions.values()),
-            self.basis, POINTS[d] * m, FINER[d], self._seed,
+            self.cells, shared.walls, cast(Any, shared.steps), len(self.declared), tuple(self.regions.values()),
+            self.basis, POINTS[d] * element.dim, FINER[d], self._seed,
         )  # fmt: skip
         with PETSc.Log.Stage("fpsolver assemble"):
-            self.assembled = assemble(recipe, self.domain.comm)
-        self._recipe = replace(recipe, count=self.assembled.count)
-        logger.info("chain with %d unknowns from %d images", self.assembled.M.getSize()[0], self.assembled.images)
+            found = assemble(recipe, self.domain.comm)
+        self._recipe, self.assembled = replace(recipe, count=found.count), found
+        self.M, self.P, self.inverse, self.one = found.M, found.P, found.inverse, found.M.createVecRight()
+        self.one.set(1.0)
+        self.integrals = self.M * self.one
+        self.exits: dict[str, PETSc.Vec] = dict(zip(self.absorbing, found.exits, strict=True))
+        logger.info("chain with %d unknowns from %d images", self.M.getSize()[0], found.images)
+
+    def _variant(self, **changes: Any) -> Self:
+        """A chain like this one but for some attributes, whose matrices are still to be made."""
+        other = object.__new__(type(self))
+        other.__dict__ |= {name: self.__dict__[name] for name in _COMMON} | changes
+        return other
 
     @property
-    def block(self) -> int:
-        """Unknowns of a cell."""
-        return self.M.getSize()[0] // self.cells.size
+    def absorbing(self) -> tuple[str, ...]:
+        """Names of what ends a path: parts of the boundary, then regions."""
+        return (*self.declared, *self.regions)
 
     @property
     def base(self) -> "Chain":
         """The chain on the domain's own mesh, of which this one may be a variant."""
         return self._shared.base
 
-    @property
-    def M(self) -> PETSc.Mat:
-        """Mass matrix."""
-        return self.assembled.M
-
-    @property
-    def P(self) -> PETSc.Mat:
-        """Transition matrix."""
-        return self.assembled.P
-
-    @cached_property
-    def exits(self) -> dict[str, PETSc.Vec]:
-        """Per absorbing part: ∫ φ_i times the probability of leaving through it in the next step."""
-        return dict(zip((*self.absorbing, *self.regions), self.assembled.exits, strict=True))
-
     @cached_property
     def V(self) -> fem.FunctionSpace:
         """The space of the answers."""
         return fem.functionspace(self.domain.mesh, ("DG", self.degree))
-
-    @cached_property
-    def integrals(self) -> PETSc.Vec:
-        """M1."""
-        vector = self.M.createVecLeft()
-        self.M.mult(self.one, vector)
-        return vector
-
-    @cached_property
-    def one(self) -> PETSc.Vec:
-        """Coefficients of the constant 1."""
-        one = self.M.createVecRight()
-        one.set(1.0)
-        return one
 
     def stats(self) -> dict[str, Any]:
         """Size and figures, for answers."""
@@ -220,13 +187,10 @@ class Chain:
         """
         known = self._shared.variants
         if (seed, finer) not in known:
-            other, cells = self._copy(), self.base.cells.moved(seed)
-            other._seed = seed
-            if finer and cells.dim == 1:
-                cells = cells.halved()
-            elif finer:
-                other.degree += 1
-            other.cells = cells
+            cells, halve = self.base.cells.moved(seed), finer and self.domain.dim == 1
+            other = self._variant(
+                _seed=seed, cells=cells.halved() if halve else cells, degree=self.degree + (finer and not halve)
+            )
             other._make()
             known[seed, finer] = other
         return known[seed, finer]
@@ -234,19 +198,17 @@ class Chain:
     def refined(self) -> "Chain":
         """The same chain with every cell cut in two along each edge (collective)."""
         owned = self.domain.mesh.topology.index_map(self.domain.dim).size_local
-        other = self._copy()
-        other.domain = self.domain.refine(np.arange(owned, dtype=np.int32))
-        other.cells = cells_of(other.domain)
-        other._shared = replace(self._shared, walls=walls_of(other.domain, other.absorbing), variants={}, base=other)
-        other._make()
-        return other
+        domain = self.domain.refine(np.arange(owned, dtype=np.int32))
+        return self._elsewhere(domain=domain, cells=cells_of(domain))
 
     def stopped(self, regions: Mapping[str, Region], parts: Sequence[str] = ()) -> "Chain":
         """The chain that also ends where a step ends in one of some regions, or beyond further parts (collective)."""
-        other = self._copy()
-        other.absorbing = _known_parts(self.domain, (*self.absorbing, *parts))
-        other.regions = {**self.regions, **regions}
-        walls = walls_of(self.domain, other.absorbing)
+        declared = part_names((*self.declared, *parts))
+        return self._elsewhere(declared=declared, regions={**self.regions, **regions})
+
+    def _elsewhere(self, **changes: Any) -> "Chain":
+        other = self._variant(**changes)
+        walls = walls_of(other.domain, other.declared)
         other._shared = replace(self._shared, walls=walls, variants={}, base=other)
         other._make()
         return other
@@ -256,70 +218,37 @@ class Chain:
         if isinstance(self.process, StepFunction):
             raise ValueError("Chain.replace: the chain of a step function has no numbers; make another of_step.")
         process = self.process.with_parameters(**parameters)
-        return Chain(process, self.domain, self.absorbing, self.degree)
+        return Chain(process, self.domain, self.declared, self.degree, self._batches)
 
-    def _copy(self) -> Self:
-        other = object.__new__(type(self))
-        for name in (
-            "process",
-            "domain",
-            "absorbing",
-            "degree",
-            "time_per_step",
-            "regions",
-            "_shared",
-            "cells",
-            "_seed",
-        ):
-            setattr(other, name, getattr(self, name))
-        return other
+    def load(self, field: Field, density: PETSc.Vec | None = None) -> PETSc.Vec:
+        """Σ_q ω_q φ_i(x_q) f(x_q) with the points of the chain, for a function f of points (n, d) (collective).
 
-    def load(self, field: Field) -> PETSc.Vec:
-        """Σ_q ω_q φ_i(x_q) f(x_q) with the points of the chain, for a function f of points (n, d) (collective)."""
-        vector, problem, recipe = self.M.createVecLeft(), None, self._recipe
-        try:
+        With a density p, by its coefficients, of f p instead.
+        """
+        vector, recipe = self.M.createVecLeft(), self._recipe
+        with together(self.domain.comm):
             for points in recipe.samples():
                 phi = recipe.basis(points.reference)
                 chosen, first = np.unique(points.cell, return_index=True)
-                values = (points.weight * field(points.x))[:, None] * phi
+                values = points.weight * field(points.x)
+                if density is not None:
+                    values *= (density.array_r.reshape(-1, phi.shape[1])[points.cell - self.cells.begin] * phi).sum(
+                        axis=1
+                    )
                 blocks = vector.array_w.reshape(-1, phi.shape[1])
-                blocks[chosen - self.cells.begin] = np.add.reduceat(values, first)
-        except (ValueError, TypeError) as e:
-            problem = str(e)
+                blocks[chosen - self.cells.begin] = np.add.reduceat(values[:, None] * phi, first)
         finite = np.isfinite(vector.array_r).all()
-        agree(self.domain.comm, problem or (None if finite else "a source is not finite on the domain."))
+        agree(self.domain.comm, None if finite else "a source is not finite on the domain.")
         return vector
 
-    def masked(self, f: Field, density: PETSc.Vec) -> PETSc.Vec:
-        """∫ f p φ_i for a function f of points and a density p by its coefficients (collective)."""
-        result, recipe = self.M.createVecLeft(), self._recipe
-        for points in recipe.samples():
-            phi = recipe.basis(points.reference)
-            chosen, first = np.unique(points.cell, return_index=True)
-            mine = density.array_r.reshape(-1, phi.shape[1])[points.cell - self.cells.begin]
-            values = (points.weight * f(points.x) * (mine * phi).sum(axis=1))[:, None] * phi
-            result.array_w.reshape(-1, phi.shape[1])[chosen - self.cells.begin] = np.add.reduceat(values, first)
-        return result
-
-    def crossings(self, part: int, visits: PETSc.Vec) -> tuple[Array, Array]:
+    def crossings(self, part: int, visits: PETSc.Vec) -> tuple[Array, ...]:
         """Where paths cross a part, from the expected visits of its cells: points, probabilities (collective)."""
-        recipe, where, share = self._recipe, [np.zeros((0, self.domain.dim))], [np.zeros(0)]
-        for points, images in recipe.chunks():
-            gone = images.left_part == part
-            source = images.left_source[gone]
-            phi = recipe.basis(points.reference[source])
-            mine = visits.array_r.reshape(-1, phi.shape[1])[points.cell[source] - self.cells.begin]
-            share.append(images.left_weight[gone] * points.weight[source] * (mine * phi).sum(axis=1))
-            where.append(images.left_at[gone])
-        comm = self.domain.comm
-        return np.concatenate(comm.allgather(np.concatenate(where))), np.concatenate(
-            comm.allgather(np.concatenate(share))
-        )
+        where, share = self._recipe.crossings(part, visits.array_r)
+        return tuple(np.concatenate(self.domain.comm.allgather(a)) for a in (where, share))
 
     def discounted(self, discount: Field | None, payoffs: tuple[Field | None, ...]) -> Assembled:
         """Matrices with values per step and per exit (collective)."""
-        recipe = replace(self._recipe, discount=discount, payoffs=payoffs)
-        return assemble(recipe, self.domain.comm)
+        return assemble(replace(self._recipe, discount=discount, payoffs=payoffs), self.domain.comm)
 
     def function(self, vector: PETSc.Vec, name: str = "u") -> fem.Function:
         """The function with these coefficients (collective)."""
@@ -330,18 +259,12 @@ class Chain:
 
     def vector(self, function: fem.Function) -> PETSc.Vec:
         """The coefficients of a function on :attr:`V` as a new vector."""
-        if function.function_space.ufl_element() != self.V.ufl_element():
-            raise ValueError(
-                f"{function.name!r} is a function of {function.function_space.ufl_element()}, the chain's space is "
-                f"{self.V.ufl_element()}."
-            )
+        found, expected = function.function_space.ufl_element(), self.V.ufl_element()
+        if found != expected:
+            raise ValueError(f"{function.name!r} is a function of {found}, the chain's space is {expected}.")
         vector = self.M.createVecRight()
         vector.array_w = function.x.array[: vector.local_size]
         return vector
-
-    def density(self, vector: PETSc.Vec, name: str = "density") -> fem.Function:
-        """As :meth:`function`."""
-        return self.function(vector, name)
 
     def values(self, vector: PETSc.Vec, points: Array) -> Array:
         """Values at points (n, d), on every rank (collective).
@@ -362,19 +285,11 @@ class Chain:
         vector = self.M.createVecLeft()
         if self.cells.begin <= cell[0] < self.cells.end:
             vector.array_w.reshape(-1, phi.shape[1])[cell[0] - self.cells.begin] = phi[0]
-        vector.assemble()
         return vector
 
     def _at(self, points: Array) -> tuple[Array, Array]:
-        cell, reference = self.cells.nearest(points, 1e-9)
+        cell, reference = self.cells.locate(points, 1e-9)
         if (cell < 0).any():
             missing = tuple(float(c) for c in points[(cell < 0).argmax()])
             raise ValueError(f"points: {missing} lies outside the mesh of the chain.")
         return cell, self.basis(reference)
-
-
-def _known_parts(domain: Domain, absorbing: Sequence[str]) -> tuple[str, ...]:
-    names = part_names(absorbing)
-    for name in names:
-        domain.facets(name)  # refuses unknown names
-    return names

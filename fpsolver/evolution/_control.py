@@ -1,5 +1,7 @@
 """When a Krylov space is large enough: error estimates at the times that matter."""
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from .._log import progress
@@ -9,29 +11,18 @@ FLOOR = 1e-10  # times the largest norm so far: errors are relative to v(t) unti
 ROUNDING = 1e-12  # times ‖v‖: largest error of a step that more dimensions did not cure
 
 
+@dataclass
 class Control:
-    """Grows one space until its errors are below ``allowed``.
+    """Grows one space until its errors are below ``allowed``."""
 
-    Args:
-        space: the space, which begins at time ``begin``.
-        begin: time of the vector that the space evolves.
-        allowed: relative error that may be left.
-        largest: norm that the solution has had so far.
-        integrals: of the functionals over (0, begin).
-        scales: the integrals' errors are relative to these, or to the integrals where they are larger.
-    """
+    space: IncrementSpace
+    begin: float  #: time of the vector that the space evolves
+    allowed: float  #: relative error that may be left
+    largest: float  #: norm that the solution has had so far
+    integrals: np.ndarray  #: of the functionals over (0, begin)
+    scales: np.ndarray  #: the integrals' errors are relative to these, or to the integrals where they are larger
 
-    def __init__(
-        self,
-        space: IncrementSpace,
-        begin: float,
-        allowed: float,
-        largest: float,
-        integrals: np.ndarray,
-        scales: np.ndarray,
-    ):
-        self.space, self.begin, self.allowed, self.largest = space, begin, allowed, largest
-        self.integrals, self.scales = integrals, scales
+    def __post_init__(self) -> None:
         self._checks = [0, 0, 0]  # the last dimensions at which errors were looked at
 
     def build(self, outputs: list[float], stop: float) -> float:

@@ -8,7 +8,7 @@ smooth and with point data, forward and backward, tol 1e-4 ... 1e-10.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from petsc4py import PETSc
 
@@ -34,6 +34,20 @@ LOST = 1e-2  # estimated relative error by rounding from which what leaves is re
 GROWN = 1e8  # times the first norm: concentration on one cell gives 1e5 at most, an unstable discretisation any number
 FAILURES = 8  # attempts at one step, each shorter than the one before, until giving up
 
+_TOLERANCE = (
+    "Ask for a larger time_rtol or resolve the solution better: what is transported without being resolved needs many "
+    "solves."
+)
+_UNSTABLE = (
+    "The norm of the solution grew by {:.1e}: the discretisation has a growing mode; perhaps the mesh resolves neither "
+    "the noise nor the drift somewhere. Refine it, raise the quadrature degree (quadrature=), or add isotropic noise."
+)
+_ROUNDED = (
+    "Mass leaves too slowly for double precision: at later times rounding may have made much of the loss. Such times "
+    "are ruled by the slowest mode, of which fp.quasi_stationary(gen) finds rate and shape with scheme='weighted', if "
+    "the invariant density is known."
+)
+
 
 class Snapshot(NamedTuple):
     """The solution at one time; the vector belongs to the receiver."""
@@ -54,6 +68,13 @@ class Stats:
     basis: int = 0
     error: float = 0.0  #: estimated relative error, summed over the steps
     rounding: float = 0.0  #: estimated relative error by rounding, which grows with the slowest time scale
+
+    def work(self) -> dict[str, Any]:
+        """As it is reported."""
+        return {
+            "solves": self.solves, "factorisations": self.factorisations, "steps": self.steps, "basis": self.basis,
+            "time_error": self.error,
+        }  # fmt: skip
 
 
 @dataclass
@@ -77,15 +98,8 @@ class _Run:
 class Propagator:
     """exp(t M⁻¹G) and exp(t M⁻¹Gᵀ) applied to vectors, with factorisations shared between runs.
 
-    Args:
-        M: symmetric positive definite; its sparsity pattern is contained in that of ``G``.
-        G: forward operator; neither is copied nor destroyed here.
-        dim: of the domain; it chooses the factorisation's ordering.
-        options: PETSc options without the prefix ``fp_evolve_``.
-        leaks: whether mass is known to be lost, even if more slowly than rounding tells.
-
-    Attributes:
-        stats: of the last :meth:`run`.
+    The pattern of M lies in that of G; ``dim``, of the domain, chooses the factorisation's ordering; ``leaks`` tells
+    that mass is lost, even if more slowly than rounding shows.  ``stats`` are those of the last :meth:`run`.
     """
 
     def __init__(
@@ -117,8 +131,7 @@ class Propagator:
                 domain by transport alone they do not, and are relative to the largest norm.
             transpose: whether Gᵀ takes the place of G.
             functionals: vectors ℓ for which ∫₀ᵗ ℓᵀv ds is wanted.
-            scales: the integrals' errors are at most ``tol`` times the integral or this, whichever is larger;
-                1 by default.
+            scales: the integrals' errors are at most ``tol`` times the integral or this, whichever is larger; or 1.
 
         Raises:
             NotConverged: after all that could be computed has been yielded.
@@ -143,7 +156,9 @@ class Propagator:
                 failures = 0 if run.t > before else failures + 1
                 # near the least tol, rounding may add as much again as was asked for
                 if failures > FAILURES or run.stats.error > max(tol, 10 * LEAST):
-                    raise _failure(run, pending)
+                    raise _failure(
+                        run, "DIVERGED_TOLERANCE", pending[0] if pending else run.t, run.stats.error, _TOLERANCE
+                    )
             if run.stats.rounding > tol:
                 message = "evolution: slow modes make rounding errors up to %.0e, more than time_rtol = %.0e"
                 logger.warning(message, run.stats.rounding, tol)
@@ -180,12 +195,13 @@ class Propagator:
                 return
             grown = space.comm.bcast(float(space.norm(reached - run.t)))
             if not grown <= GROWN * run.first:
-                raise _unstable(run, reached, grown)
+                advice = _UNSTABLE.format(grown / run.first)
+                raise _failure(run, "DIVERGED_GROWTH", reached, run.stats.error, advice)
             memory = (FOLDS if self._leaks else 1.0) / slow if slow > 0 else np.inf
             lost = digits * max(gamma, min(reached - run.t, memory))
             run.stats.rounding = max(run.stats.rounding, lost)
             if self._leaks and not lost < LOST:
-                raise _rounded(run, reached)
+                raise _failure(run, "DIVERGED_ROUNDOFF", reached, run.stats.rounding, _ROUNDED)
             run.stats.steps += 1
             run.stats.error += control.error(reached)  # before outputs are seen: a checkpoint spends what is left
             for t in (t for t in outputs if t <= reached):
@@ -220,11 +236,8 @@ class Propagator:
 
     def destroy(self) -> None:
         """Free the factorisations (collective)."""
-        for solver in self._solvers.values():
-            _destroy(solver)
-        for vector in self._ones:
-            vector.destroy()
-        self._solvers, self._ones = {}, []
+        while self._solvers:
+            _destroy(self._solvers.popitem()[1])
 
 
 def _plan(run: _Run, pending: list[float]) -> tuple[list[float], float]:
@@ -244,54 +257,18 @@ def _shorter(t: float, reached: float, stop: float, outputs: list[float]) -> flo
     return 2 * (reached - t) if reached > t else (stop - t) / 8
 
 
-def _unstable(run: _Run, t: float, norm: float) -> NotConverged:
-    return NotConverged(
-        f"evolution to t = {t:.6g}",
-        "DIVERGED_GROWTH",
-        run.stats.solves,
-        run.stats.error,
-        "fp_evolve_",
-        f"The norm of the solution grew by {norm / run.first:.1e}: the discretisation has a growing mode; "
-        "perhaps the mesh resolves neither the noise nor the drift somewhere. Refine it, raise the quadrature degree "
-        "(quadrature=), or add isotropic noise.",
-    )
-
-
-def _rounded(run: _Run, t: float) -> NotConverged:
-    return NotConverged(
-        f"evolution to t = {t:.6g}",
-        "DIVERGED_ROUNDOFF",
-        run.stats.solves,
-        run.stats.rounding,
-        "fp_evolve_",
-        f"It came to t = {run.t:.6g}. Mass leaves too slowly for double precision: at later times rounding may have "
-        "made much of the loss. Such times are ruled by the slowest mode, of which fp.quasi_stationary(gen) finds rate "
-        "and shape with scheme='weighted', if the invariant density is known.",
-    )
-
-
 def _scaled_norm(M: PETSc.Mat, G: PETSc.Mat) -> float:
     """‖S G S‖ with S = diag(M)^-1/2, that of M⁻¹G within a factor of two or three, whatever the weights in M."""
     S, scaled = M.getDiagonal(), G.copy()
     S.sqrtabs()
     S.reciprocal()
     scaled.diagonalScale(S, S)
-    norm = scaled.norm(PETSc.NormType.INFINITY)
-    S.destroy()
-    scaled.destroy()
-    return float(norm)
+    return float(scaled.norm(PETSc.NormType.INFINITY))
 
 
-def _failure(run: _Run, pending: list[float]) -> NotConverged:
-    return NotConverged(
-        f"evolution to t = {pending[0]:.6g}" if pending else "evolution",
-        "DIVERGED_TOLERANCE",
-        run.stats.solves,
-        run.stats.error,
-        "fp_evolve_",
-        f"It came to t = {run.t:.6g} with time_rtol = {run.tol:.1e}. Ask for a larger time_rtol or resolve "
-        "the solution better: what is transported without being resolved needs many solves.",
-    )
+def _failure(run: _Run, reason: str, t: float, share: float, advice: str) -> NotConverged:
+    advice = f"It came to t = {run.t:.6g} with time_rtol = {run.tol:.1e}. {advice}"
+    return NotConverged(f"evolution to t = {t:.6g}", reason, run.stats.solves, share, "fp_evolve_", advice)
 
 
 def _destroy(solver: _petsc.LinearSolver) -> None:

@@ -17,15 +17,11 @@ VALUES = 5.0  # largest absolute value at a node: a jump that is not resolved ad
 
 
 class Growth:
-    """Compares what comes with the beginning (collective).
+    """Compares densities or expectations with what there was at time 0 (collective).
 
     ∫|p| and sup |u| never grow.  Discretised, ∫|p| may: a point mass has up to half as many as there are nodes in a
-    cell, depending on its place in the cell.
-
-    Args:
-        gen: generator.  With ``weighted`` nothing can grow, and values in the far tails mean nothing.
-        density: whether it is a density that evolves, not an expectation.
-        start: vector at time 0.
+    cell, depending on its place in the cell.  With ``weighted`` nothing can grow, and values in the far tails mean
+    nothing.
     """
 
     def __init__(self, gen: Generator, density: bool, start: PETSc.Vec):
@@ -64,13 +60,10 @@ class Growth:
         if (factors <= self._allowed).all():
             return
         what = "integral of its absolute value" if self._density else "largest absolute value"
-        raise NotConverged(
-            f"evolution to t = {snapshot.time:.6g}",
-            "DIVERGED_GROWTH",
-            solves,
-            float(factors[0]),
-            "fp_evolve_",
+        advice = (
             f"The solution's {what} grew by a factor of {factors[0]:.3g}, which that of the equation never does: the "
             "discretisation has a growing mode, or resolves nothing. Refine the mesh, take scheme='dg' or a lower "
-            "degree, raise the quadrature degree (quadrature=), or add noise.",
+            "degree, raise the quadrature degree (quadrature=), or add noise."
         )
+        until = f"evolution to t = {snapshot.time:.6g}"
+        raise NotConverged(until, "DIVERGED_GROWTH", solves, float(factors[0]), "fp_evolve_", advice)

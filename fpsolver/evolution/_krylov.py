@@ -29,17 +29,11 @@ INVARIANT = 1e-13  # relative size of a new direction that is nothing but roundi
 class IncrementSpace:
     """M-orthonormal basis, grown by one solve at a time; all small numbers are the same on all ranks.
 
-    Args:
-        M, G: mass and operator.
-        solver: of M − γG, or of its transpose with ``transpose``.
-        gamma: γ.
-        v: vector at the beginning; kept, not changed.
-        transpose: whether Gᵀ takes the place of G.
-        functionals: vectors ℓ of which ∫₀ᵗ ℓᵀv(s) ds is wanted.
-        largest: dimension the space can have.
-        constant: the M-normalised constant where 1ᵀG = 0, as a sequence of one or no vector.  Forward, increments are
-            M-orthogonal to it and kept so explicitly: normalising a small direction would amplify the rounding in it.
-            Backward, it does not change; from v that is mostly constant it is taken out before Gᵀ is applied.
+    It begins with ``v``, which is kept, and has at most ``largest`` dimensions; ``solver`` has M − γG.  With
+    ``transpose`` Gᵀ takes the place of G.  Of the functionals ℓ it knows ∫₀ᵗ ℓᵀv(s) ds.  ``constant`` has the
+    M-normalised constant where 1ᵀG = 0.  Forward, increments are M-orthogonal to it and kept so explicitly: normalising
+    a small direction would amplify the rounding in it.  Backward, it does not change; from v that is mostly constant it
+    is taken out before Gᵀ is applied.
     """
 
     def __init__(
@@ -72,7 +66,6 @@ class IncrementSpace:
         if abs(mean) > 0.5 * self.norm0:  # else v is not much of a constant, and the subtraction would cost digits
             changing.axpy(-mean, constant[0])
         (G.multTranspose if transpose else G.mult)(changing, self._work)
-        changing.destroy()
         u = self._solve(self._work)
         self._orthogonalise(u)
         self.beta = self._append(u)
@@ -205,8 +198,4 @@ def conserved_constant(M: PETSc.Mat, G: PETSc.Mat) -> list[PETSc.Vec]:
     lost = flux.norm(PETSc.NormType.INFINITY)
     M.mult(ones, flux)
     ones.scale(1.0 / float(np.sqrt(ones.dot(flux))))
-    flux.destroy()
-    if lost <= 1e-11 * G.norm(PETSc.NormType.INFINITY):
-        return [ones]
-    ones.destroy()
-    return []
+    return [ones] if lost <= 1e-11 * G.norm(PETSc.NormType.INFINITY) else []

@@ -1,17 +1,17 @@
 """The matrices of an evolution whose numbers change: assembled for a moment and kept, or combined from two."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 from petsc4py import PETSc
 
 import numpy as np
 
 from .._petsc import Options
-from ..discretisation.generator import Generator
+from ..discretisation.fluxes import exit_flux, total_flux
+from ..discretisation.generator import Generator, derived
+from ..discretisation.solver import Key, merged
 from ._expm import Propagator
-from ._integrate import functionals
-from ._rosenbrock import Moment
+from ._rosenbrock import Frozen, Moment
 
 KEPT = 8  # generators: cyclic schedules alternate between few, a step of varying numbers uses six and its neighbour's
 CHANGE = 1e-4  # relative, of the numbers: the relative error of the difference quotient of G is its square
@@ -22,53 +22,46 @@ SLOPE = 0.5 - 0.5 * np.cos(np.pi * np.arange(5) / 4)  # nodes in a step: the slo
 Values = dict[str, float]
 
 
-@dataclass
-class Kept:
-    """A generator with fixed numbers."""
+def propagator(gen: Generator, options: Options | None = None) -> Propagator:
+    """The generator's propagator, with the factorisations that earlier evolutions made (collective)."""
+    return _propagator(gen, merged(gen, options))
 
-    gen: Generator
-    flux: Sequence[PETSc.Vec]
-    core: Propagator | None = field(default=None)
 
-    @property
-    def G(self) -> PETSc.Mat:
-        """Its forward operator."""
-        return self.gen.G
+@derived
+def _propagator(gen: Generator, options: Key) -> Propagator:
+    return Propagator(gen.M, gen.G, dim=gen.domain.dim, options=dict(options), leaks=bool(gen.absorbing))
+
+
+def functionals(gen: Generator, parts: Sequence[str]) -> list[PETSc.Vec]:
+    """Outflux in all and through each absorbing part."""
+    return [total_flux(gen), *(exit_flux(gen, part) for part in parts)] if parts else []
 
 
 class Moments:
-    """G at any moment of a schedule (collective).
-
-    Args:
-        gen: generator of the process at any numbers.
-        parts: absorbing parts whose outflux is wanted; the total comes first.
-        options: PETSc options without the prefix ``fp_evolve_``.
-    """
+    """G at any moment of a schedule, and what leaves through some parts (collective)."""
 
     def __init__(self, gen: Generator, parts: Sequence[str], options: Options | None):
         self.gen, self.parts, self.options = gen, list(parts), options
         self.assemblies = 0
-        self._kept: dict[tuple[float, ...], Kept] = {}
+        self._kept: dict[tuple[float, ...], Generator] = {}
 
-    def frozen(self, values: Values) -> Kept:
+    def generator(self, values: Values) -> Generator:
         """The generator with these numbers, new or from the last few."""
         key = tuple(values.values())
+        if not key:  # no schedule
+            return self.gen
         if key not in self._kept:
             while len(self._kept) >= KEPT:
-                self._drop(next(iter(self._kept)))
-            other = self.gen.replace(**values)
+                self._kept.pop(next(iter(self._kept))).close()
+            self._kept[key] = self.gen.replace(**values)
             self.assemblies += 1
-            self._kept[key] = Kept(other, functionals(other, self.parts))
         self._kept[key] = self._kept.pop(key)  # most recently used last
         return self._kept[key]
 
-    def propagator(self, values: Values) -> Propagator:
-        """The exponential of the generator with these numbers."""
-        kept = self.frozen(values)
-        if kept.core is None:
-            leaks = bool(self.gen.absorbing)
-            kept.core = Propagator(self.gen.M, kept.G, dim=self.gen.domain.dim, options=self.options, leaks=leaks)
-        return kept.core
+    def frozen(self, values: Values) -> Frozen:
+        """G and what leaves with these numbers."""
+        gen = self.generator(values)
+        return Frozen(gen.G, functionals(gen, self.parts))
 
     def varying(
         self, at: Callable[[float], Values], begin: float, end: float
@@ -88,9 +81,7 @@ class Moments:
         rest, scale = inner.G.copy(), inner.G.norm(PETSc.NormType.INFINITY)
         for weight, kept in zip((share - 1.0, -share), ends, strict=True):
             rest.axpy(weight, kept.G, PETSc.Mat.Structure.SAME_NONZERO_PATTERN)
-        defect = rest.norm(PETSc.NormType.INFINITY)
-        rest.destroy()
-        return bool(defect <= AFFINE * scale)
+        return bool(rest.norm(PETSc.NormType.INFINITY) <= AFFINE * scale)
 
     def _combined(
         self, at: Callable[[float], Values], name: str, low: float, high: float
@@ -118,16 +109,10 @@ class Moments:
         ]
         return [(0.5 / step, moved[0]), (-0.5 / step, moved[1])]
 
-    def _drop(self, key: tuple[float, ...]) -> None:
-        kept = self._kept.pop(key)
-        if kept.core is not None:
-            kept.core.destroy()
-        kept.gen.close()
-
     def destroy(self) -> None:
         """Free matrices and factorisations (collective)."""
-        for key in list(self._kept):
-            self._drop(key)
+        for gen in self._kept.values():
+            gen.close()
 
 
 def _slope(at: Callable[[float], Values], t: float, h: float) -> np.ndarray:

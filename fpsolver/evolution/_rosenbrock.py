@@ -13,7 +13,8 @@ Rosenbrock methods are for autonomous equations only.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from petsc4py import PETSc
 
@@ -46,16 +47,11 @@ D = (25.09876703708589, 11.62013104361867, 28.49148307714626, -5.664021568594133
 E = (1.638054557396973, -0.7373619806678748, 8.477918219238990, 15.99253148779520, -1.882352941176471)
 
 
-class Frozen(Protocol):
+class Frozen(NamedTuple):
     """G and the functionals ℓ with fixed numbers."""
 
-    @property
-    def G(self) -> PETSc.Mat:
-        """The matrix."""
-
-    @property
-    def flux(self) -> Sequence[PETSc.Vec]:
-        """What leaves."""
+    G: PETSc.Mat
+    flux: Sequence[PETSc.Vec]
 
 
 Moment = Sequence[tuple[float, Frozen]]
@@ -99,33 +95,20 @@ class Step(NamedTuple):
             vector.destroy()
 
 
+@dataclass
 class Rosenbrock:
-    """One step at a time (collective).
+    """One step at a time (collective)."""
 
-    Args:
-        M: symmetric, positive definite.
-        moment: G at a time.
-        derivative: t, h -> dG/dt at t, for a step of length h.
-        transpose: whether Gᵀ takes the place of G.
-        preset: PETSc options of the factorisation.
-        options: PETSc options without the prefix ``fp_evolve_``.
-    """
-
-    def __init__(
-        self,
-        M: PETSc.Mat,
-        moment: Callable[[float], Moment],
-        derivative: Callable[[float, float], Moment],
-        transpose: bool,
-        preset: _petsc.Options,
-        options: _petsc.Options | None,
-    ):
-        self.M, self._moment, self._derivative, self._transpose = M, moment, derivative, transpose
-        self._preset, self._options = preset, options
+    M: PETSc.Mat
+    moment: Callable[[float], Moment]  #: G at a time
+    derivative: Callable[[float, float], Moment]  #: t, h -> dG/dt at t, for a step of length h
+    transpose: bool  #: whether Gᵀ takes the place of G
+    preset: _petsc.Options  #: of the factorisation
+    options: _petsc.Options | None  #: without the prefix ``fp_evolve_``
 
     def step(self, begin: Point, h: float) -> Step:
         """The step from ``begin`` to ``begin.t + h``."""
-        now, change = self._moment(begin.t), self._derivative(begin.t, h)
+        now, change = self.moment(begin.t), self.derivative(begin.t, h)
         work = begin.v.duplicate()
         drift, drift_q = self._apply(change, begin.v)
         solver = self._factorised(now, h)
@@ -135,21 +118,21 @@ class Rosenbrock:
             here = begin.v.copy()
             if u:
                 here.maxpy(A[stage], u)
-            moment = now if NODES[stage] == 0 else self._moment(begin.t + NODES[stage] * h)
+            moment = now if NODES[stage] == 0 else self.moment(begin.t + NODES[stage] * h)
             rhs, rhs_q = self._apply(moment, here)
             rhs.axpy(h * DERIVATIVE[stage], drift)
             if u:
                 here.set(0.0)
                 here.maxpy([c / h for c in C[stage]], u)
                 self.M.multAdd(here, rhs, rhs)
-            solver.solve(rhs, work, transpose=self._transpose)
+            solver.solve(rhs, work, transpose=self.transpose)
             u.append(work.copy())
             # the last row of the same system, whose matrix is triangular
             seen = self._values(now, u[-1])
             past = sum((c / h * before for c, before in zip(C[stage], q, strict=True)), np.zeros_like(rhs_q))
             q.append(h * GAMMA * (rhs_q + h * DERIVATIVE[stage] * drift_q + seen + past))
-            for vector in (here, rhs):
-                vector.destroy()
+            here.destroy()
+            rhs.destroy()
         weights = [*A[5], 1.0]
         v = begin.v.copy()
         v.maxpy(weights, u)
@@ -164,14 +147,14 @@ class Rosenbrock:
         for coefficient, frozen in now[1:]:
             matrix.axpy(-coefficient, frozen.G, PETSc.Mat.Structure.SAME_NONZERO_PATTERN)
         matrix.axpy(1.0 / (h * GAMMA), self.M, PETSc.Mat.Structure.SUBSET_NONZERO_PATTERN)
-        return _petsc.LinearSolver(matrix, "fp_evolve_", "evolution", self._preset, self._options)
+        return _petsc.LinearSolver(matrix, "fp_evolve_", "evolution", self.preset, self.options)
 
     def _apply(self, moment: Moment, v: PETSc.Vec) -> tuple[PETSc.Vec, np.ndarray]:
         """G v and ℓᵀv."""
         image, part = v.duplicate(), v.duplicate()
         image.set(0.0)
         for coefficient, frozen in moment:
-            (frozen.G.multTranspose if self._transpose else frozen.G.mult)(v, part)
+            (frozen.G.multTranspose if self.transpose else frozen.G.mult)(v, part)
             image.axpy(coefficient, part)
         part.destroy()
         return image, self._values(moment, v)

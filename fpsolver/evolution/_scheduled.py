@@ -1,26 +1,30 @@
-"""Evolutions whose numbers follow a schedule: M v' = G(t) v and its dual.
+"""Evolutions, also of numbers that follow a schedule: M v' = G(t) v and its dual.
 
-Where the scheduled numbers are constant each piece is one exponential, exact but for the tolerance.  Where they vary
-smoothly, steps of adaptive length are taken (:mod:`._rosenbrock`).  Mass is conserved to rounding, and what leaves is
-counted by the same formula.  The dual equation runs through the schedule in reverse with transposed matrices.
+Without a schedule there is one exponential.  Where the scheduled numbers are constant each piece is one, exact but for
+the tolerance.  Where they vary smoothly, steps of adaptive length are taken (:mod:`._rosenbrock`).  Mass is conserved
+to rounding, and what leaves is counted by the same formula.  The dual equation runs through the schedule in reverse
+with transposed matrices.
 
 G(t) is assembled for the numbers of that time; where it is affine in the only number scheduled, as of most processes in
 learning rate or temperature, two matrices are combined instead.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+from petsc4py import PETSc
 
 import numpy as np
 
 from .._errors import NotConverged
 from .._petsc import Options, direct_preset
+from ..discretisation.fluxes import basis_integrals
 from ..discretisation.generator import Generator
 from ._expm import LEAST, Snapshot, Stats
-from ._integrate import State, initial_mass, work_of
 from ._krylov import dots
-from ._moments import Moments
-from ._rosenbrock import Point, Rosenbrock, Step
+from ._moments import Moments, functionals, propagator
+from ._rosenbrock import Point, Rosenbrock
 from .schedule import Piece, pieces
 
 FIRST = 1 / 8  # of a piece: the first step tried
@@ -28,49 +32,68 @@ SHARE = 1 / 8  # of the reserve: what a step may spend of it
 TRIALS = 30  # attempts at one step until giving up
 
 
-class Scheduled:
+@dataclass
+class State:
+    """How far an evolution has come; the vectors belong to it."""
+
+    start: PETSc.Vec  #: vector at time 0
+    v: PETSc.Vec  #: vector at time ``t``
+    integrals: np.ndarray  #: of the functionals over (0, t)
+    t: float = 0.0
+    spent: float = 0.0  #: estimated error so far
+
+    @classmethod
+    def at_start(cls, v0: PETSc.Vec, parts: Sequence[str]) -> "State":
+        """At time 0, with an integral for all absorbing parts together and for each of them; ``v0`` is taken over."""
+        return cls(v0, v0.copy(), np.zeros(len(parts) + 1 if parts else 0))
+
+    def advance(self, t: float, v: PETSc.Vec, integrals: np.ndarray) -> None:
+        """Go to time ``t``; ``v`` is taken over."""
+        self.v.destroy()
+        self.t, self.v, self.integrals = t, v, integrals
+
+
+class Equation:
     """M v' = G(t) v, or for the dual equation M v' = G(T − t)ᵀ v for each output T (collective).
 
-    Args:
-        gen: generator of the process at any parameters.
-        schedule: see :func:`~fpsolver.evolution.schedule.pieces`.
-        parts: absorbing parts whose outflux is wanted; the total comes first.
-        options: PETSc options without the prefix ``fp_evolve_``.
+    With the outflux in all and through each of some absorbing parts.
     """
 
-    def __init__(self, gen: Generator, schedule: Mapping[str, Any], parts: Sequence[str], options: Options | None):
-        self.gen, self.pieces = gen, pieces(gen, schedule)
+    def __init__(
+        self, gen: Generator, schedule: Mapping[str, Any] | None, parts: Sequence[str], options: Options | None
+    ):
+        self.gen, self._scheduled = gen, schedule is not None
+        self.pieces = [Piece(0.0, np.inf, {})] if schedule is None else pieces(gen, schedule)
         self.options = {**gen.options, **(options or {})}
         self._moments = Moments(gen, parts, self.options)
         self._stats, self._scale = Stats(), 1.0
 
-    def forward(self, state: State, times: Sequence[float], tol: float) -> Iterator[Snapshot]:
-        """Yield the solution at each time."""
-        self._scale, begin, pending = initial_mass(self.gen, state), state.t, list(times)
+    def run(self, state: State, times: Sequence[float], tol: float, transpose: bool) -> Iterator[Snapshot]:
+        """Yield the solution at each time, with ``transpose`` of the dual equation."""
+        if transpose and self._scheduled:
+            yield from self._dual(state, times, tol)
+            return
+        begin, pending = state.t, list(times)
+        self._scale = abs(state.start.dot(basis_integrals(self.gen))) or 1.0  # errors of integrals are relative to it
         legs = [p for p in self.pieces if p.end > begin and p.begin < max([*pending, begin])] or self.pieces[-1:]
-        share = max(tol - state.spent, LEAST) / len(legs)
+        share = (max(tol - state.spent, LEAST) if state.spent else tol) / len(legs)  # too small a tol is told later
         for piece in legs:
             here = [t for t in pending if t <= piece.end or piece is legs[-1]]
             pending = pending[len(here) :]
             end = piece.end if pending else max([*here, state.t])
-            yield from self._leg(state, _Leg(piece.at, piece.constant, here, end, share, False))
+            yield from self._leg(state, _Leg(piece.at, piece.constant, here, end, share, transpose))
 
-    def dual(self, state: State, times: Sequence[float], tol: float) -> Iterator[Snapshot]:
+    def _dual(self, state: State, times: Sequence[float], tol: float) -> Iterator[Snapshot]:
         """Yield u for each time T: the pieces before T in reversed order, with transposed matrices."""
-        self._scale = 1.0
         for T in times:
             legs = [p for p in self.pieces if p.begin < T][::-1]
             start = State.at_start(state.start.copy(), [])
             self._stats.error = 0.0
-            try:
-                for piece in legs:
-                    at = lambda s, piece=piece, T=T: piece.at(T - s)  # noqa: E731
-                    leg = _Leg(at, piece.constant, [], T - piece.begin, tol / len(legs), True)
-                    for _ in self._leg(start, leg):
-                        raise AssertionError("no output was asked for")
-                yield Snapshot(T, start.v.copy(), np.zeros(0), np.zeros(0))
-            finally:
-                start.destroy()
+            for piece in legs:
+                at = lambda s, piece=piece, T=T: piece.at(T - s)  # noqa: E731
+                leg = _Leg(at, piece.constant, [], T - piece.begin, tol / len(legs), True)
+                list(self._leg(start, leg))  # no output is asked for
+            yield Snapshot(T, start.v, np.zeros(0), np.zeros(0))
 
     @property
     def error(self) -> float:
@@ -79,11 +102,12 @@ class Scheduled:
 
     def work(self) -> dict[str, Any]:
         """What it cost, for answers."""
-        return {**work_of(self._stats), "assemblies": self._moments.assemblies}
+        return self._stats.work() | ({"assemblies": self._moments.assemblies} if self._scheduled else {})
 
     def signature(self, horizon: float) -> dict[str, Any]:
-        """Pieces and samples of the schedule up to ``horizon``."""
-        return {"schedule": [_sampled(p, horizon) for p in self.pieces if p.begin <= horizon]}
+        """What tells this equation from others with the same generator, up to ``horizon``."""
+        rows = [_sampled(p, horizon) for p in self.pieces if p.begin <= horizon]
+        return {"schedule": rows} if self._scheduled else {}
 
     def _leg(self, state: State, leg: "_Leg") -> Iterator[Snapshot]:
         """Advance to ``end``, yielding the outputs on the way, which include the end where it is one."""
@@ -96,7 +120,8 @@ class Scheduled:
     def _frozen_leg(self, state: State, leg: "_Leg") -> Iterator[Snapshot]:
         """One exponential for all times."""
         values = leg.at(state.t)
-        core, flux = self._moments.propagator(values), list(self._moments.frozen(values).flux)
+        gen = self._moments.generator(values)
+        core, flux = propagator(gen, self.options), functionals(gen, self._moments.parts)
         begin, before, error = state.t, state.integrals, self._stats.error
         stops = leg.outputs if leg.outputs[-1:] == [leg.end] else [*leg.outputs, leg.end]
         core.stats = Stats()
@@ -112,8 +137,9 @@ class Scheduled:
                 else:
                     snapshot.vector.destroy()
         finally:
-            self._account(core.stats)
-            self._stats.steps += core.stats.steps
+            done, mine = core.stats, self._stats
+            mine.solves, mine.factorisations = mine.solves + done.solves, mine.factorisations + done.factorisations
+            mine.steps, mine.basis = mine.steps + done.steps, max(mine.basis, done.basis)
 
     def _smooth_leg(self, state: State, leg: "_Leg") -> Iterator[Snapshot]:
         """Steps of adaptive length, whatever the outputs."""
@@ -146,7 +172,8 @@ class Scheduled:
                         inside = step.at(outputs[0])
                         yield self._snapshot(outputs.pop(0), inside, leg.at)
                         inside.v.destroy()
-                    speed = self._change(step) / h
+                    d = Point(0.0, step.begin.v - step.end.v, step.begin.integrals - step.end.integrals)
+                    speed = self._size(d, step.end) / h
                     state.advance(end, step.end.v, step.end.integrals)
                 else:
                     trials += 1
@@ -165,39 +192,17 @@ class Scheduled:
 
     def _size(self, d: Point, b: Point) -> float:
         """M-norm of d relative to b, or an integral's share where it is larger; the same on all ranks."""
-        norms = []
-        work = b.v.duplicate()
-        for v in (d.v, b.v):
-            self.gen.M.mult(v, work)
-            norms.append(float(np.sqrt(abs(v.dot(work)))))
-        work.destroy()
+        norms = [float(np.sqrt(abs(v.dot(self.gen.M * v)))) for v in (d.v, b.v)]
         errors = abs(d.integrals) / np.maximum(abs(b.integrals), self._scale)
         return float(self.gen.domain.comm.bcast(max([norms[0] / norms[1] if norms[1] > 0 else norms[0], *errors])))
 
-    def _change(self, step: Step) -> float:
-        """Relative size of what a step changes."""
-        d = step.begin.v.copy()
-        d.axpy(-1.0, step.end.v)
-        change = self._size(Point(0.0, d, step.begin.integrals - step.end.integrals), step.end)
-        d.destroy()
-        return change
-
-    def _account(self, done: Stats) -> None:
-        """Add the work of one exponential, but not its error."""
-        self._stats.solves += done.solves
-        self._stats.factorisations += done.factorisations
-        self._stats.basis = max(self._stats.basis, done.basis)
-
     def _failure(self, t: float, end: float, tol: float) -> NotConverged:
-        return NotConverged(
-            f"evolution to t = {end:.6g}",
-            "DIVERGED_STEP_SIZE",
-            self._stats.solves,
-            self._stats.error,
-            "fp_evolve_",
+        advice = (
             f"It came to t = {t:.6g} with time_rtol = {tol:.1e}. Where the schedule jumps or bends, begin a new piece: "
-            "[(0, f), (10, g)].",
+            "[(0, f), (10, g)]."
         )
+        done, until = self._stats, f"evolution to t = {end:.6g}"
+        return NotConverged(until, "DIVERGED_STEP_SIZE", done.solves, done.error, "fp_evolve_", advice)
 
     def destroy(self) -> None:
         """Free matrices and factorisations (collective)."""

@@ -17,7 +17,7 @@ from mpi4py import MPI
 from petsc4py import PETSc
 
 import numpy as np
-from dolfinx import fem, la
+from dolfinx import fem
 from scipy.spatial import cKDTree
 
 from .. import _compat
@@ -27,8 +27,9 @@ from .._log import logger
 from .._sample import push_forward
 from ..discretisation.assembly import to_function, to_vector
 from ..discretisation.generator import Generator
+from ..discretisation.points import bounds
 from ._expm import Snapshot
-from ._integrate import functionals
+from ._moments import functionals
 
 VERSION = 1
 INSIDE = 0.9  # nodes are told apart by their images under this contraction of the cell: those of neighbours coincide
@@ -50,14 +51,7 @@ def describe(path: str | Path, comm: MPI.Comm) -> dict[str, Any]:
 
 
 class Checkpoint:
-    """The checkpoint of one evolution (collective, as everything here).
-
-    Args:
-        path: its folder; made where there is none.
-        gen: the generator.
-        evolution: ``"density"`` or ``"expectation"``.
-        signed: whether the density is a signed one, to be reported as it is.
-    """
+    """The checkpoint of a ``"density"``, maybe a signed one, or of an ``"expectation"`` (collective, as all here)."""
 
     def __init__(self, path: str | Path, gen: Generator, evolution: str, signed: bool = False):
         self.path, self.gen, self.comm = Path(path), gen, gen.domain.comm
@@ -67,22 +61,19 @@ class Checkpoint:
     def open(
         self, v0: PETSc.Vec | None, times: np.ndarray, tol: float, more: Callable[[float], dict[str, Any]]
     ) -> PETSc.Vec:
-        """Begin a checkpoint with ``v0`` or take up one that exists, and return what it began with.
+        """Begin a checkpoint with ``v0``, or take up one that exists, and return what it began with.
 
-        Args:
-            v0: vector at time 0; consumed; None for an existing checkpoint.
-            times: all outputs.
-            tol: of the evolution.
-            more: what else the evolution depends on, for given last time.
+        ``more`` tells what else the evolution depends on, for given last time.
 
         Raises:
             ValueError: the folder has other contents, or the checkpoint of another evolution.
         """
-        kept = self.comm.bcast(on_root(self.comm, lambda: _about(self.path)), root=0)
+        kept = self._on_root(lambda: _about(self.path))
         asked = [float(t) for t in times]
-        about: dict[str, Any] = {"version": VERSION, "evolution": self._evolution, "times": asked, "time_rtol": tol}
-        about["signed"] = self._signed
-        about["horizon"] = kept["horizon"] if kept else asked[-1]
+        about: dict[str, Any] = {
+            "version": VERSION, "evolution": self._evolution, "times": asked, "time_rtol": tol, "signed": self._signed,
+            "horizon": kept["horizon"] if kept else asked[-1],
+        }  # fmt: skip
         about["signature"] = {**_signature(self.gen), **more(about["horizon"])}
         places = self.comm.gather(_places(self.gen), root=0)
         if kept is None:
@@ -96,37 +87,38 @@ class Checkpoint:
         on_root(self.comm, lambda: self._find(np.concatenate(places)))
         self._compare_action()
         start = self._vector(self._load("start"))
-        if v0 is not None:
-            self._compare_start(v0, start)
-            v0.destroy()
+        if v0 is not None and self.comm.bcast(bool((change := (v0 - start).norm() / start.norm()) > 1e-8), root=0):
+            raise ValueError(f"{self.path} began with another function at t = 0: they differ by {change:.2g}.")
         if asked != kept["times"]:
-            about["horizon"] = asked[-1]
-            about["signature"] = {**_signature(self.gen), **more(asked[-1])}
-            self._describe(about)
+            signature = {**_signature(self.gen), **more(asked[-1])}
+            self._describe({**about, "horizon": asked[-1], "signature": signature})
         return start
 
     def read(self, times: np.ndarray) -> Iterator[tuple[Snapshot, float]]:
         """The outputs that are there, each with the estimated error spent until then."""
-        names = [f"{i:05d}" for i in range(len(times))]
-        found = on_root(self.comm, lambda: [(self.path / f"{name}.npz").is_file() for name in names])
-        there: list[bool] = self.comm.bcast(found, root=0)
-        count = there.index(False) if False in there else len(there)
+        files = [self._file(f"{i:05d}") for i in range(len(times))]
+        there = self._on_root(lambda: [file.is_file() for file in files])
+        count = [*there, False].index(False)
         if count:
-            logger.info("%s: %d of %d outputs are there, the last at t = %g", self.path, count, len(names),
-                        times[count - 1])  # fmt: skip
+            last = times[count - 1]
+            logger.info("%s: %d of %d outputs are there, the last at t = %g", self.path, count, len(times), last)
         for i in range(count):
-            record = self._load(names[i])
-            numbers = self.comm.bcast(
-                {k: np.asarray(v) for k, v in record.items() if k != "values"} if record else None, root=0
-            )
+            record = self._load(f"{i:05d}")
+            numbers = self.comm.bcast({k: v for k, v in record.items() if k != "values"} if record else None, root=0)
             vector = self._vector(record)
             yield Snapshot(float(times[i]), vector, numbers["integrals"], numbers["flow"]), float(numbers["spent"])
 
     def save(self, index: int, snapshot: Snapshot, spent: float) -> None:
         """Keep an output."""
-        values = self._values(snapshot.vector)
         numbers = {"time": snapshot.time, "integrals": snapshot.integrals, "flow": snapshot.values, "spent": spent}
-        self._write(f"{index:05d}", values, **numbers)
+        self._write(f"{index:05d}", self._values(snapshot.vector), **numbers)
+
+    def _file(self, name: str) -> Path:
+        return self.path / f"{name}.npz"
+
+    def _on_root(self, work: Callable[[], Any]) -> Any:
+        """What rank 0 finds out, on every rank."""
+        return self.comm.bcast(on_root(self.comm, work), root=0)
 
     def _describe(self, about: dict[str, Any]) -> None:
         content = json.dumps(about, indent=1).encode()
@@ -140,12 +132,12 @@ class Checkpoint:
             raise ValueError(
                 f"{self.path} is not a checkpoint and not empty: there is {sorted(other)[0]!r}. Name a new folder."
             )
-        store(self.path / "points.npz", lambda file: np.savez(file, points=places))
+        store(self._file("points"), lambda file: np.savez(file, points=places))
         self._order = np.arange(len(places))
 
     def _find(self, places: np.ndarray) -> None:
         """Where the files have this partition's nodes; refuse another mesh."""
-        with np.load(self.path / "points.npz") as file:
+        with np.load(self._file("points")) as file:
             points = file["points"]
         extent = np.ptp(points, axis=0).max()
         if points.shape == places.shape:
@@ -165,32 +157,20 @@ class Checkpoint:
                 raise ValueError(
                     f"{self.path} was written with {name} {old.get(name)}, this evolution has {new.get(name)}."
                 )
-        done = self.comm.bcast(on_root(self.comm, lambda: len(list(self.path.glob("[0-9]*.npz")))), root=0)
+        done = self._on_root(lambda: len(list(self.path.glob("[0-9]*.npz"))))
         if kept["times"][:done] != about["times"][:done]:
             raise ValueError(
                 f"{self.path} has outputs at {kept['times'][:done]}; the times must begin with these, not with "
                 f"{about['times'][:done]}."
             )
 
-    def _compare_start(self, v0: PETSc.Vec, start: PETSc.Vec) -> None:
-        difference = v0.copy()
-        difference.axpy(-1.0, start)
-        change, size = difference.norm(), start.norm()
-        difference.destroy()
-        if self.comm.bcast(bool(change > 1e-8 * size), root=0):
-            raise ValueError(f"{self.path} began with another function at t = 0: they differ by {change / size:.2g}.")
-
     def _action(self) -> tuple[np.ndarray | None, ...]:
         """What G does to a function that has no symmetry: its symmetric part, its skew part, flux through each part."""
-        gen = self.gen
-        w, forward, dual = to_vector(gen, _probe(gen)), gen.G.createVecLeft(), gen.G.createVecLeft()
-        gen.G.mult(w, forward)
+        gen, dual = self.gen, self.gen.G.createVecLeft()
+        w = to_vector(gen, _probe(gen))
         gen.G.multTranspose(w, dual)
-        symmetric, skew = forward + dual, forward - dual
-        flux = functionals(gen, gen.absorbing)[1:]
-        rows = [self._values(v) for v in (symmetric, skew, *flux)]
-        for v in (w, forward, dual, symmetric, skew):
-            v.destroy()
+        forward = gen.G * w
+        rows = [self._values(v) for v in (forward + dual, forward - dual, *functionals(gen, gen.absorbing)[1:])]
         return tuple(rows) if rows[0] is not None else (None,)
 
     def _compare_action(self) -> None:
@@ -241,12 +221,11 @@ class Checkpoint:
 
     def _load(self, name: str) -> dict[str, np.ndarray] | None:
         def load() -> dict[str, np.ndarray]:
-            file = self.path / f"{name}.npz"
             try:
-                with np.load(file) as data:
+                with np.load(self._file(name)) as data:
                     return dict(data)
             except Exception as error:
-                raise ValueError(f"{file} is damaged: {error}") from error
+                raise ValueError(f"{self._file(name)} is damaged: {error}") from error
 
         return on_root(self.comm, load)
 
@@ -255,7 +234,7 @@ class Checkpoint:
             values: Any = rows[0] if len(rows) == 1 else np.stack([r for r in rows if r is not None])
             np.savez(file, **{"values": values, **numbers})
 
-        on_root(self.comm, lambda: store(self.path / f"{name}.npz", write))
+        on_root(self.comm, lambda: store(self._file(name), write))
 
 
 def _about(path: Path) -> dict[str, Any] | None:
@@ -278,26 +257,17 @@ def _places(gen: Generator) -> np.ndarray:
 
 
 def _probe(gen: Generator) -> fem.Function:
-    """A function that tells generators apart: no symmetry of theirs is one of it, on any partition."""
-    low, high = (np.asarray(x) for x in _extent(gen))
-    s = (_places(gen) - low) / (high - low)
-    values = np.cos(3.1 * s @ (1.0 + 0.37 * np.arange(s.shape[1]) ** 2) + 0.4) + 0.5 * (s**2).sum(axis=1)
-    total, count = fem.Function(gen.V), fem.Function(gen.V)
-    dofs = gen.V.dofmap.list[: _cells(gen)].ravel()
-    np.add.at(total.x.array, dofs, values)
-    np.add.at(count.x.array, dofs, 1.0)
-    for f in (total, count):
-        f.x.scatter_reverse(la.InsertMode.add)
-        f.x.scatter_forward()
-    total.x.array[:] /= np.maximum(count.x.array, 1.0)
-    return total
+    """A function that tells generators apart: no symmetry of theirs is one of it."""
+    low, high = bounds(gen.domain.mesh)
+    waves = 3.1 * (1.0 + 0.37 * np.arange(len(low)) ** 2)
+    probe = fem.Function(gen.V)
 
+    def values(x: np.ndarray) -> np.ndarray:
+        s = (x[: len(low)] - low[:, None]) / (high - low)[:, None]
+        return np.cos(waves @ s + 0.4) + 0.5 * (s**2).sum(axis=0)
 
-def _extent(gen: Generator) -> tuple[np.ndarray, np.ndarray]:
-    x = gen.domain.mesh.geometry.x[:, : gen.domain.dim]
-    comm = gen.domain.comm
-    low = np.min(comm.allgather(x.min(axis=0, initial=np.inf)), axis=0)
-    return low, np.max(comm.allgather(x.max(axis=0, initial=-np.inf)), axis=0)
+    probe.interpolate(values)
+    return probe
 
 
 def _signature(gen: Generator) -> dict[str, Any]:

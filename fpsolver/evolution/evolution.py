@@ -1,19 +1,32 @@
 """What an evolution gives: a solution at each of its times, and the mass that has left until then."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from .._answer import Answer, figures
+from .._answer import Answer, figures, need_steps, steps_of
+from ..chain import Chain
 from ..discretisation.assembly import to_density, to_function
 from ..discretisation.fluxes import basis_integrals
-from ..discretisation.generator import Generator
 from ..discretisation.positivity import Limiter, limiter
 from ..discretisation.solution import Solution
 from ._expm import Snapshot
 
 
+class _Row(NamedTuple):
+    """What is kept at one time."""
+
+    time: float
+    mass: float
+    minimum: float
+    integrals: np.ndarray
+    values: np.ndarray
+    solution: Solution
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Evolution(Answer, Sequence[Solution]):
     """A solution at several times; ``evolution[i]`` is the :class:`~fpsolver.Solution` at ``times[i]``.
 
@@ -31,72 +44,67 @@ class Evolution(Answer, Sequence[Solution]):
         outflux_by_part: the same for each absorbing part.
         outflow: dictionary part -> mass per time that is leaving, shape (n,).
         limiter: what makes the reported densities non-negative; None for signed measures and expectations.
+        scheduled: whether numbers changed on the way.
         stats: unknowns, scheme, degree, solves, factorisations, steps, basis, time_error (estimated, relative, in the
             L² norm).
     """
 
-    def __init__(self, gen: Generator, name: str, parts: Sequence[str] = ()):
-        self.name, self.generator, self.parts = name, gen, tuple(parts)
-        self._solutions: list[Solution] = []
-        self._rows: list[tuple[float, float, float]] = []
-        self._integrals: list[np.ndarray] = []
-        self._values: list[np.ndarray] = []
-        self.stats: dict[str, Any] = {}
-        self.limiter: Limiter | None = None
+    name: str
+    generator: Any
+    parts: tuple[str, ...] = ()
+    limiter: Limiter | None = None
+    scheduled: bool = False
+    stats: dict[str, Any] = field(default_factory=dict)
+    _rows: list[_Row] = field(default_factory=list)
 
     def append(self, snapshot: Snapshot) -> None:
         """Keep the solution at one more time; the snapshot's vector is consumed (collective)."""
-        make = to_density if self.name == "density" else to_function
-        function = make(self.generator, snapshot.vector, self.name)
-        mass = float(snapshot.vector.dot(basis_integrals(self.generator)))
-        self._rows.append((snapshot.time, mass, limiter(self.generator).minimum(function)))
-        self._integrals.append(snapshot.integrals)
-        self._values.append(snapshot.values)
+        gen, vector = self.generator, snapshot.vector
+        if isinstance(gen, Chain):
+            function, mass, least = gen.function(vector), vector.dot(gen.integrals), vector.min()[1]
+        else:
+            function = (to_density if self.name == "density" else to_function)(gen, vector)
+            mass, least = vector.dot(basis_integrals(gen)), limiter(gen).minimum(function)
         name = f"{self.name} at t = {snapshot.time:g}"
-        self._solutions.append(Solution(function, self.stats, name, limiter=self.limiter))
-        snapshot.vector.destroy()
+        solution = Solution(function, self.stats, name, limiter=self.limiter, generator=gen)
+        self._rows.append(_Row(snapshot.time, float(mass), float(least), snapshot.integrals, snapshot.values, solution))
+        vector.destroy()
 
-    @property
-    def times(self) -> np.ndarray:
-        """Times, shape (n,)."""
-        return self._column(0)
-
-    @property
-    def mass(self) -> np.ndarray:
-        """Integral over the domain, shape (n,)."""
-        return self._column(1)
-
-    @property
-    def minimum(self) -> np.ndarray:
-        """Smallest value, shape (n,)."""
-        return self._column(2)
+    times = property(lambda self: self._column("time"), doc="Times, shape (n,).")
+    mass = property(lambda self: self._column("mass"), doc="Integral over the domain, shape (n,).")
+    minimum = property(lambda self: self._column("minimum"), doc="Smallest value, shape (n,).")
+    outflux_by_part = property(lambda self: self._by_part("integrals"), doc="The same of each part, shape (n,) each.")
+    outflow = property(lambda self: self._by_part("values"), doc="Mass per time leaving through each part.")
 
     @property
     def outflux(self) -> np.ndarray:
         """Mass that has left, shape (n,)."""
-        return np.array([row[0] if len(row) else 0.0 for row in self._integrals])
+        return np.array([row.integrals[0] if len(row.integrals) else 0.0 for row in self._rows])
 
-    @property
-    def outflux_by_part(self) -> dict[str, np.ndarray]:
-        """Mass that has left through each part, shape (n,) each."""
-        return {part: np.array([row[i + 1] for row in self._integrals]) for i, part in enumerate(self.parts)}
+    def _column(self, name: str) -> np.ndarray:
+        return np.array([getattr(row, name) for row in self._rows])
 
-    @property
-    def outflow(self) -> dict[str, np.ndarray]:
-        """Mass per time leaving through each part, shape (n,) each."""
-        return {part: np.array([row[i + 1] for row in self._values]) for i, part in enumerate(self.parts)}
+    def _by_part(self, name: str) -> dict[str, np.ndarray]:
+        columns = self._column(name).T
+        return {part: columns[i] for i, part in enumerate(self.parts, 1)}
 
-    def _column(self, i: int) -> np.ndarray:
-        return np.array([row[i] for row in self._rows])
+    def in_steps(self) -> "Evolution":
+        """The same with times in steps of an algorithm, and what leaves per step.
+
+        Raises:
+            ValueError: no algorithm, or one whose numbers change: :func:`~fpsolver.count_steps` counts then.
+        """
+        unit = need_steps(steps_of(self.generator.process), f"the time of this {self.name}")
+        if self.scheduled:
+            raise ValueError("in_steps: steps take different times under a schedule; fp.count_steps counts them.")
+        rows = [row._replace(time=row.time / unit, values=row.values * unit) for row in self._rows]
+        return replace(self, _rows=rows)
 
     def __len__(self) -> int:
-        return len(self._solutions)
+        return len(self._rows)
 
     def __getitem__(self, i: Any) -> Any:
-        return self._solutions[i]
-
-    def __iter__(self) -> Iterator[Solution]:
-        return iter(self._solutions)
+        return self._rows[i].solution if isinstance(i, int | np.integer) else [row.solution for row in self._rows[i]]
 
     def plot(self, path: Any = None, **options: Any) -> Any:
         """Draw a filmstrip, and write it to ``path`` if given: :func:`fpsolver.plot.series` (collective)."""

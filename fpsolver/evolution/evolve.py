@@ -1,6 +1,6 @@
 """Evolution in time: densities forward, expectations of payoffs backward, with one propagator per generator."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +12,26 @@ from .._arguments import check_share
 from .._errors import NotConverged
 from .._log import logger
 from .._petsc import Options
-from .._verbs import verb
+from ..chain import Chain
+from ..chain.sources import field
 from ..discretisation.assembly import to_density
 from ..discretisation.generator import Generator
 from ..discretisation.positivity import Limiter, limiter
 from ..discretisation.solver import statistics
-from ._expm import LEAST
+from ._expm import LEAST, Snapshot
 from ._growth import Growth
-from ._integrate import Autonomous, State
-from ._scheduled import Scheduled
+from ._krylov import dots
+from ._scheduled import Equation, State
 from .checkpoint import Checkpoint, describe
 from .evolution import Evolution, check_times
-from .initial import Dirac, Gaussian, coefficients
+from .initial import Dirac, Gaussian, coefficients, load_density
+from .schedule import pieces
 
 WIDE = 10.0  # ∫p²/w ∫w / (∫p)² = WIDE²: what is wider needs a smaller time_rtol for the same error of the density
 
 
-@verb
 def evolve(
-    gen: Generator,
+    gen: Generator | Chain,
     initial: Any,
     times: Any,
     *,
@@ -44,8 +45,12 @@ def evolve(
     The error in time is controlled, that of the mesh is not.  Mass is conserved to rounding where nothing absorbs,
     whatever ``time_rtol``.  The cost hardly depends on the number of times, and grows with the log of their range.
 
+    Of a chain, the law after the steps until each time, M p' = Pᵀ p, exact in time.  Times are rounded to whole steps,
+    ``evolution.times`` tells to which.  Laws of chains may be singular: the densities are projections, while masses and
+    expectations converge.
+
     Args:
-        gen: generator.
+        gen: generator or chain.
         initial: :func:`~fpsolver.gaussian`, :func:`~fpsolver.dirac`, a ``Function``, or a callable of all coordinates.
             Of a signed one nothing is made non-negative.
         times: increasing, non-negative, shape (n,) or one number.
@@ -60,7 +65,7 @@ def evolve(
             cost one per step.  Jumps and bends inside a function cost steps: begin a new pair there.  The time of
             formulas that ask for it, ``lambda x, t: ...``, is on it by itself.
         checkpoint: folder in which the state at every output time is kept, complete at any moment.  If it holds some
-            already, the evolution goes on from there, on any number of ranks.
+            already, the evolution goes on from there, on any number of ranks.  Not for chains.
 
     Raises:
         ValueError: unsuitable times, ``time_rtol``, ``initial`` or ``schedule``; a checkpoint of another evolution;
@@ -68,18 +73,20 @@ def evolve(
         NotConverged: ``time_rtol`` could not be met, what leaves is lost in rounding, or the solution grows as no
             density does; ``exception.partial`` is the evolution up to there.
     """
-    times, tol = check_times(times), check_share("time_rtol", time_rtol)
+    times = check_times(times)
+    if isinstance(gen, Chain):
+        return _walk(gen, "density", initial, times, schedule, checkpoint)
+    tol = check_share("time_rtol", time_rtol)
     p0 = _not_zero(coefficients(gen, initial, "initial density"), "initial density")
-    evolution = Evolution(gen, "density", gen.absorbing)
-    evolution.limiter = _limiter_of_a_density(gen, initial, p0)
+    limits = _limiter_of_a_density(gen, initial, p0)
+    evolution = Evolution("density", gen, gen.absorbing, limits, schedule is not None)
     if not gen.weak.scheme.unknown_is_density:
         tol = _weighted_tol(gen, p0, tol)
     return _run(evolution, p0, times, tol, options, schedule, checkpoint)
 
 
-@verb
 def backward(
-    gen: Generator,
+    gen: Generator | Chain,
     payoff: Any,
     times: Any,
     *,
@@ -93,24 +100,20 @@ def backward(
     For ``payoff=1`` it is the probability of surviving until t.  Constants are invariant to rounding where nothing
     absorbs.
 
-    Args:
-        gen: generator.
-        payoff: g, a number, a callable of all coordinates, or a ``Function``.
-        times: increasing, non-negative, shape (n,) or one number.
-        time_rtol: error in time in the L² norm relative to that of u(t), or to 1e-10 times the largest norm so far.
-        options: PETSc options without the prefix ``fp_evolve_``.
-        schedule: as for :func:`evolve`, from X₀ on.  Every time then needs a run of its own, as the last piece acts on
-            the payoff first.
-        checkpoint: as for :func:`evolve`.
+    The payoff g is a number, a callable of all coordinates, or a ``Function``; all else is as for :func:`evolve`.  With
+    a schedule, which runs from X₀ on, every time needs a run of its own, as the last piece acts on the payoff first.
 
     Raises:
-        ValueError: unsuitable times, ``time_rtol``, ``payoff`` or ``schedule``; a checkpoint of another evolution.
-        NotConverged: ``time_rtol`` could not be met, or the solution grows as no expectation does;
-            ``exception.partial`` is the evolution up to there.
+        ValueError, NotConverged: as :func:`evolve`, with the ``payoff`` in the place of ``initial``.
     """
-    times, tol = check_times(times), check_share("time_rtol", time_rtol)
+    times = check_times(times)
+    if isinstance(gen, Chain):
+        return _walk(gen, "expectation", payoff, times, schedule, checkpoint)
+    tol = check_share("time_rtol", time_rtol)
     u0 = _not_zero(coefficients(gen, payoff, "payoff", payoff=True), "payoff")
-    return _run(Evolution(gen, "expectation"), u0, times, tol, options, schedule, checkpoint)
+    return _run(
+        Evolution("expectation", gen, scheduled=schedule is not None), u0, times, tol, options, schedule, checkpoint
+    )
 
 
 def resume(
@@ -123,15 +126,9 @@ def resume(
 ) -> Evolution:
     """Go on with an evolution from its checkpoint, on any number of ranks (collective).
 
-    Args:
-        gen: the same process on the same mesh, with the same degree and scheme.
-        checkpoint: the folder given to :func:`evolve` or :func:`backward`.
-        times: the times asked for then, and later ones; by default the former.
-        schedule: the same schedule as then.
-        options: PETSc options without the prefix ``fp_evolve_``.
-
-    Returns:
-        The whole evolution, what was kept included.
+    The process, mesh, degree, scheme and schedule are the same as when :func:`evolve` or :func:`backward` was given the
+    folder; ``times`` are those asked for then, and later ones, by default the former.  The answer is the whole
+    evolution, what was kept included.
 
     Raises:
         FileNotFoundError: nothing was kept there.
@@ -140,9 +137,9 @@ def resume(
     """
     kept = describe(checkpoint, gen.domain.comm)
     kind = kept["evolution"]
-    evolution = Evolution(gen, kind, gen.absorbing if kind == "density" else ())
-    if kind == "density" and not kept["signed"]:
-        evolution.limiter = limiter(gen)
+    density = kind == "density"
+    limits = limiter(gen) if density and not kept["signed"] else None
+    evolution = Evolution(kind, gen, gen.absorbing if density else (), limits, schedule is not None)
     wanted = check_times(kept["times"] if times is None else times)
     return _run(evolution, None, wanted, kept["time_rtol"], options, schedule, checkpoint)
 
@@ -158,36 +155,34 @@ def _run(
 ) -> Evolution:
     """Evolve ``v0``, or what the checkpoint began with, and keep what comes; ``v0`` is consumed."""
     gen, parts = evolution.generator, evolution.parts
+    assert isinstance(gen, Generator)
     if gen.process.timed:
         schedule = {"t": lambda t: t, **(schedule or {})}
-    source = Autonomous(gen, parts, options) if schedule is None else Scheduled(gen, schedule, parts, options)
-    state, store = None, None
+    equation, store = Equation(gen, schedule, parts, options), None
     try:
         if checkpoint is not None:
             store = Checkpoint(checkpoint, gen, evolution.name, signed=evolution.limiter is None)
-            v0 = store.open(v0, times, tol, source.signature)
+            v0 = store.open(v0, times, tol, equation.signature)
         assert v0 is not None
         state = State.at_start(v0, parts)
         for snapshot, spent in store.read(times) if store is not None else ():
             state.advance(snapshot.time, snapshot.vector.copy(), snapshot.integrals)
             state.spent = spent
             evolution.append(snapshot)
-        run = source.forward if evolution.name == "density" else source.dual
-        growth = Growth(gen, evolution.name == "density", state.start)
+        density = evolution.name == "density"
+        growth = Growth(gen, density, state.start)
         with PETSc.Log.Stage("fpsolver evolve"):
-            for snapshot in run(state, list(times[len(evolution) :]), tol):
-                growth.check(snapshot, source.work()["solves"])
+            for snapshot in equation.run(state, list(times[len(evolution) :]), tol, not density):
+                growth.check(snapshot, equation.work()["solves"])
                 if store is not None:
-                    store.save(len(evolution), snapshot, state.spent + source.error)
+                    store.save(len(evolution), snapshot, state.spent + equation.error)
                 evolution.append(snapshot)
     except NotConverged as error:
-        error.partial = evolution  # type: ignore[attr-defined]
+        error.partial = evolution
         raise
     finally:
-        evolution.stats.update({**statistics(gen), **source.work()})
-        source.destroy()
-        if state is not None:
-            state.destroy()
+        evolution.stats.update({**statistics(gen), **equation.work()})
+        equation.destroy()
     logger.info("%s", evolution)
     return evolution
 
@@ -203,17 +198,13 @@ def _limiter_of_a_density(gen: Generator, initial: Any, p0: PETSc.Vec) -> Limite
 
 def _weighted_tol(gen: Generator, p0: PETSc.Vec, tol: float) -> float:
     """``tol`` in the norm ∫ p²/w of the weighted scheme, which tails wider than those of w dominate (collective)."""
-    ones, image = p0.copy(), p0.copy()
-    gen.M.mult(p0, image)
-    squared = float(p0.dot(image))
+    ones = p0.copy()
     ones.set(1.0)
-    gen.M.mult(ones, image)
-    squared *= float(ones.dot(image))
+    image = gen.M * ones
+    squared = float(p0.dot(gen.M * p0)) * float(ones.dot(image))
     ones.array_w[:] = abs(p0.array_r)
     mass = abs(float(ones.dot(image)))
     ratio = float(np.sqrt(squared)) / mass if squared > 0 and mass > 0 else np.inf
-    for v in (ones, image):
-        v.destroy()
     if squared != 0 and not ratio <= WIDE * tol / LEAST:
         raise ValueError(
             f"initial density: it is too wide for scheme 'weighted' at time_rtol = {tol:.0e}: in that scheme's norm, "
@@ -226,6 +217,52 @@ def _weighted_tol(gen: Generator, p0: PETSc.Vec, tol: float) -> float:
 
 def _not_zero(vector: PETSc.Vec, what: str) -> PETSc.Vec:
     if vector.norm(PETSc.NormType.NORM_INFINITY) == 0:
-        vector.destroy()
         raise ValueError(f"{what} is zero everywhere on the domain, and so is all that becomes of it.")
     return vector
+
+
+def _walk(
+    chain: Chain, name: str, data: Any, times: np.ndarray, schedule: Mapping[str, Any] | None, checkpoint: Any
+) -> Evolution:
+    """The evolution of a chain from an initial law or a payoff (collective)."""
+    forward = name == "density"
+    if checkpoint is not None:
+        raise ValueError(
+            "checkpoint: a chain keeps none; evolve it in pieces, each from the last law of the one before."
+        )
+    if schedule is not None and not forward:
+        raise ValueError("backward: a chain takes schedules forward, with evolve; backward ones run piece by piece.")
+    evolution = Evolution(name, chain, chain.absorbing if forward else (), scheduled=schedule is not None)
+    evolution.stats.update(chain.stats())
+    start = load_density(chain, data, "initial density") if forward else chain.load(field(chain, data, "payoff"))
+    now, image, left = chain.inverse * start, start.duplicate(), np.zeros(1 + len(evolution.parts))
+    for t, links in _steps(chain, times, schedule):
+        for link in links:
+            flux = dots(now, list(link.exits.values()))
+            left += [flux.sum(), *flux] if forward else 0.0
+            (link.P.multTranspose if forward else link.P.mult)(now, image)
+            link.inverse.mult(image, now)
+        flux = dots(now, list(chain.exits.values())) / chain.time_per_step
+        integrals, values = (left.copy(), np.array([flux.sum(), *flux])) if forward else (np.zeros(0), np.zeros(0))
+        evolution.append(Snapshot(t, now.copy(), integrals, values))
+    return evolution
+
+
+def _steps(chain: Chain, times: np.ndarray, schedule: Mapping[str, Any] | None) -> Iterator[tuple[float, list[Chain]]]:
+    """For each time the steps that lead there from the time before: (time, one chain per step)."""
+    if schedule is None:
+        counts = np.rint(times / chain.time_per_step).astype(int)
+        for count, more in zip(counts, np.diff(counts, prepend=0), strict=True):
+            yield float(count * chain.time_per_step), [chain] * more
+        return
+    stretches, t, known = pieces(chain, schedule), 0.0, dict[Any, Chain]()
+    for time in times:
+        links = []
+        while t < time - 1e-9:
+            numbers = next(piece for piece in reversed(stretches) if piece.begin <= t + 1e-9).at(t)
+            key = tuple(numbers.items())
+            if key not in known:
+                known[key] = chain.replace(**numbers)
+            links.append(known[key])
+            t += known[key].time_per_step
+        yield t, links

@@ -21,6 +21,8 @@ from .. import _compat
 from .._errors import agree
 from .._log import logger
 from .._petsc import LinearSolver, direct_preset
+from ..chain import Chain
+from ..chain import sources as chains
 from ..discretisation.assembly import assemble_vector, to_vector
 from ..discretisation.generator import Generator, derived
 from ..discretisation.solution import Solution, as_points, locate
@@ -85,13 +87,8 @@ def _numbers(values: Any, what: str) -> tuple[float, ...]:
 def coefficients(gen: Generator, source: Any, what: str, payoff: bool = False) -> PETSc.Vec:
     """Coefficients of ``source`` on ``gen.V`` as a new vector (collective).
 
-    Args:
-        gen: generator.
-        source: :func:`gaussian`, :func:`dirac`, a ``Function`` on ``gen.V`` or a ``Solution`` there (taken as it is),
-            or any scalar source, which is projected: a ``Function`` on the same mesh, a callable of all coordinates, a
-            number.
-        what: its name in errors.
-        payoff: whether ``source`` is an observable; in the weighted scheme a density p is kept as p/w instead.
+    A ``Function`` or ``Solution`` on ``gen.V`` is taken as it is, :func:`gaussian`, :func:`dirac` and any other scalar
+    source are projected.  In the weighted scheme a density p is kept as p/w, a payoff as it is.
 
     Raises:
         ValueError: dimensions differ, a point outside the mesh, most of a Gaussian outside, values not finite.
@@ -103,15 +100,34 @@ def coefficients(gen: Generator, source: Any, what: str, payoff: bool = False) -
     vector = to_vector(gen, source) if given else load(gen, source, what, payoff)
     finite = np.isfinite(vector.array_r).all()
     agree(gen.domain.comm, None if finite else f"{what} is not finite on the domain.")
-    if given:
-        return vector
-    projected = project(gen, vector)
-    vector.destroy()
-    return projected
+    return vector if given else project(gen, vector)
 
 
-def load(gen: Generator, source: Any, what: str, payoff: bool = False) -> PETSc.Vec:
+def is_density(start: Any) -> bool:
+    """Whether a start is an initial density rather than points."""
+    return isinstance(start, Gaussian | Dirac | fem.Function | Solution) or callable(start)
+
+
+def load_density(gen: Generator | Chain, start: Any, what: str = "start") -> PETSc.Vec:
+    """∫ start φ_i of one point or a density, whose sum must be one (collective)."""
+    if not is_density(start):
+        points = as_points(start, gen.domain.dim, what)
+        if len(points) != 1:
+            raise ValueError(f"{what}: {len(points)} points; one was expected, or a density.")
+        start = dirac(points[0])
+    source = load(gen, start, what)
+    mass = float(source.sum())
+    if not abs(mass - 1) < 1e-3:
+        raise ValueError(f"{what}: the density has mass {mass:.6g} in the domain where 1 was expected; normalise it.")
+    if isinstance(gen, Chain):
+        source.scale(1.0 / mass)
+    return source
+
+
+def load(gen: Generator | Chain, source: Any, what: str, payoff: bool = False) -> PETSc.Vec:
     """∫ source φ_i, for a payoff with the weight of the scheme (collective)."""
+    if isinstance(gen, Chain):
+        return _load_on_chain(gen, source, what)
     if isinstance(source, Solution):
         source = source.function
     if isinstance(source, Gaussian):
@@ -143,16 +159,37 @@ def _mass_solver(gen: Generator) -> LinearSolver:
     return LinearSolver(gen.M, "fp_evolve_mass_", "L2 projection", preset)
 
 
-def _check_dimension(gen: Generator, values: Sequence[float], what: str) -> None:
+def _check_dimension(gen: Generator | Chain, values: Sequence[float], what: str) -> None:
     if len(values) != gen.domain.dim:
         raise ValueError(f"{what} has {len(values)} coordinate(s); the domain has {gen.domain.dim}.")
+
+
+def _load_on_chain(chain: Chain, source: Any, what: str) -> PETSc.Vec:
+    """The same by points of the chain's, whose variants have cells that no mesh of dolfinx has."""
+    if isinstance(source, Dirac):
+        return chain.dirac(as_points([source.point], chain.domain.dim, what)[0])
+    if isinstance(source, Gaussian):
+        _check_dimension(chain, source.mean, "gaussian: mean")
+        mean, std = np.array(source.mean), np.array(source.std)
+        gap, _ = _distances(chain.cells.vertices, mean, std)
+        scale = np.prod(np.sqrt(2 * np.pi) * std)
+        return _normalised(
+            chains.load(chain, lambda x: np.exp(-0.5 * (((x - mean) / std) ** 2).sum(axis=1)) / scale, gap), source
+        )
+    if isinstance(source, Solution):
+        source = source.raw
+    if isinstance(source, fem.Function) and chain is chain.base:
+        return chain.M * chain.vector(source)
+    return chains.load(chain, chains.field(chain, source, what))
 
 
 def _gaussian_load(gen: Generator, source: Gaussian) -> PETSc.Vec:
     """∫ density φ_i over the cells near the mean, by a quadrature that resolves the density; total mass one."""
     _check_dimension(gen, source.mean, "gaussian: mean")
     mesh, mean, std = gen.domain.mesh, np.array(source.mean), np.array(source.std)
-    cells, ratio = _near(mesh, mean, std)
+    near, extent = _distances(mesh.geometry.x[_compat.geometry_dofmap(mesh)][:, :, : len(mean)], mean, std)
+    cells = np.flatnonzero(near).astype(np.int32)
+    ratio = mesh.comm.allreduce(float(extent[cells].max(initial=0.0)), op=MPI.MAX)
     extra = next((q for r, q in _QUADRATURE if ratio <= r), None)
     if extra is None:
         logger.warning(
@@ -168,9 +205,12 @@ def _gaussian_load(gen: Generator, source: Gaussian) -> PETSc.Vec:
     exponent = sum(((x[i] - m[i]) / s[i]) ** 2 for i in range(len(mean)))
     load = assemble_vector(gen, ufl.exp(-0.5 * exponent) * v * dx)
     load.scale(1.0 / float(np.prod(np.sqrt(2 * np.pi) * std)))
+    return _normalised(load, source)
+
+
+def _normalised(load: PETSc.Vec, source: Gaussian) -> PETSc.Vec:
     inside = float(load.sum())
     if not inside >= 0.5:
-        load.destroy()
         raise ValueError(
             f"gaussian: only {max(inside, 0.0):.3g} of the mass of N(mean {source.mean}, std {source.std}) lies inside "
             "the domain. Move the mean, reduce std, or enlarge the domain."
@@ -182,14 +222,11 @@ def _gaussian_load(gen: Generator, source: Gaussian) -> PETSc.Vec:
     return load
 
 
-def _near(mesh: dmesh.Mesh, mean: np.ndarray, std: np.ndarray) -> tuple[np.ndarray, float]:
-    """Local cells within reach of a Gaussian, and their largest extent in standard deviations (collective)."""
-    nodes = mesh.geometry.x[_compat.geometry_dofmap(mesh)][:, :, : len(mean)]
+def _distances(nodes: np.ndarray, mean: np.ndarray, std: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which cells, given by their nodes (n, nodes, d), a Gaussian reaches, and their extents in standard deviations."""
     lower, upper = nodes.min(axis=1), nodes.max(axis=1)
     gap = np.maximum(np.maximum(lower - mean, mean - upper), 0.0) / std
-    cells = np.flatnonzero((gap <= _REACH).all(axis=1)).astype(np.int32)
-    extent = float(((upper - lower)[cells] / std).max(initial=0.0))
-    return cells, mesh.comm.allreduce(extent, op=MPI.MAX)
+    return (gap <= _REACH).all(axis=1), ((upper - lower) / std).max(axis=1)
 
 
 def _dirac_load(gen: Generator, point: Sequence[float]) -> PETSc.Vec:

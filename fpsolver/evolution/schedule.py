@@ -13,6 +13,7 @@ import numpy as np
 from scipy.integrate import quad
 
 from .._errors import together
+from ..chain import Chain
 from ..discretisation.generator import Generator
 from ..models.fields import is_number
 
@@ -38,12 +39,10 @@ class Piece:
         return {name: _number(name, v(t), t) if callable(v) else v for name, v in self.values.items()}
 
 
-def pieces(gen: Generator, schedule: Mapping[str, Any]) -> list[Piece]:
+def pieces(gen: Generator | Chain, schedule: Mapping[str, Any]) -> list[Piece]:
     """The pieces of a schedule, the last one without end.
 
-    Args:
-        gen: generator whose process has the scheduled numbers.
-        schedule: name -> number, function of time, or pairs (begin, number or function) in order, the first at 0.
+    It has name -> number, function of time, or pairs (begin, number or function) in order, the first at 0.
 
     Raises:
         ValueError: what cannot be scheduled, with the reason.
@@ -52,7 +51,7 @@ def pieces(gen: Generator, schedule: Mapping[str, Any]) -> list[Piece]:
         raise ValueError(
             f"schedule is {schedule!r}; a dictionary such as {{'learning_rate': [(0, 0.4), (10, 0.1)]}} was expected."
         )
-    if not gen.weak.scheme.unknown_is_density:
+    if isinstance(gen, Generator) and not gen.weak.scheme.unknown_is_density:
         raise ValueError("schedule: the weighted scheme's unknown depends on the numbers; use 'galerkin' or 'dg'.")
     for name in schedule:
         if name in gen.process.scaling:
@@ -61,6 +60,12 @@ def pieces(gen: Generator, schedule: Mapping[str, Any]) -> list[Piece]:
                 "jump with it; schedule the batch size or the momentum, or evolve piece by piece."
             )
     columns = {name: _column(name, value) for name, value in schedule.items()}
+    for name, column in columns.items():
+        if isinstance(gen, Chain) and any(callable(v) for _, v in column):
+            raise ValueError(
+                f"schedule of {name}: a chain takes constant pieces, pairs (begin, number), one transition matrix "
+                "each; it got a function of time. Give its values on pieces."
+            )
     begins = sorted({begin for column in columns.values() for begin, _ in column})
     found = []
     for begin, end in zip(begins, [*begins[1:], np.inf], strict=True):
@@ -108,14 +113,9 @@ def _number(name: str, value: Any, t: float) -> float:
 
 
 def count_steps(learning_rate: Any, times: Any) -> np.ndarray:
-    """Number of steps of the algorithm up to each time, ∫₀ᵗ ds/η(s), for SGD whose time is t = Σ ηₖ.
+    """Number of steps of the algorithm up to each time, ∫₀ᵗ ds/η(s), for SGD whose time is t = Σ ηₖ; shape (n,).
 
-    Args:
-        learning_rate: η: a number, a function of time, or pairs (begin, number or function).
-        times: non-negative, shape (n,) or one number.
-
-    Returns:
-        Array of shape (n,); not rounded to whole steps.
+    The learning rate η is a number, a function of time, or pairs (begin, number or function).  Not rounded.
 
     Raises:
         ValueError: a learning rate that is not positive.

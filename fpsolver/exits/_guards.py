@@ -12,6 +12,7 @@ from dolfinx import fem
 from .._errors import NotConverged
 from .._log import logger
 from .._petsc import LinearSolver, Options
+from ..chain import Chain
 from ..discretisation.fluxes import basis_integrals
 from ..discretisation.generator import Generator, derived
 from ..discretisation.metastable import estimated_rate, slowest_mode
@@ -23,26 +24,17 @@ _POWERS, _SETTLED = 500, 1e-8  # iterations for the principal eigenvalue, and it
 NEGATIVE = "DIVERGED_NEGATIVE"  # the reason of an answer of the wrong sign
 
 
-def need_exit(gen: Generator, name: str) -> None:
+def need_exit(gen: Generator | Chain, name: str) -> None:
     """Refuse a question about leaving where nothing absorbs."""
     if not gen.absorbing:
         raise ValueError(
-            f"{name}: nothing absorbs, so the process never leaves. Give the generator absorbing parts; "
-            f"the domain has {', '.join(gen.domain.parts) or 'none'}."
+            f"{name}: nothing absorbs, so the process never leaves. Give the {type(gen).__name__.lower()} absorbing "
+            f"parts; the domain has {', '.join(gen.domain.parts) or 'none'}."
         )
 
 
 def check_reach(gen: Generator, name: str, killing: Any = 0.0) -> None:
-    """Refuse a degenerate process that may stay in the domain for ever, with the place (collective).
-
-    Args:
-        gen: any generator.
-        name: what is asked for.
-        killing: rate; where it is positive, nothing stays for ever.
-
-    Raises:
-        ValueError: the control graph has closed classes.
-    """
+    """Refuse a degenerate process that may stay in the domain for ever, where nothing kills it (collective)."""
     if not gen.survey.degenerate or (is_number(killing) and killing > 0):
         return
     where = None if is_number(killing) else sampled_killing(gen, killing).max(axis=1) > 0
@@ -89,17 +81,7 @@ def check_growth(gen: Generator, killing: Any, solver: LinearSolver, name: str, 
 
     They are finite just when the principal eigenvalue of s − L is positive.  With σ ≤ min s the operator s − σ − L has
     a positive inverse, whose largest eigenvalue 1/(λ − σ) belongs to a positive function: iterated from 1, it is found
-    whatever the data of the question, and however far below zero λ is.
-
-    Args:
-        gen: any generator.
-        killing: s, not zero.
-        solver: G − S, factorised.
-        name: what is asked for.
-        options: PETSc options.
-
-    Raises:
-        ValueError: with the eigenvalue.
+    whatever the data of the question, and however far below zero λ is.  ``solver`` has G − S.
     """
     lowest = float(killing) if is_number(killing) else -np.max(-sampled_killing(gen, killing), initial=-np.inf)
     lowest = float(gen.domain.comm.allreduce(float(lowest), op=MPI.MIN))
@@ -108,8 +90,8 @@ def check_growth(gen: Generator, killing: Any, solver: LinearSolver, name: str, 
     if not is_number(killing):
         shifted = solver.A.copy()
         shifted.axpy(lowest, gen.M, PETSc.Mat.Structure.SUBSET_NONZERO_PATTERN)
-        rate = lowest + _with_factors(gen, shifted, name, options)
-        shifted.destroy()
+        key = dict(merged(gen, options))
+        rate = lowest + _principal_rate(gen, LinearSolver(shifted, "fp_exit_", name, exit_preset(gen), key))
     else:
         rate = lowest + (_leaving_rate(gen, name, options) if gen.absorbing else 0.0)
     if not rate > 0:
@@ -127,19 +109,10 @@ def _leaving_rate(gen: Generator, name: str, options: Options | None) -> float:
     if not gen.weak.scheme.by_capacities:
         return _principal_rate(gen, exit_solver(gen, name, options))
     try:
-        rate, mode, _ = slowest_mode(gen, options)
+        rate, _, _ = slowest_mode(gen, options)
     except NotConverged:  # several modes are as slow
         return estimated_rate(gen)
-    mode.destroy()
     return rate
-
-
-def _with_factors(gen: Generator, A: PETSc.Mat, name: str, options: Options | None) -> float:
-    solver = LinearSolver(A, "fp_exit_", name, exit_preset(gen), {**gen.options, **(options or {})})
-    try:
-        return _principal_rate(gen, solver)
-    finally:
-        solver.destroy()
 
 
 def _principal_rate(gen: Generator, solver: LinearSolver) -> float:
@@ -158,12 +131,10 @@ def _principal_rate(gen: Generator, solver: LinearSolver) -> float:
         rates.append(1.0 / size)
         if abs(rates[-1] - rates[-2]) < _SETTLED * rates[-1]:
             break
-    for w in (v, image):
-        w.destroy()
     return rates[-1]
 
 
-def check_sign(gen: Generator, name: str, u: PETSc.Vec, solver: LinearSolver) -> None:
+def check_sign(name: str, u: PETSc.Vec, solver: LinearSolver) -> None:
     """Refuse an answer to non-negative data that is mainly negative (collective).
 
     Undershoots of a third of the maximum were seen at grazing points on the coarsest meshes; where a mesh misses a

@@ -29,18 +29,13 @@ _PROJECTIONS = 20  # onto the walls of one cell, in turn
 def sliding(gen: Generator, lives: Array) -> tuple[Array, Array]:
     """Further edges of the control graph, and nodes from which exits can be reached (collective).
 
-    Args:
-        gen: any generator.
-        lives: local cells in which the process lives.
-
-    Returns:
-        Pairs of nodes, and nodes.  Cells have their global numbers; then come edges (in space), then vertices.
+    The process lives in the cells ``lives``.  Cells have their global numbers; then edges (in space), then vertices.
     """
     mesh, d = gen.domain.mesh, gen.domain.dim
     facets = np.setdiff1d(gen.boundary.facets, gen.territory.stops)
     sides = outer_sides(mesh, facets)
     sides = sides[lives[sides[:, 0]]]
-    walls = _Sides.of(gen, sides)
+    walls = Sides.of(gen, sides)
     pressed = np.asarray((walls.drifts & ~walls.diffuses).any(axis=1))
     if d == 1 or not mesh.comm.allreduce(int(pressed.sum())):
         return np.zeros((0, 2), np.int64), np.zeros(0, np.int64)
@@ -83,28 +78,20 @@ class _Names:
 
 
 @dataclass(frozen=True)
-class _Sides:
-    """What happens at quadrature points of facets, seen from a cell.
+class Sides:
+    """What happens at quadrature points of facets, seen from a cell."""
 
-    Attributes:
-        sides: cells and local facets, shape (n, 2).
-        normal, drift: n and β, shape (n, points, d).
-        diffusion: D, shape (n, points, d, d).
-        diffuses, drifts: whether noise crosses the facet, whether the drift leads out, shape (n, points).
-        small, slow: below which diffusion and drift count as none, shape (n, points).
-    """
-
-    sides: Array
-    normal: Array
+    sides: Array  #: cells and local facets, shape (n, 2)
+    normal: Array  #: n and β, shape (n, points, d)
     drift: Array
-    diffusion: Array
-    diffuses: Array
+    diffusion: Array  #: D, shape (n, points, d, d)
+    diffuses: Array  #: whether noise crosses the facet, whether the drift leads out, shape (n, points)
     drifts: Array
-    small: Array
+    small: Array  #: below which diffusion and drift count as none, shape (n, points)
     slow: Array
 
     @classmethod
-    def of(cls, gen: Generator, sides: Array) -> "_Sides":
+    def of(cls, gen: Generator, sides: Array) -> "Sides":
         D, beta, n, d = gen.coefficients.D, gen.coefficients.beta, ufl.FacetNormal(gen.domain.mesh), gen.domain.dim
         rows = [*n, *beta, *(D[i, j] for i in range(d) for j in range(d))]
         values, _, _ = on_sides(gen.domain.mesh, rows, sides, 2 * gen.degree)
@@ -119,8 +106,8 @@ class _Sides:
         drifts = (normal * drift).sum(axis=2) > slow
         return cls(sides, normal, drift, diffusion, diffuses, drifts, small, slow)
 
-    def only(self, chosen: Array) -> "_Sides":
-        return _Sides(*(getattr(self, name)[chosen] for name in self.__dataclass_fields__))
+    def only(self, chosen: Array) -> "Sides":
+        return Sides(*(getattr(self, name)[chosen] for name in self.__dataclass_fields__))
 
     def leads(self, velocity: Array, direction: Array) -> Array:
         """Whether a velocity or noise leads in a direction at some point, shape (n,)."""
@@ -129,7 +116,7 @@ class _Sides:
         return np.asarray((moved | noisy).any(axis=1))
 
 
-def _along(gen: Generator, walls: _Sides, names: _Names) -> Array:
+def _along(gen: Generator, walls: Sides, names: _Names) -> Array:
     """Edges from the cells at walls to what their facets share with others, and along what two walls share."""
     mesh, d = gen.domain.mesh, gen.domain.dim
     cells, facet = walls.sides.T
@@ -184,7 +171,7 @@ def _into(gen: Generator, touching: Array, lives: Array, names: _Names) -> tuple
     owned = mesh.topology.index_map(d).size_local
     cells = np.flatnonzero(touching[:owned].any(axis=1) & lives[:owned])
     every = np.stack([np.repeat(cells, d + 1), np.tile(np.arange(d + 1), len(cells))], axis=1)
-    around = _Sides.of(gen, every)
+    around = Sides.of(gen, every)
     mesh.topology.create_connectivity(d, d - 1)
     facets = mesh.topology.connectivity(d, d - 1).array.reshape(-1, d + 1)[cells]
     stops = np.isin(facets, gen.territory.stops)

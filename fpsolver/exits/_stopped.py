@@ -4,7 +4,7 @@ A region's cells are taken out of the forms and the facets around them become fu
 there as on any boundary: by Nitsche's terms where the process diffuses across, by upwinding where it only drifts in.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cached_property
 from typing import Any
@@ -22,6 +22,8 @@ from ufl.core.expr import Expr
 from .._errors import together
 from .._log import logger
 from .._sample import at_quadrature, neighbours, volumes
+from ..chain import Chain
+from ..chain.sources import inside_cells
 from ..discretisation.generator import Generator
 from ..discretisation.territory import Territory, union_tags
 from ..domains.domain import Domain, Marker
@@ -45,33 +47,21 @@ class Size:
 
 @dataclass(frozen=True)
 class Resolved:
-    """A region on the mesh.
+    """A region on the mesh."""
 
-    Attributes:
-        name: its name.
-        asked: as it was given.
-        cells: which local cells belong to it.
-        facets: local boundary facets of it, if it is a boundary part.
-        point: its point, if it has one.
-        size: its measure.
-    """
-
-    name: str
-    asked: Region
-    cells: Mask
-    facets: Integers
-    point: Any
-    size: Size
+    name: str  #: its name
+    asked: Region  #: as it was given
+    cells: Mask  #: which local cells belong to it
+    facets: Integers  #: local boundary facets of it, if it is a boundary part
+    inside: Callable[[Any], Mask] | None  #: of points (n, d), if it is inside the domain
+    point: Any  #: the centre of a ball, else None
+    size: Size  #: its measure
 
 
 class Stopped(Territory):
-    """The domain without some regions: the process stops in them, and they count as absorbing parts (collective).
+    """A domain without some disjoint regions, in which the process stops: they count as absorbing parts (collective).
 
     Unknowns inside the regions are idle.
-
-    Args:
-        gen: any generator whose process does not stop in regions yet.
-        regions: disjoint.
     """
 
     def __init__(self, whole: Territory, regions: list[Resolved]):
@@ -132,9 +122,11 @@ class Stopped(Territory):
                 u.x.array[dofs[idle[dofs]]] = value
 
 
-def stopped(gen: Generator, regions: Mapping[str, Region] | list[Resolved]) -> Generator:
-    """The generator whose process also stops in regions, named parts of its own (collective)."""
-    found = regions if isinstance(regions, list) else resolve(gen.domain, regions)
+def stopped(gen: Any, regions: Mapping[str, Region] | list[Resolved]) -> Any:
+    """The generator or chain whose process also stops in regions, named parts of its own (collective)."""
+    found = regions if isinstance(regions, list) else resolve(gen.domain, regions, isinstance(gen, Generator))
+    if isinstance(gen, Chain):
+        return gen.stopped({r.name: r.inside for r in found if r.inside}, [r.name for r in found if not r.inside])
     return gen.with_territory(Stopped(gen.territory, found))
 
 
@@ -143,9 +135,6 @@ def fitted(gen: Generator, regions: Mapping[str, Region]) -> Generator:
 
     A process with a Function among its coefficients is tied to its mesh: there whole cells have to do, and
     :func:`resolve` warns if they are far off.
-
-    Raises:
-        ValueError: as :func:`resolve`.
     """
     inside = {name: region for name, region in regions.items() if not isinstance(region, str)}
     if not inside or tied_to_mesh(gen.process):
@@ -169,15 +158,16 @@ def tied_to_mesh(process: Any) -> bool:
     return any(tied_to_mesh(getattr(process, part.name)) for part in fields(process))
 
 
-def resolve(domain: Domain, regions: Mapping[str, Region]) -> list[Resolved]:
+def resolve(domain: Domain, regions: Mapping[str, Region], follow: bool = True) -> list[Resolved]:
     """The regions on a domain's mesh: a cell belongs to one if its midpoint does (collective).
 
     A mesh that follows a region's boundary resolves it exactly; otherwise its size tells how well it is resolved.
+    Without ``follow`` its cells do not matter, as to chains, which only ask for points.
 
     Raises:
         ValueError: unknown boundary part, a marker that fails, an empty region, two regions with a common cell.
     """
-    found = [_resolve(domain, name, region) for name, region in regions.items()]
+    found = [_resolve(domain, name, region, follow) for name, region in regions.items()]
     for i, a in enumerate(found):
         for b in found[:i]:
             common = domain.comm.allreduce(int((a.cells & b.cells).sum()) + len(np.intersect1d(a.facets, b.facets)))
@@ -186,7 +176,7 @@ def resolve(domain: Domain, regions: Mapping[str, Region]) -> list[Resolved]:
     return found
 
 
-def _resolve(domain: Domain, name: str, region: Region) -> Resolved:
+def _resolve(domain: Domain, name: str, region: Region, follow: bool) -> Resolved:
     mesh = domain.mesh
     count = mesh.topology.index_map(domain.dim)
     cells: Mask = np.zeros(count.size_local + count.num_ghosts, dtype=bool)
@@ -194,21 +184,23 @@ def _resolve(domain: Domain, name: str, region: Region) -> Resolved:
     if isinstance(region, str) and region in domain.regions and region not in domain.parts:
         cells[domain.cells(region)] = True
         volume = domain.comm.allreduce(float(volumes(mesh)[cells[: count.size_local]].sum()), op=MPI.SUM)
-        return Resolved(name, region, cells, facets, None, Size(volume, volume))
+        inside = None if follow else inside_cells(domain, cells[: count.size_local])
+        return Resolved(name, region, cells, facets, inside, None, Size(volume, volume))
     if isinstance(region, str):
         facets = domain.facets(region)
         ds = ufl.Measure("ds", mesh, subdomain_data=union_tags(domain, (region,)), subdomain_id=1)
         area = total(domain.comm, fem.Constant(mesh, 1.0) * ds)
-        return Resolved(name, region, cells, facets, None, Size(area, area))
+        return Resolved(name, region, cells, facets, None, None, Size(area, area))
     inside = as_inside(marker_of(region, domain.dim, name), f"region {name!r}")
     x = dmesh.compute_midpoints(mesh, domain.dim, np.arange(len(cells), dtype=np.int32))[:, : domain.dim]
     points, weights = at_quadrature(mesh, [*ufl.SpatialCoordinate(mesh)], 8)
     with together(domain.comm):
-        cells = inside(x)
-        asked = float(weights.ravel()[inside(points.reshape(-1, domain.dim))].sum())
-    volume = weights.sum(axis=1)[cells[: count.size_local]].sum()
+        cells, asked = inside(x), float(weights.ravel()[inside(points.reshape(-1, domain.dim))].sum())
+    volume = weights.sum(axis=1)[cells[: count.size_local]].sum() if follow else asked
     point = np.atleast_1d(np.asarray(region[0], dtype=float)) if is_ball(region) else None
     size = Size(*(domain.comm.allreduce(float(v), op=MPI.SUM) for v in (volume, asked)))
+    if not follow:
+        return Resolved(name, region, cells, facets, inside, point, size)
     if size.resolved == 0:
         raise ValueError(
             f"the region {name!r} is empty: it contains no cell's midpoint (volume {size.asked:.3g} was asked for). "
@@ -219,7 +211,7 @@ def _resolve(domain: Domain, name: str, region: Region) -> Resolved:
             "the region %r has volume %.4g on the mesh, %.4g was asked for: let the mesh follow its boundary",
             name, size.resolved, size.asked,
         )  # fmt: skip
-    return Resolved(name, region, cells, facets, point, size)
+    return Resolved(name, region, cells, facets, inside, point, size)
 
 
 def total(comm: MPI.Comm, form: ufl.Form) -> float:

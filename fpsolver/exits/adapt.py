@@ -1,110 +1,164 @@
-"""Answers to a prescribed accuracy: refine where the error at the start comes from, until the error bar is small."""
+"""Answers with error bars, on request to a prescribed accuracy: refined where the error at the start comes from."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from mpi4py import MPI
 
 import numpy as np
-import numpy.typing as npt
+import ufl
 from dolfinx import fem
+from ufl.corealg.traversal import unique_pre_traversal
 
-from .._answer import with_bar
-from .._arguments import check_share
+from .._answer import steps_of, with_bar
+from .._arguments import check_share, is_number
 from .._errors import NotConverged
 from .._log import logger
+from .._petsc import Options
+from ..chain import Chain
 from ..discretisation.generator import Generator
 from ..discretisation.metastable import UNRESOLVED
 from ..discretisation.solution import Level, Solution, as_points
-from ..models.fields import is_number
+from ..evolution.initial import is_density
+from ..models.fields import Batched
+from ._expectation import Part
 from ._guards import NEGATIVE
-from .error import is_density
+from ._spread import Spread
+from .error import DualWeighted
 
 MAX_UNKNOWNS = 500_000
 _SHARE = 0.8  # of the sum of the indicators lies in the cells that are refined (Dörfler, SIAM J. Numer. Anal. 33, 1996)
 
 
-def to_accuracy(
-    ask: Callable[[Generator, tuple[Level, ...]], Solution],
-    gen: Generator,
-    name: str,
-    start: Any,
-    rtol: float,
-    max_unknowns: int,
-    data: Any = (),
-) -> Solution:
-    """The answer on finer and finer meshes until its error bar at the start is below rtol (collective).
+@dataclass(frozen=True)
+class Problem:
+    """A question about leaving, of any generator or chain; its answer is the last of a few that build on each other."""
 
-    Each mesh is refined where the dual-weighted residual (error.py) says that the error at the start comes from;
-    boundary parts keep their names.  The mesh of ``gen`` is the first, and should know the shape of the domain; layers,
-    corners, ends of absorbing parts and grazing points are found.  Where a mesh resolves nothing yet, the cells to
-    blame or, if they are not known, all of them are refined.
+    name: str  #: of the verb, for messages
+    solve: Callable[[Any, int], list[Part]]  #: gives the first n answers of a generator or chain
+    order: int = 1  #: how many are asked for
+    killing: Any = 0.0  #: rate
+    options: Options | None = None  #: PETSc options of the solves
+    is_time: bool = False  #: whether the n-th answer is a time to the n-th power
+    sources: tuple[Any, ...] = ()  #: none of which may be tied to a mesh if there are to be several
 
-    Args:
-        ask: the question: maps a generator, and the meshes so far, to the answer with an error bar at the start.
-        gen: generator on the first mesh; it is left as it is.
-        name: of the verb, for messages.
-        start: a point of shape (d,), or an initial density.
-        rtol: largest error bar relative to the answer, between 0 and 1.
-        max_unknowns: no mesh with more unknowns is tried.
-        data: sources of the question, none of which may be tied to a mesh.
+    def answer(self, gen: Generator | Chain, start: Any, rtol: float | None, max_unknowns: int) -> list[Solution]:
+        """The answers, on finer and finer meshes until the error bar of the last at the start is below ``rtol``.
 
-    Raises:
-        ValueError: bad arguments; a coefficient of the process is a ``Function``, which is tied to the first mesh.
-        NotConverged: ``max_unknowns`` or the floor of rounding was reached; ``partial`` is the answer so far.
-    """
-    _check(gen, name, start, rtol, max_unknowns, data)
-    history: tuple[Level, ...] = ()
-    answer, here = None, gen
-    while True:
-        try:
-            answer = ask(here, history)
-        except NotConverged as failure:
-            if failure.reason not in (UNRESOLVED, NEGATIVE):
-                raise
-            logger.info("%s on %d unknowns", failure.reason, here.G.getSize()[0])
-            owned = here.domain.mesh.topology.index_map(here.domain.dim).size_local
-            coarse = np.ones(owned, dtype=bool) if failure.partial is None else failure.partial[:owned]
-            finer = _refined(here, np.flatnonzero(coarse))
-            if finer.G.getSize()[0] > max_unknowns:
-                finer.close()
-                failure.partial = answer
-                raise
-            here = _replace(here, finer, gen)
-            continue
-        history = answer.history
-        logger.info("%s: %s", answer.name, history[-1])
-        if _reached(history, rtol):
-            return answer
-        floor = answer.stats.get("roundoff", 0.0)
-        if _stalled(history, floor):
-            advice = f"Rounding, about {floor:.0e}, is what is left of the error; take a larger rtol."
-            raise _failure(answer, "DIVERGED_ROUNDOFF", rtol, advice)
-        shape = answer.estimate.of_shape()[0]
-        closer = here.domain.closer() if shape > 0.5 * history[-1].error else None
-        if closer is not None:  # what is left is the shape of the domain, not the size of cells
-            here = _replace(here, here.with_domain(closer), gen)
-            continue
-        finer = _refined(here, _marked(here.domain.comm, answer.estimate.indicators()))
-        size = finer.G.getSize()[0]
-        if size > max_unknowns:
-            finer.close()
-            advice = f"The next mesh has {size} unknowns; raise max_unknowns (now {max_unknowns}), rtol or the degree."
-            raise _failure(answer, "DIVERGED_MAX_UNKNOWNS", rtol, advice)
-        here = _replace(here, finer, gen)
+        Collective.  Each mesh is refined where the dual-weighted residual (error.py) says that the error at the start
+        comes from; boundary parts keep their names.  The first mesh should know the shape of the domain; layers,
+        corners, ends of absorbing parts and grazing points are found.  Where a mesh resolves nothing yet, the cells to
+        blame or, if they are not known, all of them are refined; of a chain, always all.
+
+        Raises:
+            ValueError: bad arguments; a coefficient of the process is a ``Function``, which is tied to the first mesh.
+            NotConverged: ``max_unknowns`` or the floor of rounding was reached; ``partial`` is the answer so far.
+        """
+        if rtol is None:
+            return self._ask(gen, start)
+        _check(gen, self.name, start, rtol, max_unknowns, self.sources)
+        history: tuple[Level, ...] = ()
+        answers, here = list[Solution](), gen
+        while True:
+            try:
+                answers = self._ask(here, start, history)
+            except NotConverged as failure:
+                if failure.reason not in (UNRESOLVED, NEGATIVE):
+                    raise
+                logger.info("%s on %d unknowns", failure.reason, _unknowns(here))
+                finer, _ = _refined(here, failure.partial, max_unknowns)
+                if finer is None:
+                    failure.partial = answers[-1] if answers else None
+                    raise
+            else:
+                answer = answers[-1]
+                history = answer.history
+                logger.info("%s: %s", answer.name, history[-1])
+                if _reached(history, rtol, trusted=isinstance(gen, Chain)):
+                    return answers
+                floor = answer.stats.get("roundoff", 0.0)
+                if _stalled(history, floor):
+                    advice = f"Rounding, about {floor:.0e}, is what is left of the error; take a larger rtol."
+                    raise _failure(answer, "DIVERGED_ROUNDOFF", rtol, advice)
+                finer, size = _next(here, answer, max_unknowns)
+                if finer is None:
+                    advice = (
+                        f"The next mesh has {size} unknowns; raise max_unknowns (now {max_unknowns}), rtol or the "
+                        "degree."
+                    )
+                    raise _failure(answer, "DIVERGED_MAX_UNKNOWNS", rtol, advice)
+            if here is not gen and isinstance(here, Generator):
+                here.close()
+            here = finer
+
+    def _ask(self, gen: Generator | Chain, start: Any, history: tuple[Level, ...] | None = None) -> list[Solution]:
+        """The answers, with error bars if a start is given."""
+        parts, found = self.solve(gen, self.order), list[Solution]()
+        bent = isinstance(gen, Generator) and any(_bends(gen, source) for source in self.sources)
+        for n, part in enumerate(parts, 1):
+            again = lambda other, n=n: [p.u for p in self.solve(other, n)]  # noqa: E731
+            estimate: Any = (
+                Spread(gen, part.u, again, start, part.stats["roundoff"])
+                if isinstance(gen, Chain)
+                else DualWeighted(gen, [p.u for p in parts[:n]], again, start, self.killing, self.options, bent)
+            )
+            about: Any = {"generator": gen, "unit": steps_of(gen.process, n) if self.is_time else None}
+            if start is not None:
+                value, error = estimate.value(), estimate.at_start()
+                about |= {"start": estimate.start, "value": value, "error": error}
+                if history is not None and n == self.order:
+                    cells = gen.domain.mesh.topology.index_map(gen.domain.dim).size_global
+                    about["history"] = (*history, Level(cells, _unknowns(gen), float(value[0]), float(error[0])))
+                _warn_if_lost(part.name, error, value)
+            function = gen.function(part.u) if isinstance(gen, Chain) else part.u
+            found.append(Solution(function, part.stats, part.name, estimate, **about))
+            logger.info("%s", found[-1])
+        return found
 
 
-def _refined(gen: Generator, cells: npt.ArrayLike) -> Generator:
-    return gen.with_domain(gen.domain.refine(cells))
+def _bends(gen: Generator, source: Any) -> bool:
+    """Whether a source may jump or bend inside cells: by its formula; of values at points nothing is known."""
+    if is_number(source) or isinstance(source, fem.Function | Solution):
+        return False
+    formula = gen.weak.space.scalar(source, "source")
+    kinds = (
+        ufl.classes.Condition | ufl.classes.Conditional | ufl.classes.Abs | ufl.classes.MinValue | ufl.classes.MaxValue
+    )
+    return isinstance(source, Batched) or any(isinstance(node, kinds) for node in unique_pre_traversal(formula))
 
 
-def _replace(old: Generator, new: Generator, keep: Generator) -> Generator:
-    if old is not keep:
-        old.close()
-    return new
+def _unknowns(gen: Generator | Chain) -> int:
+    return int(gen.V.dofmap.index_map.size_global)
 
 
-def _check(gen: Generator, name: str, start: Any, rtol: float, max_unknowns: int, data: Any) -> None:
+def _next(here: Generator | Chain, answer: Solution, most: int) -> tuple[Any, int]:
+    """On the next mesh and its size, or None where it has more than ``most`` unknowns."""
+    estimate: Any = answer.estimate
+    if isinstance(here, Chain):
+        return _refined(here, None, most)
+    closer = here.domain.closer() if estimate.of_shape()[0] > 0.5 * answer.history[-1].error else None
+    if closer is not None:  # what is left is the shape of the domain, not the size of cells
+        return here.with_domain(closer), 0
+    return _refined(here, _marked(here.domain.comm, estimate.indicators()), most)
+
+
+def _refined(here: Generator | Chain, marked: Any, most: int) -> tuple[Any, int]:
+    """With the marked cells refined, or with all of them where that is None."""
+    if isinstance(here, Chain):
+        size = _unknowns(here) * 2**here.domain.dim
+        return (here.refined() if size <= most else None), size
+    owned = here.domain.mesh.topology.index_map(here.domain.dim).size_local
+    cells = np.arange(owned) if marked is None else np.flatnonzero(marked[:owned])
+    finer = here.with_domain(here.domain.refine(cells))
+    size = _unknowns(finer)
+    if size > most:
+        finer.close()
+        return None, size
+    return finer, size
+
+
+def _check(gen: Generator | Chain, name: str, start: Any, rtol: float, max_unknowns: int, data: Any) -> None:
     check_share(f"{name}: rtol", rtol)
     if start is None:
         raise ValueError(f"{name}: start is None; with rtol a point or an initial density was expected.")
@@ -115,20 +169,21 @@ def _check(gen: Generator, name: str, start: Any, rtol: float, max_unknowns: int
             f"{name}: start or a source is a Function, which is tied to the first mesh; with rtol a number or a "
             "callable of x was expected, which can be taken to finer meshes."
         )
-    size = gen.G.getSize()[0]
+    size = _unknowns(gen)
     if not is_number(max_unknowns) or max_unknowns < size:
         raise ValueError(
             f"{name}: max_unknowns is {max_unknowns!r}; at least {size} was expected, as many as the first mesh has."
         )
 
 
-def _reached(history: tuple[Level, ...], rtol: float) -> bool:
+def _reached(history: tuple[Level, ...], rtol: float, trusted: bool) -> bool:
     """Whether the error bar is small enough, and the one before did not turn out to be wrong.
 
-    On a mesh that misses a layer an error bar can be small by accident, so that a first mesh is never trusted.
+    On a mesh that misses a layer an error bar can be small by accident: a first mesh is not trusted, but of a chain,
+    whose bars are those of four meshes.
     """
-    if len(history) < 2:
-        return False
+    if trusted or len(history) < 2:
+        return trusted and history[-1].error <= rtol * abs(history[-1].value)
     before, now = history[-2:]
     return now.error <= rtol * abs(now.value) and abs(now.value - before.value) <= 2 * (before.error + now.error)
 
@@ -141,7 +196,7 @@ def _stalled(history: tuple[Level, ...], roundoff: float) -> bool:
 
 
 def _marked(comm: MPI.Comm, indicators: np.ndarray) -> np.ndarray:
-    """The fewest cells with a given share of the sum of the indicators, this rank's (collective).
+    """Which of this rank's cells are among the fewest with a given share of the sum of the indicators (collective).
 
     They are those above a threshold, found by bisection of its logarithm: no rank sees all indicators.
     """
@@ -151,12 +206,20 @@ def _marked(comm: MPI.Comm, indicators: np.ndarray) -> np.ndarray:
         middle = 0.5 * (low + high)
         above = float(indicators[indicators >= np.exp(middle) * top].sum())
         low, high = (middle, high) if comm.allreduce(above) >= _SHARE * total else (low, middle)
-    return np.flatnonzero(indicators >= np.exp(low) * top)
+    return indicators >= np.exp(low) * top
 
 
 def _failure(answer: Solution, reason: str, rtol: float, advice: str) -> NotConverged:
     last = answer.history[-1]
     what = f"{answer.name} to rtol {rtol:g} ({with_bar(last.value, last.error)})"
-    failure = NotConverged(what, reason, len(answer.history), last.error / abs(last.value), "fp_exit_", advice)
+    failure = NotConverged(
+        what, reason, len(answer.history), last.error / max(abs(last.value), 1e-300), "fp_exit_", advice
+    )
     failure.partial = answer
     return failure
+
+
+def _warn_if_lost(name: str, error: np.ndarray, value: np.ndarray) -> None:
+    if (lost := ~(error <= 0.5 * np.abs(value))).any():
+        k = int(np.argmax(lost))
+        logger.warning("%s: %.3g with an error bar of %.3g: the mesh does not resolve it", name, value[k], error[k])

@@ -9,10 +9,13 @@ import numpy as np
 from dolfinx import fem
 
 from .._answer import Answer, need_steps, steps_of
+from .._arguments import need_still
 from .._errors import NotConverged
 from .._log import logger
 from .._petsc import Options
-from .._verbs import verb
+from ..chain import Chain
+from ..chain.equations import Operator, check_sound
+from ..chain.equations import occupation as expected_visits
 from ..discretisation.assembly import to_density, to_function, to_vector
 from ..discretisation.fluxes import basis_integrals, exit_flux
 from ..discretisation.generator import Generator
@@ -21,9 +24,8 @@ from ..discretisation.solution import as_points, evaluate
 from ..discretisation.solver import exit_solver
 from ..evolution.evolution import Evolution
 from ..evolution.evolve import backward, evolve
-from ..evolution.initial import dirac
+from ..evolution.initial import is_density, load_density
 from ._guards import check_reach, need_exit
-from .error import is_density, load_density
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,8 @@ class ExitDistribution(Answer):
     probability: dict[str, float]
     mean_time: float
     occupation: fem.Function
-    _forward: fem.Function
-    _gen: Generator
+    _gen: Generator | Chain
+    _forward: Any
 
     def __repr__(self) -> str:
         shares = ", ".join(f"{part} {share:.6g}" for part, share in self.probability.items())
@@ -74,54 +76,64 @@ class ExitDistribution(Answer):
         return replace(self, mean_time=self.mean_time / unit, occupation=visits)
 
     def density(self, part: str) -> ExitDensity:
-        """Exit density along a part, gathered on every rank (collective).
+        """Exit density of a diffusion along a part, gathered on every rank (collective).
+
+        Raises:
+            ValueError: the part does not absorb, or the law is that of a chain, which may have no density.
+        """
+        gen = self._need(part)
+        if isinstance(gen, Chain):
+            raise ValueError("exit density: where a chain leaves may have no density; .points(part) has its law.")
+        return ExitDensity(*gen.boundary.flux(self._forward, gen.domain.facets(part), gen.weak))
+
+    def points(self, part: str) -> tuple[np.ndarray, np.ndarray]:
+        """Where paths cross a part, on every rank: points (n, d) and their probabilities (n,) (collective).
 
         Raises:
             ValueError: the part does not absorb.
         """
-        gen = self._gen
-        if part not in gen.absorbing:
-            raise ValueError(f"exit density: {part!r} does not absorb; absorbing are {', '.join(gen.absorbing)}.")
-        return ExitDensity(*gen.boundary.flux(self._forward, gen.domain.facets(part), gen.weak))
+        gen = self._need(part)
+        if isinstance(gen, Chain):
+            return gen.crossings(gen.absorbing.index(part), self._forward)
+        found = self.density(part)
+        return found.points, found.density * found.weights
+
+    def _need(self, part: str) -> Generator | Chain:
+        if part not in self._gen.absorbing:
+            raise ValueError(f"exit density: {part!r} does not absorb; absorbing are {', '.join(self._gen.absorbing)}.")
+        return self._gen
 
 
-@verb
-def exit_distribution(gen: Generator, start: Any, *, options: Options | None = None) -> ExitDistribution:
-    """Exit probabilities of the absorbing parts and the exit density along them (collective).
+def exit_distribution(gen: Generator | Chain, start: Any, *, options: Options | None = None) -> ExitDistribution:
+    """Exit probabilities of the absorbing parts and where on them the process leaves (collective).
 
     One forward solve −G g = M p₀; the flux of g through a part is the consistent one of the scheme, so that the
-    probabilities sum to one to solver tolerance.
-
-    Args:
-        gen: generator with absorbing parts.
-        start: a point, or an initial density as in :func:`~fpsolver.evolve`.
-        options: PETSc options without the prefix ``fp_exit_``.
+    probabilities sum to one to solver tolerance.  Of a chain from its expected visits.  ``start`` is a point, or an
+    initial density as in :func:`~fpsolver.evolve`; ``options`` are PETSc's without the prefix ``fp_exit_``.
 
     Raises:
         ValueError: nothing absorbs, the start is outside or has not mass one, exit is not certain.
         NotConverged: the solve failed, or rounding has made the answer meaningless.
     """
+    need_still(gen, "exit_distribution")
     need_exit(gen, "exit_distribution")
-    if not is_density(start):
-        points = as_points(start, gen.domain.dim, "start")
-        if len(points) != 1:
-            raise ValueError(f"start: {len(points)} points; one was expected, or a density.")
-        start = dirac(points[0])
-    check_reach(gen, "exit_distribution")
+    if isinstance(gen, Chain):
+        moments, figures = expected_visits(gen, load_density(gen, start), "occupation density", options)
+        check_sound(Operator(gen), "exit_distribution", figures)
+        visits, unit = gen.inverse * moments, gen.time_per_step
+        shares = {part: float(e.dot(visits)) for part, e in gen.exits.items()}
+        occupied = gen.function(unit * visits, "occupation")
+        return ExitDistribution(shares, float(moments.sum()) * unit, occupied, gen, visits)
     source = load_density(gen, start)
+    check_reach(gen, "exit_distribution")
     g, probability = _occupation(gen, source, options)
-    answer = ExitDistribution(
-        probability, float(basis_integrals(gen).dot(g)), to_density(gen, g, "occupation"), to_function(gen, g), gen
-    )
-    missing = abs(sum(probability.values()) - source.sum())
-    for v in (source, g):
-        v.destroy()
-    if not missing < 1e-6:
+    if not abs(sum(probability.values()) - source.sum()) < 1e-6:
         raise ValueError(
             f"exit_distribution: the probabilities {probability} do not add up to one: the process stays for ever in a "
             "part of the domain, or leaves it too slowly for double precision. Add noise there."
         )
-    return answer
+    mean = float(basis_integrals(gen).dot(g))
+    return ExitDistribution(probability, mean, to_density(gen, g, "occupation"), gen, to_function(gen, g))
 
 
 def _occupation(gen: Generator, source: PETSc.Vec, options: Options | None) -> tuple[PETSc.Vec, dict[str, float]]:
@@ -131,15 +143,14 @@ def _occupation(gen: Generator, source: PETSc.Vec, options: Options | None) -> t
         capacity = capacity_solver(gen, what, options)
         shares = capacity.absorbed(source)
         return capacity.solve(source), {part: float(x) for part, x in zip(gen.absorbing, shares, strict=True)}
-    solver, g = exit_solver(gen, what, options), gen.G.createVecRight()
-    solver.solve(source, g)
+    g = gen.G.createVecRight()
+    exit_solver(gen, what, options).solve(source, g)
     g.scale(-1.0)
     return g, {part: float(exit_flux(gen, part).dot(g)) for part in gen.absorbing}
 
 
-@verb
 def survival(
-    gen: Generator, start: Any, times: Any, *, time_rtol: float = 1e-6, options: Options | None = None
+    gen: Generator | Chain, start: Any, times: Any, *, time_rtol: float = 1e-6, options: Options | None = None
 ) -> np.ndarray:
     """P(τ > t) at the given times, shape (times,), or (points, times) for several starting points (collective).
 
@@ -149,14 +160,15 @@ def survival(
     Raises:
         ValueError: nothing absorbs, the start is outside or has not mass one, times that are not increasing.
     """
+    need_still(gen, "survival")
     need_exit(gen, "survival")
     if is_density(start):
-        load_density(gen, start).destroy()
+        load_density(gen, start)
         return _probabilities(evolve(gen, start, times, time_rtol=time_rtol, options=options).mass)
     points = as_points(start, gen.domain.dim, "start")
     flow = backward(gen, 1.0, times, time_rtol=time_rtol, options=options)
     values = np.array([u.at(points) for u in flow]).T
-    if gen.weak.scheme.by_capacities:
+    if isinstance(gen, Generator) and gen.weak.scheme.by_capacities:
         values += _slow_part_missed(gen, flow, points, options)
     return _probabilities(values[0] if len(points) == 1 else values)
 
@@ -184,16 +196,7 @@ def _slow_part_missed(gen: Generator, flow: Evolution, points: np.ndarray, optio
         if failure.reason == UNRESOLVED:
             raise
         return np.zeros((len(points), len(flow.times)))  # several modes are as slow
-    image = gen.M.createVecLeft()
-    gen.M.mult(mode, image)
-    one = mode.duplicate()
-    one.set(1.0)
-    whole, found = image.dot(one), []
-    for u in flow:
-        vector = to_vector(gen, u.raw)
-        found.append(image.dot(vector))
-        vector.destroy()
+    image = gen.M * mode
+    whole, found = image.sum(), [image.dot(to_vector(gen, u.raw)) for u in flow]
     profile = evaluate(to_function(gen, mode), points)
-    for v in (mode, image, one):
-        v.destroy()
     return np.outer(profile, whole * np.exp(-rate * np.asarray(flow.times)) - np.array(found))

@@ -11,30 +11,22 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import ufl
 from scipy import sparse
 from scipy.sparse import csgraph
 
 from .. import _compat
-from .._sample import neighbours, on_sides, volumes
-from ..discretisation.boundary import CURVED
+from .._sample import neighbours, volumes
 from ..discretisation.generator import Generator, derived
-from ._sliding import sliding
+from ._sliding import Sides, sliding
 
 
 @dataclass(frozen=True)
 class ClosedClass:
-    """A part of the domain that the process never leaves once it is there.
+    """A part of the domain that the process never leaves once it is there."""
 
-    Attributes:
-        volume: of its cells.
-        lower: corner of its bounding box.
-        upper: the opposite corner.
-    """
-
-    volume: float
-    lower: tuple[float, ...]
-    upper: tuple[float, ...]
+    volume: float  #: of its cells
+    lower: tuple[float, ...]  #: corner of its bounding box
+    upper: tuple[float, ...]  #: the opposite corner
 
     def __str__(self) -> str:
         box = " x ".join(f"[{a:.6g}, {b:.6g}]" for a, b in zip(self.lower, self.upper, strict=True))
@@ -43,19 +35,12 @@ class ClosedClass:
 
 @dataclass(frozen=True)
 class Reach:
-    """What the control graph says.
+    """What the control graph says."""
 
-    Attributes:
-        closed: the closed classes, the largest first.
-        uncertain: volume of the cells from which a closed class can be reached: exit is not certain there.
-        hopeless: volume of the cells from which no absorbing part can be reached at all.
-        volume: of the domain.
-    """
-
-    closed: tuple[ClosedClass, ...]
-    uncertain: float
-    hopeless: float
-    volume: float
+    closed: tuple[ClosedClass, ...]  #: the closed classes, the largest first
+    uncertain: float  #: volume of the cells from which a closed class can be reached: exit is not certain there
+    hopeless: float  #: volume of the cells from which no absorbing part can be reached at all
+    volume: float  #: of the domain
 
     def reason(self) -> str:
         """Why exit is not certain, in words."""
@@ -71,19 +56,8 @@ class Reach:
 def closed_classes(gen: Generator, killed: npt.NDArray[np.bool_] | None = None) -> Reach:
     """The closed classes of the control graph (collective; gathered on rank 0, some 50 bytes a facet).
 
-    Args:
-        gen: any generator.
-        killed: this rank's own cells in which the process may end, if any.
+    ``killed`` tells this rank's own cells in which the process may end.
     """
-    return _without_killing(gen) if killed is None else _closed_classes(gen, killed)
-
-
-@derived
-def _without_killing(gen: Generator) -> Reach:
-    return _closed_classes(gen, None)
-
-
-def _closed_classes(gen: Generator, killed: npt.NDArray[np.bool_] | None) -> Reach:
     comm = gen.domain.comm
     edges, leaves, *cells = _graph(gen)
     if killed is not None:
@@ -96,6 +70,7 @@ def _closed_classes(gen: Generator, killed: npt.NDArray[np.bool_] | None) -> Rea
     return comm.bcast(answer)
 
 
+@derived
 def _graph(gen: Generator) -> tuple[npt.NDArray[Any], ...]:
     """This rank's edges (from, to), nodes that exits touch; and of its cells number, volume and bounding box."""
     mesh, dim = gen.domain.mesh, gen.domain.dim
@@ -128,21 +103,9 @@ def _exits(gen: Generator, lives: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
 
 
 def crossing(gen: Generator, sides: npt.NDArray[Any]) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    """Whether the process diffuses across facets, and whether its drift leads out there, seen from one side.
-
-    Args:
-        gen: any generator.
-        sides: pairs of cell and local facet, shape (n, 2).
-    """
-    D, beta, n = gen.coefficients.D, gen.coefficients.beta, ufl.FacetNormal(gen.domain.mesh)
-    rows = [ufl.dot(ufl.dot(D, n), n), ufl.dot(beta, n), ufl.tr(D), ufl.dot(beta, beta)]
-    values, _, _ = on_sides(gen.domain.mesh, rows, sides, 2 * gen.degree)
-    delta, drift, size, speed = (values[..., i] for i in range(4))
-    # relative to what is there, as meshes may be graded by decades towards a point where D vanishes
-    angle = 1e-12 if _compat.coordinate_map(gen.domain.mesh).degree == 1 else CURVED
-    diffuses = delta > np.maximum(angle * size, 1e-20 * gen.survey.diffusion)
-    drifts = drift > np.maximum(angle * np.sqrt(speed), 1e-14 * gen.survey.drift)
-    return np.asarray(diffuses.any(axis=1)), np.asarray(drifts.any(axis=1))
+    """Whether the process diffuses across facets, and whether its drift leads out there, seen from (cell, facet)."""
+    found = Sides.of(gen, sides)
+    return np.asarray(found.diffuses.any(axis=1)), np.asarray(found.drifts.any(axis=1))
 
 
 def _analyse(

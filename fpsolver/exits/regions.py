@@ -13,7 +13,8 @@ from dolfinx import mesh as dmesh
 
 from .._answer import Answer, need_steps, steps_of
 from .._petsc import Options
-from .._verbs import verb
+from ..chain import Chain
+from ..chain.equations import occupation
 from ..discretisation.assembly import assemble_vector, to_vector
 from ..discretisation.fluxes import basis_integrals, exit_flux
 from ..discretisation.generator import Generator
@@ -27,7 +28,7 @@ from .exit import feynman_kac
 
 
 def _over(gen: Generator, region: Resolved, integrand: Any) -> float:
-    """∫ over a region's cells, or over its facets."""
+    """∫ over a region's cells, or over its facets (collective)."""
     if not gen.domain.comm.allreduce(int(region.cells.any()), op=MPI.MAX):
         tags = dmesh.meshtags(gen.domain.mesh, gen.domain.dim - 1, region.facets, np.ones_like(region.facets))
         return total(
@@ -58,8 +59,8 @@ class FirstPassage(Answer):
     def in_steps(self) -> "FirstPassage":
         """Mean numbers of steps of an algorithm (collective)."""
         solutions = {name: tau.in_steps() for name, tau in self.solutions.items()}
-        generator = next(iter(self.solutions.values())).generator
-        return replace(self, solutions=solutions, times=self.times / generator.process.time_per_step)
+        process = next(iter(self.solutions.values())).generator.process
+        return replace(self, solutions=solutions, times=self.times / process.time_per_step)
 
     def __repr__(self) -> str:
         width = max(10, *(len(name) for name in self.names))
@@ -69,15 +70,14 @@ class FirstPassage(Answer):
         return "mean time from (row) to (column)\n" + "\n".join(rows)
 
 
-@verb
-def first_passage(gen: Generator, regions: Mapping[str, Region], *, options: Options | None = None) -> FirstPassage:
+def first_passage(
+    gen: Generator | Chain, regions: Mapping[str, Region], *, options: Options | None = None
+) -> FirstPassage:
     """Mean first-passage times between named regions: one factorisation and one solve for each target (collective).
 
-    Args:
-        gen: generator with nothing absorbing.
-        regions: at least two; see :data:`Region`.  One given as (point, radius) is left from its point; one given by a
-            marker, from the uniform law in its cells; a boundary part, from the uniform law on it.
-        options: PETSc options without the prefix ``fp_exit_``.
+    Of at least two regions (see :data:`Region`), one given as (point, radius) is left from its point; one given by a
+    marker, from the uniform law in its cells; a boundary part, from the uniform law on it, which chains cannot.  A
+    chain has arrived when a step ends in the target.  ``options`` are PETSc's without the prefix ``fp_exit_``.
 
     Raises:
         ValueError: something absorbs, fewer than two regions, or as :func:`resolve` says.
@@ -85,31 +85,49 @@ def first_passage(gen: Generator, regions: Mapping[str, Region], *, options: Opt
     """
     if gen.absorbing:
         raise ValueError(
-            f"first_passage: {', '.join(gen.absorbing)} absorbs, so a region may never be reached; build the generator "
-            "without absorbing parts, or ask for exit_probability."
+            f"first_passage: {', '.join(gen.absorbing)} absorbs, so a region may never be reached; build the "
+            f"{type(gen).__name__.lower()} without absorbing parts, or ask for exit_probability."
         )
     if not isinstance(regions, Mapping):
         raise TypeError(f"first_passage: regions is {regions!r}; a dictionary name -> region was expected.")
     if len(regions) < 2:
         raise ValueError(f"first_passage: at least two regions were expected, got {list(regions)}.")
-    gen = fitted(gen, regions)
-    found = resolve(gen.domain, regions)
+    gen, found = _resolved(gen, regions)
     times, solutions = np.zeros((len(found), len(found))), {}
     for j, target in enumerate(found):
         name = f"mean first-passage time to {target.name}"
         tau = feynman_kac(stopped(gen, [target]), running=1.0, options=options, name=name)
         solutions[target.name] = tau
         for i, origin in enumerate(found):
-            if i != j and origin.point is not None:
-                times[i, j] = tau.at(origin.point)[0]
-            elif i != j:
-                times[i, j] = _over(gen, origin, tau.function) / origin.size.resolved
+            if i != j:
+                times[i, j] = _mean(gen, origin, tau)
     return FirstPassage(tuple(regions), times, solutions, {r.name: r.size for r in found})
 
 
-@verb
+def _resolved(gen: Any, regions: Mapping[str, Region]) -> tuple[Any, list[Resolved]]:
+    """The regions, and the generator on a mesh that follows them."""
+    gen = gen if isinstance(gen, Chain) else fitted(gen, regions)
+    return gen, resolve(gen.domain, regions, follow=isinstance(gen, Generator))
+
+
+def _mean(gen: Generator | Chain, origin: Resolved, tau: Solution) -> float:
+    """From the point of a region, or from the uniform law in it."""
+    if origin.point is not None:
+        return float(tau.at(origin.point)[0])
+    if isinstance(gen, Generator):
+        return _over(gen, origin, tau.function) / origin.size.resolved
+    if origin.inside is None:
+        raise ValueError(
+            f"first_passage: the part {origin.name!r} of the boundary has no inside to start from; give a region."
+        )
+    load = gen.load(origin.inside)
+    if not load.sum() > 0:
+        raise ValueError(f"the region {origin.name!r} contains no point of the chain. Enlarge it or refine the mesh.")
+    return float(load.dot(gen.vector(tau.raw)) / load.sum())
+
+
 def committor(
-    gen: Generator,
+    gen: Generator | Chain,
     A: Region,
     B: Region,
     *,
@@ -120,37 +138,46 @@ def committor(
 ) -> Solution:
     """Probability of reaching B before A, from everywhere (collective).
 
-    Also called splitting probability.  The answer's generator is that of the process that stops in A and B.
-
-    Args:
-        gen: any generator; what absorbs counts as not reaching B.
-        A: a region, see :data:`Region`; the committor is zero in it.
-        B: a region; the committor is one in it.
-        start: as in :func:`~fpsolver.feynman_kac`, for the error bar.
-        rtol: as there; regions are found anew on every mesh.
-        max_unknowns: as there.
-        options: PETSc options without the prefix ``fp_exit_``.
+    Also called splitting probability.  A and B are regions (see :data:`Region`), in which it is zero and one; what
+    absorbs counts as not reaching B.  A chain is there when a step ends in them.  The answer's generator is that of the
+    process that stops in A and B.  Everything optional as in :func:`~fpsolver.feynman_kac`.
 
     Raises:
         ValueError: as :func:`resolve`, or the process may stay for ever outside both.
     """
     gen, regions = _two(gen, A, B)
     more: Any = {"start": start, "rtol": rtol, "max_unknowns": max_unknowns, "options": options}
-    return _committor(stopped(gen, regions), regions[1].name, **more)
+    return _committor(stopped(gen, regions), regions, **more)
 
 
-def _two(gen: Generator, A: Region, B: Region) -> tuple[Generator, list[Resolved]]:
-    """The generator on a mesh that follows both regions, called A and B or, if they are boundary parts, by name."""
+def _two(gen: Generator | Chain, A: Region, B: Region) -> tuple[Any, list[Resolved]]:
+    """Both regions, called A and B or, if they are boundary parts, by name; the generator follows them."""
     names = [region if isinstance(region, str) else name for name, region in (("A", A), ("B", B))]
     if names[0] == names[1]:
         raise ValueError(f"committor: A and B are the same part {names[0]!r}.")
-    regions = dict(zip(names, (A, B), strict=True))
-    gen = fitted(gen, regions)
-    return gen, resolve(gen.domain, regions)
+    return _resolved(gen, dict(zip(names, (A, B), strict=True)))
 
 
-def _committor(gen: Generator, target: str, **more: Any) -> Solution:
-    return feynman_kac(gen, exit={target: 1.0}, name="committor", **more)
+def _committor(gen: Generator | Chain, regions: list[Resolved], **more: Any) -> Solution:
+    q = feynman_kac(gen, exit={regions[1].name: 1.0}, name="committor", **more)
+    return _Filled(q, regions) if isinstance(gen, Chain) else q
+
+
+class _Filled(Solution):
+    """The committor of a chain, whose function has in the regions the probabilities after one step."""
+
+    def __init__(self, q: Solution, regions: list[Resolved]):
+        self.__dict__ |= q.__dict__
+        self._regions = regions
+
+    def at(self, points: Any) -> np.ndarray:
+        """Values at points."""
+        found = super().at(points)
+        x = np.asarray(points, dtype=float).reshape(len(found), -1)
+        for value, region in enumerate(self._regions):
+            if region.inside is not None:
+                found[region.inside(x)] = value
+        return found
 
 
 @dataclass(frozen=True)
@@ -188,19 +215,14 @@ class TransitionRate(Answer):
         return f"transition rate: {self.rate:.6g}; {', '.join(f'{name} {getattr(self, name):.6g}' for name in numbers)}"
 
 
-@verb
-def transition_rate(gen: Generator, A: Region, B: Region, *, options: Options | None = None) -> TransitionRate:
+def transition_rate(gen: Generator | Chain, A: Region, B: Region, *, options: Options | None = None) -> TransitionRate:
     """Rate of transitions from A to B of the stationary process, reversible or not (collective).
 
     In the ``weighted`` scheme from the capacity between A and B, with full relative accuracy at any barrier.  Otherwise
     with the invariant density ρ: the part r of it that was in A later than in B solves the forward equation outside
-    both, with data ρ on A and 0 on B, and ν is its flux into B (E, Vanden-Eijnden, J. Stat. Phys. 123, 2006).
-
-    Args:
-        gen: generator with nothing absorbing.
-        A: a region, see :data:`Region`.
-        B: a region.
-        options: PETSc options without the prefix ``fp_exit_``.
+    both, with data ρ on A and 0 on B, and ν is its flux into B (E, Vanden-Eijnden, J. Stat. Phys. 123, 2006).  Of a
+    chain r = P*(r + ρ 1_A) outside both, and what the steps from A into B carry counts as well; parts of the boundary
+    are no regions for it.  ``options`` are PETSc's without the prefix ``fp_exit_``.
 
     Raises:
         ValueError: something absorbs, the invariant law is not unique, or as :func:`committor`.
@@ -208,29 +230,30 @@ def transition_rate(gen: Generator, A: Region, B: Region, *, options: Options | 
     if gen.absorbing:
         raise ValueError(f"transition_rate: {', '.join(gen.absorbing)} absorbs, so there is no stationary process.")
     gen, regions = _two(gen, A, B)
-    inner = stopped(gen, regions)
-    q = _committor(inner, regions[1].name, options=options)
-    if gen.weak.scheme.by_capacities:
-        capacity = capacity_solver(inner, "committor", options).effective(*inner.absorbing)
-        whole, u = float(basis_integrals(gen).sum()), to_vector(gen, q.function)
-        mass_B = float(basis_integrals(gen).dot(u))
-        u.destroy()
-        return _transitions(capacity, whole, whole - mass_B, q, regions)
-    rho = stationary(gen).raw
-    v, from_A = ufl.TestFunction(gen.V), inner.territory.facets((regions[0].name,))
-    source = assemble_vector(gen, inner.weak.entrance_data(rho, v, from_A))
-    source.scale(-1.0)
-    r = source.duplicate()
-    exit_solver(inner, "committor", options).solve(source, r)
-    flux = float(exit_flux(inner, regions[1].name).dot(r))
-    share = float(basis_integrals(inner).dot(r)) + (_over(gen, regions[0], rho) if not isinstance(A, str) else 0.0)
-    for vector in (source, r):
-        vector.destroy()
-    return _transitions(flux, 1.0, share, q, regions)
-
-
-def _transitions(capacity: float, mass: float, mass_A: float, q: Solution, regions: list[Resolved]) -> TransitionRate:
-    share = mass_A / mass
-    rate = capacity / mass
+    if isinstance(gen, Chain) and any(r.inside is None for r in regions):
+        raise ValueError("transition_rate: a chain needs regions inside the domain: a marker or (point, radius).")
+    inner, name = stopped(gen, regions), regions[1].name
+    q = _committor(inner, regions, options=options)
+    mass = 1.0
+    if isinstance(gen, Chain):
+        source = gen.load(regions[0].inside, gen.vector(stationary(gen).raw))  # moments of ρ 1_A
+        image = source.duplicate()
+        inner.P.multTranspose(inner.inverse * source, image)
+        later = occupation(inner, image, "reactive law", options)[0] + source
+        flux, mass_A = inner.exits[name].dot(inner.inverse * later) / gen.time_per_step, later.sum()
+    elif gen.weak.scheme.by_capacities:
+        flux = capacity_solver(inner, "committor", options).effective(*inner.absorbing)
+        mass = float(basis_integrals(gen).sum())
+        mass_A = mass - basis_integrals(gen).dot(to_vector(gen, q.function))
+    else:
+        rho = stationary(gen).raw
+        v, from_A = ufl.TestFunction(gen.V), inner.territory.facets((regions[0].name,))
+        source = assemble_vector(gen, inner.weak.entrance_data(rho, v, from_A))
+        source.scale(-1.0)
+        r = source.duplicate()
+        exit_solver(inner, "committor", options).solve(source, r)
+        flux, mass_A = exit_flux(inner, name).dot(r), basis_integrals(inner).dot(r)
+        mass_A += 0.0 if isinstance(A, str) else _over(gen, regions[0], rho)
+    rate, share = float(flux) / mass, float(mass_A) / mass
     sizes = (regions[0].size, regions[1].size)
-    return TransitionRate(rate, capacity, mass, share, rate / share, rate / (1.0 - share), q, sizes)
+    return TransitionRate(rate, float(flux), mass, share, rate / share, rate / (1.0 - share), q, sizes)

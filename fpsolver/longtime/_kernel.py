@@ -1,6 +1,6 @@
 """The kernel of G and of Gᵀ, and the slowest modes beside it, by block inverse iteration."""
 
-from typing import Any, Self
+from typing import Any
 
 from mpi4py import MPI
 from petsc4py import PETSc
@@ -40,15 +40,6 @@ class Kernel:
         self._x, self._y = gen.G.createVecRight(), gen.G.createVecRight()
         self.rates: Array = np.zeros(0)
         self._blocks: dict[bool, tuple[Array, Array]] = {}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.solver.A.destroy()
-        self.solver.destroy()
-        for v in (self._x, self._y):
-            v.destroy()
 
     def mass(self, X: Array) -> Array:
         """M X."""
@@ -129,8 +120,8 @@ class Kernel:
         low, high = self.rates.copy(), self.rates.copy()
         # one neighbour would not do: where a mesh leaks, rates of two degrees in a row may agree by chance
         for degree in (gen.degree - 1, gen.degree + 1) if gen.degree > 1 else (2, 3):
-            with gen.with_degree(degree) as other, Kernel(other, self.options) as kernel:
-                found = abs(kernel.modes(min(size, other.G.getSize()[0]), transpose=False))
+            with gen.with_degree(degree) as other:
+                found = abs(Kernel(other, self.options).modes(min(size, other.G.getSize()[0]), transpose=False))
             m = min(len(found), size)
             low[:m], high[:m] = np.minimum(low[:m], found[:m]), np.maximum(high[:m], found[:m])
         return high >= 2 * low

@@ -3,12 +3,14 @@
 from typing import Any, NamedTuple
 
 from mpi4py import MPI
+from petsc4py import PETSc
 
 import numpy as np
 import numpy.typing as npt
 from dolfinx import fem
 from scipy.optimize import linear_sum_assignment
 
+from ..chain import Chain
 from ..discretisation.fluxes import basis_integrals
 from ..discretisation.generator import Generator
 
@@ -38,21 +40,13 @@ def clusters(values: Complex) -> list[npt.NDArray[np.int64]]:
 
 
 def biorthogonal(
-    gen: Generator, values: Complex, right: Complex, left_values: Complex, left: Complex, last: bool
+    gen: Generator | Chain, values: Complex, right: Complex, left_values: Complex, left: Complex, last: bool
 ) -> tuple[Complex, Complex] | None:
     """Right modes of maximum one, and combinations of the left ones with ⟨left_i, right_j⟩ = δ_ij (collective).
 
-    Args:
-        gen: the generator.
-        values: eigenvalues of the right modes, shape (k,).
-        right: this rank's coefficients, shape (k, n).
-        left_values: at least as many eigenvalues of the left modes.
-        left: likewise.
-        last: take the pseudo-inverse where modes do not pair, as at defective eigenvalues.
-
-    Returns:
-        Both, or None if equal eigenvalues have right and left modes that do not span the same and ``last`` is not set:
-        of a multiple eigenvalue some are missing.
+    From eigenvalues (k,) and this rank's coefficients (k, n) of right modes, and at least as many left ones.  None if
+    equal eigenvalues have right and left modes that do not span the same, as some of a multiple one are missing; with
+    ``last`` the pseudo-inverse is taken there, as at defective eigenvalues.
     """
     comm = gen.domain.comm
     left = left[linear_sum_assignment(np.abs(values[:, None] - left_values))[1]]
@@ -69,37 +63,29 @@ def biorthogonal(
     return right, paired
 
 
-def _scale(gen: Generator, modes: Complex) -> npt.NDArray[np.float64]:
+def _scale(gen: Generator | Chain, modes: Complex) -> npt.NDArray[np.float64]:
     """Factors that make the largest coefficient one, and the integral of the real part positive where it is not 0."""
     largest = np.maximum(np.abs(modes.real), np.abs(modes.imag)).max(axis=1, initial=0.0)
-    integral = modes.real @ basis_integrals(gen).array_r
+    integral = modes.real @ (gen.integrals if isinstance(gen, Chain) else basis_integrals(gen)).array_r
     top, total = np.zeros_like(largest), np.zeros_like(integral)
     gen.domain.comm.Allreduce(largest, top, op=MPI.MAX)
     gen.domain.comm.Allreduce(integral, total)
     return np.asarray(np.where(total < 0, -1.0, 1.0) / top)
 
 
-def _times_mass(gen: Generator, modes: Complex) -> Complex:
-    p, Mp = gen.G.createVecRight(), gen.G.createVecLeft()
-    images = np.zeros_like(modes)
-    for mode, image in zip(modes, images, strict=True):
-        for part in ("real", "imag"):
-            p.array_w[:] = getattr(mode, part)
-            gen.M.mult(p, Mp)
-            getattr(image, part)[:] = Mp.array_r
-    for v in (p, Mp):
-        v.destroy()
-    return images
+def _times_mass(gen: Generator | Chain, modes: Complex) -> Complex:
+    return np.array([(gen.M * re).array_r + 1j * (gen.M * im).array_r for re, im in vectors(gen, modes)])
 
 
-def functions(gen: Generator, modes: Complex, make: Any) -> list[Mode]:
-    """Real and imaginary parts as functions; ``make`` is ``to_function`` or ``to_density`` (collective)."""
-    vector, found = gen.G.createVecRight(), []
-    for mode in modes:
-        pair = []
-        for part in (mode.real, mode.imag):
-            vector.array_w[:] = part
-            pair.append(make(gen, vector))
-        found.append(Mode(*pair))
-    vector.destroy()
+def vectors(gen: Generator | Chain, modes: Complex) -> list[tuple[PETSc.Vec, PETSc.Vec]]:
+    """Real and imaginary parts of this rank's coefficients (k, n) as vectors."""
+    found = [(gen.M.createVecRight(), gen.M.createVecRight()) for _ in modes]
+    for mode, (re, im) in zip(modes, found, strict=True):
+        re.array_w, im.array_w = mode.real, mode.imag
     return found
+
+
+def functions(gen: Generator | Chain, modes: Complex, make: Any) -> list[Mode]:
+    """Real and imaginary parts as functions; ``make`` is ``to_function`` or ``to_density`` (collective)."""
+    into = gen.function if isinstance(gen, Chain) else lambda vector: make(gen, vector)
+    return [Mode(into(re), into(im)) for re, im in vectors(gen, modes)]

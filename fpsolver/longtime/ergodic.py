@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from mpi4py import MPI
-from petsc4py import PETSc
 
 import numpy as np
 import ufl
@@ -61,15 +60,11 @@ class ErgodicLaws(Answer):
 
         Their sum is the initial mass, one for :func:`~fpsolver.gaussian` and :func:`~fpsolver.dirac`.
         """
-        if isinstance(initial, Solution):
-            initial = initial.raw
-        source = load(self._gen, initial, "initial density")
-        vectors = [to_vector(self._gen, p.function) for p in self.probabilities]
-        weights, mass = np.array([source.dot(v) for v in vectors]), float(source.sum())
+        source = load(self._gen, initial.raw if isinstance(initial, Solution) else initial, "initial density")
+        weights = np.array([source.dot(to_vector(self._gen, p.function)) for p in self.probabilities])
+        mass = float(source.sum())
         if abs(weights.sum() - mass) < 1e-9 * abs(mass):  # rounding of null vectors, in the share of each alike
             weights *= mass / weights.sum()
-        for v in (source, *vectors):
-            v.destroy()
         return weights
 
     def __repr__(self) -> str:
@@ -85,12 +80,8 @@ def ergodic_laws(gen: Generator, *, tolerance: float | None = None, options: Opt
 
     A rate counts as zero if it changes by a factor of two or more when the degree is lowered or raised by one (for
     degree one, raised by one or two), in other words if it is not known to differ from zero, and the next is ten times
-    as large.  A metastable process has small rates that are resolved: those are not counted.
-
-    Args:
-        gen: generator with nothing absorbing.
-        tolerance: count rates up to this one, per unit of time, instead.
-        options: PETSc options without the prefix ``fp_stationary_``.
+    as large; with ``tolerance``, if it is at most that.  A metastable process has small rates that are resolved: those
+    are not counted.  ``options`` are PETSc's without the prefix ``fp_stationary_``.
 
     Raises:
         ValueError: mass leaves; more laws than can be told apart; no gap between zero and other rates.
@@ -103,12 +94,10 @@ def ergodic_laws(gen: Generator, *, tolerance: float | None = None, options: Opt
         )
     if tolerance is not None and not tolerance >= 0:
         raise ValueError(f"ergodic_laws: tolerance is {tolerance!r}; a rate of at least zero was expected.")
-    with Kernel(gen, options) as kernel:
-        count = kernel.count(tolerance)
-        right, left = kernel.basis(count, transpose=False), kernel.basis(count, transpose=True)
-        laws, harmonic = _separate(kernel, right, left)
-        rates = kernel.rates[: count + 1]
-    answer = _merge(gen, laws, harmonic, rates)
+    kernel = Kernel(gen, options)
+    count = kernel.count(tolerance)
+    right, left = kernel.basis(count, transpose=False), kernel.basis(count, transpose=True)
+    answer = _merge(gen, *_separate(kernel, right, left), kernel.rates[: count + 1])
     logger.info("%s", answer)
     return answer
 
@@ -169,7 +158,7 @@ def _merge(gen: Generator, laws: Array, harmonic: Array, rates: Array) -> Ergodi
     groups: list[list[int]] = []
     places: list[_Place] = []
     for i in range(laws.shape[1]):
-        place = _locate(gen, _density(gen, laws[:, i]))
+        place = _locate(gen, _made(gen, laws[:, i], to_density))
         for group, other in zip(groups, places, strict=True):
             if place.point and other.point and np.linalg.norm(place.center - other.center) <= place.cell + other.cell:
                 group.append(i)
@@ -180,8 +169,8 @@ def _merge(gen: Generator, laws: Array, harmonic: Array, rates: Array) -> Ergodi
     order = sorted(range(len(groups)), key=lambda g: tuple(np.round(places[g].center, 9)))
     places = [places[g] for g in order]
     stats = {**statistics(gen), "rate": float(rates[-2])}
-    densities = [_density(gen, laws[:, groups[g]].mean(axis=1)) for g in order]
-    backward = [_function(gen, harmonic[:, groups[g]].sum(axis=1)) for g in order]
+    densities = [_made(gen, laws[:, groups[g]].mean(axis=1), to_density) for g in order]
+    backward = [_made(gen, harmonic[:, groups[g]].sum(axis=1), to_function) for g in order]
     return ErgodicLaws(
         tuple(Solution(p, stats, f"ergodic law {i}", limiter=limit) for i, p in enumerate(densities)),
         tuple(Solution(p, stats, f"probability of law {i}") for i, p in enumerate(backward)),
@@ -194,24 +183,11 @@ def _merge(gen: Generator, laws: Array, harmonic: Array, rates: Array) -> Ergodi
     )
 
 
-def _vector(gen: Generator, values: Array) -> PETSc.Vec:
+def _made(gen: Generator, values: Array, make: Any) -> Any:
+    """The function or density with these coefficients."""
     vector = gen.G.createVecRight()
     vector.array_w[:] = values
-    return vector
-
-
-def _function(gen: Generator, values: Array) -> Any:
-    vector = _vector(gen, values)
-    function = to_function(gen, vector)
-    vector.destroy()
-    return function
-
-
-def _density(gen: Generator, values: Array) -> Any:
-    vector = _vector(gen, values)
-    function = to_density(gen, vector)
-    vector.destroy()
-    return function
+    return make(gen, vector)
 
 
 def _locate(gen: Generator, raw: Any) -> _Place:

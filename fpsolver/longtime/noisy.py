@@ -72,9 +72,7 @@ def vanishing_noise_limit(
     predicted: float = 1.0,
     reference: Any = None,
 ) -> VanishingNoiseLimit:
-    """Follow ``quantity`` along decreasing δ and extrapolate it to δ = 0 (collective).
-
-    Nothing is recompiled: the generators are ``gen.replace(delta=δ)``, and each is destroyed after use.
+    """Follow ``quantity`` along decreasing δ, with ``gen.replace(delta=δ)``, and extrapolate it to 0 (collective).
 
     Args:
         gen: generator of a :class:`~fpsolver.Noisy` process.
@@ -104,9 +102,8 @@ def vanishing_noise_limit(
             rows.append(np.asarray(quantity(noisy), float))
         logger.info("noisy SGD with delta = %g: %s", delta, rows[-1])
         if not np.isfinite(rows[-1]).all() or rows[-1].ndim > 1 or rows[-1].shape != rows[0].shape:
-            raise ValueError(
-                f"vanishing_noise_limit: the quantity is {rows[-1]} at delta = {delta:g}; finite numbers wanted."
-            )
+            at = f"{rows[-1]} at delta = {delta:g}"
+            raise ValueError(f"vanishing_noise_limit: the quantity is {at}; finite numbers were expected.")
     values = np.array(rows)
     columns = values.reshape(len(d), -1)
     known = [None] * columns.shape[1] if reference is None else np.ravel(reference).astype(float)
@@ -160,13 +157,9 @@ def _order(d: np.ndarray, values: np.ndarray, floor: float) -> float:
 def wasserstein(p: Any, q: Any, *, order: int = 2) -> float:
     """Wasserstein distance W₁ or W₂ between two densities of mass one (collective).
 
-    The densities become weights at quadrature points; in one dimension W₁ is SciPy's and W₂ that of POT (Python Optimal
-    Transport), in more dimensions the plan between the quadrature points of both is POT's.
-
-    Args:
-        p: density: a solution or function.
-        q: density, perhaps on another mesh of the same dimension, or ``fp.dirac(point)``.
-        order: 1 or 2.
+    They are solutions or functions, perhaps on two meshes of the same dimension, or ``fp.dirac(point)``, and become
+    weights at quadrature points; in one dimension W₁ is SciPy's and W₂ that of POT (Python Optimal Transport), in more
+    dimensions the plan between the quadrature points of both is POT's.
 
     Raises:
         ValueError: another order; a mass that is not one, or a negative part that is not small; too many points for a

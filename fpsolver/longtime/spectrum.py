@@ -9,11 +9,12 @@ import numpy as np
 from dolfinx import fem
 
 from .._answer import Answer, figures, need_steps, steps_of
-from .._arguments import check_integer
+from .._arguments import check_integer, need_still
 from .._errors import NotConverged
 from .._log import logger
-from .._petsc import Options, direct_preset, inserted_options
-from .._verbs import verb
+from .._petsc import Options, direct_preset, eigenpairs
+from ..chain import Chain
+from ..chain.equations import Operator, eigenvalues
 from ..discretisation.assembly import to_density, to_function
 from ..discretisation.generator import Generator
 from ..discretisation.metastable import UNRESOLVED, estimated_rate, slowest_mode
@@ -21,7 +22,7 @@ from ..discretisation.positivity import limiter
 from ..discretisation.solution import Limits, Solution
 from ..discretisation.solver import statistics
 from ..models.fields import integrate
-from ._modes import Mode, biorthogonal, functions
+from ._modes import Mode, biorthogonal, functions, vectors
 
 _SPARE = 4  # modes
 _METASTABLE = 1e-4  # rate relative to the next one below which the next degree must confirm it
@@ -74,7 +75,13 @@ class QuasiStationary(Solution):
     """
 
     def __init__(
-        self, rate: float, density: fem.Function, mode: fem.Function, stats: Any, limiter: Limits | None, gen: Generator
+        self,
+        rate: float,
+        density: fem.Function,
+        mode: fem.Function,
+        stats: Any,
+        limiter: Limits | None,
+        gen: Generator | Chain,
     ):
         super().__init__(density, stats, "quasi-stationary density", limiter=limiter, generator=gen)
         self._rate = rate
@@ -100,34 +107,32 @@ class QuasiStationary(Solution):
         return self.function
 
 
-@verb
-def spectrum(gen: Generator, k: int = 6, *, options: Options | None = None) -> Spectrum:
+def spectrum(gen: Generator | Chain, k: int = 6, *, options: Options | None = None) -> Spectrum:
     """The ``k`` eigenvalues of the generator closest to zero, with right and left modes (collective).
 
     SLEPc's Krylov–Schur method on the shift-inverted pencil (G, M), and on its transpose for the left modes.
-    Complex pairs, as non-reversible processes have them, are never split: one more mode may be returned.
-
-    Args:
-        gen: any generator.
-        k: number of eigenvalues.
-        options: SLEPc options without the prefix ``fp_spectrum_``.
+    Complex pairs, as non-reversible processes have them, are never split: one more mode may be returned.  Of a chain,
+    the ``k`` largest eigenvalues λ of P as rates log λ / η.  ``options`` are SLEPc's without the prefix
+    ``fp_spectrum_``.
 
     Raises:
         ImportError: slepc4py is missing.
         NotConverged: fewer than ``k`` eigenvalues converged, or the slowest rate is below rounding.
     """
-    n = gen.G.getSize()[0]
-    k = check_integer("spectrum: k", k, most=n - 1)
-    Gt = gen.G.transpose(PETSc.Mat())
+    need_still(gen, "spectrum")
+    k = check_integer("spectrum: k", k, most=gen.V.dofmap.index_map.size_global - 1)
     for spare in (0, _SPARE):  # with some more where a multiple eigenvalue has lost modes of one side
-        values, right, residuals = _solve(gen, gen.G, k, min(k + spare, n), options)
-        left_values, left, _ = _solve(gen, Gt, len(values), len(values), options)
-        paired = biorthogonal(gen, values, right, left_values, left, last=spare > 0)
+        values, right, residuals = _modes(gen, k, spare, False, options)
+        left_values, left, _ = _modes(gen, len(values), 0, True, options)
+        one = float(isinstance(gen, Chain))  # eigenvalues near one are told apart by their distance from it
+        paired = biorthogonal(gen, values - one, right, left_values - one, left, last=spare > 0)
         if paired is not None:
             break
-    Gt.destroy()
     assert paired is not None
     count = _whole_pairs(values, k)
+    if isinstance(gen, Chain):
+        with np.errstate(divide="ignore"):
+            values = np.log(values) / gen.time_per_step
     right, left = (modes[:count] for modes in paired)
     answer = Spectrum(
         values[:count],
@@ -140,42 +145,52 @@ def spectrum(gen: Generator, k: int = 6, *, options: Options | None = None) -> S
     return answer
 
 
-@verb
-def quasi_stationary(gen: Generator, *, options: Options | None = None) -> QuasiStationary:
+def quasi_stationary(gen: Generator | Chain, *, options: Options | None = None) -> QuasiStationary:
     """Rate, density and backward mode of the slowest decay of an absorbed process (collective).
 
-    With the ``weighted`` scheme through the capacities of the wells, so that rates far below rounding are right.
-
-    Args:
-        gen: generator with absorbing parts.
-        options: as for :func:`spectrum`; with the ``weighted`` scheme, PETSc options without the prefix ``fp_exit_``.
+    With the ``weighted`` scheme through the capacities of the wells, so that rates far below rounding are right.  Of a
+    chain the rate is −log λ / η; from the density the number of steps is geometric with mean 1/(1 − λ),
+    ``stats["steps"]``.  ``options`` as for :func:`spectrum`, with ``weighted`` PETSc's without the prefix ``fp_exit_``.
 
     Raises:
         ValueError: nothing absorbs, or the slowest mode is not real and of one sign.
         NotConverged: the eigenvalue solver failed, or rounding has made the rate meaningless.
     """
+    need_still(gen, "quasi_stationary")
     if not gen.absorbing:
         raise ValueError("quasi_stationary: nothing absorbs; the invariant law is what stationary(gen) computes.")
-    rate, density, mode, residual = (_by_capacities if gen.weak.scheme.by_capacities else _slowest)(gen, options)
-    mass = integrate(gen.domain.mesh, density, 2 * gen.degree)
+    by_capacities = isinstance(gen, Generator) and gen.weak.scheme.by_capacities
+    rate, density, mode, residual = (_by_capacities if by_capacities else _slowest)(gen, options)
+    mass = _mass(gen, density)
     density.x.array[:] /= mass
     mode.x.array[:] *= mass
-    stats = {**statistics(gen), "residual": residual}
-    stats["minimum"] = limiter(gen).minimum(density)
+    if isinstance(gen, Chain):
+        top = float(np.exp(-rate * gen.time_per_step))
+        stats = {**gen.stats(), "residual": residual, "steps": 1.0 / (1.0 - top), "eigenvalue": top}
+        return QuasiStationary(rate, density, mode, stats, None, gen)
+    stats = {**statistics(gen), "residual": residual, "minimum": limiter(gen).minimum(density)}
     return QuasiStationary(rate, density, mode, stats, limiter(gen), gen)
 
 
-def _slowest(gen: Generator, options: Options | None) -> tuple[float, fem.Function, fem.Function, float]:
+def _mass(gen: Generator | Chain, density: fem.Function) -> float:
+    if isinstance(gen, Chain):  # by its own points
+        return float(gen.integrals.dot(gen.vector(density)))
+    return integrate(gen.domain.mesh, density, 2 * gen.degree)
+
+
+def _slowest(gen: Generator | Chain, options: Options | None) -> tuple[float, fem.Function, fem.Function, float]:
     """Rate, density and mode whose product has integral one, residual."""
-    slow = spectrum(gen, min(2, gen.G.getSize()[0] - 1), options=options)
-    rate, density = -float(slow.eigenvalues[0].real), slow.right[0][0]
-    mass = integrate(gen.domain.mesh, density, 2 * gen.degree)
-    if abs(slow.eigenvalues[0].imag) > 1e-8 * abs(rate) or rate <= 0 or mass == 0:
+    chain = isinstance(gen, Chain)
+    slow = spectrum(gen, 1 if chain else min(2, gen.G.getSize()[0] - 1), options=options)
+    value, density = slow.eigenvalues[0], slow.right[0][0]
+    rate, least = -float(value.real), 1e-11 / gen.time_per_step if chain else 0.0
+    if abs(value.imag) > 1e-8 * abs(rate) or rate <= least or _mass(gen, density) == 0:
+        advice = "no path ever leaves from some part of the domain, or" if chain else "use scheme='dg', or"
         raise ValueError(
-            f"quasi_stationary: the eigenvalue closest to zero is {slow.eigenvalues[0]:.6g}; a real negative one was "
-            "expected. Refine the mesh, or use scheme='dg'."
+            f"quasi_stationary: the eigenvalue closest to zero is {value:.6g}; a real negative one was expected: "
+            f"{advice} the mesh resolves too little. Refine it."
         )
-    if rate < _METASTABLE * abs(slow.eigenvalues[-1]):
+    if isinstance(gen, Generator) and rate < _METASTABLE * abs(slow.eigenvalues[-1]):
         _check_resolution(gen, rate, options)
     return rate, density, slow.left[0][0], float(slow.residuals[0])
 
@@ -202,16 +217,12 @@ def _check_resolution(gen: Generator, rate: float, options: Options | None) -> N
 def _by_capacities(gen: Generator, options: Options | None) -> tuple[float, fem.Function, fem.Function, float]:
     """The same with the scheme ``weighted``, in which forward and backward modes are one vector."""
     rate, u, change = slowest_mode(gen, options)
-    density, mode = to_density(gen, u), to_function(gen, u)
-    u.destroy()
-    return rate, density, mode, change
+    return rate, to_density(gen, u), to_function(gen, u), change
 
 
 def _check_rounding(A: PETSc.Mat, M: PETSc.Mat, rate: float) -> None:
     """Refuse modes of an absorbed process whose slowest rate rounding may have made."""
-    diagonal = M.getDiagonal()
-    noise = _DIGITS * A.norm(PETSc.NormType.INFINITY) / diagonal.max()[1]
-    diagonal.destroy()
+    noise = _DIGITS * A.norm(PETSc.NormType.INFINITY) / M.getDiagonal().max()[1]
     if not rate > noise:
         raise NotConverged(
             "spectrum", "DIVERGED_ROUNDOFF", 0, noise / rate if rate > 0 else np.inf, "fp_spectrum_",
@@ -221,74 +232,38 @@ def _check_rounding(A: PETSc.Mat, M: PETSc.Mat, rate: float) -> None:
         )  # fmt: skip
 
 
-def _solve(
-    gen: Generator, A: PETSc.Mat, k: int, wanted: int, options: Options | None
+def _modes(
+    gen: Generator | Chain, k: int, spare: int, transpose: bool, options: Options | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Eigenvalues, this rank's coefficients of the modes, residuals: ``wanted`` of them, and at least ``k``."""
-    try:
-        from slepc4py import SLEPc
-    except ImportError as error:
-        raise ImportError("spectra need slepc4py: install python3-slepc4py (apt) or slepc4py (conda).") from error
+    """Eigenvalues, this rank's coefficients of the modes, residuals: at least ``k``, and ``spare`` more at best."""
+    if isinstance(gen, Chain):
+        values, modes, residuals = eigenvalues(Operator(gen, 1.0, 0.0, not transpose), k, options, spare)
+        if not transpose:  # moments so far
+            pairs = vectors(gen, modes)
+            modes = np.array([(gen.inverse * re).array_r + 1j * (gen.inverse * im).array_r for re, im in pairs])
+        return values, modes, residuals
     # S A S and S M S with S = diag(M)^-1/2: weights and graded meshes spread the entries over hundreds of decades
     S = gen.M.getDiagonal()
     S.sqrtabs()
     S.reciprocal()
-    scaled = [A.copy(), gen.M.copy()]
+    scaled = [gen.G.transpose(PETSc.Mat()) if transpose else gen.G.copy(), gen.M.copy()]
     for matrix in scaled:
         matrix.diagonalScale(S, S)
     if gen.absorbing and gen.weak.scheme.by_capacities:  # the eigenvalue solver itself may see rounding only
         _check_rounding(scaled[0], scaled[1], estimated_rate(gen))
-    eps = SLEPc.EPS().create(A.comm)
-    eps.setOptionsPrefix("fp_spectrum_")
-    eps.setOperators(*scaled)
-    eps.setProblemType(SLEPc.EPS.ProblemType.GNHEP)
-    eps.setWhichEigenpairs(SLEPc.EPS.Which.TARGET_MAGNITUDE)
     # zero itself is an eigenvalue when nothing absorbs: a small positive target keeps the shifted matrix regular
     target = 0.0 if gen.absorbing else 1e-9 * scaled[0].norm(PETSc.NormType.INFINITY)
-    eps.setTarget(target)
-    eps.setDimensions(wanted, max(2 * wanted + 10, 20))
-    eps.setTolerances(1e-11, 500)
-    direct = {f"st_{key}": value for key, value in direct_preset(A.comm, gen.domain.dim).items()}
+    direct = {f"st_{key}": value for key, value in direct_preset(S.comm, gen.domain.dim).items()}
     preset = {"eps_type": "krylovschur", "st_type": "sinvert", **direct}
-    with inserted_options("fp_spectrum_", options, preset):
-        eps.setFromOptions()
-        eps.setUp()
-        eps.solve()
-    converged = eps.getConverged()
-    if converged < k:
-        residual = max((eps.computeError(i) for i in range(converged)), default=float("nan"))
-        reason = _reason_name(SLEPc, eps.getConvergedReason())
-        advice = f"{converged} of {k} modes converged; allow more work (-fp_spectrum_eps_max_it, -fp_spectrum_eps_ncv)."
-        raise NotConverged("spectrum", reason, eps.getIterationNumber(), residual, "fp_spectrum_", advice)
-    answer = _collect(eps, min(wanted, converged), S)
+    values, modes, residuals = eigenpairs(scaled, k, k + spare, "spectrum", preset, options, target)
+    order = np.argsort(np.abs(values), kind="stable")
+    order = order[: _whole_pairs(values[order], min(k + spare, len(order)))]
     if gen.absorbing:
-        _check_rounding(scaled[0], scaled[1], float(abs(answer[0][0])))
-    for item in (eps, S, *scaled):
-        item.destroy()
-    return answer
+        _check_rounding(scaled[0], scaled[1], float(abs(values[order[0]])))
+    return values[order], modes[order] * S.array_r, residuals[order]
 
 
 def _whole_pairs(values: np.ndarray, k: int) -> int:
     """k, or one more where a complex pair would be split."""
     split = k < len(values) and values[k - 1].imag != 0 and np.isclose(values[k], values[k - 1].conj())
     return k + int(split)
-
-
-def _collect(eps: Any, k: int, S: PETSc.Vec) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    real, imag = S.duplicate(), S.duplicate()
-    values = np.array([eps.getEigenvalue(i) for i in range(eps.getConverged())], dtype=complex)
-    order = np.argsort(np.abs(values), kind="stable")
-    order = order[: _whole_pairs(values[order], k)]
-    modes = np.zeros((len(order), S.getLocalSize()), dtype=complex)
-    for mode, i in zip(modes, order, strict=True):
-        eps.getEigenvector(int(i), real, imag)
-        mode[:] = S.array_r * (real.array_r + 1j * imag.array_r)
-    residuals = np.array([eps.computeError(int(i)) for i in order])
-    for v in (real, imag):
-        v.destroy()
-    return values[order], modes, residuals
-
-
-def _reason_name(SLEPc: Any, reason: int) -> str:
-    names = {v: k for k, v in vars(SLEPc.EPS.ConvergedReason).items() if isinstance(v, int)}
-    return names.get(reason, f"EPS reason {reason}")

@@ -5,15 +5,17 @@ from petsc4py import PETSc
 import numpy as np
 from dolfinx import fem
 
+from .._arguments import need_still
 from .._log import logger
 from .._petsc import LinearSolver, Options, direct_preset
-from .._verbs import verb
+from ..chain import Chain
 from ..discretisation.assembly import to_density, to_vector
 from ..discretisation.fluxes import basis_integrals
 from ..discretisation.generator import Generator
 from ..discretisation.positivity import limiter
 from ..discretisation.solution import Solution, bounds
 from ..discretisation.solver import statistics
+from .law import Law, check_unique, invariant
 
 # inverse iteration with (M − γG)⁻¹M contracts a mode of rate λ by 1/(1 + γλ); γ = 1e13 / ‖M⁻¹G‖ leaves three digits
 # for the contraction of the slowest resolvable mode and keeps the shifted matrix factorisable in double precision
@@ -24,8 +26,7 @@ _TOLERANCE = 1e-12
 _SLOW = 1e-3
 
 
-@verb
-def stationary(gen: Generator, *, options: Options | None = None) -> Solution:
+def stationary(gen: Generator | Chain, *, options: Options | None = None) -> Solution:
     """Density p of the invariant law: G p = 0, ∫p = 1 (collective).
 
     Inverse iteration on a mass-conserving shift of G, for a density and for a zero-mass perturbation at once: how
@@ -35,69 +36,75 @@ def stationary(gen: Generator, *, options: Options | None = None) -> Solution:
     carries the smallest value before limiting (``minimum``), the residual, and the relaxation rate λ₁ where it was
     seen.
 
-    Args:
-        gen: generator with nothing absorbing.
-        options: PETSc options without the prefix ``fp_stationary_``.
+    Of a chain, p = P*p: a :class:`~fpsolver.longtime.law.Law`, which may be singular, so that its density is a
+    projection; ``.mass_in``, ``.mean``, ``.covariance`` and ``.expectation`` have error bars.  ``options`` are PETSc's
+    without the prefix ``fp_stationary_``.
 
     Raises:
         ValueError: mass leaves, or the invariant law is not unique to rounding.
         NotConverged: the factorisation failed.
     """
+    need_still(gen, "stationary")
     if gen.absorbing:
         raise ValueError(
             f"stationary: mass leaves through {', '.join(gen.absorbing)}, so there is no invariant law; "
-            "build the generator without absorbing parts."
+            f"build the {type(gen).__name__.lower()} without absorbing parts."
         )
+    if isinstance(gen, Chain):
+        moments, figures = invariant(gen, options)
+        check_unique(gen, moments, figures, options)
+        again = lambda other: other.inverse * invariant(other, options)[0]  # noqa: E731
+        law = Law(gen, gen.inverse * moments, again, {**gen.stats(), **figures.stats()}, "invariant law")
+        logger.info("%s", law)
+        return law
     gamma = _SHIFT * gen.M.norm(PETSc.NormType.INFINITY) / gen.G.norm(PETSc.NormType.INFINITY)
     A = gen.G.copy()
     A.scale(-gamma)
     A.axpy(1.0, gen.M, PETSc.Mat.Structure.SUBSET_NONZERO_PATTERN)
     preset = direct_preset(A.comm, gen.domain.dim)
     solver = LinearSolver(A, "fp_stationary_", "invariant density", preset, {**gen.options, **(options or {})})
-    try:
-        p, rate, iterations = _iterate(gen, solver, gamma)
-    finally:
-        solver.destroy()
-        A.destroy()
+    p, rate, iterations = _iterate(gen, solver, gamma)
     _warn_if_slow(gen, rate)
     function = to_density(gen, p)
-    stats = {**statistics(gen), "iterations": iterations, "residual": _residual(gen, p), "relaxation_rate": rate}
-    stats["minimum"] = limiter(gen).minimum(function)
-    p.destroy()
+    sizes = [float(item.norm(PETSc.NormType.INFINITY)) for item in (gen.G * p, gen.G, p)]
+    stats = {
+        **statistics(gen), "iterations": iterations, "residual": sizes[0] / (sizes[1] * sizes[2]),
+        "relaxation_rate": rate, "minimum": limiter(gen).minimum(function),
+    }  # fmt: skip
     solution = Solution(function, stats, "invariant density", limiter=limiter(gen))
     logger.info("%s", solution)
     return solution
 
 
 def _iterate(gen: Generator, solver: LinearSolver, gamma: float) -> tuple[PETSc.Vec, float, int]:
-    p, q = gen.G.createVecRight(), to_vector(gen, _tilt(gen))
+    tilt = fem.Function(gen.V)  # a perturbation that no symmetry of the domain makes vanish against the slow modes
+    tilt.interpolate(lambda x: np.sin(1.0 + x[0] + 0.61803 * x[1] + 0.38197 * x[2]))
+    p, q = gen.G.createVecRight(), to_vector(gen, tilt)
     p.set(1.0)
-    work, new = p.duplicate(), p.duplicate()
+    work, new, m = p.duplicate(), p.duplicate(), basis_integrals(gen)
 
     def step(v: PETSc.Vec) -> None:
         gen.M.mult(v, work)
         solver.solve(work, new)
         new.copy(v)
 
-    _normalise(gen, p)
-    _remove_mass(gen, q, p)
+    def settle() -> None:
+        p.scale(1.0 / m.dot(p))
+        q.axpy(-m.dot(q), p)  # no mass
+
+    settle()
     contraction = 1.0
     for iteration in range(1, _MAX_ITERATIONS + 1):
         before = p.copy()
-        step(p)
-        _normalise(gen, p)
         size = q.norm()
+        step(p)
         step(q)
-        _remove_mass(gen, q, p)
+        settle()
         contraction = q.norm() / size
         q.scale(1.0 / max(q.norm(), 1e-300))
-        before.axpy(-1.0, p)
-        change = before.norm() / p.norm()
-        before.destroy()
+        change = (before - p).norm() / p.norm()
         if change < _TOLERANCE and (contraction < 0.9 or iteration > 10):
             break
-    for v in (q, work, new):
-        v.destroy()
     if contraction > 0.9:
         raise ValueError(
             "stationary: the invariant law is not unique to rounding: a second one, or a mode slower than "
@@ -123,27 +130,3 @@ def _warn_if_slow(gen: Generator, rate: float) -> None:
             "the domain. D vanishes or is small: perhaps only the mesh joins regions that the process never leaves, "
             "and decides how much mass each has. fp.ergodic_laws(gen) tells.", rate, 1 / max(rate * crossing, 1e-300)
         )  # fmt: skip
-
-
-def _tilt(gen: Generator) -> fem.Function:
-    """A perturbation that no symmetry of the domain makes vanish against the slow modes."""
-    tilt = fem.Function(gen.V)
-    tilt.interpolate(lambda x: np.sin(1.0 + x[0] + 0.61803 * x[1] + 0.38197 * x[2]))
-    return tilt
-
-
-def _normalise(gen: Generator, p: PETSc.Vec) -> None:
-    p.scale(1.0 / basis_integrals(gen).dot(p))
-
-
-def _remove_mass(gen: Generator, q: PETSc.Vec, p: PETSc.Vec) -> None:
-    q.axpy(-basis_integrals(gen).dot(q), p)
-
-
-def _residual(gen: Generator, p: PETSc.Vec) -> float:
-    """‖Gp‖ relative to ‖G‖‖p‖."""
-    r = gen.G.createVecLeft()
-    gen.G.mult(p, r)
-    value = r.norm(PETSc.NormType.INFINITY) / (gen.G.norm(PETSc.NormType.INFINITY) * p.norm(PETSc.NormType.INFINITY))
-    r.destroy()
-    return float(value)
