@@ -239,6 +239,8 @@ def test_regions():
     # n(n − 1) steps over n sites, of which the first and the last hold
     assert passage.times[0, 1] / 0.1 == pytest.approx(passage.times[1, 0] / 0.1, rel=1e-9)
     assert passage.times[0, 1] / 0.1 == pytest.approx(90.0, rel=1e-9)
+    named = fp.Chain(process, fp.Domain.interval(0, 1, 20).with_region("first", A))
+    assert np.abs(fp.committor(named, "first", B).at(sites[:, None]) - expected).max() < 1e-11
     rate = fp.transition_rate(chain, A, B)
     assert rate.share_A == pytest.approx(0.5, rel=1e-9)
     # uniform law on ten sites: from the second one out, 1/10 · 1/2 · 1/7 per step
