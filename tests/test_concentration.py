@@ -49,7 +49,7 @@ def test_share_of_a_simplex_below_a_level():
 
 @pytest.mark.parallel
 def test_mass_in_balls_of_a_normal_law():
-    gen = ornstein_uhlenbeck(2, 0.1, 12)
+    gen = ornstein_uhlenbeck(2, 0.1, 10)
     t = np.array([0.0, 0.5, 1.0, 2.0, 4.0])
     flow = fp.evolve(gen, fp.gaussian((1.0, 0.5), 0.3), t, time_rtol=1e-9)
     found = dg.concentration(flow, (0, 0), [0.4, 0.8], loss=lambda x: (x[0] ** 2 + x[1] ** 2) / 2)
