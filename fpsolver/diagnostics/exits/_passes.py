@@ -73,7 +73,8 @@ class Passes:
     def _labels(self, height: float) -> np.ndarray:
         low, n = self._height <= height, len(self._level) + 1
         graph = coo_matrix((np.ones(low.sum()), (self._a[low], self._b[low])), shape=(n, n))
-        return connected_components(graph, directed=False)[1]
+        label: np.ndarray = connected_components(graph, directed=False)[1]
+        return label
 
     def _lowest(self, a: int, b: int) -> tuple[float, int]:
         if a == b:

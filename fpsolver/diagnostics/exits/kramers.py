@@ -154,7 +154,7 @@ def _search(
     inside = passes.labels(np.nextafter(height, -np.inf))
     inner = [m for m in minima if m is well or (names and inside[cells[id(m)]] == inside[start])]
     bottom = min(inner, key=lambda m: m.value)
-    through = []
+    through: list[CriticalPoint] = []
     for c in sorted(points, key=lambda c: c.value):
         if c.value >= height and (c.index == 1 or c.kind == "degenerate"):
             label = passes.labels(c.value)
