@@ -243,3 +243,11 @@ def test_answers_print_well():
     leaves, closed = (fp.Generator(fp.SDE(0.0, 0.5), domain, parts) for parts in (["left", "right"], []))
     assert str(fp.exit_distribution(leaves, 0.5)).startswith("exit through left 0.25, right 0.75; mean time 0.75")
     assert str(fp.transition_rate(closed, "left", "right")).startswith("transition rate: 0.125; k_AB 0.25, ")
+
+
+def test_exit_distribution_that_no_mesh_resolves():
+    """Six cells of degree one gave probabilities of 1.42 and -0.42."""
+    process = fp.SDE(lambda x: -(x[0] ** 3), lambda x: 0.062 * (1 + x[0] ** 2))
+    gen = fp.Generator(process, fp.Domain.interval(-1.3, 1.0, 6), ["left", "right"], degree=1)
+    with pytest.raises(ValueError, match="does not resolve the way out"):
+        fp.exit_distribution(gen, fp.gaussian(0.0, 0.3))

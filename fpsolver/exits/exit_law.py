@@ -112,7 +112,8 @@ def exit_distribution(gen: Generator | Chain, start: Any, *, options: Options | 
     initial density as in :func:`~fpsolver.evolve`; ``options`` are PETSc's without the prefix ``fp_exit_``.
 
     Raises:
-        ValueError: nothing absorbs, the start is outside or has not mass one, exit is not certain.
+        ValueError: nothing absorbs, the start is outside or has not mass one, exit is not certain, or a probability is
+            below -0.1, so that the mesh resolves nothing.
         NotConverged: the solve failed, or rounding has made the answer meaningless.
     """
     need_still(gen, "exit_distribution")
@@ -132,6 +133,12 @@ def exit_distribution(gen: Generator | Chain, start: Any, *, options: Options | 
             f"exit_distribution: the probabilities {probability} do not add up to one: the process stays for ever in a "
             "part of the domain, or leaves it too slowly for double precision. Add noise there."
         )
+    if (lowest := min(probability.values())) < -1e-3:
+        problem = f"exit_distribution: the probabilities are {probability}: the mesh does not resolve the way out. "
+        problem += "Refine it, or take scheme='weighted' if the invariant density is known."
+        if lowest < -0.1:
+            raise ValueError(problem)
+        logger.warning("%s", problem)
     mean = float(basis_integrals(gen).dot(g))
     return ExitDistribution(probability, mean, to_density(gen, g, "occupation"), gen, to_function(gen, g))
 
