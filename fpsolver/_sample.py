@@ -1,6 +1,6 @@
 """Fields at points of cells and facets, and their extremes over all ranks: the one place where fields are sampled."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import pairwise, permutations, product
 from typing import Any
@@ -13,6 +13,7 @@ import numpy.typing as npt
 import ufl
 from dolfinx import fem
 from dolfinx import mesh as dmesh
+from ufl.core.expr import Expr
 
 from . import _compat
 
@@ -87,14 +88,34 @@ def lattice(dim: int, n: int) -> tuple[Array, Array]:
 # -- Values in cells
 
 
-def values(mesh: dmesh.Mesh, rows: Sequence[Any], X: Array, cells: Array | None = None) -> Array:
-    """Scalars at reference points of cells, by default of this rank's own: shape (cells, points, rows).
+def compiled(
+    mesh: dmesh.Mesh, expression: Expr | list[Expr], X: Array, comm: MPI.Comm | None = None
+) -> Callable[[Array], Array]:
+    """A function that gives the values of UFL at reference points, shape (entities, points, ...).
 
-    Collective where the expression is new: it is compiled.
+    Its argument is an array of cells, or of pairs of a cell and its local facet.  Making it is collective on ``comm``
+    (by default that of the mesh), calling it is not.
     """
+    expression = ufl.as_vector(expression) if isinstance(expression, list) else expression
+    shape = expression.ufl_shape
+    row = [expression[i] for i in np.ndindex(*shape)] if shape else [expression]
+    row.append(ufl.SpatialCoordinate(mesh)[0])  # makes constants belong to the mesh
+    table = fem.Expression(ufl.as_vector(row), X, comm=comm)
+
+    def values(entities: Array) -> Array:
+        if not len(entities):
+            return np.zeros((0, len(X), *shape))
+        on_facets = entities.ndim == 2
+        found = _compat.evaluate_on_facets(table, mesh, entities) if on_facets else table.eval(mesh, entities)
+        return found.reshape(len(entities), len(X), len(row))[..., :-1].reshape(len(entities), len(X), *shape)
+
+    return values
+
+
+def values(mesh: dmesh.Mesh, rows: Sequence[Any], X: Array, cells: Array | None = None) -> Array:
+    """Scalars at reference points of cells, by default of this rank's own: shape (cells, points, rows) (collective)."""
     cells = own_cells(mesh) if cells is None else np.ascontiguousarray(cells, dtype=np.int32)
-    row = ufl.as_vector([*rows, ufl.SpatialCoordinate(mesh)[0]])  # the last one gives constants a mesh
-    return fem.Expression(row, X).eval(mesh, cells).reshape(len(cells), len(X), len(rows) + 1)[..., :-1]
+    return compiled(mesh, [*rows], X)(cells)
 
 
 def at_quadrature(
@@ -137,14 +158,6 @@ def outer_sides(mesh: dmesh.Mesh, facets: Array) -> npt.NDArray[np.int32]:
     return np.stack([column[:, 0] for column in neighbours(mesh, facets)], axis=1)
 
 
-def values_on_sides(mesh: dmesh.Mesh, rows: Sequence[Any], sides: Array, X: Array) -> Array:
-    """Scalars at points X of the reference facet, seen from the cell of each pair: shape (facets, points, rows)."""
-    expression = fem.Expression(ufl.as_vector([*rows, ufl.SpatialCoordinate(mesh)[0]]), X)
-    shape = (len(sides), len(X), len(rows) + 1)
-    found = _compat.evaluate_on_facets(expression, mesh, sides) if len(sides) else np.zeros(shape)
-    return found.reshape(shape)[..., :-1]
-
-
 def on_sides(mesh: dmesh.Mesh, rows: Sequence[Any], sides: Array, degree: int) -> tuple[Array, Array, Array]:
     """Scalars at quadrature points of facets, seen from the cell in each pair of cell and local facet.
 
@@ -158,7 +171,7 @@ def on_sides(mesh: dmesh.Mesh, rows: Sequence[Any], sides: Array, degree: int) -
     # and the height is d|K|/|F|; the facet opposite to vertex 0 is √d times larger than its parameter domain
     covector = ufl.dot(ufl.transpose(ufl.JacobianInverse(mesh)), ufl.classes.ReferenceNormal(mesh))
     rows = [*rows, ufl.sqrt(ufl.dot(covector, covector)), abs(ufl.JacobianDeterminant(mesh))]
-    found = values_on_sides(mesh, rows, sides, X)
+    found = compiled(mesh, rows, X)(sides)
     stretch = found[..., -2] * np.where(sides[:, 1] == 0, np.sqrt(dim), 1.0)[:, None]
     area = stretch * found[..., -1] if dim > 1 else np.ones_like(stretch)
     return found[..., :-2], area * weights, 1.0 / stretch

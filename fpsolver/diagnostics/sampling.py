@@ -15,42 +15,17 @@ from mpi4py import MPI
 import basix.ufl
 import numpy as np
 import ufl
-from dolfinx import fem
 from dolfinx import mesh as dmesh
 from ufl.core.expr import Expr
 
 from .. import _compat
-from .._sample import Array, cell_type, coordinate_element, lattice, outer_sides, own_cells, push_forward
+from .._sample import Array, cell_type, compiled, coordinate_element, lattice, outer_sides, own_cells, push_forward
 from ..models.process import Coefficients
 
 LEVEL = 4  # lattice intervals per edge at least; even
 _POINTS, _FINEST = 40_000, 64
 _CELLS = {1: "interval", 2: "triangle", 3: "tetrahedron"}
 _CHUNK = 1024  # cells whose corners are the points that a compiled expression sees at once
-
-
-def compiled(
-    mesh: dmesh.Mesh, expression: Expr | list[Expr], X: Array, comm: MPI.Comm | None = None
-) -> Callable[[Array], Array]:
-    """A function that gives the values of UFL at reference points, shape (entities, points, ...).
-
-    Its argument is an array of cells, or of pairs of a cell and its local facet.  Making it is collective on ``comm``
-    (by default that of the mesh), calling it is not.
-    """
-    expression = ufl.as_vector(expression) if isinstance(expression, list) else expression
-    shape = expression.ufl_shape
-    row = [expression[i] for i in np.ndindex(*shape)] if shape else [expression]
-    row.append(ufl.SpatialCoordinate(mesh)[0])  # makes constants belong to the mesh
-    table = fem.Expression(ufl.as_vector(row), X, comm=comm)
-
-    def values(entities: Array) -> Array:
-        if not len(entities):
-            return np.zeros((0, len(X), *shape))
-        on_facets = entities.ndim == 2
-        found = _compat.evaluate_on_facets(table, mesh, entities) if on_facets else table.eval(mesh, entities)
-        return found.reshape(len(entities), len(X), len(row))[..., :-1].reshape(len(entities), len(X), *shape)
-
-    return values
 
 
 class Samples:

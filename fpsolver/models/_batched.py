@@ -3,17 +3,15 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from mpi4py import MPI
-
 import basix.ufl
 import dolfinx
 import numpy as np
-import ufl
 from dolfinx import fem
 from ufl.core.expr import Expr
 
 from .._compat import interpolation_points
 from .._log import logger
+from .._sample import compiled, largest, own_cells, push_forward
 
 if TYPE_CHECKING:
     from .fields import Batched, Space
@@ -64,16 +62,10 @@ def _fill(space: "Space", answer: fem.Function, function: Callable[[np.ndarray],
     answer.x.scatter_forward()
 
 
-def _local_cells(space: "Space", ghosts: bool) -> np.ndarray:
-    local = space.mesh.topology.index_map(space.mesh.topology.dim)
-    return np.arange(local.size_local + ghosts * local.num_ghosts, dtype=np.int32)
-
-
 def physical(space: "Space", X: np.ndarray, ghosts: bool = False) -> np.ndarray:
     """Reference points in this rank's cells, shape (cells * points, dim)."""
-    mesh = space.mesh
-    points = fem.Expression(ufl.SpatialCoordinate(mesh), X).eval(mesh, _local_cells(space, ghosts))
-    return np.ascontiguousarray(unrounded(mesh, points.reshape(-1, mesh.geometry.dim))[:, : space.dim])
+    points = push_forward(space.mesh, X, own_cells(space.mesh, ghosts)).reshape(-1, space.mesh.geometry.dim)
+    return np.ascontiguousarray(unrounded(space.mesh, points)[:, : space.dim])
 
 
 def unrounded(mesh: dolfinx.mesh.Mesh, points: np.ndarray) -> np.ndarray:
@@ -91,10 +83,9 @@ def unrounded(mesh: dolfinx.mesh.Mesh, points: np.ndarray) -> np.ndarray:
 
 def missed(space: "Space", table: Expr, X: np.ndarray, values: np.ndarray) -> float:
     """By how much a table misses values at reference points X, relative to the largest value (collective)."""
-    here = fem.Expression(table, X).eval(space.mesh, _local_cells(space, False)).reshape(values.shape)
-    found = np.abs(values - here).max(initial=0.0), np.abs(values).max(initial=0.0)
-    most, largest = (space.mesh.comm.allreduce(float(v), op=MPI.MAX) for v in found)
-    return most / largest if largest > 0 else 0.0
+    here = compiled(space.mesh, table, X)(own_cells(space.mesh)).reshape(values.shape)
+    most, size = (largest(space.mesh.comm, np.abs(v), 0.0) for v in (values - here, values))
+    return most / size if size > 0 else 0.0
 
 
 def _values(source: "Batched", what: str, x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -11,6 +11,7 @@ from dolfinx import fem
 from dolfinx import mesh as dmesh
 from ufl.core.expr import Expr
 
+from ..._sample import compiled
 from ...discretisation.solution import bounds
 from ...domains.domain import Domain
 from ...models.fields import Batched, Space
@@ -18,7 +19,7 @@ from ...models.noise import Noise, PerSample, Sum, samples_of
 from ...models.process import Process, space_of
 from ...models.samples import Samples
 from ...models.sgd import SGD, MomentumSGD
-from ..sampling import Pointwise, axes_and_sums, compiled, private_simplices, quadratic_form
+from ..sampling import Pointwise, axes_and_sums, private_simplices, quadratic_form
 
 _FIRST = np.array([1.0, -8.0, 8.0, -1.0]) / 12  # weights at −2h, −h, h, 2h, of fourth order
 _SECOND = np.array([-1.0, 16.0, 16.0, -1.0]) / 12
