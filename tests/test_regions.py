@@ -163,6 +163,8 @@ def test_regions_have_names():
     gen = fp.Generator(fp.SDE((0.0, 0.0), 1.0), domain)
     q = fp.committor(gen, "strip", "far")
     assert q.at([(0.5, 1), (1.5, 0.3), (2, 1), (3.5, 1)]) == pytest.approx([0, 0.25, 0.5, 1], abs=1e-10)
+    p = fp.exit_probability(fp.Generator(fp.SDE((0.0, 0.0), 1.0), domain, ["left"]), "far", start=(2.0, 1.0))
+    assert float(p) == pytest.approx(2 / 3, abs=1e-10)
     disk = square.with_region("disk", ((2.0, 1.0), 0.5))
     assert fp.committor(fp.Generator(fp.SDE((0.0, 0.0), 1.0), disk), "left", "disk").at((2.0, 1.2)) == pytest.approx(1)
     for region, message in [("left", "already"), ("", "non-empty string"), ("x", "polygon")]:

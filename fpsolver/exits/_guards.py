@@ -7,11 +7,11 @@ from petsc4py import PETSc
 
 import basix
 import numpy as np
-from dolfinx import fem
 
 from .._errors import NotConverged
 from .._log import logger
 from .._petsc import LinearSolver, Options
+from .._sample import cell_type, values
 from ..chain import Chain
 from ..discretisation.fluxes import basis_integrals
 from ..discretisation.generator import Generator, derived
@@ -69,11 +69,9 @@ def _deviation_from_one(gen: Generator, options: Key) -> float:
 def sampled_killing(gen: Generator, killing: Any) -> np.ndarray:
     """The killing rate at points of this rank's own cells, shape (cells, points)."""
     mesh = gen.domain.mesh
-    cell = getattr(basix.CellType, mesh.topology.cell_name())
-    points = np.concatenate([basix.make_quadrature(cell, max(4, 2 * gen.degree))[0], basix.geometry(cell)])
-    rate = gen.weak.space.scalar(killing, "killing") + gen.weak.space.constant(0.0)
-    owned = np.arange(mesh.topology.index_map(mesh.topology.dim).size_local, dtype=np.int32)
-    return fem.Expression(rate, points).eval(mesh, owned).reshape(len(owned), len(points))
+    inside = basix.make_quadrature(cell_type(mesh), max(4, 2 * gen.degree))[0]
+    rate = gen.weak.space.scalar(killing, "killing")
+    return values(mesh, [rate], np.concatenate([inside, basix.geometry(cell_type(mesh))]))[..., 0]
 
 
 def check_growth(gen: Generator, killing: Any, solver: LinearSolver, name: str, options: Options | None) -> None:

@@ -156,11 +156,13 @@ def exit_probability(
     """
     many = isinstance(to, Iterable) and not (isinstance(to, str) or callable(to) or is_ball(to))
     targets: list[Any] = list(cast(Iterable[Any], to)) if many else [to]
-    regions = {f"target {i}": t for i, t in enumerate(targets, 1) if callable(t) or is_ball(t)}
-    names = [t for t in targets if not (callable(t) or is_ball(t))]
+    named = set(gen.domain.regions) - set(gen.domain.parts)
+    inside = [callable(t) or is_ball(t) or (isinstance(t, str) and t in named) for t in targets]
+    regions = {f"target {i}": t for i, (t, inner) in enumerate(zip(targets, inside, strict=True), 1) if inner}
+    names = [t for t, inner in zip(targets, inside, strict=True) if not inner]
     if not regions:
         need_exit(gen, "exit_probability")
-    expected = f"names of absorbing parts ({', '.join(gen.absorbing)}), balls or callables were expected."
+    expected = f"names of absorbing parts ({', '.join(gen.absorbing)}), regions were expected."
     if not all(isinstance(part, str) for part in names):
         raise TypeError(f"exit_probability: to is {to!r}; {expected}")
     if not targets:
