@@ -98,7 +98,7 @@ def test_duality_signs_and_probabilities(kind):
             assert basis_integrals(gen).dot(occupation) == pytest.approx(law.mean_time, rel=1e-9)
             highest = tau.function.x.array.max()
             assert tau.function.x.array.min() > -0.5 * highest
-            q = [fp.exit_probability(gen, part).function.x.array for part in gen.absorbing]
+            q = _or_refused(lambda: [fp.exit_probability(gen, part).function.x.array for part in gen.absorbing])
             assert abs(sum(q) - 1).max() < 1e-6 * max(1, np.abs(q).max())
 
     holds()

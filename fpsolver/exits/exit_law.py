@@ -133,7 +133,7 @@ def exit_distribution(gen: Generator | Chain, start: Any, *, options: Options | 
             f"exit_distribution: the probabilities {probability} do not add up to one: the process stays for ever in a "
             "part of the domain, or leaves it too slowly for double precision. Add noise there."
         )
-    if (lowest := min(probability.values())) < -1e-3:
+    if (lowest := min(probability.values())) < -1e-2:
         problem = f"exit_distribution: the probabilities are {probability}: the mesh does not resolve the way out. "
         problem += "Refine it, or take scheme='weighted' if the invariant density is known."
         if lowest < -0.1:
