@@ -14,6 +14,7 @@ from dolfinx import fem
 from .._arguments import check_integer, part_names
 from .._errors import agree, together
 from .._log import logger
+from .._sample import own_cells
 from ..domains.domain import Domain
 from ..pointwise.walls import walls_of
 from ._assemble import Assembled, Field, Recipe, assemble, bases
@@ -197,8 +198,7 @@ class Chain:
 
     def refined(self) -> "Chain":
         """The same chain with every cell cut in two along each edge (collective)."""
-        owned = self.domain.mesh.topology.index_map(self.domain.dim).size_local
-        domain = self.domain.refine(np.arange(owned, dtype=np.int32))
+        domain = self.domain.refine(own_cells(self.domain.mesh))
         return self._elsewhere(domain=domain, cells=cells_of(domain))
 
     def stopped(self, regions: Mapping[str, Region], parts: Sequence[str] = ()) -> "Chain":

@@ -1,12 +1,12 @@
 """Evolutions that grow although no law and no expectation can: the sign of an unstable discretisation."""
 
-from mpi4py import MPI
 from petsc4py import PETSc
 
 import basix
 import numpy as np
 
 from .._errors import NotConverged
+from .._sample import cell_type, total
 from ..discretisation.assembly import to_function
 from ..discretisation.generator import Generator
 from ..discretisation.positivity import limiter
@@ -28,8 +28,7 @@ class Growth:
         self._gen, self._density = gen, density
         nodes = gen.V.dofmap.list.shape[1]
         self._allowed = np.array([float(nodes), MEANS] if density else [VALUES])
-        cell = getattr(basix.CellType, gen.domain.mesh.topology.cell_name())
-        points, weights = basix.make_quadrature(cell, 2 * gen.degree)
+        points, weights = basix.make_quadrature(cell_type(gen.domain.mesh), 2 * gen.degree)
         self._values = gen.V.element.basix_element.tabulate(0, points)[0, :, :, 0]
         self._weights = weights / weights.sum()
         self._start = self._sizes(start)
@@ -43,10 +42,7 @@ class Growth:
         c = function.x.array[self._gen.V.dofmap.list[: limit.owned]]
         volumes = limit.volumes[: limit.owned]
         whole = volumes @ (abs(c @ self._values.T) @ self._weights)
-        local = np.array([whole, volumes @ abs(limit.means(function)[: limit.owned])])
-        total = np.zeros(2)
-        self._gen.domain.comm.Allreduce(local, total, op=MPI.SUM)
-        return total
+        return total(self._gen.domain.comm, [whole, volumes @ abs(limit.means(function)[: limit.owned])])
 
     def check(self, snapshot: Snapshot, solves: int) -> None:
         """Refuse what has grown (collective).

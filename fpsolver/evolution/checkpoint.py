@@ -24,7 +24,7 @@ from .. import _compat
 from .._errors import agree, on_root
 from .._files import store
 from .._log import logger
-from .._sample import push_forward
+from .._sample import own_cells, push_forward
 from ..discretisation.assembly import to_function, to_vector
 from ..discretisation.generator import Generator
 from ..discretisation.points import bounds
@@ -196,7 +196,7 @@ class Checkpoint:
     def _values(self, vector: PETSc.Vec) -> np.ndarray | None:
         """Values at all nodes of all cells in the order of the files, on rank 0."""
         function = to_function(self.gen, vector)
-        mine = function.x.array[self.gen.V.dofmap.list[: _cells(self.gen)]].ravel()
+        mine = function.x.array[self.gen.V.dofmap.list[own_cells(self.gen.domain.mesh)]].ravel()
         pieces = self.comm.gather(mine, root=0)
         if pieces is None:
             return None
@@ -206,7 +206,7 @@ class Checkpoint:
 
     def _vector(self, record: dict[str, np.ndarray] | None) -> PETSc.Vec:
         """The vector with these values."""
-        dofs = self.gen.V.dofmap.list[: _cells(self.gen)].ravel()
+        dofs = self.gen.V.dofmap.list[own_cells(self.gen.domain.mesh)].ravel()
         sizes = self.comm.gather(len(dofs), root=0)
         pieces = None
         if record is not None and sizes is not None:
@@ -244,14 +244,10 @@ def _about(path: Path) -> dict[str, Any] | None:
     return json.loads(file.read_text()) if file.is_file() else None
 
 
-def _cells(gen: Generator) -> int:
-    return int(gen.domain.mesh.topology.index_map(gen.domain.mesh.topology.dim).size_local)
-
-
 def _places(gen: Generator) -> np.ndarray:
     """For each node of each owned cell, in the order of the dofmap, a place in the cell, shape (nodes, dim)."""
     X = _compat.interpolation_points(gen.V.element)
-    x = push_forward(gen.domain.mesh, X, np.arange(_cells(gen)))
+    x = push_forward(gen.domain.mesh, X, own_cells(gen.domain.mesh))
     centre = x.mean(axis=1, keepdims=True)
     return (centre + INSIDE * (x - centre)).reshape(-1, gen.domain.dim)
 

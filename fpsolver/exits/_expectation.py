@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from math import comb
 from typing import Any, NamedTuple
 
-from mpi4py import MPI
 from petsc4py import PETSc
 
 import numpy as np
@@ -16,6 +15,7 @@ from .._arguments import is_number
 from .._errors import agree
 from .._log import logger
 from .._petsc import LinearSolver, Options
+from .._sample import smallest
 from ..chain import Chain
 from ..chain.equations import Figures, Operator, check_sound, failure, solve
 from ..chain.sources import field
@@ -142,7 +142,7 @@ def _check_times(chain: Chain, name: str, tau: PETSc.Vec, figures: Figures) -> N
     cells, volumes = (v.array_r.reshape(chain.cells.end - chain.cells.begin, -1).sum(axis=1)
                       for v in (chain.M * tau, chain.integrals))  # fmt: skip
     mean = cells / volumes / chain.time_per_step
-    least = chain.domain.comm.allreduce(float(mean.min(initial=np.inf)), op=MPI.MIN)
+    least = smallest(chain.domain.comm, mean)
     if least < 0:
         raise failure(
             name, NEGATIVE, figures,

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from mpi4py import MPI
 from petsc4py import PETSc
 
 import basix
@@ -11,7 +10,7 @@ import numpy as np
 from .._errors import NotConverged
 from .._log import logger
 from .._petsc import LinearSolver, Options
-from .._sample import cell_type, values
+from .._sample import cell_type, smallest, values
 from ..chain import Chain
 from ..discretisation.fluxes import basis_integrals
 from ..discretisation.generator import Generator, derived
@@ -81,8 +80,7 @@ def check_growth(gen: Generator, killing: Any, solver: LinearSolver, name: str, 
     a positive inverse, whose largest eigenvalue 1/(λ − σ) belongs to a positive function: iterated from 1, it is found
     whatever the data of the question, and however far below zero λ is.  ``solver`` has G − S.
     """
-    lowest = float(killing) if is_number(killing) else -np.max(-sampled_killing(gen, killing), initial=-np.inf)
-    lowest = float(gen.domain.comm.allreduce(float(lowest), op=MPI.MIN))
+    lowest = smallest(gen.domain.comm, killing if is_number(killing) else sampled_killing(gen, killing))
     if not lowest < 0:
         return
     if not is_number(killing):

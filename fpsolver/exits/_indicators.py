@@ -11,6 +11,7 @@ from dolfinx import fem, la
 from dolfinx.fem.petsc import interpolation_matrix
 
 from .._petsc import LinearSolver
+from .._sample import own_cells
 from ..discretisation.assembly import to_function, to_vector
 from ..discretisation.fluxes import basis_integrals
 from ..discretisation.generator import Generator
@@ -112,8 +113,7 @@ def _flat(gen: Generator) -> np.ndarray:
 
 def _by_cell(shares: fem.Function) -> np.ndarray:
     V = shares.function_space
-    mesh = V.mesh
-    dofs = V.dofmap.list[: mesh.topology.index_map(mesh.topology.dim).size_local]
+    dofs = V.dofmap.list[own_cells(V.mesh)]
     around = fem.Function(V)
     np.add.at(around.x.array, dofs.ravel(), 1.0)
     around.x.scatter_reverse(la.InsertMode.add)

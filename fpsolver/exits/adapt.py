@@ -16,6 +16,7 @@ from .._arguments import check_share, is_number
 from .._errors import NotConverged
 from .._log import logger
 from .._petsc import Options
+from .._sample import own_cells
 from ..chain import Chain
 from ..discretisation.generator import Generator
 from ..discretisation.metastable import UNRESOLVED
@@ -148,8 +149,8 @@ def _refined(here: Generator | Chain, marked: Any, most: int) -> tuple[Any, int]
     if isinstance(here, Chain):
         size = _unknowns(here) * 2**here.domain.dim
         return (here.refined() if size <= most else None), size
-    owned = here.domain.mesh.topology.index_map(here.domain.dim).size_local
-    cells = np.arange(owned) if marked is None else np.flatnonzero(marked[:owned])
+    cells = own_cells(here.domain.mesh)
+    cells = cells if marked is None else cells[marked[: len(cells)]]
     finer = here.with_domain(here.domain.refine(cells))
     size = _unknowns(finer)
     if size > most:

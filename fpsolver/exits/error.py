@@ -25,6 +25,7 @@ from dolfinx import fem
 from .._arguments import is_number
 from .._log import logger
 from .._petsc import LinearSolver, Options
+from .._sample import own_cells
 from ..discretisation.assembly import to_function, to_vector
 from ..discretisation.generator import Generator, derived
 from ..discretisation.solution import as_points, evaluate, locate
@@ -43,8 +44,7 @@ Measure = Callable[[Generator, fem.Function], np.ndarray]
 
 @derived
 def _halved(gen: Generator) -> Generator:
-    owned = gen.domain.mesh.topology.index_map(gen.domain.dim).size_local
-    return gen.with_domain(gen.domain.refine(np.arange(owned)))
+    return gen.with_domain(gen.domain.refine(own_cells(gen.domain.mesh)))
 
 
 @derived

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from mpi4py import MPI
 from petsc4py import PETSc
 
 import numpy as np
@@ -10,6 +9,7 @@ import numpy.typing as npt
 from scipy import linalg
 
 from .._petsc import LinearSolver, Options, direct_preset
+from .._sample import total
 from ..discretisation.generator import Generator
 
 Array = npt.NDArray[Any]
@@ -58,9 +58,7 @@ class Kernel:
 
     def dot(self, X: Array, Y: Array) -> Array:
         """XᵀY over all ranks (collective)."""
-        local, total = np.ascontiguousarray(X.T @ Y), np.zeros((X.shape[1], Y.shape[1]))
-        self.gen.domain.comm.Allreduce(local, total, op=MPI.SUM)
-        return total
+        return total(self.gen.domain.comm, X.T @ Y)
 
     def _orthonormal(self, X: Array) -> tuple[Array, Array]:
         """X with XᵀMX = I, and MX."""

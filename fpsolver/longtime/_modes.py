@@ -10,6 +10,7 @@ import numpy.typing as npt
 from dolfinx import fem
 from scipy.optimize import linear_sum_assignment
 
+from .._sample import total
 from ..chain import Chain
 from ..discretisation.fluxes import basis_integrals
 from ..discretisation.generator import Generator
@@ -66,11 +67,9 @@ def biorthogonal(
 def _scale(gen: Generator | Chain, modes: Complex) -> npt.NDArray[np.float64]:
     """Factors that make the largest coefficient one, and the integral of the real part positive where it is not 0."""
     largest = np.maximum(np.abs(modes.real), np.abs(modes.imag)).max(axis=1, initial=0.0)
-    integral = modes.real @ (gen.integrals if isinstance(gen, Chain) else basis_integrals(gen)).array_r
-    top, total = np.zeros_like(largest), np.zeros_like(integral)
+    integrals, top = gen.integrals if isinstance(gen, Chain) else basis_integrals(gen), np.zeros_like(largest)
     gen.domain.comm.Allreduce(largest, top, op=MPI.MAX)
-    gen.domain.comm.Allreduce(integral, total)
-    return np.asarray(np.where(total < 0, -1.0, 1.0) / top)
+    return np.asarray(np.where(total(gen.domain.comm, modes.real @ integrals.array_r) < 0, -1.0, 1.0) / top)
 
 
 def _times_mass(gen: Generator | Chain, modes: Complex) -> Complex:

@@ -10,15 +10,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import basix
 import numpy as np
+import ufl
 from dolfinx import fem
 from scipy.optimize import brentq
 from scipy.stats import wasserstein_distance
 
 from .._answer import Answer, doubt, with_bar
 from .._log import logger
-from .._sample import push_forward
+from .._sample import at_quadrature
 from ..discretisation.generator import Generator
 from ..evolution.initial import Dirac
 from ..models.fields import is_number
@@ -197,19 +197,12 @@ def _cloud(density: Any) -> tuple[np.ndarray, np.ndarray]:
     if isinstance(density, Dirac):
         return np.array([density.point]), np.ones(1)
     function: fem.Function = getattr(density, "function", density)
-    V = function.function_space
-    mesh = V.mesh
-    cells = np.arange(mesh.topology.index_map(mesh.topology.dim).size_local)
-    cell_type = getattr(basix.CellType, mesh.topology.cell_name())
+    mesh, degree = function.function_space.mesh, function.function_space.element.basix_element.degree
     # as exact as mass and second moments of the density need
-    X, w = basix.make_quadrature(cell_type, V.element.basix_element.degree + 2)
-    values = function.x.array[V.dofmap.list[cells]] @ V.element.basix_element.tabulate(0, X)[0, :, :, 0].T
-    x = push_forward(mesh, X, cells)
-    corners = push_forward(mesh, np.vstack([np.zeros(X.shape[1]), np.eye(X.shape[1])]), cells)
-    edges = corners[:, 1:] - corners[:, :1]
-    weights = (np.abs(np.linalg.det(edges))[:, None] * w * values).ravel()
-    points = np.concatenate(mesh.comm.allgather(x.reshape(-1, mesh.geometry.dim)))
-    weights = np.concatenate(mesh.comm.allgather(weights))
+    table, weights = at_quadrature(mesh, [*ufl.SpatialCoordinate(mesh), function], degree + 2)
+    rows = np.concatenate(mesh.comm.allgather(np.concatenate([table, weights[..., None]], axis=2)))
+    rows = rows.reshape(-1, rows.shape[2])
+    points, weights = rows[:, :-2], rows[:, -2] * rows[:, -1]
     mass, negative = weights.sum(), -weights[weights < 0].sum()
     if abs(mass - 1) > 1e-3 or negative > NEGATIVE:
         raise ValueError(
