@@ -224,7 +224,7 @@ def draw(a: "Axes", data: Sample, style: Style, low: float, high: float, window:
 def colour_bar(artist: Any, a: "Axes", label: str, extend: str = "neither") -> None:
     """As high as the panel beside it."""
     if a.get_aspect() in ("auto", 1.0) and a.axison:
-        inset = a.inset_axes((1.03, 0.0, 0.04, 1.0))
+        inset = a.inset_axes((1.05, 0.0, 0.04, 1.0))
         a.figure.colorbar(artist, cax=inset, label=label, extend=extend)
     else:
         a.figure.colorbar(artist, ax=a, label=label, extend=extend, shrink=0.8)
