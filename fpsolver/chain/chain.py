@@ -241,10 +241,10 @@ class Chain:
         agree(self.domain.comm, None if finite else "a source is not finite on the domain.")
         return vector
 
-    def crossings(self, part: int, visits: PETSc.Vec) -> tuple[Array, ...]:
+    def crossings(self, part: int, visits: PETSc.Vec) -> tuple[Array, Array]:
         """Where paths cross a part, from the expected visits of its cells: points, probabilities (collective)."""
-        where, share = self._recipe.crossings(part, visits.array_r)
-        return tuple(np.concatenate(self.domain.comm.allgather(a)) for a in (where, share))
+        where, share = (self.domain.comm.allgather(a) for a in self._recipe.crossings(part, visits.array_r))
+        return np.concatenate(where), np.concatenate(share)
 
     def discounted(self, discount: Field | None, payoffs: tuple[Field | None, ...]) -> Assembled:
         """Matrices with values per step and per exit (collective)."""

@@ -178,7 +178,7 @@ def _mass(gen: Generator | Chain, density: fem.Function) -> float:
     return integrate(gen.domain.mesh, density, 2 * gen.degree)
 
 
-def _slowest(gen: Generator | Chain, options: Options | None) -> tuple[float, fem.Function, fem.Function, float]:
+def _slowest(gen: Any, options: Options | None) -> tuple[float, fem.Function, fem.Function, float]:
     """Rate, density and mode whose product has integral one, residual."""
     chain = isinstance(gen, Chain)
     slow = spectrum(gen, 1 if chain else min(2, gen.G.getSize()[0] - 1), options=options)
@@ -214,7 +214,7 @@ def _check_resolution(gen: Generator, rate: float, options: Options | None) -> N
         logger.warning("quasi_stationary: the rate %.4g changes by %.1g %% with the next degree", rate, 100 * change)
 
 
-def _by_capacities(gen: Generator, options: Options | None) -> tuple[float, fem.Function, fem.Function, float]:
+def _by_capacities(gen: Any, options: Options | None) -> tuple[float, fem.Function, fem.Function, float]:
     """The same with the scheme ``weighted``, in which forward and backward modes are one vector."""
     rate, u, change = slowest_mode(gen, options)
     return rate, to_density(gen, u), to_function(gen, u), change
