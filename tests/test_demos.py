@@ -8,7 +8,7 @@ import pytest
 
 DEMOS = sorted((Path(__file__).parents[1] / "demos").glob("[0-9]*.py"))
 PICTURES = {
-    "01_single_neuron": ["neuron_20", "neuron_2", "neuron_exit_times"],
+    "01_single_neuron": ["single_neuron"],
     "02_degenerate_walls": ["degenerate_walls"],
     "05_noisy_sgd": ["noisy_sgd"],
     "04_two_phases": ["two_phases"],
