@@ -47,6 +47,7 @@ C = S * np.array([-1.5, -0.9, -0.3, 0.3, 0.9, 1.5]) / np.sqrt(1.05)
 K = 2 / (ETA * S**2)
 STARTS = np.geomspace(0.25, 0.95, 16)
 STEPS = np.unique(np.round(np.geomspace(1, 10_000, 40)))
+FOLLOWED = slice(0, int((STEPS <= 1000).sum()), 4)  # where paths are looked at
 
 
 def sgd(sample):
@@ -93,8 +94,9 @@ def staying(process, low, parts):
     chain = fp.survival(fp.Chain(process, fp.Domain.interval(low, 1, 500), parts), (START,), times)
     with fp.Generator(process, domain, parts) as gen:
         diffusion = fp.survival(gen, (START,), times)
-    options = {"absorbing": parts, "method": "sgd", "paths": 2000, "horizon": times[-1] + ETA, "seed": 2}
-    return chain, diffusion, fp.simulate(process, domain, (START,), **options).survival(times[::4] + ETA / 2, 0.999)
+    until = times[FOLLOWED] + ETA / 2  # between two steps
+    options = {"absorbing": parts, "method": "sgd", "paths": 8000, "horizon": until[-1] + ETA, "seed": 3}
+    return chain, diffusion, fp.simulate(process, domain, (START,), **options).survival(until, level=0.999)
 
 
 left = {(name, q): leaving(make(q)) for name, make in NOISES.items() for q in POWERS}
@@ -123,8 +125,8 @@ def draw_staying(ax):
             ax.semilogx(STEPS, chain, f"C{i}{style}", lw=2 if style == "-" else 2.5)
             ax.semilogx(STEPS, diffusion, f"C{i}--", lw=0.8)
             bars = np.array([[p.value - p.low, p.high - p.value] for p in paths]).T
-            ax.errorbar(STEPS[::4], [p.value for p in paths], bars, fmt=f"C{i}.", ms=6, capsize=2)
-    for style, label in (("k-", "Σ = s²f'²"), ("k:", "Σ = 1"), ("k--", "its diffusion"), ("k.", "2000 paths")):
+            ax.errorbar(STEPS[FOLLOWED], [p.value for p in paths], bars, fmt=f"C{i}.", ms=6, capsize=2)
+    for style, label in (("k-", "Σ = s²f'²"), ("k:", "Σ = 1"), ("k--", "its diffusion"), ("k.", "8000 paths")):
         ax.plot([], [], style, lw=0.8 if style == "k--" else 2, label=label)
     ax.set(xlabel="steps", ylabel=f"probability to be still inside, x₀ = {START}", ylim=(-0.02, 1.02))
     ax.set_title("Staying: noise that vanishes, and not")
@@ -162,7 +164,7 @@ fp.plot.save(figure, OUTPUT / "interpolation.png")
 
 if comm.rank == 0:
     print(f"x₀ = {START}: probability to stay for ever (after {STEPS[-1]:.0f} steps)")
-    print("   θ       Σ = s²f'²: SGD   its diffusion   2000 paths            Σ = 1: SGD   mean steps")
+    print("   θ       Σ = s²f'²: SGD   its diffusion   8000 paths            Σ = 1: SGD   mean steps")
     for q in POWERS:
         chain, diffusion, paths = vanishing[q]
         print(f"{theta[q]!r:32.14} {chain[-1]:8.4f} {diffusion[-1]:15.4f}   {paths[-1]!r:18} ", end="")
@@ -177,7 +179,7 @@ for q in POWERS:
     assert theta[q].interval[0] <= 1 - 1 / q <= theta[q].interval[1], "the exponent of the landscape"
     for found in (vanishing, constant):
         chain, _, paths = found[q]
-        for p, value in zip(paths, chain[::4], strict=True):
+        for p, value in zip(paths, chain[FOLLOWED], strict=True):
             assert p.low - 2e-3 <= value <= p.high + 2e-3, f"{p} by paths, {value:.4f} by the chain"
     chain, diffusion, _ = vanishing[q]
     assert chain[-1] > diffusion[-1] > 0.7 and chain[-10] - chain[-1] < 1e-3, "most paths stay for ever"
