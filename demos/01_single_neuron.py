@@ -69,6 +69,8 @@ def study(data, low, high, start, eta, rates):
 
     gen = fp.Generator(sgd, box, degree=3)
     flow = fp.evolve(gen, law, eta * STEPS, time_rtol=1e-4)
+    grid = np.stack(np.meshgrid(*np.linspace(low, high, 202)[1:-1].T), axis=-1)
+    laws = [p.at(grid.reshape(-1, 2)).reshape(200, 200) for p in (flow[SHOWN], flow[-1])]
     mass = fp.diagnostics.concentration(flow, minima, RADIUS, basins=False).ball_mass[:, :, 0]
     paths = fp.simulate(sgd, box, law, paths=4000, times=eta * EARLY, method="sgd", seed=1)
     early = [paths.expectation(lambda w, m=m: np.hypot(*(w.T - m).T) < RADIUS) for m in minima]
@@ -80,8 +82,6 @@ def study(data, low, high, start, eta, rates):
         leaving = replace(sgd, learning_rate=rate)
         out = fp.simulate(leaving, left, minima[0], absorbing="right", method="sgd", paths=1000, seed=3)
         found[rate] = out.mean_exit_time(level=0.999).scaled(1 / rate)
-    grid = np.stack(np.meshgrid(*np.linspace(low, high, 202)[1:-1].T), axis=-1)
-    laws = [p.at(grid.reshape(-1, 2)).reshape(200, 200) for p in (flow[SHOWN], flow[-1])]
     return SimpleNamespace(**locals())
 
 
@@ -99,7 +99,7 @@ def draw_laws(ax, name, r):
     ax.axvline(r.saddle.point[0], color="k", ls="--", lw=1)
     for point, mark in ((r.minima[0], "k+"), (r.minima[1], "k+"), (r.saddle.point, "kx"), (r.start, "C3o")):
         ax.plot(*point, mark, ms=7)
-    ax.set_title(f"{name}, η = {r.eta}: density after\n{STEPS[SHOWN]:.0f} (orange) and {STEPS[-1]:.0f} steps (blue)")
+    ax.set_title(f"{name}, η = {r.eta}: {STEPS[SHOWN]:.0f} (orange), {STEPS[-1]:.0f} steps (blue)")
     ax.set(aspect="equal", xlabel="weight w₀", ylabel="bias w₁")
 
 
