@@ -41,7 +41,8 @@ class Samples:
     weights: Array
 
     def __init__(self, mesh: dmesh.Mesh, X: Array, facets: Array | None = None):
-        self.mesh, self.X, self._middle = mesh, X, np.zeros((0, 3), dtype=int)
+        self.mesh, self.X = mesh, X
+        self._middle: Array = np.zeros((0, 3), dtype=int)
         if facets is None:
             self.entities: Array = own_cells(mesh)
             self.x = push_forward(mesh, X, self.entities)

@@ -88,8 +88,8 @@ def survey_cells(mesh: dmesh.Mesh, coefficients: Coefficients, degree: int) -> S
     with np.errstate(divide="ignore", invalid="ignore"):
         size = (detJ[:, 0] * np.prod(1.0 / np.arange(1, d + 1))) ** (1 / d)
         peclet = np.where(speed > 0, speed * size / (2 * degree * np.maximum(lowest, 0.0)), 0.0)
-    corners = table[:, len(inside) :, 2 * d + 1 :].reshape(-1, d, d)
-    corners = _eigenvalues(corners[np.isfinite(corners).all(axis=(1, 2))])[:, 0]
+    at_corners = table[:, len(inside) :, 2 * d + 1 :].reshape(-1, d, d)
+    corners = _eigenvalues(at_corners[np.isfinite(at_corners).all(axis=(1, 2))])[:, 0]
     degenerate = largest(comm, np.concatenate([lowest, corners]) <= TOLERANCE * scale, 0.0) > 0
     top, fast, cell = (largest(comm, a, 0.0) for a in (eigenvalues, speed, peclet))
     return Survey(top, fast, degenerate, float("inf") if degenerate else cell)
@@ -126,7 +126,7 @@ def _eigenvalues(D: np.ndarray) -> np.ndarray:
     return np.linalg.eigvalsh(D)
 
 
-def _describe(x: np.ndarray, bad: np.ndarray, what: str, found: np.ndarray | None = None) -> str | None:
+def _describe(x: np.ndarray, bad: np.ndarray | np.bool_, what: str, found: np.ndarray | None = None) -> str | None:
     """What is wrong at the first bad place; of numbers, at the smallest."""
     if not bad.any():
         return None

@@ -139,11 +139,12 @@ def rough_cells(mesh: dmesh.Mesh, coefficients: Coefficients, differentiated: bo
         speed[some] = np.abs(inner).max(axis=(1, 2), initial=0.0)
         across = 2.0 * tensor[:, rule.on] - tensor[:, rule.further]  # extrapolated to the facet
         beside.append((place[:, rule.on], normal, across))
-    size = np.maximum(size, 1e-9 * largest(mesh.comm, size, 0.0))
-    speed = np.maximum(speed, 1e-2 * largest(mesh.comm, speed, 0.0))
+    size[:] = np.maximum(size, 1e-9 * largest(mesh.comm, size, 0.0))
+    speed[:] = np.maximum(speed, 1e-2 * largest(mesh.comm, speed, 0.0))
     rough = ~(defect <= TOLERANCE * size)
     within = (rough | (misfit > _MISFIT * speed))[:owned]
-    rough |= _beside_jumps(mesh, *map(np.concatenate, zip(*beside, strict=True)), size)
+    x, normals, D = (np.concatenate(parts) for parts in zip(*beside, strict=True))
+    rough |= _beside_jumps(mesh, x, normals, D, size)
     return Rough(rough & ito, mesh.comm.allreduce(int(within.sum())))
 
 

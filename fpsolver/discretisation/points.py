@@ -54,7 +54,8 @@ def contains(mesh: Any, points: np.ndarray) -> np.ndarray:
 def _search(mesh: Any, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     x = np.zeros((len(points), 3))
     x[:, : points.shape[1]] = points
-    index, cells = np.zeros(0, dtype=int), np.zeros(0, dtype=np.int32)
+    index: np.ndarray = np.zeros(0, dtype=int)
+    cells: np.ndarray = np.zeros(0, dtype=np.int32)
     if len(owned := own_cells(mesh)):
         padding = 1e-10 * float(np.ptp(mesh.geometry.x, axis=0).max())
         tree = _compat.bb_tree(mesh, mesh.topology.dim, padding=padding, entities=owned)

@@ -186,7 +186,8 @@ def _may_move(raw: RawMesh, vertex: Array, shift: Array) -> Array:
         fixed[np.setdiff1d(ends, outer)] = True
     plane = faces[kept]
     order = np.argsort(plane, axis=None, kind="stable")
-    first, last = (np.searchsorted(plane.ravel()[order], vertex, side) for side in ("left", "right"))
+    of_facets = plane.ravel()[order]
+    first, last = np.searchsorted(of_facets, vertex, "left"), np.searchsorted(of_facets, vertex, "right")
     number = last - first
     i = np.repeat(np.arange(len(vertex)), number)  # with each facet around that is kept
     at = order[np.arange(len(i)) - np.repeat(np.cumsum(number) - number - first, number)] // raw.dim

@@ -36,11 +36,12 @@ def marker_of(region: Any, dim: int, name: str) -> Marker:
             "(centre, radius), the corners of a polygon in the plane, or a marker of points was expected."
         )
     a, _ = check_polygon(region, 1.0, None, f"region {name!r}")
-    b = np.roll(a, -1, axis=0)
+    edges = np.hstack([a, np.roll(a, -1, axis=0)])
 
     def inside(x: Array) -> Array:
         odd = np.zeros(x.shape[1], dtype=bool)
-        for (ax, ay), (bx, by) in zip(a, b, strict=True):  # edges to the right of a point
+        for edge in edges:  # to the right of a point
+            ax, ay, bx, by = map(float, edge)
             crosses = (ay > x[1]) != (by > x[1])
             odd ^= crosses & (x[0] < ax + (x[1] - ay) * (bx - ax) / (by - ay if by != ay else 1.0))
         return odd

@@ -27,7 +27,7 @@ from ..chain.sources import inside_cells
 from ..discretisation.generator import Generator
 from ..discretisation.territory import Territory, union_tags
 from ..domains.domain import Domain, Marker
-from ..domains.regions import as_inside, is_ball, marker_of
+from ..domains.regions import as_inside, marker_of
 from ..models.fields import is_number
 
 Mask = npt.NDArray[np.bool_]
@@ -197,7 +197,7 @@ def _resolve(domain: Domain, name: str, region: Region, follow: bool) -> Resolve
     with together(domain.comm):
         cells, asked = inside(x), float(weights.ravel()[inside(points.reshape(-1, domain.dim))].sum())
     volume = weights.sum(axis=1)[cells[: count.size_local]].sum() if follow else asked
-    point = np.atleast_1d(np.asarray(region[0], dtype=float)) if is_ball(region) else None
+    point = np.array(region[0], dtype=float, ndmin=1) if isinstance(region, tuple) else None
     size = Size(*(domain.comm.allreduce(float(v), op=MPI.SUM) for v in (volume, asked)))
     if not follow:
         return Resolved(name, region, cells, facets, inside, point, size)

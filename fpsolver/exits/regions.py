@@ -236,6 +236,7 @@ def transition_rate(gen: Generator | Chain, A: Region, B: Region, *, options: Op
     q = _committor(inner, regions, options=options)
     mass = 1.0
     if isinstance(gen, Chain):
+        assert regions[0].inside is not None
         source = gen.load(regions[0].inside, gen.vector(stationary(gen).raw))  # moments of ρ 1_A
         image = source.duplicate()
         inner.P.multTranspose(inner.inverse * source, image)

@@ -1,5 +1,7 @@
 """Right and left modes of a generator, paired so that they are biorthogonal, also where eigenvalues coincide."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 from mpi4py import MPI
@@ -86,5 +88,5 @@ def vectors(gen: Generator | Chain, modes: Complex) -> list[tuple[PETSc.Vec, PET
 
 def functions(gen: Generator | Chain, modes: Complex, make: Any) -> list[Mode]:
     """Real and imaginary parts as functions; ``make`` is ``to_function`` or ``to_density`` (collective)."""
-    into = gen.function if isinstance(gen, Chain) else lambda vector: make(gen, vector)
+    into: Callable[[PETSc.Vec], fem.Function] = gen.function if isinstance(gen, Chain) else partial(make, gen)
     return [Mode(into(re), into(im)) for re, im in vectors(gen, modes)]

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations_with_replacement
 from typing import Any
 
 from petsc4py import PETSc
@@ -82,16 +83,20 @@ class Law(Solution):
 
         def of(chain: Chain, p: PETSc.Vec) -> Array:
             mean, found = _mean(chain, p), np.empty((chain.domain.dim,) * 2)
-            for i, j in zip(*np.tril_indices(chain.domain.dim), strict=True):
-                product = chain.load(lambda x, i=i, j=j: (x[:, i] - mean[i]) * (x[:, j] - mean[j]))
-                found[i, j] = found[j, i] = product.dot(p)
+            for i, j in combinations_with_replacement(range(chain.domain.dim), 2):
+                found[i, j] = found[j, i] = chain.load(_product(mean, i, j)).dot(p)
             return found
 
         return self._measured(of)
 
 
 def _mean(chain: Chain, p: PETSc.Vec) -> Array:
-    return np.array([chain.load(lambda x, i=i: x[:, i]).dot(p) for i in range(chain.domain.dim)])
+    return np.array([chain.load(_product(np.zeros(i + 1), i)).dot(p) for i in range(chain.domain.dim)])
+
+
+def _product(mean: Array, *of: int) -> Callable[[Array], Array]:
+    """Of coordinates, counted from their mean."""
+    return lambda x: np.prod([x[:, i] - mean[i] for i in of], axis=0)
 
 
 def invariant(chain: Chain, options: Options | None, begin: PETSc.Vec | None = None) -> tuple[PETSc.Vec, Any]:
@@ -118,8 +123,7 @@ def check_unique(chain: Chain, moments: PETSc.Vec, figures: Any, options: Option
     tilt = chain.load(lambda x: 1.0 + ((x - low) / (high - low)) @ np.arange(1.0, 1.0 + x.shape[1]))
     other, _ = invariant(chain, options, tilt)
     change = chain.inverse * (other - moments)
-    means = [chain.load(lambda x, i=i: x[:, i]).dot(change) for i in range(chain.domain.dim)]
-    difference = float((np.abs(means) / (high - low)).max())
+    difference = float((np.abs(_mean(chain, change)) / (high - low)).max())
     if not difference < 1e-5:
         raise ValueError(
             "stationary: the invariant law of the chain is not unique to rounding: parts of the domain do not reach "

@@ -124,7 +124,7 @@ def spectrum(gen: Generator | Chain, k: int = 6, *, options: Options | None = No
     for spare in (0, _SPARE):  # with some more where a multiple eigenvalue has lost modes of one side
         values, right, residuals = _modes(gen, k, spare, False, options)
         left_values, left, _ = _modes(gen, len(values), 0, True, options)
-        one = float(isinstance(gen, Chain))  # eigenvalues near one are told apart by their distance from it
+        one: Any = complex(isinstance(gen, Chain))  # eigenvalues near one are told apart by their distance from it
         paired = biorthogonal(gen, values - one, right, left_values - one, left, last=spare > 0)
         if paired is not None:
             break

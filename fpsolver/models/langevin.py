@@ -103,4 +103,6 @@ class UnderdampedLangevin(Process):
     def energy(self, space: Space) -> Expr:
         """E = U + m|v|²/2."""
         U = self.loss_on(space)
-        return U + space.parameter("mass", self.mass) * (super().energy(space) - U)
+        whole = super().energy(space)
+        assert whole is not None  # there is a potential
+        return U + space.parameter("mass", self.mass) * (whole - U)

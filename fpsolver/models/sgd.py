@@ -77,7 +77,7 @@ class SGD(Optimiser):
 
     def potential(self, space: Space) -> Expr | None:
         """U = 2Bf/(ηs) for isotropic noise of constant level s; Itô SGD with any other Σ(x) is not Gibbs."""
-        if not self.isotropic_diffusion():
+        if not self.isotropic_diffusion() or not isinstance(self.noise, Isotropic):
             return None
         return self._modified_loss(space) / (self._level(space) * space.parameter("s", self.noise.s))
 

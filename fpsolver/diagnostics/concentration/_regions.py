@@ -35,9 +35,9 @@ def cut(mesh: dmesh.Mesh, classify: Classify, levels: int, regions: int = 1) -> 
     lattice_points, children = lattice(dim, 2)
     barycentric = np.column_stack([1 - lattice_points.sum(axis=1), lattice_points])[children]
     nodes, element = owned_nodes(mesh), coordinate_element(mesh)
-    cells = np.arange(len(nodes))
+    cells: Array = np.arange(len(nodes))
     corners = np.broadcast_to(np.concatenate([np.zeros((1, dim)), np.eye(dim)]), (len(cells), dim + 1, dim))
-    done = [(cells[:0], corners[:0], np.zeros((0, regions)))]
+    done: list[tuple[Array, Array, Array]] = [(cells[:0], corners[:0], np.zeros((0, regions)))]
     for level in range(levels + 1):
         if not len(cells):
             break

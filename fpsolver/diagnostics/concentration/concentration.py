@@ -224,8 +224,8 @@ def _unresolved(gen: Generator, times: Array, points: Array, local: Array, insid
     """First times at which √(m₂/mass) of what is near a minimum falls below the mesh width there over the degree."""
     mesh, d = gen.domain.mesh, gen.domain.dim
     index, cells = locate(mesh, points)
-    extents = np.ptp(owned_nodes(mesh)[cells], axis=1).max(axis=1) if len(cells) else np.zeros(0)
-    widths = np.zeros(len(points))
+    extents: Array = np.ptp(owned_nodes(mesh)[cells], axis=1).max(axis=1) if len(cells) else np.zeros(0)
+    widths: Array = np.zeros(len(points))
     np.maximum.at(widths, index, extents)
     widths = maxima(mesh.comm, widths) / gen.degree
     spread = np.sqrt(np.maximum(local, 0.0) / np.maximum(inside, 1e-300) / d)
