@@ -285,6 +285,7 @@ class Chain:
         vector = self.M.createVecLeft()
         if self.cells.begin <= cell[0] < self.cells.end:
             vector.array_w.reshape(-1, phi.shape[1])[cell[0] - self.cells.begin] = phi[0]
+        vector.assemble()  # on every rank: a norm that only some remember is waited for by the others
         return vector
 
     def _at(self, points: Array) -> tuple[Array, Array]:
