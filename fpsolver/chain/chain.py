@@ -239,6 +239,7 @@ class Chain:
                 blocks[chosen - self.cells.begin] = np.add.reduceat(values[:, None] * phi, first)
         finite = np.isfinite(vector.array_r).all()
         agree(self.domain.comm, None if finite else "a source is not finite on the domain.")
+        vector.assemble()  # as in dirac, on ranks without cells
         return vector
 
     def crossings(self, part: int, visits: PETSc.Vec) -> tuple[Array, Array]:
