@@ -12,12 +12,12 @@ import ufl
 from dolfinx import fem
 
 from .._arguments import is_number
-from .._errors import agree
+from .._errors import NotConverged, agree
 from .._log import logger
 from .._petsc import LinearSolver, Options
 from .._sample import smallest
 from ..chain import Chain
-from ..chain.equations import Figures, Operator, check_sound, failure, solve
+from ..chain.equations import PREFIX, Figures, Operator, check_sound, solve
 from ..chain.sources import field
 from ..discretisation.assembly import assemble_matrix, assemble_vector, to_function, to_vector
 from ..discretisation.fluxes import basis_integrals, exit_vector
@@ -61,8 +61,6 @@ def expectation(gen: Generator | Chain, q: Question) -> Part:
     """The answer (collective)."""
     if isinstance(gen, Chain):
         u, figures = _of_chain(gen, q)
-        if q.is_time:
-            _check_times(gen, q.name, u, figures)
         return Part(u, {**gen.stats(), **figures.stats()}, q.name)
     rhs = _running_cost(gen, q.running)
     check_reach(gen, q.name, q.killing)
@@ -99,8 +97,6 @@ def moments(gen: Generator | Chain, order: int, options: Options | None) -> list
             check_sound(Operator(gen), name, figures)
             after.append(gen.P * u)
             u.scale(gen.time_per_step**n)
-            if n == 1:
-                _check_times(gen, name, u, figures)
             found.append(Part(u, {**gen.stats(), **figures.stats()}, name))
         return found
     for n, name in enumerate(names, 1):
@@ -137,20 +133,19 @@ def _of_chain(chain: Chain, q: Question) -> tuple[PETSc.Vec, Figures]:
     return u, figures
 
 
-def _check_times(chain: Chain, name: str, tau: PETSc.Vec, figures: Figures) -> None:
+def check_times(chain: Chain, tau: Part) -> None:
     """Refuse exit times that are negative, and warn of those below one step (collective)."""
     cells, volumes = (v.array_r.reshape(chain.cells.end - chain.cells.begin, -1).sum(axis=1)
-                      for v in (chain.M * tau, chain.integrals))  # fmt: skip
-    mean = cells / volumes / chain.time_per_step
-    least = smallest(chain.domain.comm, mean)
+                      for v in (chain.M * tau.u, chain.integrals))  # fmt: skip
+    least = smallest(chain.domain.comm, cells / volumes / chain.time_per_step)
     if least < 0:
-        raise failure(
-            name, NEGATIVE, figures,
+        advice = (
             f"The mean over a cell is {least:.3g} steps, which cannot be negative: the mesh resolves too little. "
-            "Refine it or raise the degree.",
-        )  # fmt: skip
+            "Refine it or raise the degree."
+        )
+        raise NotConverged(tau.name, NEGATIVE, tau.stats["iterations"], tau.stats["residual"], PREFIX, advice)
     if least < 1 - 1e-6:
-        logger.warning("%s: a cell has a mean of %.3g steps, less than one: the mesh is coarse there", name, least)
+        logger.warning("%s: a cell has a mean of %.3g steps, less than one: the mesh is coarse there", tau.name, least)
 
 
 def _running_cost(gen: Generator, running: Any) -> PETSc.Vec:

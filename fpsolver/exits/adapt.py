@@ -23,7 +23,7 @@ from ..discretisation.metastable import UNRESOLVED
 from ..discretisation.solution import Level, Solution, as_points
 from ..evolution.initial import is_density
 from ..models.fields import Batched
-from ._expectation import Part
+from ._expectation import Part, check_times
 from ._guards import NEGATIVE
 from ._spread import Spread
 from .error import DualWeighted
@@ -96,6 +96,8 @@ class Problem:
     def _ask(self, gen: Generator | Chain, start: Any, history: tuple[Level, ...] | None = None) -> list[Solution]:
         """The answers, with error bars if a start is given."""
         parts, found = self.solve(gen, self.order), list[Solution]()
+        if isinstance(gen, Chain) and self.is_time:
+            check_times(gen, parts[0])  # not of the variants: what is wrong with them widens the bar
         bent = isinstance(gen, Generator) and any(_bends(gen, source) for source in self.sources)
         for n, part in enumerate(parts, 1):
             again = lambda other, n=n: [p.u for p in self.solve(other, n)]  # noqa: E731
