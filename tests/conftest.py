@@ -1,6 +1,6 @@
 """One test body, run serially and, where it is marked ``parallel``, also on two and three ranks (see test_mpi.py).
 
-On two ranks three cases of each parametrised test are run, on three ranks one.
+On two ranks two cases of each parametrised test are run, on three ranks one.
 """
 
 import fcntl
@@ -23,7 +23,7 @@ import pytest
 
 WORLD = MPI.COMM_WORLD
 OUTCOMES = WORLD.Dup()  # its messages cannot be mistaken for those of a test
-CASES = {2: 3}
+CASES = {2: 2}
 """How many cases of a parametrised test are run on that many ranks; one on more."""
 QUICK = {"test_duality", "test_benchmarks_gradient", "test_benchmarks_kinetic", "test_errors"}
 """Files of which ``-m quick`` consists: whether an installation works."""

@@ -21,7 +21,7 @@ def test_parallel_suite(ranks, mpirun, capsys):
         "-p",
         "no:cacheprovider",
         str(HERE),
-        timeout=25 * 60,
+        timeout=30 * 60,
     )
     summary = re.findall(r"^.*\d+ passed.*$", done.stdout, re.MULTILINE)
     with capsys.disabled():
