@@ -51,7 +51,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.stem in QUICK:
             item.add_marker("quick")
-    items.sort(key=lambda item: item.path.stem != "test_mpi")  # the longest first, where tests are spread over cores
+    # where tests are spread over cores: the longest first, and what runs one at a time on one of them
+    items.sort(key=lambda item: (item.path.stem != "test_mpi", "mpirun" not in getattr(item, "fixturenames", ())))
     if WORLD.size == 1:
         return
     begun: Counter[str] = Counter()
