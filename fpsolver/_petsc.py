@@ -40,6 +40,13 @@ Options = Mapping[str, Any]
 
 _KSP_REASONS = {v: k for k, v in vars(PETSc.KSP.ConvergedReason).items() if isinstance(v, int) and v < 0}
 
+
+def ksp_failure(ksp: PETSc.KSP) -> str | None:
+    """The name of the reason for which a solver has stopped before it converged; None if it has converged."""
+    reason = ksp.getConvergedReason()
+    return _KSP_REASONS.get(reason, f"KSP reason {reason}") if reason < 0 else None
+
+
 _ADVICE = {
     "DIVERGED_MAX_IT": "Allow more iterations (-{p}ksp_max_it), strengthen the preconditioner, or solve directly "
     "(-{p}ksp_type preonly -{p}pc_type lu).",
@@ -212,9 +219,8 @@ class LinearSolver:
         self._work.aypx(-1.0, b)
         norm_r, norm_b, norm_x = (v.norm(PETSc.NormType.INFINITY) for v in (self._work, b, x))
         self.residual = norm_r / norm_b if norm_b > 0 else norm_r
-        reason = self.ksp.getConvergedReason()
-        if reason < 0:
-            raise self._failure(_KSP_REASONS.get(reason, f"KSP reason {reason}"))
+        if (reason := ksp_failure(self.ksp)) is not None:
+            raise self._failure(reason)
         # a direct solver never reports failure by itself; a backward stable one stays near 1e-16
         if self.direct and not norm_r <= 1e-9 * (self.norm * norm_x + norm_b):
             raise self._failure("DIVERGED_BACKWARD_ERROR")

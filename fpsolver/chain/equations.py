@@ -18,7 +18,7 @@ from petsc4py import PETSc
 import numpy as np
 
 from .._errors import NotConverged
-from .._petsc import Options, eigenpairs, inserted_options
+from .._petsc import Options, eigenpairs, inserted_options, ksp_failure
 from .chain import Chain
 
 Array = np.ndarray[Any, Any]
@@ -97,7 +97,7 @@ def solve(
     x = rhs.duplicate()
     with PETSc.Log.Stage("fpsolver solve"):
         ksp.solve(rhs, x)
-    iterations, reason = ksp.getIterationNumber(), ksp.getConvergedReason()
+    iterations, reason = ksp.getIterationNumber(), ksp_failure(ksp)
     slowest = float(np.min(ksp.computeEigenvalues().real, initial=np.inf)) if iterations else np.inf
     ksp.destroy()  # with hundreds of vectors
     size = max(rhs.norm(), 1e-300)
@@ -106,7 +106,7 @@ def solve(
         advice = (
             "Refine the mesh or raise the degree: where a mesh resolves too little, the operator is no contraction."
         )
-        raise NotConverged(what, f"KSP reason {reason}", iterations, residual, prefix, advice)
+        raise NotConverged(what, reason or "DIVERGED_RESIDUAL", iterations, residual, prefix, advice)
     return x, Figures(iterations, residual, slowest <= 0.0, float(EPS * growth))
 
 

@@ -122,7 +122,7 @@ def exit_distribution(gen: Generator | Chain, start: Any, *, options: Options | 
         moments, figures = expected_visits(gen, load_density(gen, start), "occupation density", options)
         check_sound(Operator(gen), "exit_distribution", figures)
         visits, unit = gen.inverse * moments, gen.time_per_step
-        shares = {part: float(e.dot(visits)) for part, e in gen.exits.items()}
+        shares = _resolved({part: float(e.dot(visits)) for part, e in gen.exits.items()})
         occupied = gen.function(unit * visits, "occupation")
         return ExitDistribution(shares, float(moments.sum()) * unit, occupied, gen, visits)
     source = load_density(gen, start)
@@ -133,14 +133,20 @@ def exit_distribution(gen: Generator | Chain, start: Any, *, options: Options | 
             f"exit_distribution: the probabilities {probability} do not add up to one: the process stays for ever in a "
             "part of the domain, or leaves it too slowly for double precision. Add noise there."
         )
+    mean = float(basis_integrals(gen).dot(g))
+    occupied = to_density(gen, g, "occupation")
+    return ExitDistribution(_resolved(probability), mean, occupied, gen, to_function(gen, g))
+
+
+def _resolved(probability: dict[str, float]) -> dict[str, float]:
+    """The same; refused if one is below -0.1, and warned about below -0.01."""
     if (lowest := min(probability.values())) < -1e-2:
         problem = f"exit_distribution: the probabilities are {probability}: the mesh does not resolve the way out. "
         problem += "Refine it, or take scheme='weighted' if the invariant density is known."
         if lowest < -0.1:
             raise ValueError(problem)
         logger.warning("%s", problem)
-    mean = float(basis_integrals(gen).dot(g))
-    return ExitDistribution(probability, mean, to_density(gen, g, "occupation"), gen, to_function(gen, g))
+    return probability
 
 
 def _occupation(gen: Generator, source: PETSc.Vec, options: Options | None) -> tuple[PETSc.Vec, dict[str, float]]:
