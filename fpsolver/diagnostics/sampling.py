@@ -12,7 +12,7 @@ from typing import Any
 
 from mpi4py import MPI
 
-import basix.ufl
+import basix
 import numpy as np
 import ufl
 from dolfinx import mesh as dmesh
@@ -21,11 +21,11 @@ from ufl.core.expr import Expr
 from .. import _compat
 from .._sample import Array, cell_type, compiled, coordinate_element, lattice, outer_sides, own_cells, push_forward
 from ..models.process import Coefficients
+from ..pointwise.family import lambdify
+from ..pointwise.lambdify import PointSpace
 
 LEVEL = 4  # lattice intervals per edge at least; even
 _POINTS, _FINEST = 40_000, 64
-_CELLS = {1: "interval", 2: "triangle", 3: "tetrahedron"}
-_CHUNK = 1024  # cells whose corners are the points that a compiled expression sees at once
 
 
 class Samples:
@@ -109,44 +109,15 @@ class Samples:
         return -self.upper(-values)
 
 
-def private_simplices(dim: int, corners: Array) -> dmesh.Mesh:
-    """A mesh of this rank alone: disjoint simplices with these corners, shape (cells, dim + 1, dim)."""
-    element = ufl.Mesh(basix.ufl.element("Lagrange", _CELLS[dim], 1, shape=(dim,)))
-    cells = np.arange(len(corners) * (dim + 1), dtype=np.int64).reshape(-1, dim + 1)
-    mesh = dmesh.create_mesh(MPI.COMM_SELF, cells=cells, x=corners.reshape(-1, dim), e=element)
-    mesh.geometry.x[_compat.geometry_dofmap(mesh), :dim] = corners  # the cells may have been reordered
-    return mesh
+def at_points(expressions: Any, space: PointSpace) -> Callable[[Array], Array]:
+    """UFL of a space of points as a function that maps points (n, d) to components (n, k), on each rank by itself."""
+    values = lambdify(expressions, space)
 
+    def ask(points: Array) -> Array:
+        with np.errstate(all="ignore"):  # where a formula has no value, that is not a number
+            return values(points.T).T
 
-class Pointwise:
-    """A UFL expression without tabulated sources at any points, on each rank by itself.
-
-    DOLFINx compiles expressions for fixed points of the reference cell.  Here the points are made the corners of
-    private cells, which are only a place to keep them.
-
-    Args:
-        dim: dimension of space.
-        build: maps a mesh to the expression.
-        comm: communicator on which the expression is compiled (collective).
-    """
-
-    def __init__(self, dim: int, build: Callable[[dmesh.Mesh], Expr | list[Expr]], comm: MPI.Comm):
-        X = np.concatenate([np.zeros((1, dim)), np.eye(dim)])
-        self._mesh = private_simplices(dim, np.tile(X, (_CHUNK, 1, 1)))
-        self._table = compiled(self._mesh, build(self._mesh), X, comm)
-        self._places = _compat.geometry_dofmap(self._mesh).ravel()
-
-    def __call__(self, points: Array) -> Array:
-        """Values at points, shape (n, d): shape (n, ...)."""
-        n, dim = points.shape
-        step = len(self._places)
-        chunks = []
-        for begin in range(0, max(n, 1), step):
-            part = points[begin : begin + step]
-            self._mesh.geometry.x[self._places[: len(part)], :dim] = part
-            table = self._table(np.arange(-(-len(part) // (dim + 1)), dtype=np.int32))
-            chunks.append(table.reshape(-1, *table.shape[2:])[: len(part)])
-        return np.concatenate(chunks)
+    return ask
 
 
 def _midpoints(X: Array, n: int) -> Array:

@@ -3,6 +3,7 @@
 With Y = |X − x*|²:  L Y = 2 (x − x*)·b + tr 2D.  For SGD with learning rate η, b = −∇f and tr 2D = η tr Σ/B.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,15 +12,16 @@ import ufl
 from dolfinx import fem
 from ufl.algorithms import extract_coefficients
 
-from ..._answer import Answer
+from ..._answer import Answer, place
 from ..._arguments import check_positive
+from ..._errors import together
 from ..._log import logger
 from ..._sample import largest, smallest
 from ...discretisation.generator import Generator, derived
 from ...discretisation.solution import as_points, bounds, locate
 from ...models.fields import integrate
-from ...models.process import Coefficients
-from ..sampling import Array, Pointwise, Samples, directions, ito_drift, relative_noise
+from ...pointwise.lambdify import PointSpace
+from ..sampling import Array, Samples, at_points, directions, ito_drift, relative_noise
 
 
 @dataclass(frozen=True)
@@ -43,13 +45,8 @@ class Contraction(Answer):
     whole: bool
 
     def __repr__(self) -> str:
-        verdict = "attracts" if self.attracts else "does not attract"
+        verdict = "attracts" if self.pull > 0 else "does not attract"
         return f"{self.point} {verdict}: pull {self.pull:.6g}, noise {self.noise:.6g} within radius {self.radius:.4g}"
-
-    @property
-    def attracts(self) -> bool:
-        """Whether λ > 0, the hypothesis of :meth:`bound`."""
-        return self.pull > 0
 
     def bound(self, t: Any, m2: float) -> np.ndarray:
         """Upper bound of the second moment after time t: e^{−2λt} m₂ + S (1 − e^{−2λt})/2λ; NaN unless λ > 0.
@@ -57,7 +54,7 @@ class Contraction(Answer):
         Where the noise vanishes at x* also e^{−(2λ − s₂)t} m₂, if that is less.
         """
         t = np.asarray(t, dtype=float)
-        if not self.attracts:
+        if self.pull <= 0:
             return np.full(t.shape, np.nan)
         decay = np.exp(-2 * self.pull * t)
         bound = decay * m2 + self.noise * (1 - decay) / (2 * self.pull)
@@ -67,38 +64,42 @@ class Contraction(Answer):
 
 
 def contraction(gen: Generator, point: Any, *, radius: float | None = None) -> Contraction:
-    """Measure λ, S and s₂ in a ball around a point (collective).
+    """Measure λ, S and s₂ in a ball of a radius R, by default the whole domain, around a point (d,) (collective).
 
     Infimum and supremum are over quadrature points and vertices of the mesh and, unless coefficients are tabulated,
     over 65 points on each of many rays from x* to the sphere; they are not certified between these.
 
-    Args:
-        gen: generator.
-        point: x*, shape (d,).
-        radius: R; the whole domain by default.
-
     Raises:
         ValueError: unsuitable point or radius, or no point of the mesh in the ball.
     """
-    x_star = as_points(point, gen.domain.dim, "contraction: point")[0]
+    mesh, comm, d = gen.domain.mesh, gen.domain.comm, gen.domain.dim
+    x_star = as_points(point, d, "contraction: point")[0]
     R = float(np.inf if radius is None else check_positive("contraction: radius", radius))
-    comm = gen.domain.comm
-    x, b, noise = _samples(gen, x_star, R)
-    y = x - x_star
+    lower, upper = bounds(mesh)
+    reach = min(R, float(np.linalg.norm(upper - lower)))
+    x, table = _on_mesh(gen)
+    values = drift_and_noise_at(gen)
+    if values is not None:
+        steps = reach * np.linspace(1e-4, 1, 65)[:, None, None]
+        rays = x_star + (steps * directions(d)[:: 1 if d < 3 else 8]).reshape(-1, d)
+        rays = rays[((rays >= lower) & (rays <= upper)).all(axis=1)]
+        x, table = np.concatenate([x, rays]), np.concatenate([table, values(rays)])
+    y, noise = x - x_star, table[:, d]
     squares = (y**2).sum(axis=1)
     mine = squares <= R**2
-    # nearer than this the position of x* is not known well enough for a quotient
-    away = mine & (squares > (1e-5 * min(R, _extent(gen))) ** 2)
-    pull = smallest(comm, -(y[away] * b[away]).sum(axis=1) / squares[away])
+    away = mine & (squares > (1e-5 * reach) ** 2)  # nearer the position of x* is not known well enough
+    pull = smallest(comm, -(y[away] * table[away, :d]).sum(axis=1) / squares[away])
     if pull == np.inf:
-        raise ValueError(f"contraction: no point of the mesh lies within {R:.6g} of {tuple(map(float, x_star))}.")
+        raise ValueError(f"contraction: no point of the mesh lies within {R:.6g} of {place(x_star)}.")
     S = max(largest(comm, noise[mine]), 0.0)
     s2 = max(largest(comm, noise[away] / squares[away]), 0.0)
-    values = drift_and_noise_at(gen)
-    vanishes = values is not None and float(values(x_star[None])[0, -1]) <= 1e-9 * S
-    nodes = gen.domain.mesh.geometry.x[:, : gen.domain.dim]
-    whole = largest(comm, np.linalg.norm(nodes - x_star, axis=1)) <= R and _walls_push_inwards(gen, x_star)
-    return Contraction(x_star, R, pull, S, s2 if vanishes else float(np.inf), whole)
+    vanishes = values is not None and float(values(x_star[None])[0, d]) <= 1e-9 * S
+    # whether the ball is large enough, and reflection along −Dn does not raise |x − x*|: (x − x*)·Dn ≥ 0 on the walls
+    whole = largest(comm, np.linalg.norm(mesh.geometry.x[:, :d] - x_star, axis=1)) <= R
+    z = ufl.SpatialCoordinate(mesh) - fem.Constant(mesh, x_star)
+    outwards = ufl.dot(ufl.dot(gen.coefficients.D, ufl.FacetNormal(mesh)), z)
+    wrong, size = (integrate(mesh, f, 4, ufl.ds) for f in (ufl.max_value(-outwards, 0.0), abs(outwards)))
+    return Contraction(x_star, R, pull, S, s2 if vanishes else float(np.inf), whole and wrong <= 1e-12 * size)
 
 
 def widest_contraction(gen: Generator, points: np.ndarray, i: int) -> Contraction:
@@ -111,62 +112,33 @@ def widest_contraction(gen: Generator, points: np.ndarray, i: int) -> Contractio
     lower, upper = bounds(gen.domain.mesh)
     corner = float(np.linalg.norm(np.maximum(upper - points[i], points[i] - lower)))
     R = 0.5 * float(others.min()) if len(others) else 1.000001 * corner
-    for _ in range(6):
-        found = contraction(gen, points[i], radius=R)
-        if found.attracts:
+    for halvings in range(6):
+        found = contraction(gen, points[i], radius=R / 2**halvings)
+        if found.pull > 0:
             break
-        R /= 2
     return found
 
 
-def _samples(gen: Generator, x_star: Array, R: float) -> tuple[Array, Array, Array]:
-    """Points, b and tr 2D there: quadrature points and vertices, and rays from x* as far as the mesh's box reaches."""
-    d = gen.domain.dim
-    x, table = _mesh_samples(gen)
-    values = drift_and_noise_at(gen)
-    if values is not None:
-        lower, upper = bounds(gen.domain.mesh)
-        steps = min(R, _extent(gen)) * np.linspace(1e-4, 1, 65)
-        rays = x_star + (steps[:, None, None] * directions(d)[:: 1 if d < 3 else 8]).reshape(-1, d)
-        rays = rays[((rays >= lower) & (rays <= upper)).all(axis=1)]
-        x, table = np.concatenate([x, rays]), np.concatenate([table, values(rays)])
-    return x, table[:, :d], table[:, d]
-
-
 @derived
-def _mesh_samples(gen: Generator) -> tuple[Array, Array]:
+def _on_mesh(gen: Generator) -> tuple[Array, Array]:
+    """Quadrature points and vertices of all own cells, and b and tr 2D there."""
     samples, d = Samples.quadrature(gen.domain.mesh, max(4, gen.degree), vertices=True), gen.domain.dim
-    return samples.x.reshape(-1, d), samples.values(_drift_and_noise(gen.coefficients)).reshape(-1, d + 1)
-
-
-def _drift_and_noise(c: Coefficients) -> list[Any]:
-    """b and tr 2D."""
-    return [*ito_drift(c), 2 * ufl.tr(c.D)]
+    rows = [*ito_drift(gen.coefficients), 2 * ufl.tr(gen.coefficients.D)]
+    return samples.x.reshape(-1, d), samples.values(rows).reshape(-1, d + 1)
 
 
 @derived
-def drift_and_noise_at(gen: Generator) -> Pointwise | None:
+def drift_and_noise_at(gen: Generator) -> Callable[[Array], Array] | None:
     """b and tr 2D at any points; None where they are tabulated (collective)."""
-    c, process = gen.coefficients, gen.process
+    c, process, d = gen.coefficients, gen.process, gen.domain.dim
     if extract_coefficients(c.D) or extract_coefficients(c.beta):
         return None
-    build = lambda mesh: _drift_and_noise(process.coefficients(process.space(mesh, 1)))  # noqa: E731
-    return Pointwise(gen.domain.dim, build, gen.domain.comm)
-
-
-def _extent(gen: Generator) -> float:
-    lower, upper = bounds(gen.domain.mesh)
-    return float(np.linalg.norm(upper - lower))
-
-
-def _walls_push_inwards(gen: Generator, x_star: Array) -> bool:
-    """Whether (x − x*)·Dn ≥ 0 on the boundary, so that reflection along −Dn does not raise |x − x*| (collective)."""
-    mesh = gen.domain.mesh
-    point = fem.Constant(mesh, x_star)
-    D, n = gen.coefficients.D, ufl.FacetNormal(mesh)
-    outwards = ufl.dot(ufl.dot(D, n), ufl.SpatialCoordinate(mesh) - point)
-    wrong, size = (integrate(mesh, f, 4, ufl.ds) for f in (ufl.max_value(-outwards, 0.0), abs(outwards)))
-    return wrong <= 1e-12 * size
+    space = PointSpace(d, process.weights(d), process)
+    with together(gen.domain.comm):
+        if (known := process.inside(space)) is None:
+            c = process.coefficients(space)
+            known = c.D, c.beta + space.div(c.D)
+        return at_points([known[1], 2 * ufl.tr(known[0])], space)
 
 
 @dataclass(frozen=True)
@@ -204,24 +176,21 @@ class Collapse(Answer):
 
 
 def collapse(gen: Generator, point: Any) -> Collapse:
-    """Look for the collapse of the law onto an interpolating minimum (collective).
+    """Look for the collapse of the law onto an interpolating minimum (d,) (collective).
 
     Where all samples' gradients vanish, so does their covariance: tr 2D ≤ s₂ |x − x*|².  With (x − x*)·b ≤ −λ|x − x*|²
     this gives L|x − x*|² ≤ −(2λ − s₂)|x − x*|²: the second moment decays to zero if s₂ < 2λ, and no mesh resolves
-    the density for long.
-
-    Quotients are taken at 1e-4 of the domain's extent from the point x*, shape (d,).
+    the density for long.  Quotients are taken at 1e-4 of the domain's extent from x*.
 
     Raises:
         ValueError: unsuitable point; coefficients that are tabulated instead of written with UFL.
     """
-    d = gen.domain.dim
+    d, values = gen.domain.dim, drift_and_noise_at(gen)
     x = as_points(point, d, "collapse: point")[0]
     locate(gen.domain.mesh, x[None], "collapse: point")  # an error outside the mesh
-    rho, values = 1e-4 * _extent(gen), drift_and_noise_at(gen)
     if values is None:
         raise ValueError("collapse: tabulated coefficients are not known close to the point; write them with UFL.")
-    rays = directions(d)
+    rho, rays = 1e-4 * float(np.linalg.norm(np.subtract(*bounds(gen.domain.mesh)))), directions(d)
     at, near = values(x[None])[0], values(x + rho * rays)
     pull = float((-(rays * near[:, :d]).sum(axis=1)).min()) / rho
     s2 = relative_noise(lambda y: values(y)[:, d], x, rho)

@@ -23,11 +23,10 @@ from ..sampling import Array, Samples, ito_drift
 
 _LARGEST = 1e12
 _FEWEST = 5
-_UNKNOWN = float("nan"), (float("nan"), float("nan"))
 
 
 def loss_expression(gen: Generator, loss: Any, what: str) -> Any:
-    """The loss of the process as UFL on the generator's mesh, or a given one; None if there is none."""
+    """A given loss, or that of the process, as UFL on the generator's mesh; None if there is none."""
     if loss is not None:
         return space_of(gen.process, gen.domain.mesh, gen.degree, gen.domain.dim).scalar(loss, what)
     return gen.process.loss_on(gen.process.space(gen.domain.mesh, gen.degree))
@@ -59,9 +58,7 @@ def loss_moments(evolution: Evolution, f: Any, what: str) -> Array:
 def regime_indicator(gen: Generator, *, loss: Any = None) -> Solution:
     """|b·∇f| / |D:∇∇f|, one value per cell: above one drift rules, below one diffusion (collective).
 
-    For SGD this is |∇f|² / ((η/2B) |Σ:∇∇f|).  The values are those at the midpoints of the cells, at most 1e12
-    where nothing diffuses.
-
+    For SGD this is |∇f|² / ((η/2B) |Σ:∇∇f|), taken at the midpoints of the cells, at most 1e12 where nothing diffuses.
     ``loss`` is a scalar source f of all coordinates; by default that of the process.
 
     Raises:
@@ -83,9 +80,7 @@ def shadowing_time(gen: Generator, *, distance: float = 1.0) -> float:
 
     With sym ∇b ≤ K and S = sup tr 2D over the mesh (both measured at quadrature points), coupling X with the flow from
     the same point gives W₂² ≤ S (e^{2Kt} − 1)/2K, hence t = ln(1 + 2K distance²/S)/2K, which for SGD grows
-    like ln(1/η)/2K.
-
-    Infinite if the bound never reaches ``distance``.
+    like ln(1/η)/2K.  Infinite if the bound never reaches ``distance``.
     """
     square = check_positive("shadowing_time: distance", distance) ** 2
     samples, c = Samples.quadrature(gen.domain.mesh, max(4, gen.degree)), gen.coefficients
@@ -175,43 +170,28 @@ def loss_decay(evolution: Evolution, exponent: Exponent, *, loss: Any = None) ->
             f"{exponent.value:.6g} of the exponent: mass is elsewhere, or the mesh is too coarse for it."
         )
     regime = (noise < 0.5 * drift) & (drift > 0)
+    x, rate = excess[regime], (drift - noise)[regime]
     if exponent.exponential:
-        measured = _rate((drift - noise)[regime] / excess[regime])
+        square = exponent.constant**2
+        law = "exponential", square, (square, float("inf")), *_rate(rate / x)
     else:
-        measured = _power(np.log(excess[regime]), np.log((drift - noise)[regime]))
-    return LossDecay(evolution.times, excess, drift, noise, regime, *predicted_decay(exponent), *measured)
-
-
-def predicted_decay(exponent: Exponent) -> tuple[str, float, tuple[float, float]]:
-    """Law, rate or power, and its interval: the first three of :class:`LossDecay` that need no evolution."""
-    if exponent.exponential:
-        rate = exponent.constant**2
-        return "exponential", rate, (rate, float("inf"))
-    power, low, high = (1 / (2 * theta - 1) for theta in (exponent.theta, *exponent.interval))
-    return "algebraic", power, (high, low)
-
-
-def last_mean(evolution: Evolution) -> np.ndarray:
-    """E X at the last time, shape (d,) (collective)."""
-    gen = evolution.generator
-    samples = Samples.quadrature(gen.domain.mesh, gen.degree + 1)
-    p = samples.values(evolution[len(evolution) - 1].raw)
-    mass, *moments = (samples.integrate(g * p) for g in (1.0, *np.moveaxis(samples.x, -1, 0)))
-    return np.array(moments) / mass
+        power, low, high = (1 / (2 * theta - 1) for theta in (exponent.theta, *exponent.interval))
+        law = "algebraic", power, (high, low), *_power(np.log(x), np.log(rate))
+    return LossDecay(evolution.times, excess, drift, noise, regime, *law)
 
 
 def _rate(rates: np.ndarray) -> tuple[float, tuple[float, float]]:
     if len(rates) < _FEWEST:
-        return _UNKNOWN
+        return float("nan"), (float("nan"), float("nan"))
     late = rates[len(rates) // 2 :]
     return float(np.median(late)), (float(late.min()), float(late.max()))
 
 
 def _power(x: np.ndarray, y: np.ndarray) -> tuple[float, tuple[float, float]]:
     if len(x) < _FEWEST:
-        return _UNKNOWN
+        return float("nan"), (float("nan"), float("nan"))
     late = slice(len(x) // 2 - (len(x) < 8), None)
     whole, (s, error, freedom) = regression(x, y)[0], regression(x[late], y[late])
     reach = float(student.ppf(0.975, freedom)) * error + abs(s - whole)
-    powers = [float(1 / (slope - 1)) if slope > 1 else float("inf") for slope in (s, s + reach, s - reach)]
-    return powers[0], (powers[1], powers[2])
+    value, low, high = (float(1 / (slope - 1)) if slope > 1 else float("inf") for slope in (s, s + reach, s - reach))
+    return value, (low, high)

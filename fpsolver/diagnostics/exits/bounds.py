@@ -16,7 +16,8 @@ from ..._sample import largest, neighbours, smallest
 from ...discretisation.generator import Generator
 from ...discretisation.solution import Solution, as_points, locate
 from ...exits.exit import mean_exit_time
-from ..sampling import Pointwise, Samples, directions, maxima
+from ...pointwise.lambdify import PointSpace
+from ..sampling import Samples, at_points, directions, maxima
 from ._certificate import certify
 from ._operator import Bound, Operator
 from ._passes import Passes
@@ -184,7 +185,8 @@ def _arrhenius(op: Operator, x: np.ndarray) -> Bound:
     exits = neighbours(mesh, op.exit_facets)[0][:, 0], op.exits.lower(op.exits.values(f))
     passes = Passes(op.gen.domain, op.cells.lower(F), exits)
     number = passes.number(x)
-    level = Pointwise(d, lambda mesh: process.energy(process.space(mesh, 1)), op.comm)(x)
+    space = PointSpace(d, process.weights(d), process)
+    level = at_points(process.energy(space), space)(x)[:, 0]
     constants: dict[str, float] = {}
     value = np.zeros(len(x))
     for k in range(len(x)):

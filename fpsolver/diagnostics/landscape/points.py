@@ -1,6 +1,6 @@
 """A loss, its derivatives and the noise at arbitrary points, free of any mesh."""
 
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 from mpi4py import MPI
@@ -8,18 +8,19 @@ from mpi4py import MPI
 import numpy as np
 import ufl
 from dolfinx import fem
-from dolfinx import mesh as dmesh
-from ufl.core.expr import Expr
 
-from ..._sample import compiled
+from ..._errors import together
 from ...discretisation.solution import bounds
 from ...domains.domain import Domain
-from ...models.fields import Batched, Space
-from ...models.noise import Noise, PerSample, Sum, samples_of
-from ...models.process import Process, space_of
+from ...models.fields import Batched
+from ...models.noise import Noise, parts_of, samples_of
+from ...models.process import Process
 from ...models.samples import Samples
 from ...models.sgd import SGD, MomentumSGD
-from ..sampling import Pointwise, axes_and_sums, private_simplices, quadratic_form
+from ...pointwise.dynamics import Gradient
+from ...pointwise.family import Family, gradients_of
+from ...pointwise.lambdify import PointSpace
+from ..sampling import at_points, axes_and_sums, quadratic_form
 
 _FIRST = np.array([1.0, -8.0, 8.0, -1.0]) / 12  # weights at −2h, −h, h, 2h, of fourth order
 _SECOND = np.array([-1.0, 16.0, 16.0, -1.0]) / 12
@@ -58,8 +59,16 @@ class Loss:
         self.symbolic = self.exact and not isinstance(source, Samples)
         self.step = 0.0 if self.symbolic else 5e-4 * self.extent
         if self.symbolic:
-            orders = (1, 2, 4) if self.dim == 1 else (1, 2)
-            self._tables = {k: Pointwise(self.dim, partial(_derivatives, source, k), domain.comm) for k in orders}
+            with together(domain.comm):
+                space = PointSpace(self.dim)
+                rows = last = [space.scalar(source, "loss")]
+                if ufl.domain.extract_unique_domain(rows[0]) is None:
+                    raise ValueError(f"the loss does not depend on x: it is {rows[0]}.")
+                self._tables = {}
+                for order in range(1, 5 if self.dim == 1 else 3):
+                    last = [g.dx(i) for g in last for i in range(self.dim)]
+                    rows = rows + last
+                    self._tables[order] = at_points(rows, space)
 
     def first(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """f (n,) and ∇f (n, d)."""
@@ -83,10 +92,9 @@ class Loss:
         H = np.einsum("nikj,k->nij", g[:, 1:].reshape(-1, d, 4, d), _FIRST) / self.step
         return f.reshape(y.shape[:2])[:, 0], g[:, 0], 0.5 * (H + H.transpose(0, 2, 1))
 
-    def higher(self, point: Any) -> tuple[float, float]:
+    def higher(self, point: Any) -> np.ndarray:
         """f''' and f'''' at a point, in one dimension."""
-        row = self._tables[4](np.array(point, dtype=float).reshape(1, 1))[0]
-        return float(row[3]), float(row[4])
+        return self._tables[4](np.reshape(point, (1, 1)))[0, 3:]
 
     def _stencil(self, points: np.ndarray, axes: np.ndarray) -> np.ndarray:
         """Each point and four beside it on each axis, shape (n, 1 + 4 axes, d)."""
@@ -105,78 +113,38 @@ class Loss:
         return f[:, 0], line[:, :d] @ _FIRST / h, quadratic_form(curvature, d)
 
 
-def _derivatives(source: Any, order: int, mesh: dmesh.Mesh) -> Expr:
-    """f and its derivatives up to an order, those of one order behind those of the order below."""
-    dim = mesh.geometry.dim
-    f = Space(mesh, 1, dim).scalar(source, "loss")
-    if ufl.domain.extract_unique_domain(f) is None:
-        raise ValueError(f"the loss does not depend on x: it is {f}.")
-    rows = last = [f]
-    for _ in range(order):
-        last = [g.dx(i) for g in last for i in range(dim)]
-        rows = rows + last
-    return ufl.as_vector(rows)
+def sample_losses(source: Any, dim: int, comm: MPI.Comm) -> Callable[[np.ndarray], np.ndarray]:
+    """Losses and gradients of N samples as a function: points (n, d) -> (1 + d, N, n); making it is collective."""
+    noise = source.noise if isinstance(source, SGD | MomentumSGD) else source
+    found = samples_of(noise) if isinstance(noise, Noise) else None
+    if found is None:
+        raise TypeError(
+            f"{type(source).__name__} has no per-sample losses; expected fp.SGD with one fp.PerSample noise, or the "
+            "fp.PerSample itself."
+        )
+    if isinstance(found.samples, Batched):
+        raise ValueError("PerSample(fp.batched(grads)) knows gradients, not losses: give the samples as losses.")
+    with together(comm):
+        space = PointSpace(dim, process=source if isinstance(source, Process) else None)
+        family = gradients_of(found, space, "numpy", values=True)
+    order = np.argsort(np.concatenate(family.members)) if isinstance(family, Family) else slice(None)
 
+    def values(points: np.ndarray) -> np.ndarray:
+        with np.errstate(all="ignore"):
+            return family.everyone(points.T)[:, order]
 
-class SampleLosses:
-    """Per-sample losses and gradients at arrays of points; making one is collective, evaluating is not."""
-
-    def __init__(self, source: Any, dim: int, comm: MPI.Comm):
-        noise = source.noise if isinstance(source, SGD | MomentumSGD) else source
-        found = samples_of(noise) if isinstance(noise, Noise) else None
-        if found is None:
-            raise TypeError(
-                f"{type(source).__name__} has no per-sample losses; expected fp.SGD with one fp.PerSample noise, or "
-                "the fp.PerSample itself."
-            )
-        if isinstance(found.samples, Batched):
-            raise ValueError("PerSample(fp.batched(grads)) knows gradients, not losses: give the samples as losses.")
-        self.dim, self.comm, self._samples = dim, comm, found.samples
-        if isinstance(found.samples, Samples):
-            self.size = found.samples.size
-            return
-        self.size = len(found.samples)
-
-        def where(mesh: dmesh.Mesh) -> Space:
-            return space_of(source, mesh, 1, dim) if isinstance(source, Process) else Space(mesh, 1, dim)
-
-        def rows(mesh: dmesh.Mesh) -> Expr:
-            return ufl.as_tensor([[f, *(f.dx(i) for i in range(dim))] for f in found.losses(where(mesh))])
-
-        self._table = Pointwise(dim, rows, comm)
-
-    def at(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Losses (n, N) and gradients (n, N, d) at points (n, d)."""
-        if isinstance(self._samples, Samples):
-            return self._samples.losses_and_gradients(points)
-        table = self._table(points)
-        return table[..., 0], table[..., 1:]
+    return values
 
 
 def covariance_at(process: Any, points: np.ndarray, comm: MPI.Comm) -> np.ndarray | None:
-    """Σ of an SGD process at points, shape (n, d, d); None for other processes and for tabulated Functions.
+    """Σ of an SGD process for batches of one sample at points, shape (n, d, d) (collective).
 
-    Collective; the points must be the same on all ranks.
+    None for other processes, and with dolfinx Functions in the noise.
     """
     noise = process.gradient_noise() if isinstance(process, Process) and not process.kinetic else None
-    if noise is None or not len(points) or _has_function(noise):
+    if noise is None or any(isinstance(v, fem.Function) for p in parts_of(noise) for v in vars(p).values()):
         return None
-    d = points.shape[1]
-    total, symbolic = np.zeros((len(points), d, d)), []
-    for part in getattr(noise, "parts", (noise,)):
-        if isinstance(part, PerSample) and isinstance(part.samples, Samples):
-            total += part.samples.moments(points)[2]
-        else:
-            symbolic.append(part)
-    if not symbolic:
-        return total
-    # small cells at the points, in whose corners batched sources are tabulated
-    small = 1e-6 * (1 + float(np.abs(points).max())) * np.concatenate([np.zeros((1, d)), np.eye(d)])
-    mesh = private_simplices(d, points[:, None] + small)
-    Sigma = Sum(tuple(symbolic)).covariance(space_of(process, mesh, 1, d))
-    return total + compiled(mesh, Sigma, np.zeros((1, d)), comm)(np.arange(len(points), dtype=np.int32))[:, 0]
-
-
-def _has_function(noise: Any) -> bool:
-    parts = getattr(noise, "parts", (noise,))
-    return any(isinstance(getattr(p, name, None), fem.Function) for p in parts for name in ("s", "S"))
+    with together(comm):
+        one = getattr(process, "process", process).with_parameters(batch_size=1.0)  # without further noise
+        root = Gradient(one, PointSpace(points.shape[1], process=one)).moments(points.T)[1]
+    return np.einsum("ikn,jkn->nij", root, root)

@@ -19,7 +19,7 @@ from ..._arguments import check_integer, check_positive
 from ..._errors import together
 from ...discretisation.solution import as_points
 from ...models.network import Network
-from .points import SampleLosses
+from .points import sample_losses
 
 _PAIRS = 2_000_000
 
@@ -63,56 +63,47 @@ def star_convexity(process: Any, x_star: Any, points: Any, *, comm: MPI.Comm = M
         process: ``SGD`` with ``PerSample`` noise, or that noise; losses in UFL, of PyTorch or JAX.
         x_star: the minimum, shape (d,).
         points: trajectories, shape (paths, steps, d), or independent points, shape (n, d); the same on all ranks.
-        comm: whose ranks.
-
-    Returns:
-        The same on all ranks, which share the work.
+        comm: whose ranks share the work; the answer is the same on all.
 
     Raises:
         TypeError: no per-sample losses.
         ValueError: points of another shape, not finite, or losses that are not finite there.
     """
-    array = np.asarray(points, dtype=float)
-    centre = np.atleast_1d(np.asarray(x_star, dtype=float))
-    if centre.ndim != 1 or not np.isfinite(centre).all():
-        raise ValueError(f"star_convexity: x_star has shape {centre.shape}; one finite point, (d,), was expected.")
-    d = len(centre)
+    array, center = np.asarray(points, dtype=float), np.atleast_1d(np.asarray(x_star, dtype=float))
+    if center.ndim != 1 or not np.isfinite(center).all():
+        raise ValueError(f"star_convexity: x_star has shape {center.shape}; one finite point, (d,), was expected.")
+    d = len(center)
     array = array if array.ndim == 3 else as_points(array, d, "star_convexity: points")[:, None]
     if array.shape[2] != d or not array.size or not np.isfinite(array).all():
         raise ValueError(
             f"star_convexity: points have shape {np.shape(points)}; finite ones, (n, {d}) or (paths, steps, {d}), were "
             "expected. Did the trajectories diverge?"
         )
-    return survey(SampleLosses(process, d, comm), centre, array, comm)
-
-
-def survey(losses: SampleLosses, centre: np.ndarray, array: np.ndarray, comm: MPI.Comm) -> StarConvexity:
-    """:func:`star_convexity` of losses that are already compiled, along paths (paths, steps, d) (collective)."""
-    paths, steps, d = array.shape
-    mine = np.array_split(np.arange(paths), comm.size)[comm.rank]
-    table, samples, worst = np.zeros((len(mine), steps)), np.zeros(losses.size), -np.inf
+    losses = sample_losses(process, d, comm)
+    paths, steps, _ = array.shape
+    mine = np.array_split(array, comm.size)[comm.rank]
     with together(comm):
-        base = losses.at(centre[None])[0]
-        chunk = max(1, _PAIRS // (steps * losses.size * (d + 1)))
+        base = losses(center[None])[0]
+        N, worst = len(base), -np.inf
+        table, samples = np.zeros((len(mine), steps)), np.zeros(N)
+        chunk = max(1, _PAIRS // (steps * N * (d + 1)))
         for k in range(0, len(mine), chunk):
-            x = array[mine[k : k + chunk]].reshape(-1, d)
-            f, g = losses.at(x)
+            x = mine[k : k + chunk].reshape(-1, d)
+            f, *g = losses(x)
             if not (np.isfinite(f).all() and np.isfinite(g).all() and np.isfinite(base).all()):
                 raise ValueError("star_convexity: a sample's loss or its gradient is not finite at some of the points.")
-            along = np.einsum("nad,nd->na", g, x - centre)
+            along = np.einsum("dan,nd->an", g, x - center)
             defect = f - base - along
             # rounding must not count against affine pieces, where both sides are equal
             holds = defect <= 1e-12 * (np.abs(f) + np.abs(base) + np.abs(along))
-            table[k : k + chunk] = holds.mean(axis=1).reshape(-1, steps)
-            samples += holds.sum(axis=0)
+            table[k : k + chunk] = holds.mean(axis=0).reshape(-1, steps)
+            samples += holds.sum(axis=1)
             worst = max(worst, float(defect.max()))
     table = np.concatenate(comm.allgather(table))
-    samples = sum(comm.allgather(samples)) / (paths * steps)
-    share, interval = _share(table.mean(axis=1))
-    each, intervals = zip(*(_share(column) for column in table.T), strict=True)
-    worst = max(comm.allgather(worst))
-    step = np.array(each), np.array(intervals)
-    return StarConvexity(share, interval, *step, samples, worst, paths, steps, losses.size)
+    each, intervals = zip(*map(_share, table.T), strict=True)
+    per_sample, worst = sum(comm.allgather(samples)) / (paths * steps), max(comm.allgather(worst))
+    overall = _share(table.mean(axis=1))
+    return StarConvexity(*overall, np.array(each), np.array(intervals), per_sample, worst, paths, steps, N)
 
 
 def _share(clusters: np.ndarray) -> tuple[float, tuple[float, float]]:

@@ -1,26 +1,24 @@
 """A loss landscape in one report: critical points, curvature, noise, exponents, and what SGD does around them."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from dolfinx import fem
 
+from ... import plot
 from ..._answer import Answer, place
+from ..._errors import on_root
 from ...domains.domain import Domain
-from ...evolution.evolution import Evolution
 from ...models.sgd import SGD
-from ...montecarlo.ensemble import Ensemble
-from ...montecarlo.estimates import Estimate
 from ..concentration.contraction import Collapse
-from ..concentration.regime import LossDecay, last_mean, loss_decay, predicted_decay
 from ..landscape.critical import CriticalPoint, find_critical_points
 from ..landscape.lojasiewicz import Exponent, exponent_at, largest_ball
-from ..landscape.points import Loss, SampleLosses, covariance_at
-from ..landscape.star import StarConvexity, survey
+from ..landscape.points import Loss, covariance_at
 from ..sampling import relative_noise
-from ._ellipses import draw
+
+_MARKS = {"minimum": ("o", "white"), "saddle": ("X", "tab:orange"), "maximum": ("^", "tab:red")}
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,8 +34,6 @@ class PointReport(Answer):
         exponent: Łojasiewicz exponent with interval; None unless it is a minimum inside the domain.
         collapse: whether the law collapses to the point, as in :func:`~fpsolver.diagnostics.collapse`; None where
             Σ ≠ 0.  With samples all their gradients vanish here: at a minimum they are interpolated.
-        decay: predicted and measured decay of E f, of the evolution whose mass ends here; None without one.
-        star: star-convexity about this point along the paths of the ensemble that end here; None without any.
     """
 
     critical: CriticalPoint
@@ -48,13 +44,15 @@ class PointReport(Answer):
     angle: float
     exponent: Exponent | None
     collapse: Collapse | None
-    decay: LossDecay | None = None
-    star: StarConvexity | None = None
 
-    @property
-    def place(self) -> str:
-        """Where it is, in five digits."""
-        return _text(self.critical.point)
+    def __repr__(self) -> str:
+        c = self.critical
+        noise = "-" if c.covariance is None else f"{np.trace(c.covariance):.3e}"
+        numbers = f"{c.value:11.4g} {self.trace:10.4g} {self.determinant:10.4g} {self.largest:10.4g} {noise:>10}"
+        theta = "-" if self.exponent is None else f"{self.exponent}".removeprefix("theta = ")
+        pair = ((self.alignment, 3), (self.angle, 1))
+        alignment, angle = (f"{v:6.{k}f}" if np.isfinite(v) else f"{'-':>6}" for v, k in pair)
+        return f"{c.kind:<10} {_text(c.point):<26} {numbers} {alignment} {angle}  {theta}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,15 +62,11 @@ class LandscapeReport(Answer):
     Attributes:
         points: minima first, each index in ascending order of f.
         notes: what could not be determined, and why.
-        steps: share of the algorithm's steps, with their own batches, that are star-convex about the minimum that
-            ``simulate`` was given; None without.
-        ensemble, loss: the paths, None without; f at points of the domain.
+        loss: f at points of the domain.
     """
 
     points: tuple[PointReport, ...]
     notes: tuple[str, ...]
-    steps: Estimate | None
-    ensemble: Ensemble | None = field(repr=False)
     loss: Loss = field(repr=False)
 
     @property
@@ -82,40 +76,72 @@ class LandscapeReport(Answer):
 
     def __repr__(self) -> str:
         head = f"{'kind':<10} {'point':<26} {'f':>11} {'tr H':>10} {'det H':>10} {'max H':>10} {'tr Sigma':>10}"
-        rows = [f"{head} {'align':>6} {'angle':>6}  theta"]
-        rows += [_row(p) for p in self.points]
-        rows += [_decay_text(p, p.exponent) for p in self.points if p.exponent is not None]
-        rows += [f"paths that end near {p.place}: {p.star}" for p in self.points if p.star is not None]
-        if self.steps is not None:
-            share = self.steps.scaled(100)
-            rows.append(f"steps with their own batches, about simulate's minimum: {share} % star-convex")
-        rows += [_collapse_text(p, p.collapse) for p in self.points if p.collapse is not None]
+        rows = [f"{head} {'align':>6} {'angle':>6}  theta", *map(str, self.points)]
+        for p in self.points:
+            if (c := p.collapse) is not None:
+                verdict = "more slowly than the square of the distance, no rate of collapse is known"
+                if c.stationary:
+                    verdict = f"2 pull - noise = 2 x {c.pull:.4g} - {c.relative_noise:.4g} = {c.rate:.4g}: "
+                    verdict += "the law collapses to it" if c.collapses else "no collapse in mean square"
+                rows.append(f"Sigma = 0 at the {p.critical.kind} {_text(p.critical.point)}: {verdict}")
         return "\n".join([*rows, *self.notes])
 
     def plot(self, path: str | Path) -> Any:
         """Draw the loss with its critical points, in 2D with ellipses of curvature and noise (collective).
 
         An ellipse of curvature is a level line of the quadratic part of f, long where f is flat; one of noise has the
-        square roots of Σ's eigenvalues as semi-axes.  Each kind has one scale for all points.  Further panels show what
-        the report has of star-convexity along the paths, some of which are drawn, and of the decay of E f.
+        square roots of Σ's eigenvalues as semi-axes.  Each kind has one scale for all points.
 
         Returns the matplotlib figure on rank 0, None elsewhere.
 
         Raises:
             ValueError: three dimensions.
         """
-        return draw(self, path)
+        loss, domain, points = self.loss, self.loss.domain, [p.critical for p in self.points]
+        if domain.dim > 2:
+            raise ValueError("a landscape is drawn in one and two dimensions; in three, plot slices of the loss.")
+        f = fem.Function(fem.functionspace(domain.mesh, ("Lagrange", 4)), name="loss")
+        f.x.array[:] = loss.first(f.function_space.tabulate_dof_coordinates()[:, : domain.dim])[0]
+        low, high = (extreme(c.value for c in points) for extreme in (min, max))
+        everywhere = np.concatenate(domain.comm.allgather(f.x.array))
+        top = min(high + 1.5 * (high - low), float(everywhere.max()))
+        if high - low <= 1e-3 * np.ptp(everywhere):  # one point, or points of one height, fix no scale
+            top = float(np.quantile(everywhere, 0.7))
+        options: dict[str, Any] = {"contours": 25} if domain.dim == 2 else {}
+        figure = plot.field(f, None, limits=(low, top), cmap="Blues_r", label="loss $f$", **options)
+
+        def add() -> None:
+            axes = figure.axes[0]
+            if domain.dim == 1:
+                axes.set_ylim(low - 0.05 * (top - low), top)
+            else:
+                _ellipses(axes, points, 0.08 * loss.extent)
+            for kind in dict.fromkeys(c.kind for c in points):
+                marker, colour = _MARKS.get(kind, ("s", "gray"))
+                where = np.array([(*c.point, c.value)[:2] for c in points if c.kind == kind])
+                axes.plot(*where.T, marker, color=colour, markeredgecolor="black", markersize=6, label=kind, zorder=5)
+            axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
+
+        on_root(domain.comm, lambda: plot.styled(add))
+        plot.save(figure, path, domain.comm)
+        return figure
 
 
-def landscape(
-    process_or_loss: Any,
-    domain: Domain,
-    *,
-    exponents: bool = True,
-    seed: int = 0,
-    ensemble: Ensemble | None = None,
-    evolution: Evolution | Sequence[Evolution] = (),
-) -> LandscapeReport:
+def _ellipses(axes: Any, points: list[CriticalPoint], size: float) -> None:
+    """{H⁻¹ᐟ² v} at minima and {Σ¹ᐟ² v} everywhere, |v| = 1, each kind scaled so that its longest axis is ``size``."""
+    angle = np.linspace(0, 2 * np.pi, 121)
+    circle = np.stack([np.cos(angle), np.sin(angle)])
+    curvature = [(c, np.linalg.inv(c.hessian)) for c in points if c.kind == "minimum"]
+    noise = [(c, c.covariance) for c in points if c.covariance is not None]
+    for matrices, colour, name in ((curvature, "black", "curvature"), (noise, "crimson", "noise")):
+        largest = max((float(np.linalg.eigvalsh(m)[-1]) for _, m in matrices), default=0.0)
+        for k, (c, m) in enumerate(matrices if largest > 0 else []):
+            values, Q = np.linalg.eigh(m)
+            x = np.array(c.point)[:, None] + size * (Q * np.sqrt(np.maximum(values, 0) / largest)) @ circle
+            axes.plot(*x, color=colour, linewidth=1.5, label=None if k else name)
+
+
+def landscape(process_or_loss: Any, domain: Domain, *, exponents: bool = True, seed: int = 0) -> LandscapeReport:
     """Critical points with Hessian, noise, flatness, alignment, Łojasiewicz exponents and collapse (collective).
 
     Args:
@@ -123,22 +149,11 @@ def landscape(
         domain: where to look.
         exponents: whether to estimate them, at about 1e5 evaluations of the loss for each minimum.
         seed: of their search.
-        ensemble: paths of ``fp.simulate`` with ``times=`` (every pair of a recorded position and a sample is tested for
-            star-convexity about the minimum nearest to the path's last position), or with ``minimum=`` (every step
-            of the algorithm with its own batch), or both; a process with ``PerSample`` noise.
-        evolution: of :func:`~fpsolver.evolve`, one or several; the decay of E f is measured on each, for the minimum
-            nearest to its last mean.
 
     Raises:
-        TypeError: a process without a loss; with an ensemble, one without per-sample losses.
-        ValueError: no critical point, or a valley of them; paths of another dimension, without records or all of which
-            leave; an evolution for which no exponent is there, or whose mass does not stay near a minimum.
+        TypeError: a process without a loss.
+        ValueError: no critical point, or a valley of them.
     """
-    evolutions = list(evolution) if isinstance(evolution, list | tuple) else [evolution]
-    _check(domain, ensemble, evolutions)
-    if evolutions and not exponents:
-        raise ValueError("landscape: the decay of E f is predicted by exponents; evolution= needs exponents=True.")
-    samples = None if ensemble is None else SampleLosses(process_or_loss, domain.dim, domain.comm)
     loss = Loss(process_or_loss, domain)
     found = find_critical_points(loss, process_or_loss)
     if not found:
@@ -149,73 +164,20 @@ def landscape(
     notes: list[str] = []
     reports: list[PointReport] = []
     for c in found:
-        others = [np.linalg.norm(np.subtract(c.point, o.point)) for o in found if o is not c]
+        x, exponent = np.array(c.point), None
+        others = [np.linalg.norm(x - o.point) for o in found if o is not c]
         reach = min([0.1 * loss.extent, *(0.5 * float(r) for r in others)])
-        exponent = _exponent(loss, c, reach, seed, notes) if exponents else None
+        if exponents and c.kind in ("minimum", "degenerate"):
+            try:
+                exponent = exponent_at(loss, x, largest_ball(domain, x, reach), seed)
+            except ValueError as problem:  # the same on all ranks
+                notes.append(f"no exponent at {_text(c.point)}: {problem}")
+        size = float(np.trace(c.hessian)), float(np.linalg.det(c.hessian)), float(c.eigenvalues[-1])
         collapse = _collapse(process_or_loss, domain, c, 2e-3 * reach)
-        trace, determinant = float(np.trace(c.hessian)), float(np.linalg.det(c.hessian))
-        reports.append(PointReport(c, trace, determinant, float(c.eigenvalues[-1]), *_alignment(c), exponent, collapse))
-    minima = [k for k, r in enumerate(reports) if r.critical.kind == "minimum" or r.exponent]
-    if not minima:
-        notes.append("there is no minimum on the domain: f decreases towards its boundary")
-    elif samples is not None and ensemble is not None and len(ensemble.times):
-        _add_stars(reports, minima, samples, ensemble, notes)
-    for one in evolutions:
-        _add_decay(reports, minima, one)
-    steps = None if ensemble is None or ensemble.convexity is None else ensemble.star_convexity()
-    return LandscapeReport(tuple(reports), tuple(notes), steps, ensemble, loss)
-
-
-def _check(domain: Domain, ensemble: Any, evolutions: list[Any]) -> None:
-    given = [] if ensemble is None else [("ensemble", ensemble, Ensemble, "fp.simulate")]
-    for name, one, kind, verb in given + [("evolution", e, Evolution, "fp.evolve") for e in evolutions]:
-        if not isinstance(one, kind):
-            raise TypeError(f"landscape: {name} is a {type(one).__name__}; one of {verb} was expected.")
-        d = one.generator.domain.dim if isinstance(one, Evolution) else one.exit_points.shape[1]
-        if d != domain.dim:
-            raise ValueError(f"landscape: the {name} has {d} dimension(s), the domain has {domain.dim}.")
-    if ensemble is not None and not len(ensemble.times) and ensemble.convexity is None:
-        raise ValueError("landscape: the ensemble has no positions. Give simulate times=, or minimum=.")
-
-
-def _add_stars(
-    reports: list[PointReport], minima: list[int], samples: SampleLosses, ensemble: Ensemble, notes: list[str]
-) -> None:
-    x = ensemble.positions.transpose(1, 0, 2)
-    stay = np.asarray(np.isfinite(x).all(axis=(1, 2)))
-    if not stay.any():
-        raise ValueError(
-            "landscape: no path of the ensemble stays on the domain until its last recorded time. Record earlier times."
-        )
-    if not stay.all():
-        notes.append(f"{(~stay).sum()} of {len(stay)} paths left before the last recorded time and are not counted")
-    x, centres = x[stay], np.array([reports[k].critical.point for k in minima])
-    nearest = np.argmin(np.linalg.norm(x[:, -1, None] - centres, axis=2), axis=1)
-    for i, k in enumerate(minima):
-        if (nearest == i).any():
-            reports[k] = replace(reports[k], star=survey(samples, centres[i], x[nearest == i], samples.comm))
-
-
-def _add_decay(reports: list[PointReport], minima: list[int], evolution: Evolution) -> None:
-    mean = last_mean(evolution)
-    k = min(minima, key=lambda k: float(np.linalg.norm(mean - reports[k].critical.point)), default=None)
-    exponent = None if k is None else reports[k].exponent
-    if k is None or exponent is None:
-        raise ValueError(f"landscape: the evolution ends about {_text(tuple(mean))}, where no exponent is known.")
-    if reports[k].decay is not None:
-        raise ValueError(f"landscape: two evolutions end near the minimum {_text(reports[k].critical.point)}.")
-    reports[k] = replace(reports[k], decay=loss_decay(evolution, exponent))
-
-
-def _exponent(loss: Loss, c: CriticalPoint, reach: float, seed: int, notes: list[str]) -> Exponent | None:
-    if c.kind not in ("minimum", "degenerate"):
-        return None
-    x = np.array(c.point)
-    try:
-        return exponent_at(loss, x, largest_ball(loss.domain, x, reach), seed)
-    except ValueError as problem:  # the same on all ranks
-        notes.append(f"no exponent at {_text(c.point)}: {problem}")
-        return None
+        reports.append(PointReport(c, *size, *_alignment(c), exponent, collapse))
+    report = LandscapeReport(tuple(reports), tuple(notes), loss)
+    none = "there is no minimum on the domain: f decreases towards its boundary"
+    return report if report.minima else LandscapeReport(report.points, (*notes, none), loss)
 
 
 def _collapse(process: Any, domain: Domain, c: CriticalPoint, rho: float) -> Collapse | None:
@@ -248,37 +210,6 @@ def _alignment(c: CriticalPoint) -> tuple[float, float]:
     if any(len(v) > 1 and v[-1] - v[-2] <= 1e-8 * np.abs(v).max() for v in (a, b)):
         return alignment, nothing
     return alignment, float(np.degrees(np.arccos(min(1.0, abs(A[:, -1] @ B[:, -1])))))
-
-
-def _row(p: PointReport) -> str:
-    c = p.critical
-    noise = "-" if c.covariance is None else f"{np.trace(c.covariance):.3e}"
-    numbers = f"{c.value:11.4g} {p.trace:10.4g} {p.determinant:10.4g} {p.largest:10.4g} {noise:>10}"
-    theta = "-" if p.exponent is None else f"{p.exponent}".removeprefix("theta = ")
-    alignment, angle = (f"{v:6.{k}f}" if np.isfinite(v) else f"{'-':>6}" for v, k in ((p.alignment, 3), (p.angle, 1)))
-    return f"{c.kind:<10} {p.place:<26} {numbers} {alignment} {angle}  {theta}"
-
-
-def _decay_text(p: PointReport, exponent: Exponent) -> str:
-    law, value, (low, high) = predicted_decay(exponent)
-    how = f"1/t^{value:.4g} [{low:.4g}, {high:.4g}]"
-    if law == "exponential":
-        how = f"exponential, rate {value:.4g} or more"
-    line = f"decay of E f near {p.place}: {how} without noise"
-    if p.decay is None:
-        return line
-    if np.isnan(p.decay.measured):
-        return f"{line}; not measured, the drift rules at {p.decay.regime.sum()} of {len(p.decay.times)} times only"
-    low, high = p.decay.measured_interval
-    return f"{line}; measured by the PDE {p.decay.measured:.4g} [{low:.4g}, {high:.4g}]"
-
-
-def _collapse_text(p: PointReport, c: Collapse) -> str:
-    line = f"Sigma = 0 at the {p.critical.kind} {p.place}: "
-    if not c.stationary:
-        return line + "more slowly than the square of the distance, no rate of collapse is known"
-    verdict = "the law collapses to it" if c.collapses else "no collapse in mean square"
-    return f"{line}2 pull - noise = 2 x {c.pull:.4g} - {c.relative_noise:.4g} = {c.rate:.4g}: {verdict}"
 
 
 def _text(point: Any) -> str:
