@@ -211,22 +211,6 @@ def test_momentum():
     within(e.expectation(lambda x: x[1] ** 2)[0], D / gamma, bias=0.015 * D / gamma)
 
 
-def test_star_convexity_of_steps():
-    """The share of samples with ⟨∇f_i, x − x*⟩ ≥ f_i(x) − f_i(x*) at one point; all of them for convex losses."""
-    a = np.linspace(0.5, 4, 9)
-    losses = [lambda x, a=float(k): fp.landscapes.ufl.sin(a * x[0]) ** 2 for k in a]
-    x, z = 0.9, 0.0
-    exact = np.mean(a * np.sin(2 * a * x) * (x - z) >= np.sin(a * x) ** 2 - np.sin(a * z) ** 2)
-    assert 0.2 < exact < 0.8
-    process = fp.SGD(None, fp.PerSample(losses), 0.1)
-    e = fp.simulate(process, None, x, times=[0.1], method="sgd", minimum=z)
-    within(e.star_convexity(), exact)
-    convex = fp.simulate(
-        fp.SGD(None, fp.PerSample(TWO), 0.3), None, (1.0, 2.0), times=[3], method="sgd", minimum=(0, 0)
-    )
-    assert convex.star_convexity().value == 1.0
-
-
 # ---------------------------------------------------------------- estimates
 
 
@@ -245,21 +229,10 @@ def test_stopped_paths_are_not_passed_over():
     e = fp.simulate(brownian(1), domain, 0.0, absorbing=BOX[1], step=0.05, horizon=1.5, paths=20_000)
     with pytest.raises(ValueError, match=r"had not left at time 1\.5"):
         e.mean_exit_time()
-    bound, tail = e.mean_exit_time(tail="bound"), e.mean_exit_time(tail="exponential")
+    bound = e.mean_exit_time(tail="bound")
     assert bound.high < 1.0 and "lower bound" in bound.note
-    within(tail, 1.0, bias=0.003)
-    assert "exponential" in tail.note and tail.error > bound.error
     with pytest.raises(ValueError, match=r"stopped at 1\.5"):
         e.survival(2.0)
-
-
-def test_histogram():
-    e = whole(fp.SDE(lambda x: -x[0], 0.5), 0.0, 5.0, step=0.01)
-    edges = np.linspace(-1.5, 1.5, 13)
-    value, low, high = e.density(edges)
-    exact = np.diff(stats.norm(scale=np.sqrt(0.5)).cdf(edges)) / np.diff(edges)
-    assert ((low <= exact) & (exact <= high)).sum() >= 10
-    assert np.abs(value / exact - 1).max() < 0.12
 
 
 def test_start_from_a_gaussian_or_one_point_per_path():
@@ -312,10 +285,9 @@ def test_bad_input_is_refused_on_every_rank():
     refused("not finite after a step", process=fp.SGD(lambda x: 1 / (x[0] - x[0]), fp.Isotropic(1.0), 0.1))
     refused("returned shape", process=fp.SGD(fp.batched(lambda x: x[:3]), fp.Isotropic(1.0), 0.1))
     refused("positive semi-definite", process=fp.SDE(lambda x: (0, 0), lambda x: ((x[0], 1), (1, x[1]))), step=0.1)
-    refused("minimum= needs", method="sgd", minimum=(0, 0), process=fp.SGD(lambda x: x[0], fp.Isotropic(1.0), 0.1))
     e = fp.simulate(process, None, (1.0, 1.0), times=[1.0], paths=10)
-    for ask in (e.mean_exit_time, e.star_convexity, lambda: e.exit_probability("left")):
-        with pytest.raises(ValueError, match=r"absorbs|minimum"):
+    for ask in (e.mean_exit_time, lambda: e.exit_probability("left")):
+        with pytest.raises(ValueError, match="nothing absorbs"):
             ask()
 
 
@@ -374,5 +346,5 @@ def test_what_a_backend_cannot_do_is_refused():
         with pytest.raises(ValueError, match="backend='c' compiles formulas"):
             whole(process, 0.5, 1.0, method, backend="c", paths=10)
     assert whole(process, 0.5, 1.0, paths=10).stats["backend"] == "numpy"
-    with pytest.raises(ValueError, match="backend is 'jax'; expected"):
+    with pytest.raises(ValueError, match="backend is 'jax'; one of 'auto'"):
         whole(process, 0.5, 1.0, backend="jax")

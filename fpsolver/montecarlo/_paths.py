@@ -68,20 +68,16 @@ class Swarm:
     time: Array = field(init=False)  # of the exit, shape (all,)
     part: Array = field(init=False)
     point: Array = field(init=False)  # shape (d, all); of those that diverge, where they were before
-    kept: Array = field(init=False)  # steps that were star-convex, for each path,
-    asked: Array = field(init=False)  # and steps looked at
     diverged: Array = field(init=False)  # when a path was no longer finite, shape (all,)
     leapt: Array = field(init=False)  # whether a wall has mirrored a step of more than half the domain
-    steps: int = 0  # of all paths together, and those that a wall has mirrored
-    mirrored: int = 0
+    steps: int = 0  # of all paths together
     rounds: int = 0  # steps in time
 
     def __post_init__(self) -> None:
         d, n = self.x.shape
-        self.ids, self.slack = np.arange(n), np.zeros(n)
+        self.ids, self.slack, self.leapt = np.arange(n), np.zeros(n), np.zeros(n, dtype=bool)
         self.time, self.part, self.point = np.full(n, np.nan), np.full(n, -1), np.full((d, n), np.nan)
-        self.kept, self.asked = np.zeros(n), np.zeros(n)
-        self.diverged, self.leapt = np.full(n, np.nan), np.zeros(n, dtype=bool)
+        self.diverged = np.full(n, np.nan)
 
     def move(self, y: Array, t: float) -> Any:
         """Take new positions at time t, and take those out that are not finite.
@@ -112,13 +108,10 @@ class Swarm:
 
     def leave(self, who: Array, time: Array, part: Array, point: Array) -> None:
         """Take paths out."""
-        if not who.size:
-            return
         ids = self.ids[who]
         self.time[ids], self.part[ids], self.point[:, ids] = time, part, point
-        stay = np.ones(len(self.ids), dtype=bool)
-        stay[who] = False
-        self._keep(stay)
+        if who.size:
+            self._keep(np.delete(np.arange(len(self.ids)), who))
 
 
 def diffuse(swarm: Swarm, coefficients: Any, walls: Walls | None, t: float, dt: float) -> None:
@@ -149,15 +142,11 @@ def descend(swarm: Swarm, step: Callable[..., Array], walls: Walls | None, t: fl
     near = _near(swarm, walls, x, 0.0)
     if near.size:
         met = land(walls, x[:, near], swarm.x[:, near])
-        _notice_leaps(swarm, walls, near[met.mirrored], x[:, near[met.mirrored]])
+        who = near[met.mirrored]
+        if who.size and walls.extent is not None:  # through half the domain: no chance of a random walk
+            change = np.abs(swarm.x[:, who] - x[:, who])
+            swarm.leapt[swarm.ids[who]] |= (change > walls.extent[:, None] / 2).any(axis=0)
         _finish(swarm, near, met, np.full(int(met.out.sum()), t))
-
-
-def _notice_leaps(swarm: Swarm, walls: Walls, who: Array, x: Array) -> None:
-    """Steps from x that a wall mirrors although they went through half the domain are no chance of a random walk."""
-    swarm.mirrored += who.size
-    if who.size and walls.extent is not None:
-        swarm.leapt[swarm.ids[who]] |= (np.abs(swarm.x[:, who] - x) > walls.extent[:, None] / 2).any(axis=0)
 
 
 def _near(swarm: Swarm, walls: Walls, before: Array, reach: Any) -> Array:

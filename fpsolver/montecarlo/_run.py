@@ -13,7 +13,7 @@ import numpy as np
 from .._errors import together
 from ..evolution.initial import Dirac, Gaussian
 from ..pointwise.algorithm import Descent
-from ..pointwise.dynamics import Diffusion, Gradient, chunked
+from ..pointwise.dynamics import Diffusion, chunked
 from ..pointwise.family import Backend
 from ..pointwise.native import NotCompilable
 from ..pointwise.walls import Walls
@@ -25,7 +25,7 @@ POOL = 64
 """Blocks of paths that are moved together."""
 _AT_REST = 1000  # steps
 _PATIENCE = 1_000_000  # steps
-_GATHERED = ("time", "part", "point", "records", "kept", "asked", "diverged", "leapt")
+_GATHERED = ("time", "part", "point", "records", "diverged", "leapt")
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,6 @@ class Plan:
     paths: int
     walls: Walls | None
     absorbing: tuple[str, ...]
-    minimum: Any
     comm: MPI.Comm
     dim: int
     record: Array  # times at which positions are recorded
@@ -59,16 +58,14 @@ class Plan:
                 swarms.append(self._begin(blocks[i : i + POOL], level))
                 self._follow(swarms[-1], advance, length)
         gathered = [_joined(comm, [getattr(s, name) for s in swarms], blocks, self.paths) for name in _GATHERED]
-        exits, parts, points, records, kept, asked, diverged, leapt = gathered
+        exits, parts, points, records, diverged, leapt = gathered
         names = np.array([*self.absorbing, ""])
-        moved, mirrored = (comm.allreduce(sum(getattr(s, what) for s in swarms)) for what in ("steps", "mirrored"))
-        stats = {"paths": self.paths, "path_steps": moved, "seconds": clock.perf_counter() - begin, "step": length}
-        stats |= {"backend": backend, "seed": self.seed, "blocks": -(-self.paths // BLOCK)}
-        stats["steps"] = comm.allreduce(sum(s.rounds for s in swarms), op=MPI.SUM) // comm.size
-        stats |= {"diverged": int(np.isfinite(diverged).sum()), "mirrored": mirrored, "leapt": int(leapt.sum())}
-        convexity = np.stack((kept, asked)) if self.minimum is not None else None
+        moved, rounds = (comm.allreduce(sum(getattr(s, what) for s in swarms)) for what in ("steps", "rounds"))
+        stats = {"path_steps": moved, "steps": rounds // comm.size, "step": length, "backend": backend}
+        stats |= {"diverged": int(np.isfinite(diverged).sum()), "leapt": int(leapt.sum())}
+        stats["seconds"] = clock.perf_counter() - begin
         where = (exits, names[parts.astype(int)], points.T, self.record, records.transpose(0, 2, 1), diverged)
-        return Ensemble(self.method, *where, self.end, self.absorbing, self.unit, stats, convexity)
+        return Ensemble(self.method, *where, self.end, self.absorbing, self.unit, stats)
 
     def _follow(self, swarm: Swarm, advance: "Advance", length: float) -> None:
         rest = last = 0
@@ -95,8 +92,7 @@ class Plan:
                 raise ValueError(
                     f"{len(swarm.ids)} of {len(swarm.time)} paths that move together have not left by time "
                     f"{t + dt:.4g}, none of them in the last {k - last} steps: this could go on for ever. "
-                    "Give horizon= (and mean_exit_time tail='exponential' or 'bound'), or ask the equation: "
-                    "fp.mean_exit_time(gen)."
+                    "Give horizon= (and mean_exit_time tail='bound'), or ask the equation: fp.mean_exit_time(gen)."
                 )
 
     def _begin(self, blocks: Sequence[tuple[int, int]], level: int) -> Swarm:
@@ -172,33 +168,8 @@ def _diffusion(plan: Plan, backend: Backend) -> Advance:
 
 def _algorithm(plan: Plan, backend: Backend) -> Advance:
     algorithm = Descent(plan.process, plan.dim, backend)
-    compare = None if plan.minimum is None else _star(plan, algorithm)
 
     def advance(swarm: Swarm, walls: Walls | None, t: float, dt: float) -> None:
-        drawn = algorithm.draw(swarm.draws)
-        if compare is not None:
-            swarm.asked[swarm.ids] += 1
-            swarm.kept[swarm.ids] += compare(swarm.x, drawn[0])
-        descend(swarm, algorithm.step, walls, t + dt, drawn)
+        descend(swarm, algorithm.step, walls, t + dt, algorithm.draw(swarm.draws))
 
     return advance
-
-
-def _star(plan: Plan, algorithm: Descent) -> Callable[[Array, Array], Array]:
-    """Whether steps from x (d, n) with samples (B, n) are star-convex, see :meth:`Ensemble.star_convexity`."""
-    family, process = algorithm.gradient.family, plan.process
-    if process.loss is not None or family is None or not hasattr(family, "kind"):
-        raise ValueError("minimum= needs an SGD process with loss=None and PerSample losses.")
-    point = np.asarray(plan.minimum, dtype=float).reshape(-1, 1)
-    if len(point) != algorithm.space.dim:
-        raise ValueError(f"minimum has {len(point)} coordinates; {algorithm.space.dim} were expected.")
-    values = Gradient(process, algorithm.space, values=True).family
-    assert values is not None
-    at = values.chosen(np.broadcast_to(point, (len(point), values.size)), np.arange(values.size)[None])[0, 0]
-
-    def kept(x: Array, sample: Array) -> Array:
-        x, found = x[: len(point)], values.batch(x, sample)
-        f, slope = found[0], found[1:]
-        return (slope * (x - point)).sum(axis=0) >= f - at[sample].mean(axis=0) - 1e-12 * np.abs(f)
-
-    return kept

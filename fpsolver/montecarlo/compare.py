@@ -22,7 +22,7 @@ from ..models.sgd import SGD, MomentumSGD
 from ..pointwise.family import lambdify
 from ..pointwise.lambdify import PointSpace
 from .ensemble import Ensemble
-from .estimates import LEVEL, Estimate, computed, normal
+from .estimates import LEVEL, Estimate, computed
 from .simulate import simulate
 
 if TYPE_CHECKING:
@@ -91,41 +91,36 @@ class Comparison(Answer):
     def plot(self, path: str | Path, comm: MPI.Comm = MPI.COMM_WORLD) -> "Figure | None":
         """Draw values and discrepancies against η; the figure on rank 0, else None (collective; needs matplotlib)."""
 
-        def work() -> "Figure":
+        def draw() -> "Figure":
             import_optional("matplotlib", "Comparison.plot")
             from matplotlib.figure import Figure
 
-            figure = Figure(figsize=(10, 4), layout="constrained")
-            self._draw(figure.subplots(1, 2))
+            figure, eta = Figure(figsize=(10, 4), layout="constrained"), [r.learning_rate for r in self.rows]
+            left, right = figure.subplots(1, 2)
+            for name, (title, mark) in COLUMNS.items():
+                found = [f for r in self.rows if (f := getattr(r, name)) is not None]
+                if found:
+                    bars = np.array([(f.value - f.low, f.high - f.value) for f in found]).T
+                    label = title if found[0].count else f"{title}, ± {max(f.error for f in found):.1g} or less"
+                    left.errorbar(eta, [f.value for f in found], bars, fmt=mark, capsize=4, label=label)
+            relative = self.quantity == STEPS
+            scale = "log" if relative else "linear"
+            left.set(xlabel="learning rate η", ylabel=self.quantity, xscale="log", yscale=scale)
+            left.legend()
+            gaps = [r.discrepancy for r in self.rows]
+            right.errorbar(eta, [abs(g.value) for g in gaps], [g.error for g in gaps], fmt="C3s", capsize=3)
+            if self.order is not None:
+                told = [(r.learning_rate, abs(r.discrepancy.value)) for r in self.rows if r.significant]
+                center, middle = np.exp(np.log(told).mean(axis=0))
+                line = middle * (np.array(eta) / center) ** self.order.value
+                right.plot(eta, line, "k--", label=f"order {self.order}")
+                right.legend()
+            ylabel = "|algorithm − PDE|" + " / PDE" * relative
+            right.set(xlabel="learning rate η", ylabel=ylabel, xscale="log", yscale="log")
             write_figure(figure, Path(path))
             return figure
 
-        return on_root(comm, work)
-
-    def _draw(self, axes: Any) -> None:
-        eta = np.array([r.learning_rate for r in self.rows])
-        left, right = axes
-        for name, (title, mark) in COLUMNS.items():
-            found = [getattr(r, name) for r in self.rows]
-            if found[0] is None:
-                continue
-            bars = np.array([(f.value - f.low, f.high - f.value) for f in found]).T
-            label = f"{title}, ± {max(f.error for f in found):.1g} or less" if not found[0].count else title
-            left.errorbar(eta, [f.value for f in found], bars, fmt=mark, capsize=4, label=label)
-        relative = self.quantity == STEPS
-        scale = "log" if relative else "linear"
-        left.set(xlabel="learning rate η", ylabel=self.quantity, xscale="log", yscale=scale)
-        left.legend()
-        size = np.array([abs(r.discrepancy.value) for r in self.rows])
-        right.errorbar(eta, size, [r.discrepancy.error for r in self.rows], fmt="C3s", capsize=3)
-        if self.order is not None:
-            middle = np.exp(np.log([s for s, r in zip(size, self.rows, strict=True) if r.significant]).mean())
-            center = np.exp(np.log([r.learning_rate for r in self.rows if r.significant]).mean())
-            right.plot(eta, middle * (eta / center) ** self.order.value, "k--", label=f"order {self.order}")
-            right.legend()
-        right.set(
-            xlabel="learning rate η", ylabel="|algorithm − PDE|" + " / PDE" * relative, xscale="log", yscale="log"
-        )
+        return on_root(comm, draw)
 
 
 def compare(
@@ -172,83 +167,73 @@ def compare(
     rates = [float(r) for r in np.atleast_1d(np.asarray(learning_rates, dtype=float))]
     if not rates or not np.isfinite(rates).all() or min(rates) <= 0:
         raise ValueError(f"compare: learning_rates are {learning_rates!r}; positive numbers were expected.")
-    family = process if not isinstance(process, SGD | MomentumSGD) else None
-    if family is not None and not callable(family):
+    fixed, timed = isinstance(process, SGD | MomentumSGD), not isinstance(quantity, str)
+    if not fixed and not callable(process):
         raise TypeError(f"compare: process is a {type(process).__name__}; expected fp.SGD or a function of η.")
-    if isinstance(quantity, str) and quantity != EXIT_TIME:
+    if not timed and quantity != EXIT_TIME:
         raise ValueError(f"compare: quantity is {quantity!r}; expected 'exit_time' or a callable of x.")
-    if not isinstance(quantity, str) and time is None:
+    if timed and time is None:
         raise ValueError("compare: give time=, when the expectation is taken.")
-    if isinstance(quantity, str) and not absorbing:
+    if not timed and not absorbing:
         raise ValueError("compare: nothing absorbs, so there is no exit time. Give absorbing= parts.")
-    rows, models = [], list[Generator]()
-    name = STEPS if isinstance(quantity, str) else f"E g(X) at time {time:g}"
+    rows, gens, time = [], list[Generator](), time if timed else None
     for eta in rates:
-        one = family(eta) if family is not None else process.with_parameters(learning_rate=eta)  # type: ignore[union-attr]
-        if time is not None and abs(time / one.time_per_step - round(time / one.time_per_step)) > 1e-6:
-            raise ValueError(f"compare: time {time:g} is no whole number of steps of {one.time_per_step:g}.")
-        if family is None and models:
-            gens = [m.replace(learning_rate=eta) for m in models]
+        one = process.with_parameters(learning_rate=eta) if fixed else process(eta)  # type: ignore[union-attr, operator]
+        unit = one.time_per_step
+        if timed and abs(time / unit - round(time / unit)) > 1e-6:
+            raise ValueError(f"compare: time {time:g} is no whole number of steps of {unit:g}.")
+        if fixed and gens:
+            gens = [m.replace(learning_rate=eta) for m in gens]
         else:
             gens = [Generator(one, domain, absorbing, degree, scheme)]
-            if time is not None:
-                gens.append(Generator(one, domain, absorbing, gens[0].degree + 1, gens[0].scheme))
-            models = gens
+            gens += [Generator(one, domain, absorbing, gens[0].degree + 1, gens[0].scheme)] if timed else []
         chains = [Chain(one, domain, absorbing)] if chain else []
-        if chain and time is not None:
-            chains.append(Chain(one, domain, absorbing, degree=chains[0].degree + 1))
-        rows.append(_row(gens, chains, one, eta, start, quantity, time, absorbing, paths, substeps, seed))
+        chains += [Chain(one, domain, absorbing, degree=c.degree + 1) for c in chains if timed]
+        common = {"absorbing": absorbing, "paths": paths, "times": [time] if timed else None, "horizon": time}
+        sde = simulate(one, domain, start, step=substeps and unit / substeps, seed=seed, **common)
+        sgd = simulate(one, domain, start, method="sgd", seed=seed + 1, **common)
+        rows.append(_row(eta, gens, chains, (sde, sgd), start, quantity, time))
+    name = f"E g(X) at time {time:g}" if timed else STEPS
     return Comparison(tuple(rows), name, fit_order(rates, [r.discrepancy for r in rows]))
 
 
 def _row(
-    gens: Sequence[Generator], chains: Sequence[Chain], process: Any, eta: float, start: Any, quantity: Any,
-    time: float | None, absorbing: Any, paths: int, substeps: int | None, seed: int,
+    eta: float, gens: Sequence[Any], chains: Sequence[Any], paths: Sequence[Ensemble], start: Any, quantity: Any,
+    time: float | None,
 ) -> Row:  # fmt: skip
-    unit, gen = process.time_per_step, gens[0]
-    common = {"absorbing": absorbing, "paths": paths, "times": None if time is None else [time]}
-    if time is not None:
-        common["horizon"] = time
-    sde = simulate(process, gen.domain, start, step=substeps and unit / substeps, seed=seed, **common)
-    sgd = simulate(process, gen.domain, start, method="sgd", seed=seed + 1, **common)
-    point = np.asarray(getattr(start, "point", start), dtype=float).reshape(1, -1)
-    if isinstance(quantity, str):
-        pde, by_chain = (_steps(m[0], point, unit) if m else None for m in (gens, chains))
-
-        def estimate(paths: Ensemble) -> Estimate:
-            return paths.mean_exit_time().scaled(1 / unit)
+    domain, process = gens[0].domain, gens[0].process
+    unit, point = process.time_per_step, np.asarray(getattr(start, "point", start), dtype=float).reshape(1, -1)
+    if time is None:
+        pde, by_chain = (_steps(models[0], point, unit) if models else None for models in (gens, chains))
+        ask = lambda e: e.mean_exit_time().scaled(1 / unit)  # noqa: E731
     else:
-        pde = _expectation(gens, quantity, time, point, (TOL, TOL / 100))
-        by_chain = _expectation(chains, quantity, time, point, (0.0, 0.0)) if chains else None
-        space = PointSpace(gen.domain.dim, process=process)
-        with together(gen.domain.comm):
+        pde, by_chain = (_expectation(models, quantity, time, point) if models else None for models in (gens, chains))
+        space = PointSpace(domain.dim, process=process)
+        with together(domain.comm):
             g = lambdify([space.scalar(quantity, "compare: quantity")], space)
-
-        def estimate(paths: Ensemble) -> Estimate:
-            return paths.expectation(lambda x: g(x)[0])[0]
-
-    assert pde is not None
-    with together(gen.domain.comm):
-        by_sde, by_sgd = estimate(sde), estimate(sgd)
-    size = abs(pde.value) if isinstance(quantity, str) else 1.0
+        ask = lambda e: e.expectation(lambda x: g(x)[0])[0]  # noqa: E731
+    with together(domain.comm):
+        by_sde, by_sgd = map(ask, paths)
+    size = abs(pde.value) if time is None else 1.0
     true = by_chain or by_sgd
     low, high = (true.low - pde.high) / size, (true.high - pde.low) / size
     gap = Estimate((true.value - pde.value) / size, low, high, by_sgd.level, true.count)
-    doubts = _doubts(pde, by_sde, sde, sgd)
+    doubts = _doubts(pde, by_sde, *paths)
     if by_chain and _differ(by_chain, by_sgd):
         both = f"{by_chain} and {by_sgd}"
         doubts.append(f"chain and SGD paths, two ways to one number, differ: {both}. Doubt the chain: refine its mesh")
     return Row(eta, pde, by_chain, by_sde, by_sgd, gap, tuple(doubts))
 
 
-def _steps(model: Any, point: np.ndarray, unit: float) -> Estimate:
+def _steps(model: Any, point: np.ndarray, unit: float) -> Any:
     tau = mean_exit_time(model, start=point)
     assert tau.error is not None  # an exit time from a start has one
     return computed(float(tau.at(point)[0]) / unit, float(tau.error[0]) / unit)
 
 
-def _expectation(models: Sequence[Any], g: Any, time: Any, point: np.ndarray, tols: Sequence[float]) -> Estimate:
-    """Value of the first, its bar the difference from the second."""
+def _expectation(models: Sequence[Any], g: Any, time: float, point: np.ndarray) -> Any:
+    """Value of the first, its bar the difference from the second; a chain goes step by step, without tolerance."""
+    tols = (0.0, 0.0) if isinstance(models[0], Chain) else (TOL, TOL / 100)
     value, better = (
         float(backward(m, g, [time], time_rtol=tol)[0].at(point)[0]) for m, tol in zip(models, tols, strict=True)
     )
@@ -272,8 +257,7 @@ def _doubts(pde: Estimate, paths: Estimate, sde: Ensemble, sgd: Ensemble) -> lis
         doubts.append(f"PDE and SDE paths, two ways to one number, differ: {pde} and {paths}. Doubt {who}")
     elif pde.error > 0.1 * abs(pde.value):
         doubts.append(f"Doubt the PDE: its error bar is {pde.error / abs(pde.value):.0%} of its value; refine the mesh")
-    pairs = ((COLUMNS[name][0], w) for name, e in (("sde", sde), ("sgd", sgd)) for w in e.warnings)
-    return [*doubts, *(f"Doubt the {title}: {warning}" for title, warning in pairs)]
+    return doubts + [f"Doubt the {e.method.upper()} paths: {warning}" for e in (sde, sgd) for warning in e.warnings]
 
 
 def fit_order(rates: Sequence[float], discrepancies: Sequence[Estimate], level: float = LEVEL) -> Estimate | None:
@@ -284,13 +268,12 @@ def fit_order(rates: Sequence[float], discrepancies: Sequence[Estimate], level: 
     known = [(e, d) for e, d in zip(rates, discrepancies, strict=True) if not d.covers(0.0)]
     if len({e for e, _ in known}) < 2:
         return None
-    x, y = np.log([e for e, _ in known]), np.log([abs(d.value) for _, d in known])
-    z = float(stats.norm.ppf((1 + known[0][1].level) / 2))
-    sigma = np.array([max(d.error / z / abs(d.value), 1e-12) for _, d in known])
+    x, y = np.log([(e, abs(d.value)) for e, d in known]).T
+    sigma = np.array([max(d.error / stats.norm.ppf((1 + d.level) / 2) / abs(d.value), 1e-12) for _, d in known])
     fit, covariance = np.polyfit(x, y, 1, w=1 / sigma, cov="unscaled")
     freedom = len(x) - 2
     excess = float((((y - np.polyval(fit, x)) / sigma) ** 2).sum() / freedom) if freedom else 1.0
-    deviation = float(np.sqrt(covariance[0, 0] * max(1.0, excess)))
+    half = float(stats.norm.ppf((1 + level) / 2) * np.sqrt(covariance[0, 0] * max(1.0, excess)))
     left = len(rates) - len(known)
     note = f"{left} learning rate(s) left out, within noise" if left else ""
-    return normal(float(fit[0]), deviation, len(x), level, note)
+    return Estimate(float(fit[0]), float(fit[0]) - half, float(fit[0]) + half, level, len(x), note)

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from scipy import stats as statistics
 
-from .._answer import Answer
-from .estimates import LEVEL, Estimate, mean_of, normal, share_of, tail_mean
+from .._answer import Answer, place
+from .._arguments import check_choice
+from .estimates import LEVEL, Estimate, mean_of, share_of
 
 Array = np.ndarray[Any, Any]
 
@@ -31,9 +32,8 @@ class Ensemble(Answer):
         diverged: when a path was no longer finite, shape (paths,), not a number for all others.
         horizon: time at which paths that had not left were stopped.
         time_per_step: time of one step of the algorithm, None for a process without one.
-        stats: paths, path steps, seconds, step (largest length), backend, seed, blocks, steps in time; how many paths
-            diverged; for "sgd" how many steps a wall has mirrored, and how many paths leapt through half the domain
-            before.
+        stats: steps of all paths together and in time, the longest step, seconds, backend; how many paths diverged;
+            for "sgd" how many leapt through half the domain before a wall mirrored them.
         coarse: the paths with steps four times as long, where ``simulate`` has chosen the step.
         settled: whether the last division of the step changed no more than sampling explains; None where the step was
             given.
@@ -50,7 +50,6 @@ class Ensemble(Answer):
     absorbing: tuple[str, ...]
     time_per_step: float | None
     stats: Mapping[str, Any]
-    convexity: Array | None = None
     coarse: "Ensemble | None" = None
     settled: bool | None = None
 
@@ -70,11 +69,10 @@ class Ensemble(Answer):
         """What is wrong with these paths, in sentences."""
         found, n = [], len(self)
         if lost := self.stats["diverged"]:
-            first = int(np.nanargmin(self.diverged))
-            place = tuple(float(f"{c:.4g}") for c in self.exit_points[first])
+            first, what = int(np.nanargmin(self.diverged)), "learning rate" if self.method == "sgd" else "step"
             found.append(
-                f"{lost} of {n} paths diverged, the first at time {self.diverged[first]:.4g} from {place}; lower the "
-                + ("learning rate" if self.method == "sgd" else "step")
+                f"{lost} of {n} paths diverged, the first at time {self.diverged[first]:.4g} from "
+                f"{place(self.exit_points[first], 4)}; lower the {what}"
             )
         if (leapt := self.stats["leapt"]) > 0.01 * n:
             found.append(
@@ -104,48 +102,31 @@ class Ensemble(Answer):
         """Mean of the exit time.
 
         Args:
-            tail: what to do when some paths had not left at the horizon: "refuse", "exponential" (extrapolate with the
-                rate of exits in the second half, labelled so), or "bound" (mean of min(τ, horizon), a lower bound).
+            tail: what to do when some paths had not left at the horizon: "refuse", or "bound" (mean of min(τ, horizon),
+                a lower bound).
             level: confidence level.
 
         Raises:
             ValueError: nothing absorbs, or paths were stopped and ``tail`` is "refuse".
         """
         self._needs_exits("mean_exit_time")
-        if tail not in ("refuse", "exponential", "bound"):
-            raise ValueError(f"mean_exit_time: tail is {tail!r}; expected 'refuse', 'exponential' or 'bound'.")
-
-        def ask(paths: Ensemble) -> Estimate:
-            try:
-                return paths._mean_exit_time(tail, level)
-            except ValueError:
-                if paths is self:
-                    raise
-                return paths._mean_exit_time("bound", level)
-
-        return self._with_step(ask)
-
-    def _mean_exit_time(self, tail: str, level: float) -> Estimate:
+        check_choice("mean_exit_time: tail", tail, ("refuse", "bound"))
         lost = int(np.isfinite(self.diverged).sum())
         stopped = int(np.isnan(self.exit_times).sum()) - lost
-        if lost and tail != "bound":
+        if lost and tail == "refuse":
             raise ValueError(
                 f"mean_exit_time: {lost} of {len(self)} paths diverged, so that their exit times are unknown. Lower "
                 "the learning rate or the step, or take tail='bound' (a lower bound)."
             )
-        if not stopped and not lost:
-            return mean_of(self.exit_times, level)
-        if tail == "refuse":
+        if stopped and tail == "refuse":
             raise ValueError(
                 f"{stopped} of {len(self)} paths had not left at time {self.horizon:g}, so their mean is unknown. Give "
-                "simulate a larger horizon=, or take tail='exponential' (assumed) or tail='bound' (a lower bound)."
+                "simulate a larger horizon=, or take tail='bound' (a lower bound)."
             )
-        if tail == "exponential":
-            return tail_mean(self.exit_times, self.horizon, level)
-        note = f"lower bound: {(stopped + lost) / len(self):.1%} of the paths were stopped"
-        return mean_of(self._followed(), level, note)
+        note = f"lower bound: {(stopped + lost) / len(self):.1%} of the paths were stopped" if stopped + lost else ""
+        return self._with_step(lambda e: mean_of(e.followed(), level, note))
 
-    def _followed(self) -> Array:
+    def followed(self) -> Array:
         """How long each path was followed: until it left, diverged or was stopped."""
         ends = np.where(np.isnan(self.diverged), self.horizon, self.diverged)
         return np.where(np.isnan(self.exit_times), ends, self.exit_times)
@@ -153,8 +134,7 @@ class Ensemble(Answer):
     def exit_probability(self, part: str, level: float = LEVEL) -> Estimate:
         """Probability to leave through a part, before the horizon if there is one (Wilson's interval)."""
         self._needs_exits("exit_probability")
-        if part not in self.absorbing:
-            raise ValueError(f"exit_probability: no absorbing part {part!r}; they are {', '.join(self.absorbing)}.")
+        check_choice("exit_probability: part", part, self.absorbing)
         return self._with_step(lambda e: share_of(int((e.exit_parts == part).sum()), len(e), level), (0.0, 1.0))
 
     def survival(self, times: Any, level: float = LEVEL) -> list[Estimate]:
@@ -174,7 +154,8 @@ class Ensemble(Answer):
 
         Paths that have diverged count as zero, as those that have left; a note says how many they are.
         """
-        self._needs_records("expectation")
+        if not len(self.times):
+            raise ValueError("expectation: no positions were recorded. Give simulate times=.")
 
         def ask(paths: Ensemble, index: int) -> Estimate:
             x = paths.positions[index]
@@ -185,66 +166,9 @@ class Ensemble(Answer):
 
         return [self._with_step(lambda e, i=i: ask(e, i)) for i in range(len(self.times))]  # type: ignore[misc]
 
-    def density(
-        self, bins: Any, index: int = -1, axis: int | None = None, level: float = LEVEL
-    ) -> tuple[Array, Array, Array]:
-        """Histogram of the positions at a recorded time.
-
-        Args:
-            bins: edges of the bins: one increasing sequence for one coordinate, or one per coordinate.
-            index: which recorded time.
-            axis: the coordinate whose marginal density is wanted; all of them without.
-            level: confidence level of each bin by itself (Wilson).
-
-        Returns:
-            (mean density in the bins, lower ends, upper ends of the intervals); paths that have left count as nowhere.
-        """
-        self._needs_records("density")
-        d = self.positions.shape[2]
-        edges = [np.asarray(bins, float)] if axis is not None or d == 1 else [np.asarray(b, float) for b in bins]
-        columns = [axis or 0] if len(edges) == 1 else list(range(d))
-        if len(edges) != len(columns):
-            raise ValueError(f"density: {len(edges)} sequences of edges were given for {d} coordinates.")
-        volume = np.ones([len(e) - 1 for e in edges])
-        for i, e in enumerate(edges):
-            volume = volume * np.diff(e).reshape([-1 if j == i else 1 for j in range(len(edges))])
-
-        def share(paths: Ensemble, bin: tuple[int, ...]) -> Estimate:
-            return share_of(int(counts[paths is self][bin]), len(paths), level)
-
-        counts = {paths is self: paths._counts(index, columns, edges) for paths in (self, self.coarse) if paths}
-        shares = [self._with_step(lambda e, b=b: share(e, b), (0.0, 1.0)) for b in np.ndindex(*volume.shape)]  # type: ignore[misc]
-        found = [np.array([getattr(s, name) for s in shares]) for name in ("value", "low", "high")]
-        value, low, high = (f.reshape(volume.shape) / volume for f in found)
-        return value, low, high
-
-    def _counts(self, index: int, columns: list[int], edges: list[Array]) -> Array:
-        x = self.positions[index][:, columns]
-        return np.histogramdd(x[~np.isnan(x[:, 0])], edges)[0]
-
-    def star_convexity(self, level: float = LEVEL) -> Estimate:
-        """Share of the algorithm's steps that are star-convex with respect to the given minimum.
-
-        A step with batch b from x is when ⟨∇f_b(x), x − x*⟩ ≥ f_b(x) − f_b(x*) (Zhou et al., ICLR 2019, take epochs).
-        Steps of one path depend on each other, so the interval is that of a ratio of means over paths.
-
-        Raises:
-            ValueError: ``simulate`` was called without ``minimum=``.
-        """
-        if self.convexity is None:
-            raise ValueError("star_convexity: call simulate(..., method='sgd', minimum=x*) with a point x*.")
-        kept, asked = self.convexity
-        share = kept.sum() / asked.sum()
-        deviation = np.std(kept - share * asked, ddof=1) / asked.mean() / np.sqrt(len(asked))
-        return normal(float(share), float(deviation), len(asked), level)
-
     def _needs_exits(self, what: str) -> None:
         if not self.absorbing:
             raise ValueError(f"{what}: nothing absorbs, so paths never leave. Give simulate absorbing= parts.")
-
-    def _needs_records(self, what: str) -> None:
-        if not len(self.times):
-            raise ValueError(f"{what}: no positions were recorded. Give simulate times=.")
 
 
 def agrees(a: Ensemble, b: Ensemble) -> bool:
@@ -262,7 +186,7 @@ def _characteristics(paths: Ensemble) -> Iterator[Array]:
     """Numbers of each path whose means are compared."""
     yield np.isfinite(paths.diverged).astype(float)
     if paths.absorbing:
-        yield paths._followed()
+        yield paths.followed()
         yield from ((paths.exit_parts == part).astype(float) for part in paths.absorbing)
     for x in paths.positions:
         for c in np.nan_to_num(x).T:

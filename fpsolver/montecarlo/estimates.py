@@ -1,6 +1,6 @@
 """Numbers with intervals: estimates from samples, and computed values with their error bars."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -41,13 +41,12 @@ class Estimate(Answer):
 
     def scaled(self, factor: float) -> "Estimate":
         """The estimate of a positive multiple."""
-        return Estimate(factor * self.value, factor * self.low, factor * self.high, self.level, self.count, self.note)
+        return replace(self, value=factor * self.value, low=factor * self.low, high=factor * self.high)
 
     def widened(self, by: float) -> "Estimate":
         """The interval with an independent error in quadrature on either side."""
-        low, high = (np.hypot(self.value - self.low, by), np.hypot(self.high - self.value, by))
-        ends = float(self.value - low), float(self.value + high)
-        return Estimate(self.value, *ends, self.level, self.count, self.note)
+        low, high = (float(np.hypot(self.value - end, by)) for end in (self.low, self.high))
+        return replace(self, low=self.value - low, high=self.value + high)
 
     def __float__(self) -> float:
         return self.value
@@ -68,46 +67,13 @@ def mean_of(samples: npt.ArrayLike, level: float = LEVEL, note: str = "") -> Est
     x = np.asarray(samples, dtype=float)
     if len(x) < 2:
         raise ValueError(f"{len(x)} sample(s) give no interval; at least two are needed.")
-    return normal(float(x.mean()), float(x.std(ddof=1) / np.sqrt(len(x))), len(x), level, note, len(x) - 1)
-
-
-def normal(value: float, deviation: float, count: int, level: float = LEVEL, note: str = "", freedom: float = np.inf) -> Estimate:  # fmt: skip  # noqa: E501
-    """An estimate with a symmetric interval from its standard deviation."""
-    half = float(stats.t.ppf((1 + level) / 2, freedom)) * deviation
-    return Estimate(value, value - half, value + half, level, count, note)
+    value, half = float(x.mean()), float(stats.t.ppf((1 + level) / 2, len(x) - 1) * stats.sem(x))
+    return Estimate(value, value - half, value + half, level, len(x), note)
 
 
 def share_of(successes: int, count: int, level: float = LEVEL) -> Estimate:
     """A probability, with Wilson's interval, which has length even where nothing or everything happened."""
-    z = float(stats.norm.ppf((1 + level) / 2))
-    p, w = successes / count, z * z / count
-    middle = (p + w / 2) / (1 + w)
-    half = np.sqrt(p * (1 - p) * w + w * w / 4) / (1 + w)
+    low, high = stats.binomtest(successes, count).proportion_ci(level, method="wilson")
     # the ends are exact where p is 0 or 1
-    low = 0.0 if successes == 0 else max(0.0, middle - half)
-    high = 1.0 if successes == count else min(1.0, middle + half)
-    return Estimate(p, low, high, level, count)
-
-
-def tail_mean(exits: npt.NDArray[np.float64], horizon: float, level: float = LEVEL) -> Estimate:
-    """Mean of times of which those beyond ``horizon`` are unknown (not a number), if their tail is exponential.
-
-    The mean of min(τ, horizon) plus P(τ > horizon)/r, where r is the rate of exits in the second half of the time.
-    The interval is that of the delta method, the rate's uncertainty included; it knows nothing of other tails.
-
-    Raises:
-        ValueError: nothing left in the second half of the time, so that the rate is unknown.
-    """
-    n, middle = len(exits), horizon / 2
-    stopped = np.where(np.isnan(exits), horizon, exits)
-    alive = np.isnan(exits)
-    events = ((stopped > middle) & ~alive).astype(float)
-    risk = np.maximum(stopped - middle, 0.0)
-    if not events.any():
-        raise ValueError(f"no path left between {middle:g} and {horizon:g}: the rate of exits is unknown.")
-    rate, left = events.mean() / risk.mean(), alive.mean()
-    value = float(stopped.mean() + left / rate)
-    # value = E stopped + E alive · E risk / E events: linearised in each path's share
-    share = stopped + alive / rate + left * (risk - events / rate) / events.mean()
-    deviation = float(share.std(ddof=1) / np.sqrt(n))
-    return normal(value, deviation, n, level, f"exponential tail assumed for {left:.1%} of the paths")
+    ends = float(low) if successes else 0.0, float(high) if successes < count else 1.0
+    return Estimate(successes / count, *ends, level, count)

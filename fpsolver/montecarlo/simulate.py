@@ -1,5 +1,6 @@
 """Monte Carlo: paths of a process, or of the algorithm that the process approximates, for comparison with the PDE."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -8,13 +9,16 @@ from mpi4py import MPI
 
 import numpy as np
 
-from .._arguments import part_names
+from .._arguments import check_choice, check_integer, check_positive, expect, part_names
+from .._errors import agree
 from .._log import logger
 from ..domains.domain import Domain
+from ..evolution.initial import Dirac, Gaussian
 from ..evolution.schedule import followed
+from ..models.fields import is_number
 from ..models.optimisers import Optimiser
 from ..models.process import Process
-from ._arguments import check, check_memory, dimension, walls_around
+from ..pointwise.walls import Walls, walls_of
 from ._run import Plan
 from .ensemble import Ensemble, agrees
 
@@ -37,7 +41,6 @@ def simulate(
     schedule: Mapping[str, Any] | None = None,
     seed: int = 0,
     backend: Literal["auto", "numpy", "c"] = "auto",
-    minimum: Any = None,
     comm: MPI.Comm | None = None,
 ) -> Ensemble:
     """Follow many paths of the diffusion, or of the algorithm itself (collective).
@@ -75,7 +78,6 @@ def simulate(
         seed: a non-negative integer.
         backend: "c" compiles formulas with DOLFINx' C compiler, "numpy" takes numpy, "auto" compiles where it can
             (not functions of ``fp.batched``; JAX compiles those of ``from_jax`` itself).  Random numbers are the same.
-        minimum: x*, to which steps of "sgd" are compared by :meth:`Ensemble.star_convexity`; needs losses of samples.
         comm: communicator, of the domain if there is one.
 
     Raises:
@@ -84,35 +86,90 @@ def simulate(
             more paths than memory has room for.
         RuntimeError: no C compiler, or it refuses.
     """
-    absorbing = part_names(absorbing)
+    what, absorbing = type(process).__name__, part_names(absorbing)
     comm = domain.comm if isinstance(domain, Domain) else comm or MPI.COMM_WORLD
-    record, until = check(paths, times, horizon, method, step, seed, backend, process)
-    d = dimension(domain, start, paths)
-    check_memory(comm, int(paths), d, len(record))
-    walls, absorbing = walls_around(domain, absorbing, d)
-    if until is None and not absorbing and not len(record):
-        raise ValueError("simulate: nothing absorbs; give times= to record, or absorbing= parts.")
-    if until == np.inf and not absorbing:
-        raise ValueError("simulate: horizon is inf, but nothing absorbs, so that no path would ever end.")
-    end: float = until if until is not None else np.inf if absorbing else float(record[-1])
-    unit = process.time_per_step
-    if method == "sgd":
-        assert unit is not None
-        record = np.rint(record / unit) * unit
-        end = np.ceil(end / unit - 1e-9) * unit
+    if not isinstance(process, Process):
+        raise TypeError(f"simulate: process is a {what}; expected fp.SGD, fp.SDE, ...")
+    paths, seed = check_integer("simulate: paths", paths), check_integer("simulate: seed", seed, 0)
+    check_choice("simulate: method", method, ("sde", "sgd"))
+    check_choice("simulate: backend", backend, ("auto", "numpy", "c"))
+    unit, sgd = process.time_per_step, method == "sgd"
+    if sgd and not isinstance(process, Optimiser):
+        raise ValueError(f"simulate: method 'sgd' needs fp.SGD or fp.MomentumSGD, not {what}.")
+    if sgd and step is not None:
+        raise ValueError("simulate: the algorithm's step is its learning rate; step= is for method 'sde'.")
+    if step is None and unit is None:
+        raise ValueError(f"simulate: give step=, the time step; {what} has no step of its own.")
+    length = check_positive("simulate: step", unit if step is None else step)
+    d = _dimension(domain, start, paths)
+    walls, absorbing = _walls(domain, absorbing, d)
+    record, end = _times(times, horizon, bool(absorbing))
+    _check_memory(comm, paths, d, len(record))
+    if sgd:
+        record, end = np.rint(record / length) * length, np.ceil(end / length - 1e-9) * length
     varying = _varying(process, method, schedule)
     plan = Plan(
-        process, start, method, int(seed), int(paths), walls, absorbing, minimum, comm, d, record, end, unit, backend,
-        varying,
+        process, start, method, seed, paths, walls, absorbing, comm, d, record, end, unit, backend, varying
     )  # fmt: skip
-    if method == "sgd" or step is not None:
-        found = plan.run(float(step or unit or np.nan))
-    else:
-        assert unit is not None
-        found = _refined(plan, unit)
+    found = plan.run(length) if sgd or step is not None else _refined(plan, length)
     for warning in found.warnings:
         logger.warning("simulate: %s", warning)
     return found
+
+
+def _dimension(domain: Any, start: Any, paths: int) -> int:
+    if start is None:
+        raise ValueError("simulate: give start=, a point, one point per path, fp.dirac or fp.gaussian.")
+    values = {Dirac: "point", Gaussian: "mean"}.get(type(start))
+    shape = np.shape(getattr(start, values) if values else start)
+    d = domain.dim if isinstance(domain, Domain) else (shape[-1] if shape else 1)
+    if shape not in ((d,), (paths, d)) and not (d == 1 and shape in ((), (paths,))):
+        raise ValueError(f"simulate: start has shape {shape}; expected ({d},) or ({paths}, {d}).")
+    return d
+
+
+def _walls(domain: Any, absorbing: tuple[str, ...], d: int) -> tuple[Walls | None, tuple[str, ...]]:
+    if isinstance(domain, Domain):
+        for name in absorbing:
+            domain.facets(name)  # refuses unknown names
+        return walls_of(domain, absorbing), absorbing
+    if domain is None:
+        if absorbing:
+            raise ValueError(f"simulate: {absorbing[0]!r} cannot absorb without a domain.")
+        return None, ()
+    if not callable(domain):
+        raise TypeError(f"simulate: domain is a {type(domain).__name__}; expected a Domain, a function or None.")
+    if absorbing not in ((), ("boundary",)):
+        raise ValueError("simulate: a domain given as a function has one part, 'boundary'.")
+    return walls_of(domain, (), d), ("boundary",)
+
+
+def _times(times: Any, horizon: Any, absorbs: bool) -> tuple[Array, float]:
+    """Recorded times, and when paths that have not left are stopped."""
+    record = np.atleast_1d(np.asarray([] if times is None else times, dtype=float))
+    rising = np.isfinite(record).all() and (record >= 0).all() and (np.diff(record) > 0).all()
+    expect("simulate: times", times, "increasing numbers of at least 0", rising)
+    if horizon is None:
+        if not absorbs and not len(record):
+            raise ValueError("simulate: nothing absorbs; give times= to record, or absorbing= parts.")
+        return record, np.inf if absorbs else float(record[-1])
+    expect("simulate: horizon", horizon, "a positive number", is_number(horizon) and horizon > 0)
+    if len(record) and record[-1] > horizon:
+        raise ValueError(f"simulate: the last of times, {record[-1]:g}, is beyond the horizon {horizon:g}.")
+    if horizon == np.inf and not absorbs:
+        raise ValueError("simulate: horizon is inf, but nothing absorbs, so that no path would ever end.")
+    return record, float(horizon)
+
+
+def _check_memory(comm: MPI.Comm, paths: int, d: int, records: int) -> None:
+    """Every rank holds all exits and recorded positions, and some copies while they are gathered (collective)."""
+    each = 3 * 8 * (6 + d * (1 + records)) * comm.size
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    problem = (
+        f"simulate: paths is {paths:.4g}, whose exits and {records} recorded positions need {each * paths / 2**30:.3g} "
+        f"GB on {comm.size} rank(s); this machine has {memory / 2**30:.3g} GB, enough for {memory // each:.3g} paths."
+    )
+    agree(comm, problem if each * paths > memory else None)
 
 
 def _varying(process: Process, method: str, schedule: Any) -> dict[str, Callable[[float], float]]:
