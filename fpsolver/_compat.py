@@ -42,6 +42,14 @@ def cell_partitioner(ghost_mode: GhostMode = GhostMode.shared_facet) -> Callable
         return create_cell_partitioner(ghost_mode)
 
 
+def index_map(comm: Any, size: int, ghosts: npt.NDArray[np.int64], owners: npt.NDArray[np.int32]) -> Any:
+    """Layout of what ranks share: since 0.10 with a tag for its messages."""
+    try:
+        return _cpp.common.IndexMap(comm, size, ghosts, owners, 1311)
+    except TypeError:
+        return _cpp.common.IndexMap(comm, size, ghosts, owners)
+
+
 def bb_tree(
     mesh: Mesh, dim: int, padding: float = 0.0, entities: npt.NDArray[np.int32] | None = None
 ) -> geometry.BoundingBoxTree:

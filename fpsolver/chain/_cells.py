@@ -200,6 +200,8 @@ def cells_of(domain: Domain) -> Cells:
     corners = np.concatenate(comm.allgather(domain.boundary.corners)).reshape(-1, d) + 0.0
     _, number = np.unique(np.concatenate((flat, corners)), axis=0, return_inverse=True)
     fixed = np.isin(number.ravel()[: len(flat)], number.ravel()[len(flat) :])
+    if domain.periods is not None:  # both copies of a node stay
+        fixed |= np.isclose(flat[:, :, None], domain.periods, atol=1e-9 * np.ptp(flat), rtol=0).any(axis=(1, 2))
     ordered = flat[np.sort(nodes, axis=1)].reshape(len(vertices), -1)
     keys = np.zeros(len(vertices), dtype=np.uint64)
     for column in ordered.T:

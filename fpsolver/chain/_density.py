@@ -12,6 +12,7 @@ import numpy as np
 from scipy import sparse
 from scipy.special import ndtr
 
+from ..pointwise.walls import REFLECTING
 from ._assemble import Piece, Recipe
 from ._points import Points
 from ._steps import Blurred
@@ -96,7 +97,9 @@ class DensityRecipe(Recipe):
         return Piece(chosen, mass, exits, rows, np.full(len(chosen), q), means.size * len(targets.cell), 0.0)
 
     def _labels(self) -> tuple[int, int]:
-        """Labels of the left and of the right end."""
+        """Labels of the left and of the right end; that of a wall that reflects where the two are one."""
+        if self.walls.periods is not None:
+            return REFLECTING, REFLECTING
         left, right = (int(self.walls.label(side, np.array([[end]]))[0]) for side, end in enumerate(self.ends))
         return left, right
 
@@ -120,12 +123,15 @@ class DensityRecipe(Recipe):
         return np.array([self.ends[side] for side in sides]).reshape(-1, 1), share
 
     def _kernel(self, means: Array, deviations: Array, targets: Points) -> Array:
-        """Transition densities (n, targets), mirrored at reflecting ends."""
+        """Transition densities (n, targets), mirrored at reflecting ends, with all turns where the two ends are one."""
         a, b = self.ends
         left, right = (label >= 0 for label in self._labels())
         y, density = targets.x[:, 0], np.zeros((means.shape[1], len(targets.x)))
         spread = means.min() - REACH * deviations.max(), means.max() + REACH * deviations.max()
         copies = [z for k in range(-3, 4) for z in (y + 2 * k * (b - a), 2 * a - y + 2 * k * (b - a))]
+        if self.walls.periods is not None:
+            turns = np.floor((np.array(spread) - a) / (b - a))
+            copies = [y + k * (b - a) for k in np.arange(turns[0], turns[1] + 1)]
         for mean, deviation, w in zip(means, deviations, self.steps.weights, strict=True):
             s = deviation[:, None]
             for z in copies:

@@ -55,15 +55,15 @@ def follow(
             "not finite there, or the learning rate is too large for their growth."
         )
     source, weight = np.tile(np.arange(n), nb), np.repeat(steps.weights, n)
-    cell, reference = cells.locate(y)
+    cell, reference = cells.locate(walls.wrapped(y.T).T)
     outside = np.flatnonzero(cell < 0)
     label, at, mirrored = np.full(len(y), -1), None, 0.0
     if outside.size:
         met = land(walls, points.x[source[outside]].T, y[outside].T)
         label[outside] = met.part
         stay = outside[~met.out]
-        _refuse_far(cells, points, source, y, stay)
-        back = met.y.T[~met.out]
+        _refuse_far(cells, points, source, walls.wrapped(y.T).T, stay)
+        back = walls.wrapped(met.y[:, ~met.out]).T
         cell[stay], reference[stay] = cells.locate(back, 1e-6)
         if (lost := stay[cell[stay] < 0]).size:
             raise ValueError(
@@ -74,7 +74,7 @@ def follow(
         at[outside] = met.point.T
     for number, region in enumerate(regions):
         inside = np.flatnonzero(label < 0)
-        label[inside[np.asarray(region(y[inside]))]] = parts + number
+        label[inside[np.asarray(region(walls.wrapped(y[inside].T).T))]] = parts + number
     gone, stays = np.flatnonzero(label >= 0), np.flatnonzero(label < 0)
     where = y[gone] if at is None else np.where(np.isnan(at[gone]), y[gone], at[gone])
     return Images(

@@ -12,6 +12,7 @@ from .._log import logger
 from ..domains.domain import Domain
 from ..models.fields import Space
 from ..models.process import SDE, Coefficients, Process
+from ._seams import is_periodic
 from ._wells import exit_barrier
 from .assembly import nodal_values
 from .boundary import Boundary, Survey
@@ -61,7 +62,7 @@ def choose_scheme(
 def barrier(process: Process, territory: Territory, space: Space) -> float:
     """How far one must climb from the worst well to get lower or out, in units of U; zero without a Gibbs density."""
     potential = process.potential(space)
-    if potential is None:
+    if potential is None or not is_periodic(territory.domain, potential):
         return 0.0
     V = fem.functionspace(space.mesh, ("Lagrange", 1))
     U = nodal_values(V, potential, space).x.array

@@ -21,6 +21,7 @@ from ..domains.domain import Domain
 from ..models.fields import Space
 from ..models.process import SDE, Process
 from ._choice import HIGH_BARRIER, barrier, check_jumps, check_walls, choose_degree, choose_scheme, gibbs_potential
+from ._seams import check_periodic
 from ._walls import lacking_diffusion, warn_of_added
 from .assembly import make_matrix, make_vector
 from .boundary import Boundary, FicheraClasses, check_potential, survey_cells
@@ -101,6 +102,7 @@ class Generator:
         if model is not None:
             space.inherit(model)
         coefficients = complete(process, space)
+        check_periodic(territory.domain, coefficients)
         self.survey = survey_cells(space.mesh, coefficients, degree)
         self.boundary = Boundary(space.mesh, coefficients, self.survey, 2 * degree)
         chosen = choose_scheme(scheme, process, territory, space, self.survey, self.boundary)

@@ -26,6 +26,7 @@ class RawMesh:
         degree: degree of the map from the reference cell.
         facets: vertices of the facets of each named part of the boundary or surface inside, shape (facets, dim).
         groups: rows of ``cells`` in each named region.
+        periods: ends of periodic coordinates, shape (dim, 2), NaN where there is none; None if there is none at all.
     """
 
     points: Array
@@ -33,6 +34,7 @@ class RawMesh:
     degree: int
     facets: dict[str, Array]
     groups: dict[str, Array] = field(default_factory=dict)
+    periods: Array | None = None
 
     @property
     def dim(self) -> int:
@@ -42,7 +44,7 @@ class RawMesh:
     def empty(self) -> "RawMesh":
         """The share of a rank that has nothing of it."""
         facets, groups = ({k: v[:0] for k, v in named.items()} for named in (self.facets, self.groups))
-        return RawMesh(self.points[:0], self.cells[:0], self.degree, facets, groups)
+        return RawMesh(self.points[:0], self.cells[:0], self.degree, facets, groups, self.periods)
 
 
 def opposite(d: int) -> Array:

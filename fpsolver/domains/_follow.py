@@ -23,8 +23,7 @@ def gathered(domain: "Domain") -> RawMesh | None:
     """The whole mesh on rank 0, None elsewhere; cells in the order of ranks (collective)."""
     mesh, comm, dim = domain.mesh, domain.comm, domain.dim
     owned = mesh.topology.index_map(dim).size_local
-    numbers = mesh.geometry.index_map()
-    number = numbers.local_to_global(np.arange(numbers.size_local + numbers.num_ghosts, dtype=np.int32))
+    number = np.asarray(mesh.geometry.input_global_indices)
     cells = number[_compat.geometry_dofmap(mesh)[:owned]]
     first = sum(comm.allgather(owned)[: comm.rank])
     place = {name: np.searchsorted(domain.boundary.facets, domain.facets(name)) for name in domain.parts}
@@ -45,6 +44,7 @@ def gathered(domain: "Domain") -> RawMesh | None:
         _compat.coordinate_map(mesh).degree,
         {name: renumbered(np.vstack([s[3][name] for s in shares])) for name in domain.parts},
         {name: np.concatenate([s[4][name] for s in shares]) for name in groups},
+        domain.periods,
     )
 
 

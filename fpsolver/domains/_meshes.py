@@ -12,6 +12,7 @@ from dolfinx import default_real_type, io
 from dolfinx import mesh as dmesh
 
 from .. import _compat
+from . import _periodic
 from ._arrays import SHAPES
 from ._parts import Facets, find_boundary
 
@@ -55,7 +56,12 @@ def sides(mesh: dmesh.Mesh, low: Sequence[float], high: Sequence[float], names: 
 
 
 def create_mesh(
-    comm: MPI.Comm, cells: npt.NDArray[np.int64], x: npt.NDArray[np.float64], dim: int, degree: int
+    comm: MPI.Comm,
+    cells: npt.NDArray[np.int64],
+    x: npt.NDArray[np.float64],
+    dim: int,
+    degree: int,
+    periods: npt.NDArray[np.float64] | None = None,
 ) -> dmesh.Mesh:
     """A distributed mesh from the cells and nodes that each rank holds (collective)."""
     element = basix.ufl.element(
@@ -66,7 +72,10 @@ def create_mesh(
         shape=(dim,),
         dtype=default_real_type,
     )
-    return dmesh.create_mesh(comm, cells=cells, x=x, e=element, partitioner=_compat.cell_partitioner(GHOSTS))
+    partitioner = _compat.cell_partitioner(GHOSTS)
+    if periods is not None:
+        return _periodic.create(comm, cells, x, element, partitioner, periods)
+    return dmesh.create_mesh(comm, cells=cells, x=x, e=element, partitioner=partitioner)
 
 
 def read_xdmf(path: Path, names: Sequence[str], comm: MPI.Comm) -> tuple[dmesh.Mesh, dict[str, Facets]]:

@@ -22,6 +22,7 @@ from .. import _compat
 from .._errors import agree, together
 from .._sample import largest, outer_sides, smallest
 from ._arrays import SHAPES, RawMesh, opposite
+from ._periodic import on_upper_sides
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -48,6 +49,7 @@ def refine(
     regions: Mapping[str, npt.NDArray[np.int32]],
     degree: int | None = None,
     move: Move | None = None,
+    periods: Floats | None = None,
 ) -> RawMesh:
     """This rank's share of the mesh in which the marked owned cells are refined (collective).
 
@@ -71,12 +73,16 @@ def refine(
     keys, points = nodes(
         mesh.geometry.x[_compat.geometry_dofmap(mesh)[:owned]][:, :, :d], cmap.degree, *cells, degree, cmap.variant
     )
+    copy = on_upper_sides(points.reshape(-1, d), periods).reshape(*keys.shape[:2], -1)
     if move is not None:
         points = _moved(mesh.comm, points, degree, move)
-    new, x = number(mesh.comm, keys, points)
+        if periods is not None:
+            ends = [(smallest(mesh.comm, row), largest(mesh.comm, row)) for row in points.reshape(-1, d).T]
+            periods = np.where(np.isfinite(periods), ends, np.nan)
+    new, x = number(mesh.comm, np.concatenate((keys, copy), axis=2), points)
     facets = {name: children(_on_cells(mesh, found), *cells[1:], new) for name, found in parts.items()}
     groups = {name: np.flatnonzero(np.isin(cells[2], found)) for name, found in regions.items()}
-    return RawMesh(x, new, degree, facets, groups)
+    return RawMesh(x, new, degree, facets, groups, periods)
 
 
 def _table(topology: dmesh.Topology, a: int, b: int) -> npt.NDArray[np.int32]:

@@ -70,7 +70,7 @@ def split(raw: RawMesh, ends: Array, at: Array) -> tuple[RawMesh, Array]:
         on = find(vertices, faces)[sides] if len(vertices) else np.zeros(sides.shape, dtype=bool)
         facets[name] = _refine.children(on, *cells[1:], new)
     groups = {name: np.flatnonzero(np.isin(cells[2], rows)) for name, rows in raw.groups.items()}
-    return RawMesh(x, new, raw.degree, facets, groups), cells[2]
+    return RawMesh(x, new, raw.degree, facets, groups, raw.periods), cells[2]
 
 
 def along(x: Array, t: Array) -> Array:

@@ -20,6 +20,7 @@ from ._arrays import RawMesh
 from ._follow import ACCURACY, changes_inside_facets, followed
 from ._meshes import GHOSTS
 from ._parts import REST, Facets, Marker, Parts, as_inside
+from ._periodic import LEAST
 from ._round import HIGHEST, RoundShape
 from .regions import check_polygon, marker_of
 
@@ -45,6 +46,7 @@ class Domain:
         dim: dimension of the cells and of space.
         boundary: this rank's facets of the boundary, with their cells and corners.
         defects: for each part or region that the mesh only approximates, the measure by which it is missed.
+        periods: ends of the periodic coordinates, shape (dim, 2) with NaN elsewhere; None if there are none.
 
     Raises:
         ValueError: if the mesh or a part is unsuitable; the same on every rank.
@@ -56,6 +58,7 @@ class Domain:
         self._parts = Parts(mesh)
         self._regions: dict[str, Facets] = {}
         self.defects: dict[str, float] = {}
+        self.periods: npt.NDArray[np.float64] | None = None
         self._round: RoundShape | None = None
         self.boundary = self._parts.boundary
         for name, facets in (parts or {}).items():
@@ -65,9 +68,9 @@ class Domain:
                 self._parts.add_given(name, facets)
         if parts is not None and REST not in parts:
             self._parts.facets.pop(REST, None)  # of the domain while it had fewer parts
-        if parts is None:
+        if parts is None and mesh.comm.allreduce(len(self.boundary.facets)):
             self._parts.add("boundary", self.boundary.facets)
-        else:
+        if parts is not None:
             self._parts.add_rest()
 
     @classmethod
@@ -80,39 +83,75 @@ class Domain:
     # -- Constructors
 
     @classmethod
-    def interval(cls, a: float, b: float, n: int, *, comm: MPI.Comm = MPI.COMM_WORLD) -> "Domain":
-        """The interval [a, b] in n cells; parts left, right."""
+    def interval(
+        cls, a: float, b: float, n: int, *, periodic: bool = False, comm: MPI.Comm = MPI.COMM_WORLD
+    ) -> "Domain":
+        """The interval [a, b] in n cells; parts left, right.
+
+        ``periodic``: b is a again, as for an angle; there are no ends.  See :meth:`rectangle`.
+        """
         low, high, cells = _box("interval", 1, (a,), (b,), (n,))
         mesh = dmesh.create_interval(comm, cells[0], [low[0], high[0]], ghost_mode=GHOSTS, dtype=default_real_type)
-        return cls._with_sides(mesh, low, high)
+        return cls._with_sides(mesh, low, high, cells, (periodic,))
 
     @classmethod
     def rectangle(
-        cls, low: Point, high: Point, n: Sequence[int], *, diagonal: str = "crossed", comm: MPI.Comm = MPI.COMM_WORLD
+        cls,
+        low: Point,
+        high: Point,
+        n: Sequence[int],
+        *,
+        diagonal: str = "crossed",
+        periodic: Sequence[bool] = (False, False),
+        comm: MPI.Comm = MPI.COMM_WORLD,
     ) -> "Domain":
         """The rectangle between two corners in n[0] x n[1] small ones; parts left, right, bottom, top.
 
         ``diagonal`` is how they are cut into triangles: "crossed" (four each, the default: symmetric in x and in y for
         every n, and no triangle has all its vertices on the boundary), "right", "left" or "left_right" (two each).
+
+        ``periodic`` says of each coordinate whether its two sides are one: there is no part there, and drift and
+        diffusion must have that period.  At least three cells are needed in that direction.  Answers are evaluated
+        between the two ends; paths of :func:`~fpsolver.simulate` keep count of the turns they made.
         """
         low, high, cells = _box("rectangle", 2, low, high, n)
         check_choice("Domain.rectangle: diagonal", diagonal, DIAGONALS)
         cut = dmesh.DiagonalType.__members__[diagonal]
         mesh = dmesh.create_rectangle(comm, [low, high], cells, ghost_mode=GHOSTS, diagonal=cut)
-        return cls._with_sides(mesh, low, high)
+        return cls._with_sides(mesh, low, high, cells, periodic)
 
     @classmethod
-    def box(cls, low: Point, high: Point, n: Sequence[int], *, comm: MPI.Comm = MPI.COMM_WORLD) -> "Domain":
+    def box(
+        cls,
+        low: Point,
+        high: Point,
+        n: Sequence[int],
+        *,
+        periodic: Sequence[bool] = (False, False, False),
+        comm: MPI.Comm = MPI.COMM_WORLD,
+    ) -> "Domain":
         """The box between two corners in n[0] x n[1] x n[2] small ones of six tetrahedra each.
 
-        The parts are left, right (smallest and largest x), front, back (y), bottom, top (z).
+        The parts are left, right (smallest and largest x), front, back (y), bottom, top (z); ``periodic`` as in
+        :meth:`rectangle`.
         """
         low, high, cells = _box("box", 3, low, high, n)
-        return cls._with_sides(dmesh.create_box(comm, [low, high], cells, ghost_mode=GHOSTS), low, high)
+        mesh = dmesh.create_box(comm, [low, high], cells, ghost_mode=GHOSTS)
+        return cls._with_sides(mesh, low, high, cells, periodic)
 
     @classmethod
-    def _with_sides(cls, mesh: dmesh.Mesh, low: Point, high: Point) -> "Domain":
-        return cls(mesh, _meshes.sides(mesh, low, high, SIDES[len(low)]))
+    def _with_sides(
+        cls, mesh: dmesh.Mesh, low: Point, high: Point, n: Sequence[int], periodic: Sequence[bool]
+    ) -> "Domain":
+        sides, given = _meshes.sides(mesh, low, high, SIDES[len(low)]), np.asarray(periodic)
+        if not given.any():
+            return cls(mesh, sides)
+        good = given.dtype == bool and given.shape == (len(low),)
+        expect("Domain: periodic", periodic, f"{len(low)} of True or False", good)
+        expect("Domain: n", list(n), f"at least {LEAST} cells in periodic directions", min(np.array(n)[given]) >= LEAST)
+        kept = {name: sides[name] for name, gone in zip(SIDES[len(low)], np.repeat(given, 2), strict=True) if not gone}
+        periods = np.where(given[:, None], np.column_stack((low, high)), np.nan)
+        return cls._assembled(mesh.comm, _refine.refine(mesh, np.zeros(0, np.int32), kept, {}, periods=periods))
 
     @classmethod
     def disk(
@@ -208,8 +247,9 @@ class Domain:
     @classmethod
     def _assembled(cls, comm: MPI.Comm, share: RawMesh) -> "Domain":
         """The domain of which each rank holds a share."""
-        mesh = _meshes.create_mesh(comm, share.cells, share.points, share.dim, share.degree)
+        mesh = _meshes.create_mesh(comm, share.cells, share.points, share.dim, share.degree, share.periods)
         domain = cls(mesh)
+        domain.periods = share.periods
         if share.facets:
             domain._parts.replace({name: np.concatenate(comm.allgather(f)) for name, f in share.facets.items()})
         first = sum(comm.allgather(len(share.cells))[: comm.rank])
@@ -265,6 +305,7 @@ class Domain:
         self, cells: Facets, watched: Mapping[str, Facets] | None = None, shape: RoundShape | None = None, **how: Any
     ) -> "Domain":
         regions = {**self._regions, **(watched or {})}
+        how = {"periods": self.periods, **how}
         domain = self._assembled(self.comm, _refine.refine(self.mesh, cells, self._parts.facets, regions, **how))
         domain._round = shape
         return domain

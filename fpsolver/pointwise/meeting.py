@@ -72,7 +72,7 @@ def meet(walls: Walls, x: Array, y: Array, spread: Array | None, uniform: Array 
         point[:, out] = _reflect(walls, found, None, np.any(walls.distance(found) < 0, axis=0))
     back = ~out & (after < 0).any(axis=0)
     inside = _reflect(walls, y, spread, back)
-    slack = after.min(axis=0) if inside is y else walls.distance(inside).min(axis=0)
+    slack = (after if inside is y else walls.distance(inside)).min(axis=0, initial=np.inf)
     return Meeting(out, fraction, part, point, inside, np.maximum(slack, 0.0), np.flatnonzero(back))
 
 

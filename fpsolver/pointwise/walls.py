@@ -11,6 +11,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from .. import _compat
+from .._sample import largest, smallest
 from ..domains.domain import Domain
 
 Array = np.ndarray[Any, Any]
@@ -25,10 +26,18 @@ class Walls(ABC):
     lipschitz = True  # whether distance() changes by no more than the way gone, as distances do
     quick = False  # whether it costs no more than a step
     extent: Array | None = None  # of the domain in each coordinate, shape (d,), where it is known
+    periods: Array | None = None  # ends of periodic coordinates, as Domain.periods; paths may be any turns off
 
     def depth(self, x: Array) -> Array:
         """Distance to the nearest surface, shape (n,)."""
         return self.distance(x).min(axis=0)
+
+    def wrapped(self, x: Array) -> Array:
+        """Points (d, n) with periodic coordinates between their ends."""
+        if self.periods is None:
+            return x
+        turns = np.floor((x - self.periods[:, :1]) / np.ptp(self.periods, axis=1, keepdims=True))
+        return x - np.where(np.isnan(turns), 0.0, turns * np.ptp(self.periods, axis=1, keepdims=True))
 
     @abstractmethod
     def distance(self, x: Array) -> Array:
@@ -61,29 +70,32 @@ class _Box(Walls):
 
     quick = True
 
-    def __init__(self, low: Array, high: Array, corners: Array, labels: Array):
-        self.low, self.high = low[:, None], high[:, None]
-        centers, dim, self.extent = corners.mean(axis=1), len(low), high - low
+    def __init__(self, low: Array, high: Array, corners: Array, labels: Array, periods: Array | None = None):
+        self.bounded = np.arange(len(low)) if periods is None else np.flatnonzero(np.isnan(periods[:, 0]))
+        self.low, self.high, self.periods = low[self.bounded, None], high[self.bounded, None], periods
+        centers, self.extent = corners.mean(axis=1), high - low
         tolerance = 1e-9 * (high - low).max()
-        self.sides, self.surfaces = [], 2 * dim
-        for i in range(dim):
+        self.sides, self.surfaces = [], 2 * len(self.bounded)
+        for i in self.bounded:
             for plane in (low[i], high[i]):
                 on = np.abs(corners[:, :, i] - plane).max(axis=1) < tolerance
                 self.sides.append(_Labels(centers[on], labels[on]))
 
     def distance(self, x: Array) -> Array:
+        x = x[self.bounded]
         return np.stack((x - self.low, self.high - x), axis=1).reshape(-1, x.shape[1])
 
     def depth(self, x: Array) -> Array:
-        return np.minimum(x - self.low, self.high - x).min(axis=0)
+        x = x[self.bounded]
+        return np.minimum(x - self.low, self.high - x).min(axis=0, initial=np.inf)
 
     def normal(self, surface: int, x: Array) -> Array:
         n = np.zeros_like(x)
-        n[surface // 2] = 1.0 if surface % 2 else -1.0
+        n[self.bounded[surface // 2]] = 1.0 if surface % 2 else -1.0
         return n
 
     def label(self, surface: int, x: Array) -> Array:
-        return self.sides[surface].at(x)
+        return self.sides[surface].at(self.wrapped(x))
 
 
 class _Round(Walls):
@@ -246,6 +258,10 @@ def walls_of(domain: Domain | Callable[[Array], Array], absorbing: Sequence[str]
     cells = domain.mesh.geometry.x[_compat.geometry_dofmap(domain.mesh)[boundary.cells][:, : dim + 1]][:, :, :dim]
     gathered = [np.concatenate(comm.allgather(a)) for a in (boundary.corners, cells.mean(axis=1), labels)]
     corners, inner, labels = gathered
+    if domain.periods is not None:
+        x = domain.mesh.geometry.x[:, :dim].T
+        ends = (np.array([extreme(comm, row) for row in x]) for extreme in (smallest, largest))
+        return _Box(*ends, corners, labels, domain.periods)
     low, high = corners.min(axis=(0, 1)), corners.max(axis=(0, 1))
     tolerance = 1e-9 * (high - low).max()
     flat = [(np.abs(corners - plane) < tolerance).all(axis=1).any(axis=1) for plane in (low, high)]
