@@ -49,7 +49,7 @@ def ellipse(C, radius, h):
     """A domain into which dX = −CX dt points everywhere: {x·Qx < radius²} with Cᵀ Q + Q C = 1."""
     Q = solve_continuous_lyapunov(C.T, np.eye(2))
     shape = radius * np.linalg.inv(np.linalg.cholesky(Q)).T
-    return fp.Domain.disk((0, 0), 1.0, h, order=1).mapped(lambda x: shape @ x)
+    return fp.Domain.disk((0, 0), 1.0, h).mapped(lambda x: shape @ x)
 
 
 def normal(K, mean):

@@ -17,6 +17,7 @@ from fpsolver._compat import cell_partitioner
 from fpsolver.discretisation.assembly import to_vector
 from fpsolver.domains._arrays import RawMesh
 from fpsolver.domains._gmsh import current_model, session
+from fpsolver.domains._meshes import distribute
 
 BOX = {1: ["left", "right"], 2: ["left", "right", "bottom", "top"]}
 BOX[3] = [*BOX[2], "front", "back"]
@@ -77,7 +78,7 @@ def random_acceleration(n: tuple[int, int] = (4, 8)) -> fp.Generator:
 def narrow_escape(gate: float, h: float = 0.3, degree: int = 3) -> fp.Generator:
     """The unit disk with D = I, left through the arc |θ| < gate, whose ends are nodes of the mesh."""
     comm = MPI.COMM_WORLD
-    domain = fp.Domain._distribute(comm, lambda: _disk_with_gate(gate, h))
+    domain = fp.Domain._of(distribute(comm, lambda: _disk_with_gate(gate, h)))
     return fp.Generator(fp.SDE((0.0, 0.0), 1.0), domain, ["gate"], degree=degree)
 
 

@@ -52,6 +52,12 @@ def opposite(d: int) -> Array:
     return np.array([[v for v in range(d + 1) if v != i] for i in range(d + 1)])
 
 
+def find(rows: Array, among: Array) -> Array:
+    """Which of ``among`` (sorted rows) occur in ``rows``."""
+    number = np.unique(np.vstack([np.sort(rows, axis=1), among]), axis=0, return_inverse=True)[1].ravel()
+    return np.isin(number[len(rows) :], number[: len(rows)])
+
+
 def tidy(
     points: Array,
     cells: Array,

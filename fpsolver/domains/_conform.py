@@ -39,8 +39,7 @@ def check_cells(points: Array, cells: Array, source: str) -> None:
     edges = points[cells[:, 1:]] - points[cells[:, :1]]
     flat = np.abs(np.linalg.det(edges)) <= 1e-13 * np.abs(edges).max(axis=(1, 2)) ** points.shape[1]
     _refuse(flat, lambda i: (
-        f"{source} has {flat.sum()} cells without volume, one of them at {_place(points[cells[i]])}; mesh the geometry "
-        "again"
+        f"{source} has {flat.sum()} cells without volume, one of them at {_place(points[cells[i]])}; mesh it again"
     ))  # fmt: skip
     _, order, start, count = equal_rows(np.sort(cells, axis=1))
     _refuse(count > 1, lambda i: (
@@ -64,7 +63,7 @@ def check_conforms(points: Array, cells: Array, source: str) -> None:
         f"{_place(points[facets[order[start[i]]]])}"
     ))  # fmt: skip
     a, b = order[start[count == 2]], order[start[count == 2] + 1]
-    beyond = _barycentric(points, cells[owner[a]], points[cells[owner[b], opposite[b]]])
+    beyond = _barycentric(points[cells[owner[a]]], points[cells[owner[b], opposite[b]]])
     same = np.take_along_axis(beyond, opposite[a][:, None], axis=1)[:, 0] >= 0
     _refuse(same, lambda i: (
         f"{source} has cells that overlap: {same.sum()} pairs lie on the same side of the facet that they share, one "
@@ -78,11 +77,9 @@ def check_conforms(points: Array, cells: Array, source: str) -> None:
 
 def _check_hanging(points: Array, facets: Array, source: str) -> None:
     """Refuse vertices of the boundary that lie in the middle of a facet of it."""
-    nodes = np.unique(facets)
-    which, node, radius = _near(points[nodes], points[facets])
-    node = nodes[node]
-    which, node = (v[(facets[which] != node[:, None]).all(axis=1)] for v in (which, node))
-    corners, x = points[facets[which]], points[node]
+    x = points[np.unique(facets)]
+    which, at, radius = _near(x, points[facets])
+    corners, x = points[facets[which]], x[at]
     edges = (corners[:, 1:] - corners[:, :1]).transpose(0, 2, 1)
     within = np.einsum("nij,nj->ni", np.linalg.pinv(edges), x - corners[:, 0])
     distance = np.linalg.norm(np.einsum("nij,nj->ni", edges, within) - (x - corners[:, 0]), axis=1)
@@ -90,36 +87,30 @@ def _check_hanging(points: Array, facets: Array, source: str) -> None:
     apart = np.linalg.norm(corners - x[:, None], axis=2).min(axis=1, initial=np.inf) > 1e-6 * radius[which]
     hanging = (lowest > -ZERO) & (distance < 1e-9 * radius[which]) & apart
     _refuse(hanging, lambda i: (
-        f"{source} has hanging nodes: {len(np.unique(node[hanging]))} vertices lie inside a facet of another cell, for "
-        f"example ({_coordinates(x[i])}) in the one at {_place(corners[i])}, so that the cells are not connected there;"
-        " divide those cells too"
+        f"{source} has hanging nodes: {len(np.unique(at[hanging]))} vertices lie inside a facet of another cell, for "
+        f"example {_place(x[i : i + 1])} in the one at {_place(corners[i])}, so that the cells are not connected "
+        "there; divide those cells too"
     ))  # fmt: skip
 
 
 def _check_overlap(points: Array, cells: Array, facets: Array, outer: Array, source: str) -> None:
     """Refuse a mesh in which something at the boundary lies inside a cell."""
     x = np.concatenate([points[np.unique(facets)], points[facets].mean(axis=1), points[cells[outer]].mean(axis=1)])
-    own = np.full(len(x), -1)
-    own[len(x) - len(outer) :] = outer
+    own = np.concatenate([np.full(len(x) - len(outer), -1), outer])
     which, at, _ = _near(x, points[cells])
     which, at = (v[own[at] != which] for v in (which, at))
-    inside = _barycentric(points, cells[which], x[at]).min(axis=1, initial=1.0) > 1e-6
+    inside = _barycentric(points[cells[which]], x[at]).min(axis=1, initial=1.0) > 1e-6
     _refuse(inside, lambda i: (
-        f"{source} has cells that overlap: ({_coordinates(x[at[i]])}) belongs to the boundary or to a cell at it, and "
+        f"{source} has cells that overlap: {_place(x[at[i]][None])} belongs to the boundary or to a cell at it, and "
         f"lies inside the cell at {_place(points[cells[which[i]]])} as well"
     ))  # fmt: skip
 
 
 def equal_rows(rows: Array) -> tuple[Array, Array, Array, Array]:
     """Group equal rows: group of each row, an order in which groups follow each other, their starts and lengths."""
-    order = np.lexsort(rows.T[::-1])
-    ordered = rows[order]
-    new = np.ones(len(rows), dtype=bool)
-    new[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
-    start = np.flatnonzero(new)
-    number = np.empty(len(rows), dtype=np.int64)
-    number[order] = np.cumsum(new) - 1
-    return number, order, start, np.diff(np.append(start, len(rows)))
+    _, number, count = np.unique(rows, axis=0, return_inverse=True, return_counts=True)
+    number = number.ravel()
+    return number, np.argsort(number, kind="stable"), np.cumsum(count) - count, count
 
 
 def _near(x: Array, corners: Array) -> tuple[Array, Array, Array]:
@@ -134,17 +125,12 @@ def _near(x: Array, corners: Array) -> tuple[Array, Array, Array]:
     return np.repeat(some, sizes), np.fromiter(chain.from_iterable(found), np.int64, int(sizes.sum())), radii
 
 
-def _barycentric(points: Array, cells: Array, x: Array) -> Array:
+def _barycentric(corners: Array, x: Array) -> Array:
     """Barycentric coordinates of one point per cell, shape (cells, d + 1)."""
-    origin = points[cells[:, 0]]
-    edges = (points[cells[:, 1:]] - origin[:, None]).transpose(0, 2, 1)
-    inner = np.linalg.solve(edges, (x - origin)[..., None])[..., 0]
+    edges = (corners[:, 1:] - corners[:, :1]).transpose(0, 2, 1)
+    inner = np.linalg.solve(edges, (x - corners[:, 0])[..., None])[..., 0]
     return np.column_stack([1.0 - inner.sum(axis=1), inner])
 
 
 def _place(corners: Array) -> str:
-    return " – ".join(f"({_coordinates(x)})" for x in corners)
-
-
-def _coordinates(x: Array) -> str:
-    return ", ".join(f"{float(c):.6g}" for c in x)
+    return " – ".join(f"({', '.join(f'{float(c):.6g}' for c in x)})" for x in corners)

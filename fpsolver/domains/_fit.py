@@ -12,10 +12,10 @@ from dataclasses import replace
 import numpy as np
 
 from . import _refine
-from ._arrays import Array, RawMesh
+from ._arrays import Array, RawMesh, find
 from ._measure import Fit, measured
 from ._parts import NUDGE, Inside
-from ._tables import along, boundary_of, edges_of, faces_of, find, normals_of, split
+from ._tables import along, boundary_of, edges_of, faces_of, normals_of, split
 
 _SAMPLES = 32  # of a marker along an edge: what is shorter than their distance may be missed
 _NEAR = 0.25  # of an edge: a vertex as close as that moves to the place where the marker changes
@@ -25,17 +25,17 @@ _TOLERANCE = 2e-3  # of the size: markers such as x[1] > 0.999 reach around corn
 _PASSES = 12  # each cuts an edge once
 
 
-def follow(raw: RawMesh, inside: Inside, on_boundary: bool) -> Fit:
+def follow(raw: RawMesh, name: str, inside: Inside, on_boundary: bool) -> Fit:
     """Let a mesh follow the marker of a part of its boundary, or of a region."""
-    parent: Array = np.arange(len(raw.cells))
+    cells: Array = np.arange(len(raw.cells))
     raw = _warped(raw, inside, on_boundary)
     for _ in range(_PASSES):
         ends, at = changes(raw, inside, boundary_of(raw) if on_boundary else None)
         if not len(ends):
             break
-        raw, of = split(raw, ends, at)
-        parent = parent[of]
-    return measured(raw, parent, inside, on_boundary)
+        raw, parents = split(raw, ends, at)
+        cells = cells[parents]
+    return measured(raw, name, cells, inside, on_boundary)
 
 
 # -- Where a marker changes
@@ -46,18 +46,6 @@ def changes(raw: RawMesh, inside: Inside, outer: Array | None, corners: bool = T
 
     Of the boundary's facets ``outer`` alone if they are given, there without ``corners`` that it reaches around.
     """
-    pairs, t = _crossings(raw, inside, outer)
-    length = np.linalg.norm(raw.points[pairs[:, 1]] - raw.points[pairs[:, 0]], axis=1)
-    size = np.ptp(raw.points, axis=0).max()
-    keep = np.minimum(t, 1 - t) * length > _SAME * size
-    pairs, t, length = pairs[keep], t[keep], length[keep]
-    if outer is not None and corners and len(pairs):
-        keep = ~_around_a_corner(raw, inside, outer, pairs, t, length)
-        pairs, t = pairs[keep], t[keep]
-    return pairs, t
-
-
-def _crossings(raw: RawMesh, inside: Inside, outer: Array | None) -> tuple[Array, Array]:
     pairs, _, nodes, cell = edges_of(raw)
     within = raw.cells[cell, : raw.dim + 1]
     if outer is not None:
@@ -70,62 +58,43 @@ def _crossings(raw: RawMesh, inside: Inside, outer: Array | None) -> tuple[Array
     # points are looked at slightly inside a cell (a facet), so that an edge on which a region ends has one side
     x = raw.points[nodes]
     x = x + _ASIDE * (raw.points[within].mean(axis=1)[:, None] - x)
+    at = lambda t, some=slice(None): inside(along(x[some], t).reshape(-1, raw.dim))  # noqa: E731
     t = np.linspace(0.0, 1.0, _SAMPLES + 1)
-    values = inside(along(x, t).reshape(-1, raw.dim)).reshape(len(x), len(t))
+    values = at(t).reshape(len(x), len(t))
     differ = values[:, 1:] != values[:, :-1]
-    if outer is not None:
-        differ[_chords(raw, inside, pairs, nodes, values)] = False
+    if outer is not None:  # edges that stand for a marked curve or surface: markers of it hold at vertices only
+        chords = at(np.array([NUDGE, 1 - NUDGE])).reshape(-1, 2).all(axis=1)
+        differ[chords & ((raw.degree > 1) | ~values[:, 1:-1].any(axis=1))] = False
     some = np.flatnonzero(differ.any(axis=1))
     # of several changes on an edge the one that is next to its middle comes first
     nearest = np.argmin(np.where(differ[some], np.abs(np.arange(_SAMPLES) + 0.5 - _SAMPLES / 2), np.inf), axis=1)
     low, high, before = t[nearest], t[nearest + 1], values[some, nearest]
-    for _ in range(45):
+    for _ in range(45 if len(some) else 0):
         middle = 0.5 * (low + high)
-        same = inside(along(x[some], middle[:, None])[:, 0]) == before if len(some) else before
+        same = at(middle[:, None], some) == before
         low, high = np.where(same, middle, low), np.where(same, high, middle)
-    return pairs[some], 0.5 * (low + high)
-
-
-def _chords(raw: RawMesh, inside: Inside, pairs: Array, nodes: Array, values: Array) -> Array:
-    """Which edges of the boundary stand for a marked curve or surface: markers of it hold at vertices only.
-
-    On straight edges that is told from two windows, one at each end, by the size of what is marked.
-    """
-    at = lambda t: inside(along(raw.points[nodes], t).reshape(-1, raw.dim)).reshape(len(nodes), -1)  # noqa: E731
-    ends = at(np.array([NUDGE, 1 - NUDGE])).all(axis=1)
-    if raw.degree > 1 or not ends.any():
-        return np.asarray(ends)
-    length = np.linalg.norm(raw.points[pairs[:, 1]] - raw.points[pairs[:, 0]], axis=1)
-    share = np.minimum(_TOLERANCE * np.ptp(raw.points, axis=0).max() / length, 0.5)
-    beside = np.stack([share, 1 - share], axis=1)[..., None]
-    a, b = raw.points[pairs].transpose(1, 0, 2)
-    wide = inside((a[:, None] + beside * (b - a)[:, None]).reshape(-1, raw.dim)).reshape(-1, 2).any(axis=1)
-    return np.asarray(ends & ~wide & ~values[:, 1:-1].any(axis=1))
-
-
-def _around_a_corner(raw: RawMesh, inside: Inside, outer: Array, pairs: Array, t: Array, length: Array) -> Array:
-    """Which changes lie so close to a corner that the marker only reaches around it by its tolerance.
-
-    The piece between the corner and the change is then as the boundary on the corner's other side.
-    """
-    size = np.ptp(raw.points, axis=0).max()
-    end = (t > 0.5).astype(int)
-    corner = pairs[np.arange(len(pairs)), end]
+    pairs, t = pairs[some], 0.5 * (low + high)
+    size, length = np.ptp(raw.points, axis=0).max(), np.linalg.norm(np.diff(raw.points[pairs], axis=1)[:, 0], axis=1)
     distance = np.minimum(t, 1 - t) * length
-    close = np.flatnonzero(distance < _TOLERANCE * size)
-    found = np.zeros(len(pairs), dtype=bool)
-    normals = normals_of(raw.points[outer])
-    for k in map(int, close):  # few
-        here = np.flatnonzero((outer == corner[k]).any(axis=1))
-        mine = here[(outer[here] == pairs[k, 1 - end[k]]).any(axis=1)]
-        others = here[(np.abs(normals[here] @ normals[mine].T) < 0.94).all(axis=1)]
-        x = raw.points[corner[k]]
-        towards = raw.points[outer[others]].mean(axis=1) - x
-        towards /= np.linalg.norm(towards, axis=1, keepdims=True)
-        piece = x + 0.5 * distance[k] / length[k] * (raw.points[pairs[k, 1 - end[k]]] - x)
-        values = inside(np.vstack([piece, x + 10 * distance[k] * towards]))
-        found[k] = (values[1:] == values[0]).any()
-    return found
+    keep = distance > _SAME * size
+    if outer is not None and corners:
+        normals = normals_of(raw.points[outer])
+        for k in np.flatnonzero(keep & (distance < _TOLERANCE * size)):  # few
+            at_end = pairs[k] if t[k] < 0.5 else pairs[k, ::-1]
+            keep[k] = not _around_a_corner(raw.points, inside, outer, normals, at_end, distance[k])
+    return pairs[keep], t[keep]
+
+
+def _around_a_corner(x: Array, inside: Inside, outer: Array, normals: Array, edge: Array, distance: float) -> bool:
+    """Whether the piece of a boundary edge between its first vertex and a change is as what lies around that corner."""
+    here = np.flatnonzero((outer == edge[0]).any(axis=1))
+    mine = here[(outer[here] == edge[1]).any(axis=1)]
+    others = here[(np.abs(normals[here] @ normals[mine].T) < 0.94).all(axis=1)]
+    towards = np.vstack([x[edge[1:]], x[outer[others]].mean(axis=1)]) - x[edge[0]]
+    towards /= np.linalg.norm(towards, axis=1, keepdims=True)
+    towards[0] *= 0.05
+    values = inside(x[edge[0]] + 10 * distance * towards)
+    return bool((values[1:] == values[0]).any())
 
 
 # -- Vertices that move
@@ -134,25 +103,20 @@ def _around_a_corner(raw: RawMesh, inside: Inside, outer: Array, pairs: Array, t
 def _warped(raw: RawMesh, inside: Inside, on_boundary: bool) -> RawMesh:
     """The mesh with vertices moved along edges to where the marker changes, if that is close and harmless."""
     pairs, t = changes(raw, inside, boundary_of(raw) if on_boundary else None)
-    near = np.minimum(t, 1 - t) < _NEAR
-    pairs, t = pairs[near], t[near]
-    if not len(pairs):
-        return raw
+    pairs[t > 0.5] = pairs[t > 0.5, ::-1]
+    t = np.minimum(t, 1 - t)
+    vertex, other = pairs[t < _NEAR].T
     x = raw.points
-    end = (t > 0.5).astype(int)
-    vertex, other = (pairs[np.arange(len(pairs)), e] for e in (end, 1 - end))
-    shift = np.minimum(t, 1 - t)[:, None] * (x[other] - x[vertex])
+    shift = t[t < _NEAR, None] * (x[other] - x[vertex])
     free = _may_move(raw, vertex, shift)
     vertex, shift = vertex[free], shift[free]
     shortest = np.argsort(np.linalg.norm(shift, axis=1), kind="stable")
     vertex, first = np.unique(vertex[shortest], return_index=True)
-    shift = shift[shortest][first]
-    corners = raw.cells[:, : raw.dim + 1]
-    before = _volumes(x[corners])
-    moved = np.zeros_like(x)
-    moved[vertex] = shift
+    moved, corners = np.zeros_like(x), raw.cells[:, : raw.dim + 1]
+    moved[vertex] = shift[shortest][first]
+    volumes = lambda x: np.linalg.det(x[corners[:, 1:]] - x[corners[:, :1]])  # noqa: E731
     for _ in range(20):
-        bad = (_volumes((x + moved)[corners]) / before < 0.2) & (moved[corners] != 0).any(axis=(1, 2))
+        bad = (volumes(x + moved) / volumes(x) < 0.2) & (moved[corners] != 0).any(axis=(1, 2))
         if not bad.any():
             break
         moved[corners[bad]] = 0.0
@@ -161,36 +125,20 @@ def _warped(raw: RawMesh, inside: Inside, on_boundary: bool) -> RawMesh:
     return replace(raw, points=points)
 
 
-def _volumes(corners: Array) -> Array:
-    return np.linalg.det(corners[:, 1:] - corners[:, :1])
-
-
 def _may_move(raw: RawMesh, vertex: Array, shift: Array) -> Array:
     """Whether vertices may go in these directions: in the planes of the boundary and of what is marked."""
     faces, of_cell = faces_of(raw)
     count = np.bincount(of_cell.ravel(), minlength=len(faces))
-    kept = count == 1
-    fixed = np.zeros(int(raw.cells.max()) + 1, dtype=bool)
+    kept, fixed = count == 1, np.zeros(len(raw.points), dtype=bool)
+    for vertices in raw.facets.values():  # ends of parts
+        mine, ends = find(vertices, faces), np.zeros((2, len(fixed)), dtype=bool)
+        ends[0, faces[mine]] = ends[1, faces[(count == 1) & ~mine]] = True
+        fixed |= ends.all(axis=0)
     for rows in raw.groups.values():
-        inner = np.bincount(of_cell[np.unique(rows)].ravel(), minlength=len(faces))
-        kept |= (inner == 1) & (count == 2)
+        kept |= (np.bincount(of_cell[rows].ravel(), minlength=len(faces)) == 1) & (count == 2)
     if raw.degree > 1 or raw.dim == 1:
         fixed[faces[kept]] = True
-    outer = np.unique(faces[count == 1])
-    for vertices in raw.facets.values():  # ends of parts
-        mine = find(vertices, faces) if len(vertices) else np.zeros(len(faces), dtype=bool)
-        rest = np.zeros(len(fixed), dtype=bool)
-        rest[faces[(count == 1) & ~mine]] = True
-        ends = np.unique(faces[mine])
-        fixed[ends[rest[ends]]] = True
-        fixed[np.setdiff1d(ends, outer)] = True
-    plane = faces[kept]
-    order = np.argsort(plane, axis=None, kind="stable")
-    of_facets = plane.ravel()[order]
-    first, last = np.searchsorted(of_facets, vertex, "left"), np.searchsorted(of_facets, vertex, "right")
-    number = last - first
-    i = np.repeat(np.arange(len(vertex)), number)  # with each facet around that is kept
-    at = order[np.arange(len(i)) - np.repeat(np.cumsum(number) - number - first, number)] // raw.dim
-    across = np.abs((normals_of(raw.points[plane])[at] * shift[i]).sum(axis=1))
-    held = i[across > 1e-9 * np.linalg.norm(shift[i], axis=1)]
-    return ~fixed[vertex] & ~np.isin(np.arange(len(vertex)), held)
+    normals, planes = normals_of(raw.points[faces[kept]]), np.zeros((len(fixed), raw.dim, raw.dim))
+    np.add.at(planes, faces[kept], (normals[:, :, None] * normals[:, None, :])[:, None])
+    across = np.einsum("vi,vij,vj->v", shift, planes[vertex], shift)
+    return ~fixed[vertex] & (across <= 1e-13 * (shift**2).sum(axis=1))

@@ -6,17 +6,16 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import _compat
-from .._errors import on_root, together
+from .._errors import on_root
 from ._arrays import RawMesh
 from ._fit import changes, follow
-from ._measure import Fit
+from ._meshes import distribute
 from ._parts import Inside
 
 if TYPE_CHECKING:
     from .domain import Domain
 
-ACCURACY = 1e-4  # of the measure of what is marked: meshes are refined at its edge until chords are as close
-ROUNDS = 4  # of refinement at most
+ROUNDS = 4  # of refinement at most: what chords miss falls by four each time
 
 
 def gathered(domain: "Domain") -> RawMesh | None:
@@ -32,82 +31,44 @@ def gathered(domain: "Domain") -> RawMesh | None:
     shares = comm.gather((number, mesh.geometry.x[:, :dim], cells, facets, groups), root=0)
     if shares is None:
         return None
-    used, points = np.concatenate([s[0] for s in shares]), np.vstack([s[1] for s in shares])
+    used, points, cells = (np.concatenate([s[i] for s in shares]) for i in range(3))
     unique, where = np.unique(used, return_index=True)
 
     def renumbered(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         return np.searchsorted(unique, rows)
 
-    return RawMesh(
-        points[where],
-        renumbered(np.vstack([s[2] for s in shares])),
-        _compat.coordinate_map(mesh).degree,
-        {name: renumbered(np.vstack([s[3][name] for s in shares])) for name in domain.parts},
-        {name: np.concatenate([s[4][name] for s in shares]) for name in groups},
-        domain.periods,
-    )
+    facets = {name: renumbered(np.vstack([s[3][name] for s in shares])) for name in facets}
+    groups = {name: np.concatenate([s[4][name] for s in shares]) for name in groups}
+    degree = _compat.coordinate_map(mesh).degree
+    return RawMesh(points[where], renumbered(cells), degree, facets, groups, domain.periods)
 
 
 def changes_inside_facets(domain: "Domain", inside: Inside) -> bool:
-    """Whether a marker changes inside a facet of the boundary, corners included (collective)."""
+    """Whether a marker changes inside a facet of this rank's boundary, corners included."""
     mesh, boundary = domain.mesh, domain.boundary
-    some = False
-    if len(boundary.facets) and domain.dim > 1:
-        cells = _compat.geometry_dofmap(mesh)[np.unique(boundary.cells)].astype(np.int64)
-        raw = RawMesh(mesh.geometry.x[:, : domain.dim], cells, _compat.coordinate_map(mesh).degree, {})
-        some = len(changes(raw, inside, boundary.nodes.astype(np.int64), corners=False)[0]) > 0
-    return bool(domain.comm.allreduce(int(some)))
+    if domain.dim == 1 or not len(boundary.facets):
+        return False
+    cells = _compat.geometry_dofmap(mesh)[np.unique(boundary.cells)].astype(np.int64)
+    raw = RawMesh(mesh.geometry.x[:, : domain.dim], cells, _compat.coordinate_map(mesh).degree, {})
+    return len(changes(raw, inside, boundary.nodes.astype(np.int64), corners=False)[0]) > 0
 
 
-def followed(domain: "Domain", name: str, inside: Inside, on_boundary: bool) -> tuple["Domain", Fit | None]:
-    """A domain in which a marked part or region is a set of facets or cells, refined where chords are too far off."""
+def followed(domain: "Domain", name: str, inside: Inside, on_boundary: bool) -> tuple["Domain", float, float]:
+    """A domain with a named part or region that follows a marker, what it misses, and its size (collective).
+
+    Refined where chords are too far off; of a part that asks for no change the domain itself.
+    """
     comm = domain.comm
-    turn = 0
-    while True:
+    for turn in range(ROUNDS + 1):
         raw = gathered(domain)
-        fit = on_root(comm, lambda raw=raw: follow(raw, inside, on_boundary))  # type: ignore[misc]
-        coarse, levels = comm.bcast(_coarse(fit) if fit else None, root=0)
-        if not len(coarse) or turn >= ROUNDS:
+        fit = on_root(comm, lambda raw=raw: follow(raw, name, inside, on_boundary))  # type: ignore[misc]
+        same = fit and len(fit.raw.cells) == len(raw.cells) and np.array_equal(fit.raw.points, raw.points)  # type: ignore[union-attr]
+        defect, size, coarse, same = comm.bcast((fit.defect, fit.size, fit.coarse, same) if fit else None, root=0)
+        if same and on_boundary and turn == 0 and not len(coarse):
+            return domain, defect, size  # whose numbers of facets somebody may hold
+        if not len(coarse) or turn == ROUNDS:
             break
-        # the rim of a part may become exact on the way, when edges meet its corners
-        levels = 1 if on_boundary else min(levels, ROUNDS - turn)
-        domain, turn = _refined(domain, coarse, levels, inside), turn + levels
-    share = None
-    if fit:
-        unchanged = np.array_equal(fit.raw.points, raw.points) and np.array_equal(fit.raw.cells, raw.cells)  # type: ignore[union-attr]
-    if on_boundary and comm.bcast(fit is not None and turn == 0 and unchanged, root=0):
-        return domain, fit  # whose numbers of facets somebody may hold
-    if fit:
-        share = fit.raw
-        if fit.surface is None:
-            share.groups[name] = np.flatnonzero(fit.inside)  # whose edge the next region leaves where it is
-        else:
-            share.facets[name] = fit.surface[fit.inside]
-    return domain._distributed(share), fit
-
-
-def _coarse(fit: Fit) -> tuple[npt.NDArray[np.int64], int]:
-    """Cells to refine, and how often: what chords miss falls by four each time."""
-    if fit.size == 0 or not fit.defect > ACCURACY * fit.size:
-        return fit.coarse[: 0 if fit.size else None], 1
-    return fit.coarse, int(np.ceil(0.5 * np.log2(fit.defect / (ACCURACY * fit.size))))
-
-
-def _refined(domain: "Domain", coarse: npt.NDArray[np.int64], levels: int, inside: Inside) -> "Domain":
-    """Refine cells, counted over all ranks, and those of their children in which the marker changes (collective)."""
-    name = "cells at the edge"
-    owned = domain.mesh.topology.index_map(domain.dim).size_local
-    first = sum(domain.comm.allgather(owned)[: domain.comm.rank])
-    mine = (coarse[(coarse >= first) & (coarse < first + owned)] - first).astype(np.int32)
-    for level in range(levels):
-        domain = domain._divided(mine, watched={name: mine})
-        mine = domain._regions.pop(name)
-        mine = mine[mine < domain.mesh.topology.index_map(domain.dim).size_local]
-        if level < levels - 1:
-            x = domain.mesh.geometry.x[_compat.geometry_dofmap(domain.mesh)[mine]][:, : domain.dim + 1, : domain.dim]
-            with together(domain.comm):
-                values = (
-                    inside(x.reshape(-1, domain.dim)).reshape(len(mine), -1) if len(mine) else np.zeros((0, 1), bool)
-                )
-            mine = mine[values.any(axis=1) != values.all(axis=1)]
-    return domain
+        owned = domain.mesh.topology.index_map(domain.dim).size_local
+        mine = coarse - sum(comm.allgather(owned)[: comm.rank])
+        domain = domain._divided(mine[(mine >= 0) & (mine < owned)], domain._round)
+    return domain._of(distribute(comm, lambda: fit and fit.raw), domain._round), defect, size

@@ -1,60 +1,52 @@
 """How well a mesh follows a marker: what is inside, and by how much chords miss it."""
 
-from dataclasses import dataclass
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
 from . import _refine
-from ._arrays import Array, RawMesh, opposite
+from ._arrays import Array, RawMesh, find, opposite
+from ._conform import equal_rows
 from ._parts import NUDGE, Inside
-from ._tables import along, boundary_of, edges_of, faces_of, find, measures_of, numbers_of
+from ._tables import along, boundary_of, edges_of, faces_of, measures_of, numbers_of
+
+ACCURACY = 1e-4  # of the measure of what is marked: meshes are refined at its edge until chords are as close
 
 
-@dataclass(frozen=True)
-class Fit:
-    """A mesh that follows a marker.
+class Fit(NamedTuple):
+    """A mesh that follows a marker."""
 
-    Attributes:
-        raw: the mesh.
-        inside: which cells, or which facets of ``surface``, are inside.
-        surface: vertices of the boundary's facets, if they are marked; None if cells are.
-        size: measure of what is inside.
-        defect: measure of the difference of both sets.
-        coarse: cells of the given mesh to refine if the defect is too large, or in which something was missed.
-    """
-
-    raw: RawMesh
-    inside: Array
-    surface: Array | None
-    size: float
-    defect: float
-    coarse: Array
+    raw: RawMesh  #: with what is inside as a part or region
+    size: float  #: measure of what is inside
+    defect: float  #: measure of the difference of both sets
+    coarse: Array  #: cells of the given mesh to refine, because chords miss too much there, or something was missed
 
 
-def measured(raw: RawMesh, parent: Array, inside: Inside, on_boundary: bool) -> Fit:
+def measured(raw: RawMesh, name: str, parent: Array, inside: Inside, on_boundary: bool) -> Fit:
+    """What is inside a mesh whose cells come from those numbered ``parent``, as a part or region with a name."""
     d = raw.dim
     top = boundary_of(raw) if on_boundary else raw.cells[:, : d + 1]
     x = raw.points[top]
     middle = _centers(raw, top) if on_boundary else x.mean(axis=1)
-    member = inside(middle)
-    solid = member  # not by vertices only
+    member = solid = inside(middle)
     if on_boundary:  # markers of a curve hold at vertices
         near = x + NUDGE * (middle[:, None] - x)
-        member = member | inside(near.reshape(-1, d)).reshape(len(x), d).all(axis=1)
-    measure = measures_of(x)
-    signed: Array = np.zeros(0)
-    coarse: Array = np.zeros(0, dtype=np.int64)
+        member = solid | inside(near.reshape(-1, d)).reshape(len(x), d).all(axis=1)
+    size, missed, coarse = float(measures_of(x)[member].sum()), np.zeros(0), np.zeros(0, dtype=np.int64)
     if top.shape[1] > 2:
-        signed, sides = _distances(top, x, member, solid, inside)
-        bad = np.abs(signed) > 0.05 * np.abs(signed).sum() / max(len(signed), 1)
-        coarse = np.unique(sides[bad])
-    if on_boundary and len(coarse):
+        missed, sides = _distances(top, x, member, solid, inside)
+        coarse = np.unique(sides[missed > 0.05 * missed.sum() / max(len(missed), 1)])
+    if on_boundary:
         faces, of_cell = faces_of(raw)
         coarse = np.flatnonzero(find(top[coarse], faces)[of_cell].any(axis=1))
-    elif not on_boundary:
+        raw = replace(raw, facets={**raw.facets, name: top[member]})
+    else:
         coarse = np.union1d(coarse, _missed(raw, inside)).astype(np.int64)
-    size, defect = float(measure[member].sum()), float(np.abs(signed).sum())
-    return Fit(raw, member, top if on_boundary else None, size, defect, np.unique(parent[coarse]))
+        raw = replace(raw, groups={**raw.groups, name: np.flatnonzero(member)})
+    if 0 < size and not missed.sum() > ACCURACY * size:
+        coarse = coarse[:0]
+    return Fit(raw, size, float(missed.sum()), np.unique(parent[coarse]))
 
 
 def _centers(raw: RawMesh, facets: Array) -> Array:
@@ -67,43 +59,33 @@ def _centers(raw: RawMesh, facets: Array) -> Array:
 
 
 def _distances(top: Array, x: Array, member: Array, solid: Array, inside: Inside) -> tuple[Array, Array]:
-    """For each simplex between inside and outside: measure of what lies between it and the marked set, and its sides.
+    """For each face between inside and outside: measure of what lies between it and the marked set, and its sides.
 
-    The set is looked for from the middle, normally to the simplex: beyond it (positive), or before (negative).
-    Members that are not solid stand for a curved piece, and nothing is missed before the edges of these.
+    The set's edge is looked for from the middle, normally to the face.  Members that are not solid stand for a curved
+    piece, and nothing is missed before the edges of these.
     """
     m = top.shape[1] - 1
     others = opposite(m)
-    rows = np.sort(top[:, others].reshape(-1, m), axis=1)
-    unique, which = np.unique(rows, axis=0, return_inverse=True)
-    which = which.ravel()
-    order = np.argsort(which, kind="stable")
-    twice = np.flatnonzero(np.bincount(which, minlength=len(unique)) == 2)
-    begin = np.searchsorted(which[order], twice)
-    sides = np.stack([order[begin], order[begin + 1]], axis=1)
-    tops = sides // (m + 1)
-    differ = member[tops[:, 0]] != member[tops[:, 1]]
-    sides, tops = sides[differ], tops[differ]
-    swap = member[tops[:, 1]]  # the first is inside
-    sides[swap], tops[swap] = sides[swap][:, ::-1], tops[swap][:, ::-1]
-    face = np.take_along_axis(x[tops[:, 0]], others[sides[:, 0] % (m + 1)][:, :, None], axis=1)
-    middle, signed = face.mean(axis=1), np.zeros(len(face))
-    for side, sign in ((1, 1.0), (0, -1.0)):
-        apex = x[tops[:, side], sides[:, side] % (m + 1)] - middle
-        if m > 1:
-            q, _ = np.linalg.qr((face[:, 1:] - face[:, :1]).transpose(0, 2, 1))
-            apex = apex - (q @ (q.transpose(0, 2, 1) @ apex[..., None]))[..., 0]
-        wrong = inside(middle + 1e-6 * apex) == (side == 1)
-        if side == 0:
-            wrong &= solid[tops[:, 0]]
-        low: Array = np.full(len(face), 1e-6)
-        high: Array = np.ones(len(face))
-        for _ in range(30):
-            half = np.sqrt(low * high)
-            still = inside(middle + half[:, None] * apex) == (side == 1)
-            low, high = np.where(still, half, low), np.where(still, high, half)
-        signed += np.where(wrong, sign * low * np.linalg.norm(apex, axis=1), 0.0)
-    return 2 / 3 * signed * measures_of(face), tops
+    _, order, start, count = equal_rows(np.sort(top[:, others].reshape(-1, m), axis=1))
+    sides = np.stack([order[start[count == 2]], order[start[count == 2] + 1]], axis=1)
+    differ = member[sides // (m + 1)]
+    sides[differ[:, 1]] = sides[differ[:, 1], ::-1]  # the first is inside
+    tops, local = np.divmod(sides[differ[:, 0] != differ[:, 1]], m + 1)
+    face = np.take_along_axis(x[tops[:, 0]], others[local[:, 0]][:, :, None], axis=1)
+    middle = face.mean(axis=1)
+    away = x[tops, local] - middle[:, None]
+    if m > 1:
+        q, _ = np.linalg.qr((face[:, 1:] - face[:, :1]).transpose(0, 2, 1))
+        away = away - away @ q @ q.transpose(0, 2, 1)
+    low: Array = -np.ones((len(face), 1))  # inside
+    high: Array = np.ones((len(face), 1))
+    for _ in range(40):
+        half = 0.5 * (low + high)
+        holds = inside(middle + np.abs(half) * np.where(half < 0, away[:, 0], away[:, 1]))[:, None]
+        low, high = np.where(holds, half, low), np.where(holds, high, half)
+    length = np.abs(half) * np.linalg.norm(np.where(half < 0, away[:, 0], away[:, 1]), axis=1, keepdims=True)
+    counts = (np.abs(half) > 1e-6) & ((half > 0) | solid[tops[:, :1]])
+    return 2 / 3 * np.where(counts, length, 0.0)[:, 0] * measures_of(face), tops
 
 
 def _missed(raw: RawMesh, inside: Inside) -> Array:

@@ -1,22 +1,39 @@
-"""Distributed meshes of simplices: what suits a process, meshes from arrays and from our own files."""
+"""Distributed meshes of simplices: what suits a process, boxes, meshes from arrays and from our own files."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from mpi4py import MPI
 
 import basix.ufl
 import numpy as np
-import numpy.typing as npt
 from dolfinx import default_real_type, io
 from dolfinx import mesh as dmesh
 
 from .. import _compat
-from . import _periodic
-from ._arrays import SHAPES
+from .._arguments import check_choice, check_integer, check_numbers, expect
+from .._errors import on_root
+from .._log import logger
+from . import _periodic, _refine
+from ._arrays import SHAPES, Array, RawMesh
 from ._parts import Facets, find_boundary
 
 GHOSTS = dmesh.GhostMode.shared_facet
+SIDES = {1: ("left", "right"), 2: ("left", "right", "bottom", "top")}
+SIDES[3] = ("left", "right", "front", "back", "bottom", "top")
+DIAGONALS = ("crossed", "right", "left", "left_right", "right_left")
+
+Parts = dict[str, Facets]
+
+
+class Made(NamedTuple):
+    """What a domain is made of: facets of its parts (None: one part), cells of its regions, ends of its periods."""
+
+    mesh: dmesh.Mesh
+    parts: Parts | None
+    regions: Parts
+    periods: Array | None
 
 
 def check_mesh(mesh: dmesh.Mesh) -> None:
@@ -30,8 +47,9 @@ def check_mesh(mesh: dmesh.Mesh) -> None:
             f"the mesh has {shape} cells in {mesh.geometry.dim} dimensions; expected {dim}, because a process needs as "
             "many coordinates as its domain has dimensions"
         )
-    if topology.index_map(dim).size_global == 0:
-        raise ValueError("the mesh has no cells")
+    expect(
+        "the number of cells", topology.index_map(dim).size_global, "one or more", topology.index_map(dim).size_global
+    )
     topology.create_connectivity(dim - 1, dim)
     cut = mesh.comm.allreduce(len(topology.interprocess_facets()))
     if cut and mesh.comm.allreduce(topology.index_map(dim).num_ghosts) == 0:
@@ -41,44 +59,76 @@ def check_mesh(mesh: dmesh.Mesh) -> None:
         )
 
 
-def sides(mesh: dmesh.Mesh, low: Sequence[float], high: Sequence[float], names: Sequence[str]) -> dict[str, Facets]:
-    """Facets of the sides of a box, for each coordinate the lower and the upper one (collective).
-
-    Nodes that rounding has left beside the ends are put on them: low + n (high − low)/n is not always high.
-    """
-    x, ends = mesh.geometry.x, list(zip(low, high, strict=True))
-    for i, both in enumerate(ends):
-        for end in both:
-            x[np.abs(x[:, i] - end) <= 1e-14 * (abs(both[0]) + abs(both[1])), i] = end
+def box(kind: str, comm: MPI.Comm, low: Any, high: Any, n: Any, periodic: Any, diagonal: str = "crossed") -> Made:
+    """An interval, a rectangle or a box with its sides (collective)."""
+    what, dim = f"Domain.{kind}", ("interval", "rectangle", "box").index(kind) + 1
+    a, b = check_numbers(f"{what}: the lower corner", low, dim), check_numbers(f"{what}: the upper corner", high, dim)
+    expect(f"{what}: the upper corner", high, f"one beyond the lower, {low!r},", all(np.less(a, b)))
+    check_numbers(f"{what}: n", n, dim)
+    cells = [check_integer(f"{what}: n", k) for k in n]
+    check_choice(f"{what}: diagonal", diagonal, DIAGONALS)
+    if dim == 1:
+        mesh = dmesh.create_interval(comm, cells[0], [a[0], b[0]], ghost_mode=GHOSTS, dtype=default_real_type)
+    elif dim == 2:
+        cut = dmesh.DiagonalType.__members__[diagonal]
+        mesh = dmesh.create_rectangle(comm, [a, b], cells, ghost_mode=GHOSTS, diagonal=cut)
+    else:
+        mesh = dmesh.create_box(comm, [a, b], cells, ghost_mode=GHOSTS)
+    # nodes that rounding has left beside the ends are put on them: low + n (high − low)/n is not always high
+    x, ends = mesh.geometry.x, [(i, end) for i, both in enumerate(zip(a, b, strict=True)) for end in both]
+    for i, end in ends:
+        x[np.abs(x[:, i] - end) <= 1e-14 * (abs(a[i]) + abs(b[i])), i] = end
     boundary = find_boundary(mesh)
-    on = [(boundary.corners[:, :, i] == end).all(axis=1) for i, both in enumerate(ends) for end in both]
-    return {name: boundary.facets[chosen] for name, chosen in zip(names, on, strict=True)}
+    on = [boundary.facets[(boundary.corners[:, :, i] == end).all(axis=1)] for i, end in ends]
+    sides, given = dict(zip(SIDES[dim], on, strict=True)), np.asarray(periodic)
+    good = given.dtype == bool and given.shape == (dim,)
+    expect(f"{what}: periodic", periodic, f"{dim} of True or False", good)
+    if not given.any():
+        return Made(mesh, sides, {}, None)
+    least = _periodic.LEAST
+    expect(f"{what}: n", cells, f"at least {least} cells in periodic directions", min(np.array(cells)[given]) >= least)
+    kept = {name: sides[name] for name, gone in zip(SIDES[dim], np.repeat(given, 2), strict=True) if not gone}
+    periods = np.where(given[:, None], np.column_stack((a, b)), np.nan)
+    return assemble(comm, _refine.refine(mesh, [], kept, {}, periods=periods))
 
 
-def create_mesh(
-    comm: MPI.Comm,
-    cells: npt.NDArray[np.int64],
-    x: npt.NDArray[np.float64],
-    dim: int,
-    degree: int,
-    periods: npt.NDArray[np.float64] | None = None,
-) -> dmesh.Mesh:
+def create_mesh(comm: MPI.Comm, cells: Array, x: Array, dim: int, degree: int, periods: Any = None) -> dmesh.Mesh:
     """A distributed mesh from the cells and nodes that each rank holds (collective)."""
-    element = basix.ufl.element(
-        "Lagrange",
-        SHAPES[dim],
-        degree,
-        lagrange_variant=basix.LagrangeVariant.equispaced,
-        shape=(dim,),
-        dtype=default_real_type,
-    )
+    variant = basix.LagrangeVariant.equispaced
+    element = basix.ufl.element("Lagrange", SHAPES[dim], degree, variant, shape=(dim,), dtype=default_real_type)
     partitioner = _compat.cell_partitioner(GHOSTS)
     if periods is not None:
         return _periodic.create(comm, cells, x, element, partitioner, periods)
     return dmesh.create_mesh(comm, cells=cells, x=x, e=element, partitioner=partitioner)
 
 
-def read_xdmf(path: Path, names: Sequence[str], comm: MPI.Comm) -> tuple[dmesh.Mesh, dict[str, Facets]]:
+def distribute(comm: MPI.Comm, work: Callable[[], RawMesh | None]) -> Made:
+    """A mesh of the arrays that ``work`` gives on rank 0 (collective)."""
+    raw = on_root(comm, work)
+    empty = comm.bcast(raw.empty() if raw else None, root=0)
+    return assemble(comm, raw or empty)
+
+
+def assemble(comm: MPI.Comm, share: RawMesh) -> Made:
+    """A mesh of which each rank holds a share (collective)."""
+    mesh = create_mesh(comm, share.cells, share.points, share.dim, share.degree, share.periods)
+    boundary, parts, regions = find_boundary(mesh), {}, {}
+    for name, facets in share.facets.items():
+        vertices = np.concatenate(comm.allgather(facets))
+        found = boundary.find(vertices)
+        if missing := len(vertices) - comm.allreduce(len(found)):
+            message = "%d of %d facets of the part %r are not on the boundary: left out"
+            logger.warning(message, missing, len(vertices), name)
+        if missing < len(vertices):
+            parts[name] = found
+    first = sum(comm.allgather(len(share.cells))[: comm.rank])
+    for name, rows in share.groups.items():
+        members = np.concatenate(comm.allgather(first + rows))
+        regions[name] = np.flatnonzero(np.isin(mesh.topology.original_cell_index, members)).astype(np.int32)
+    return Made(mesh, parts if share.facets else None, regions, share.periods)
+
+
+def read_xdmf(path: Path, names: Sequence[str], comm: MPI.Comm) -> tuple[dmesh.Mesh, Parts]:
     """A file of :func:`fpsolver.io.write_domain`: bit i of a facet's tag says that it belongs to names[i]."""
     with io.XDMFFile(comm, str(path), "r") as file:
         shape, degree = file.read_cell_type(name="mesh")

@@ -69,10 +69,10 @@ def _merged(comm: MPI.Comm, x: Floats, periods: Floats) -> tuple[Ints, Ints]:
 
 
 def on_upper_sides(x: Floats, periods: Floats | None) -> Ints:
-    """For points (n, d), whether each is on the upper side of each coordinate if that is periodic, shape (n, d)."""
+    """Whether points (..., d) are on the upper side of each coordinate, if some are periodic, shape (..., d or 0)."""
     if periods is None:
-        return np.zeros((len(x), 0), np.int64)
-    return np.asarray(_at(x, periods)[:, :, 1], dtype=np.int64)
+        return np.zeros((*x.shape[:-1], 0), np.int64)
+    return np.asarray(_at(x.reshape(-1, x.shape[-1]), periods)[:, :, 1], dtype=np.int64).reshape(x.shape)
 
 
 def _at(x: Floats, periods: Floats) -> npt.NDArray[np.bool_]:

@@ -9,6 +9,7 @@ parent: curved boundaries keep their curve.  The new cells are partitioned afres
 
 from collections.abc import Callable, Mapping, Sequence
 from math import comb
+from typing import Any
 
 from mpi4py import MPI
 
@@ -19,9 +20,10 @@ from dolfinx import la
 from dolfinx import mesh as dmesh
 
 from .. import _compat
-from .._errors import agree, together
+from .._errors import together
 from .._sample import largest, outer_sides, smallest
 from ._arrays import SHAPES, RawMesh, opposite
+from ._parts import local_indices
 from ._periodic import on_upper_sides
 
 Ints = npt.NDArray[np.int64]
@@ -29,36 +31,24 @@ Floats = npt.NDArray[np.float64]
 Move = Callable[[Floats], Sequence[Floats] | Floats]
 
 
-def owned_cells(mesh: dmesh.Mesh, cells: npt.ArrayLike) -> npt.NDArray[np.int32]:
-    """Local indices of cells that this rank owns, sorted and checked (collective)."""
-    found = np.unique(np.asarray(cells).ravel())
-    owned = mesh.topology.index_map(mesh.topology.dim).size_local
-    problem = None
-    if found.size and not np.issubdtype(found.dtype, np.integer):
-        problem = f"the cells to refine must be given by their indices, got {found.dtype}"
-    elif found.size and (found[0] < 0 or found[-1] >= owned):
-        problem = f"cells from {found[0]} to {found[-1]} were to be refined, but this rank owns {owned} cells"
-    agree(mesh.comm, problem)
-    return found.astype(np.int32)
-
-
 def refine(
     mesh: dmesh.Mesh,
-    marked: npt.NDArray[np.int32],
+    cells: npt.ArrayLike,
     parts: Mapping[str, npt.NDArray[np.int32]],
     regions: Mapping[str, npt.NDArray[np.int32]],
     degree: int | None = None,
     move: Move | None = None,
     periods: Floats | None = None,
 ) -> RawMesh:
-    """This rank's share of the mesh in which the marked owned cells are refined (collective).
+    """This rank's share of the mesh in which some of its owned cells are refined (collective).
 
     ``parts`` are facets and ``regions`` cells that this rank owns, ``degree`` that of the new cells' maps, by default
     the mesh's; ``move`` takes the new nodes, shape (d, n), and returns where they go.
     """
     topology, d = mesh.topology, mesh.topology.dim
+    marked = local_indices(mesh, d, cells, "what was to be refined", "owns")
     for a, b in ((d, 0), (d, 1), (2, 1), (d - 1, d), (d, d - 1)):
-        if a <= d and a > 0:
+        if 0 < a <= d:
             topology.create_connectivity(a, b)
     vertices = _table(topology, d, 0)
     edges = np.arange(len(vertices), dtype=np.int32)[:, None] if d == 1 else _table(topology, d, 1)
@@ -67,22 +57,43 @@ def refine(
     order, bisected = _bisected_edges(mesh, edges, global_edges, marked)
     owned = topology.index_map(d).size_local
     numbers = topology.index_map(0).local_to_global(vertices[:owned].ravel()).reshape(owned, d + 1)
-    cells = cut(numbers, edges[:owned], bisected, order, global_edges, topology.index_map(0).size_global)
-    cmap = _compat.coordinate_map(mesh)
-    degree = degree or cmap.degree
-    keys, points = nodes(
-        mesh.geometry.x[_compat.geometry_dofmap(mesh)[:owned]][:, :, :d], cmap.degree, *cells, degree, cmap.variant
-    )
-    copy = on_upper_sides(points.reshape(-1, d), periods).reshape(*keys.shape[:2], -1)
+    children = cut(numbers, edges[:owned], bisected, order, global_edges, topology.index_map(0).size_global)
+    cmap, x = _compat.coordinate_map(mesh), mesh.geometry.x[_compat.geometry_dofmap(mesh)[:owned]][:, :, :d]
+    on = {}
+    for name, found in parts.items():
+        inside, opposite_to = outer_sides(mesh, found).T
+        on[name] = np.zeros((owned, d + 1), dtype=bool)
+        on[name][inside, opposite_to if d > 1 else 1 - opposite_to] = True  # the facets of an interval are vertices
+    parents = element(d, cmap.degree, basix.LagrangeVariant(cmap.variant))
+    return divided(mesh.comm, x, parents, children, degree or cmap.degree, on, regions, move, periods)
+
+
+def divided(
+    comm: MPI.Comm, x: Floats, parents: Any, children: tuple[Ints, Floats, Ints], degree: int,
+    on: Mapping[str, npt.NDArray[np.bool_]], groups: Mapping[str, Any], move: Move | None = None,
+    periods: Floats | None = None,
+) -> RawMesh:  # fmt: skip
+    """The mesh of the children that :func:`cut` gives (collective).
+
+    From nodes ``x`` (cells, nodes, d) and element of the parents' maps, which of their facets, by the opposite vertex,
+    are on each part, and the parents in each region.
+    """
+    cells, bary, parent = children
+    keys, points = _nodes(x, parents, *children, degree)
+    keys = np.concatenate((keys, on_upper_sides(points, periods)), axis=2)
     if move is not None:
-        points = _moved(mesh.comm, points, degree, move)
+        points = _moved(comm, points, degree, move)
         if periods is not None:
-            ends = [(smallest(mesh.comm, row), largest(mesh.comm, row)) for row in points.reshape(-1, d).T]
+            ends = [(smallest(comm, row), largest(comm, row)) for row in points.reshape(-1, points.shape[2]).T]
             periods = np.where(np.isfinite(periods), ends, np.nan)
-    new, x = number(mesh.comm, np.concatenate((keys, copy), axis=2), points)
-    facets = {name: children(_on_cells(mesh, found), *cells[1:], new) for name, found in parts.items()}
-    groups = {name: np.flatnonzero(np.isin(cells[2], found)) for name, found in regions.items()}
-    return RawMesh(x, new, degree, facets, groups, periods)
+    new, at = _number(comm, keys, points)
+    facets = {}
+    for name, mine in on.items():
+        # child facet j lies on parent facet i where the i-th barycentric coordinates of all other vertices vanish
+        lie = [((bary[:, o] == 0).all(axis=1) & mine[parent]).any(axis=1) for o in opposite(cells.shape[1] - 1)]
+        facets[name] = np.concatenate([new[on][:, o] for on, o in zip(lie, opposite(cells.shape[1] - 1), strict=True)])
+    inside = {name: np.flatnonzero(np.isin(parent, rows)) for name, rows in groups.items()}
+    return RawMesh(at, new, degree, facets, inside, periods)
 
 
 def _table(topology: dmesh.Topology, a: int, b: int) -> npt.NDArray[np.int32]:
@@ -135,9 +146,8 @@ def cut(
 ) -> tuple[Ints, Floats, Ints]:
     """Children of cells: vertices, barycentric coordinates of these in the parent, and the parent.
 
-    From vertices ``numbers`` and ``edges`` of the cells, which edges are bisected, the longest in ``order`` first, and
-    numbers that are the same everywhere: ``global_edges``, and ``vertices`` in all.  Edges are cut ``at`` a fraction of
-    the way from the vertex with the lower number, or in the middle.
+    From vertices ``numbers`` and ``edges`` of the cells, which edges are cut, the longest in ``order`` first, ``at``
+    what fraction of the way from the vertex with the lower number, and numbers that are the same on all ranks.
     """
     d = numbers.shape[1] - 1
     cells, parent = numbers.copy(), np.arange(len(numbers))
@@ -152,44 +162,29 @@ def cut(
         t = np.full(int(halved.sum()), 0.5) if at is None else at[edge][parent[halved]]
         first = np.where(ends[parent[halved], 0] < ends[parent[halved], 1], 1.0 - t, t)[:, None]
         middle = first * bary[halved][side[0][halved]] + (1.0 - first) * bary[halved][side[1][halved]]
-        halves = []
+        new, coordinates = ([values[~halved], values[halved], values[halved]] for values in (cells, bary))
         for i in (0, 1):
-            new, coordinates = cells[halved], bary[halved]
-            new[side[i][halved]] = vertices + global_edges[edge][parent[halved]]
-            coordinates[side[i][halved]] = middle
-            halves.append((new, coordinates))
-        cells = np.concatenate([cells[~halved], halves[0][0], halves[1][0]])
-        bary = np.concatenate([bary[~halved], halves[0][1], halves[1][1]])
+            new[1 + i][side[i][halved]] = vertices + global_edges[edge][parent[halved]]
+            coordinates[1 + i][side[i][halved]] = middle
+        cells, bary = np.concatenate(new), np.concatenate(coordinates)
         parent = np.concatenate([parent[~halved], parent[halved], parent[halved]])
     return cells, bary, parent
 
 
-def nodes(
-    x: Floats,
-    of_degree: int,
-    cells: Ints,
-    bary: Floats,
-    parent: Ints,
-    degree: int,
-    variant: int = int(basix.LagrangeVariant.equispaced),
-) -> tuple[Ints, Floats]:
-    """Nodes of children: keys (cells, nodes, 2d + 2), equal for equal nodes, and coordinates (cells, nodes, d).
-
-    From the nodes ``x`` (parents, nodes, d) of maps ``of_degree`` of the parents, and what :func:`cut` gives.
-    """
+def _nodes(x: Floats, parents: Any, cells: Ints, bary: Floats, parent: Ints, degree: int) -> tuple[Ints, Floats]:
+    """Nodes of children: keys (cells, nodes, 2d + 2), equal for equal nodes, and coordinates (cells, nodes, d)."""
     d = x.shape[2]
     places = lattice(d, degree)
     # a node is a weighted mean of vertices: its key has their numbers, largest first, and their weights
     weight = np.broadcast_to(np.rint(places * degree).astype(np.int64), (len(cells), *places.shape))
     who = np.where(weight > 0, cells[:, None, :], -1)
-    largest = np.argsort(-who, axis=2)
-    keys = np.concatenate([np.take_along_axis(values, largest, axis=2) for values in (who, weight)], axis=2)
+    first = np.argsort(-who, axis=2)
+    keys = np.concatenate([np.take_along_axis(values, first, axis=2) for values in (who, weight)], axis=2)
     reference = (places @ bary)[:, :, 1:]
     if not len(cells):  # basix aborts where there is no point
         return keys, np.zeros((0, len(places), d))
-    table = element(d, of_degree, basix.LagrangeVariant(variant)).tabulate(0, reference.reshape(-1, d))
-    basis = table[0, :, :, 0].reshape(*reference.shape[:2], -1)
-    return keys, basis @ x[parent]
+    table = parents.tabulate(0, reference.reshape(-1, d))
+    return keys, table[0, :, :, 0].reshape(*reference.shape[:2], -1) @ x[parent]
 
 
 def lattice(d: int, degree: int) -> Floats:
@@ -213,9 +208,9 @@ def _moved(comm: MPI.Comm, points: Floats, degree: int, move: Move) -> Floats:
         if len(after):
             given = np.asarray(move(np.ascontiguousarray(after.T)), dtype=float)
             if given.shape != after.T.shape or not np.isfinite(given).all():
-                what = "other numbers" if given.shape == after.T.shape else f"an array of shape {given.shape}"
                 raise ValueError(
-                    f"the map of the nodes gave {what}; finite {len(after.T)} x {len(after)} were expected."
+                    f"the map of the nodes gave an array of shape {given.shape}; finite numbers, {len(after.T)} x "
+                    f"{len(after)}, were expected."
                 )
             after = given.T
             signs = _orientations(points, degree) * _orientations(after.reshape(points.shape), degree)
@@ -236,7 +231,7 @@ def _orientations(nodes: Floats, degree: int) -> Floats:
     return np.sign(np.linalg.det(np.einsum("dpn,cnx->cpxd", slopes, nodes)))
 
 
-def number(comm: MPI.Comm, keys: Ints, points: Floats) -> tuple[Ints, Floats]:
+def _number(comm: MPI.Comm, keys: Ints, points: Floats) -> tuple[Ints, Floats]:
     """Number nodes with distinct keys (cells, nodes, n) from zero across ranks, and the points of a range on each."""
     shape, points = keys.shape[:2], points.reshape(-1, points.shape[2])
     unique, first, inverse = np.unique(keys.reshape(-1, keys.shape[2]), axis=0, return_index=True, return_inverse=True)
@@ -262,22 +257,3 @@ def _exchange(comm: MPI.Comm, rows: npt.NDArray, there: Ints, here: Ints) -> npt
     width = rows.shape[1]
     comm.Alltoallv([np.ascontiguousarray(rows), there * width], [received, here * width])
     return received
-
-
-def _on_cells(mesh: dmesh.Mesh, facets: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
-    """Which facets of this rank's cells, by the opposite vertex, are among the given ones, shape (cells, d + 1)."""
-    d = mesh.topology.dim
-    cells, opposite = outer_sides(mesh, facets).T
-    on_part = np.zeros((mesh.topology.index_map(d).size_local, d + 1), dtype=bool)
-    on_part[cells, opposite if d > 1 else 1 - opposite] = True  # the facets of an interval are its vertices
-    return on_part
-
-
-def children(on_part: npt.NDArray[np.bool_], bary: Floats, parent: Ints, new: Ints) -> Ints:
-    """Vertices, as new nodes, of the facets into which the parents' facets ``on_part`` are divided, shape (n, d)."""
-    # child facet j lies on parent facet i where the i-th barycentric coordinates of all other vertices vanish
-    found, d = [], on_part.shape[1] - 1
-    for others in opposite(d):
-        lies = (bary[:, others] == 0).all(axis=1) & on_part[parent]
-        found.append(new[lies.any(axis=1)][:, others])
-    return np.concatenate(found)

@@ -5,7 +5,7 @@ from mpi4py import MPI
 import numpy as np
 
 from . import _refine
-from ._arrays import Array, RawMesh, opposite
+from ._arrays import Array, RawMesh, find, opposite
 
 
 def edges_of(raw: RawMesh) -> tuple[Array, Array, Array, Array]:
@@ -46,12 +46,6 @@ def boundary_of(raw: RawMesh) -> Array:
     return faces[np.bincount(of_cell.ravel(), minlength=len(faces)) == 1]
 
 
-def find(rows: Array, among: Array) -> Array:
-    """Which of ``among`` (sorted rows) occur in ``rows``."""
-    number = np.unique(np.vstack([np.sort(rows, axis=1), among]), axis=0, return_inverse=True)[1].ravel()
-    return np.isin(number[len(rows) :], number[: len(rows)])
-
-
 def split(raw: RawMesh, ends: Array, at: Array) -> tuple[RawMesh, Array]:
     """Cut edges, given by vertices with the lower first, at a fraction of the way; and parents of the new cells."""
     d, n = raw.dim, int(raw.cells.max()) + 1
@@ -61,16 +55,13 @@ def split(raw: RawMesh, ends: Array, at: Array) -> tuple[RawMesh, Array]:
     bisected[where], fraction[where] = True, at
     length = np.linalg.norm(raw.points[pairs[:, 1]] - raw.points[pairs[:, 0]], axis=1)
     order = np.argsort(np.argsort(length, kind="stable"))
-    cells = _refine.cut(raw.cells[:, : d + 1], of_cell, bisected, order, np.arange(len(pairs)), n, fraction)
-    keys, points = _refine.nodes(raw.points[raw.cells], raw.degree, *cells, raw.degree)
-    new, x = _refine.number(MPI.COMM_SELF, keys, points)
+    children = _refine.cut(raw.cells[:, : d + 1], of_cell, bisected, order, np.arange(len(pairs)), n, fraction)
     faces, sides = faces_of(raw)
-    facets = {}
-    for name, vertices in raw.facets.items():
-        on = find(vertices, faces)[sides] if len(vertices) else np.zeros(sides.shape, dtype=bool)
-        facets[name] = _refine.children(on, *cells[1:], new)
-    groups = {name: np.flatnonzero(np.isin(cells[2], rows)) for name, rows in raw.groups.items()}
-    return RawMesh(x, new, raw.degree, facets, groups, raw.periods), cells[2]
+    on = {name: find(vertices, faces)[sides] for name, vertices in raw.facets.items()}
+    x, parents = raw.points[raw.cells], _refine.element(d, raw.degree)
+    return _refine.divided(
+        MPI.COMM_SELF, x, parents, children, raw.degree, on, raw.groups, None, raw.periods
+    ), children[2]
 
 
 def along(x: Array, t: Array) -> Array:

@@ -72,31 +72,26 @@ def check_polygon(
 def _check_simple(corners: Array, what: str) -> None:
     """Refuse a polygon of which two edges meet elsewhere than in their common corner."""
     n, size = len(corners), np.ptp(corners, axis=0).max()
-    a, b = corners, np.roll(corners, -1, axis=0)
-    same = np.flatnonzero(np.linalg.norm(b - a, axis=1) <= 1e-12 * size)
-    if same.size:
+    i, j = np.triu_indices(n, 1)
+    after, before = j == i + 1, (j + 1) % n == i
+    p, q, r, s = corners[i], corners[(i + 1) % n], corners[j], corners[(j + 1) % n]
+    # the common corner of neighbours does not count
+    near = [(_distance(p, r, s), before), (_distance(q, r, s), after)]
+    near += [(_distance(r, p, q), after), (_distance(s, p, q), before)]
+    meet = np.any([(distance <= 1e-12 * size) & ~common for distance, common in near], axis=0)
+    meet |= (_side(p, q, r) * _side(p, q, s) < 0) & (_side(r, s, p) * _side(r, s, q) < 0) & ~after & ~before
+    if meet.any():
+        k = np.argmax(meet)
         raise ValueError(
-            f"{what}: vertices {same[0]} and {(same[0] + 1) % n} are the same; each corner was expected once."
+            f"{what}: edges {i[k]} and {j[k]} cross or touch; the corners of a polygon that does not meet itself were "
+            "expected, in order around it, each once."
         )
-    for i in range(n - 1):  # against all later edges at once; the common corner of neighbours does not count
-        j = np.arange(i + 1, n)
-        after, before = j == i + 1, (j + 1) % n == i
-        p, q, r, s = a[i], b[i], a[j], b[j]
-        near = [(_distance(p, r, s), before), (_distance(q, r, s), after)]
-        near += [(_distance(r, p, q), after), (_distance(s, p, q), before)]
-        touch = np.any([(distance <= 1e-12 * size) & ~common for distance, common in near], axis=0)
-        crossed = (_side(p, q, r) * _side(p, q, s) < 0) & (_side(r, s, p) * _side(r, s, q) < 0)
-        if (meet := touch | (crossed & ~after & ~before)).any():
-            raise ValueError(
-                f"{what}: edges {i} and {j[np.argmax(meet)]} cross or touch; the corners of a polygon that "
-                "does not meet itself were expected, in order around it."
-            )
 
 
 def _distance(q: Array, p: Array, r: Array) -> Array:
     """Distance of points q from segments p–r."""
     along = r - p
-    t = np.clip(((q - p) * along).sum(axis=-1) / (along**2).sum(axis=-1), 0.0, 1.0)
+    t = np.clip(((q - p) * along).sum(axis=-1) / np.maximum((along**2).sum(axis=-1), 1e-300), 0.0, 1.0)
     return np.linalg.norm(q - p - t[..., None] * along, axis=-1)
 
 
