@@ -11,7 +11,6 @@ import pytest
 import fpsolver as fp
 from fpsolver.discretisation.assembly import to_vector
 from fpsolver.discretisation.points import evaluate
-from fpsolver.evolution import checkpoint
 
 WORLD = MPI.COMM_WORLD
 TIMES = [0.0, 0.05, 0.2, 0.5, 1.0]
@@ -215,9 +214,9 @@ def test_partial_results_are_kept_when_tol_cannot_be_met(tmp_dir, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"drift": 1.01}, "written with operator norm"),
+        ({"drift": 1.01}, "the drift differ from then"),
         ({"degree": 3}, "written with degree 2, this evolution has 3"),
-        ({"scheme": "dg"}, "written with (number of unknowns|operator norm|scheme)"),
+        ({"scheme": "dg"}, "written with (number of unknowns|scheme)"),
         ({"absorbing": ["left"]}, r"written with absorbing parts \['right'\], this evolution has \['left'\]"),
         ({"cells": 21}, "written with number of unknowns"),
     ],
@@ -229,8 +228,7 @@ def test_checkpoints_of_something_else(changes, message, tmp_dir):
 
 
 @pytest.mark.parallel
-def test_another_mesh_with_as_many_cells(tmp_dir, monkeypatch):
-    monkeypatch.setattr(checkpoint, "SAME", 10.0)  # let the norms pass
+def test_another_mesh_with_as_many_cells(tmp_dir):
     fp.evolve(line(), START, [0.1], checkpoint=tmp_dir / "a")
     with pytest.raises(ValueError, match="another mesh"):
         fp.resume(line(right=2.001), tmp_dir / "a")
@@ -242,11 +240,11 @@ def test_unsuitable_calls(tmp_dir):
     fp.evolve(gen, START, [0.1, 0.2], checkpoint=folder)
     with pytest.raises(ValueError, match="times must begin with these"):
         fp.resume(gen, folder, times=[0.1, 0.3])
-    with pytest.raises(ValueError, match="another function at t = 0"):
+    with pytest.raises(ValueError, match="the function at t = 0 differ from then"):
         fp.evolve(gen, fp.gaussian(0.2, 0.41), [0.1, 0.2], checkpoint=folder)
-    with pytest.raises(ValueError, match=r"has time_rtol 1e-06, this is time_rtol 1e-07"):
+    with pytest.raises(ValueError, match=r"written with time_rtol 1e-06, this evolution has 1e-07"):
         fp.evolve(gen, START, [0.1, 0.2], time_rtol=1e-7, checkpoint=folder)
-    with pytest.raises(ValueError, match="has evolution 'density', this is evolution 'expectation'"):
+    with pytest.raises(ValueError, match="written with evolution density, this evolution has expectation"):
         fp.backward(gen, 1.0, [0.1, 0.2], checkpoint=folder)
     with pytest.raises(FileNotFoundError, match="not the folder of a checkpoint"):
         fp.resume(gen, tmp_dir / "b")
