@@ -50,7 +50,7 @@ _ROUNDED = (
 
 
 class Snapshot(NamedTuple):
-    """The solution at one time; the vector belongs to the receiver."""
+    """The solution at one time; nobody changes the vector."""
 
     time: float
     vector: PETSc.Vec
@@ -60,7 +60,7 @@ class Snapshot(NamedTuple):
 
 @dataclass
 class Stats:
-    """What one run cost."""
+    """What runs cost."""
 
     solves: int = 0
     factorisations: int = 0
@@ -89,6 +89,7 @@ class _Run:
     v: PETSc.Vec
     integrals: np.ndarray
     t: float = 0.0
+    error: float = 0.0  # estimated, relative, so far
     first: float = 0.0  # norm at time 0
     largest: float = 0.0  # norm so far
     longest: float = np.inf  # step to be tried next
@@ -120,6 +121,7 @@ class Propagator:
         transpose: bool = False,
         functionals: Sequence[PETSc.Vec] = (),
         scales: Sequence[float] | None = None,
+        stats: Stats | None = None,
     ) -> Iterator[Snapshot]:
         """Yield the solution of M v' = G v (of M v' = Gᵀ v with ``transpose``), v(0) = v0, at each time (collective).
 
@@ -132,6 +134,7 @@ class Propagator:
             transpose: whether Gᵀ takes the place of G.
             functionals: vectors ℓ for which ∫₀ᵗ ℓᵀv ds is wanted.
             scales: the integrals' errors are at most ``tol`` times the integral or this, whichever is larger; or 1.
+            stats: to which the work is added.
 
         Raises:
             NotConverged: after all that could be computed has been yielded.
@@ -139,81 +142,68 @@ class Propagator:
         if tol < LEAST:
             logger.warning("evolution: time_rtol = %.1e is below what rounding allows; %.0e is used", tol, LEAST)
             tol = LEAST
-        size = len(functionals)
+        size, self.stats = len(functionals), stats or Stats()
         scale = np.ones(size) if scales is None else np.asarray(scales, float)
-        run = _Run(tol, transpose, list(functionals), scale, Stats(), v0.copy(), np.zeros(size))
-        self.stats = run.stats
-        pending = [float(t) for t in times]
-        failures = 0
-        try:
-            while pending and pending[0] <= 0.0:
-                yield Snapshot(pending.pop(0), v0.copy(), np.zeros(size), dots(v0, run.functionals))
-            while pending:
-                before = run.t
-                for snapshot in self._step(run, pending):
-                    pending.pop(0)
-                    yield snapshot
-                failures = 0 if run.t > before else failures + 1
-                # near the least tol, rounding may add as much again as was asked for
-                if failures > FAILURES or run.stats.error > max(tol, 10 * LEAST):
-                    raise _failure(
-                        run, "DIVERGED_TOLERANCE", pending[0] if pending else run.t, run.stats.error, _TOLERANCE
-                    )
-            if run.stats.rounding > tol:
-                message = "evolution: slow modes make rounding errors up to %.0e, more than time_rtol = %.0e"
-                logger.warning(message, run.stats.rounding, tol)
-        finally:
-            run.v.destroy()
+        run = _Run(tol, transpose, list(functionals), scale, self.stats, v0, np.zeros(size))
+        pending, failures = [float(t) for t in times], 0
+        while pending and pending[0] <= 0.0:
+            yield Snapshot(pending.pop(0), v0, np.zeros(size), dots(v0, run.functionals))
+        while pending:
+            before = run.t
+            for snapshot in self._step(run, pending):
+                pending.pop(0)
+                yield snapshot
+            PETSc.garbage_cleanup(self.M.comm)  # bases and factors that went out of use, on several ranks
+            failures = 0 if run.t > before else failures + 1
+            # near the least tol, rounding may add as much again as was asked for
+            if failures > FAILURES or run.error > max(tol, 10 * LEAST):
+                raise _failure(run, "DIVERGED_TOLERANCE", pending[0] if pending else run.t, run.error, _TOLERANCE)
+        if run.stats.rounding > tol:
+            message = "evolution: slow modes make rounding errors up to %.0e, more than time_rtol = %.0e"
+            logger.warning(message, run.stats.rounding, tol)
 
     def _step(self, run: _Run, pending: list[float]) -> Iterator[Snapshot]:
         """Advance by one Krylov space, yielding the outputs on the way; if that fails, have the next step shorter."""
         outputs, stop = _plan(run, pending)
         share = max(SHARE, (stop - run.t) / (pending[-1] - run.t))
-        allowed = max(share * (run.tol - run.stats.error) / 2, 4 * ROUNDING)
+        allowed = max(share * (run.tol - run.error) / 2, 4 * ROUNDING)
         gamma = self._shift(stop - run.t, run.shift, run.stats)
         solver = self._solvers[gamma]
         space = IncrementSpace(
             self.M, self.G, solver, gamma, run.v, run.transpose, run.functionals, MAX_BASIS, self._ones
         )
-        try:
-            run.first = run.first or space.norm0
-            run.largest = max(run.largest, space.norm0)
-            control = Control(space, run.t, allowed, run.largest, run.integrals, run.scales)
-            reached = control.build(outputs, stop)
-            run.stats.solves += space.m + 1
-            run.stats.basis = max(run.stats.basis, space.m)
-            logger.debug(
-                "evolution: from t = %.6g to %.6g of %.6g, gamma %.3g, dimension %d, error %.1e of %.1e allowed",
-                run.t, reached, stop, gamma, space.m, control.error(reached), allowed,
-            )  # fmt: skip
-            slow, digits = space.slowest(0.0 if self._leaks else ZERO), DIGITS * self._norm * space.norm0 / run.largest
-            if digits * gamma > allowed / 2 and 8 < gamma * slow < np.inf:
-                run.shift = 2 / slow  # beyond the slowest time scale γ gains nothing and loses digits: once more
-                return
-            run.longest = 2 * run.longest if reached == stop else _shorter(run.t, reached, stop, outputs)
-            if reached == run.t:
-                return
-            grown = space.comm.bcast(float(space.norm(reached - run.t)))
-            if not grown <= GROWN * run.first:
-                advice = _UNSTABLE.format(grown / run.first)
-                raise _failure(run, "DIVERGED_GROWTH", reached, run.stats.error, advice)
-            memory = (FOLDS if self._leaks else 1.0) / slow if slow > 0 else np.inf
-            lost = digits * max(gamma, min(reached - run.t, memory))
-            run.stats.rounding = max(run.stats.rounding, lost)
-            if self._leaks and not lost < LOST:
-                raise _failure(run, "DIVERGED_ROUNDOFF", reached, run.stats.rounding, _ROUNDED)
-            run.stats.steps += 1
-            run.stats.error += control.error(reached)  # before outputs are seen: a checkpoint spends what is left
-            for t in (t for t in outputs if t <= reached):
-                vector = space.at(t - run.t)
-                integrals = run.integrals + space.integrals(t - run.t)
-                yield Snapshot(t, vector, integrals, dots(vector, run.functionals))
-            run.integrals = run.integrals + space.integrals(reached - run.t)
-            after = space.at(reached - run.t)
-            run.v.destroy()
-            run.v, run.t = after, reached
-        finally:
-            space.destroy()
+        run.first = run.first or space.norm0
+        run.largest = max(run.largest, space.norm0)
+        control = Control(space, run.t, allowed, run.largest, run.integrals, run.scales)
+        reached = control.build(outputs, stop)
+        run.stats.solves += space.m + 1
+        run.stats.basis = max(run.stats.basis, space.m)
+        logger.debug(
+            "evolution: from t = %.6g to %.6g of %.6g, gamma %.3g, dimension %d, error %.1e of %.1e allowed",
+            run.t, reached, stop, gamma, space.m, control.error(reached), allowed,
+        )  # fmt: skip
+        slow, digits = space.slowest(0.0 if self._leaks else ZERO), DIGITS * self._norm * space.norm0 / run.largest
+        if digits * gamma > allowed / 2 and 8 < gamma * slow < np.inf:
+            run.shift = 2 / slow  # beyond the slowest time scale γ gains nothing and loses digits: once more
+            return
+        run.longest = 2 * run.longest if reached == stop else _shorter(run.t, reached, stop, outputs)
+        if reached == run.t:
+            return
+        grown = space.comm.bcast(float(space.norm(reached - run.t)))
+        if not grown <= GROWN * run.first:
+            raise _failure(run, "DIVERGED_GROWTH", reached, run.error, _UNSTABLE.format(grown / run.first))
+        memory = (FOLDS if self._leaks else 1.0) / slow if slow > 0 else np.inf
+        lost = digits * max(gamma, min(reached - run.t, memory))
+        run.stats.rounding = max(run.stats.rounding, lost)
+        if self._leaks and not lost < LOST:
+            raise _failure(run, "DIVERGED_ROUNDOFF", reached, run.stats.rounding, _ROUNDED)
+        error = control.error(reached)  # told before outputs are seen: a checkpoint spends what is left
+        run.stats.steps, run.error, run.stats.error = run.stats.steps + 1, run.error + error, run.stats.error + error
+        for t in (t for t in outputs if t <= reached):
+            vector = space.at(t - run.t)
+            yield Snapshot(t, vector, run.integrals + space.integrals(t - run.t), dots(vector, run.functionals))
+        run.integrals = run.integrals + space.integrals(reached - run.t)
+        run.v, run.t = space.at(reached - run.t), reached
 
     def _shift(self, step: float, most: float, stats: Stats) -> float:
         """A γ for this step whose factorisation is at hand, made if necessary."""
@@ -226,7 +216,7 @@ class Propagator:
             return gamma
         gamma = float(2.0 ** np.round(np.log2(wanted)))  # a ladder, so that later runs meet the same ones
         while len(self._solvers) >= KEPT:
-            _destroy(self._solvers.pop(next(iter(self._solvers))))
+            self._solvers.pop(next(iter(self._solvers)))
         matrix = self.G.copy()
         matrix.scale(-gamma)
         matrix.axpy(1.0, self.M, PETSc.Mat.Structure.SUBSET_NONZERO_PATTERN)
@@ -236,8 +226,9 @@ class Propagator:
 
     def destroy(self) -> None:
         """Free the factorisations (collective)."""
-        while self._solvers:
-            _destroy(self._solvers.popitem()[1])
+        for solver in self._solvers.values():
+            solver.destroy()
+        self._solvers = {}
 
 
 def _plan(run: _Run, pending: list[float]) -> tuple[list[float], float]:
@@ -269,8 +260,3 @@ def _scaled_norm(M: PETSc.Mat, G: PETSc.Mat) -> float:
 def _failure(run: _Run, reason: str, t: float, share: float, advice: str) -> NotConverged:
     advice = f"It came to t = {run.t:.6g} with time_rtol = {run.tol:.1e}. {advice}"
     return NotConverged(f"evolution to t = {t:.6g}", reason, run.stats.solves, share, "fp_evolve_", advice)
-
-
-def _destroy(solver: _petsc.LinearSolver) -> None:
-    solver.A.destroy()
-    solver.destroy()

@@ -113,7 +113,7 @@ class IncrementSpace:
 
     def _drop(self) -> None:
         """Forget the newest direction: there is none."""
-        self._basis.pop().destroy()
+        self._basis.pop()
         self._along.pop()
         self._values.pop()
         self.exhausted = True
@@ -177,12 +177,6 @@ class IncrementSpace:
         if self.m:
             v.maxpy(self.small(s)[0], self._basis[: self.m])
         return v
-
-    def destroy(self) -> None:
-        """Free the basis (collective)."""
-        for vector in (*self._basis, self._work, self._image):
-            vector.destroy()
-        self._basis = []
 
 
 def dots(v: PETSc.Vec, functionals: Sequence[PETSc.Vec]) -> np.ndarray:

@@ -3,7 +3,7 @@
 RODASP: order four with an embedded third, L-stable, without loss of order for parabolic problems (G. Steinebach,
 Order-reduction of ROW-methods for DAEs and method of lines applications, TH Darmstadt preprint 1741, 1995; the form
 without matrix products of Hairer, Wanner, Solving ODEs II, section IV.7, (7.25)).  A step takes one factorisation and
-six solves.
+six solves; dG/dt is that of the polynomial through G at the nodes.
 Integrals q' = ℓ(t)ᵀv are carried along as further unknowns, so that mass and outflux balance to rounding.
 
 Chosen over commutator-free exponentials, of which a step took six factorisations: 390 of them and 3584 solves at a
@@ -13,7 +13,6 @@ Rosenbrock methods are for autonomous equations only.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from petsc4py import PETSc
@@ -43,8 +42,9 @@ C = (
     (34.62605830930532, 15.30084976114473, 56.99955578662667, 18.40807009793095, -5.714285714285717),
 )
 # y(t + sh) = (1 − s) y₀ + s (y₁ + (1 − s)(Σ Dᵢuᵢ + s Σ Eᵢuᵢ)), of order three like the estimate of the error
-D = (25.09876703708589, 11.62013104361867, 28.49148307714626, -5.664021568594133)
+D = (25.09876703708589, 11.62013104361867, 28.49148307714626, -5.664021568594133, 0.0)
 E = (1.638054557396973, -0.7373619806678748, 8.477918219238990, 15.99253148779520, -1.882352941176471)
+SLOPE = np.linalg.inv(np.vander(NODES[:5], increasing=True))[1]  # derivative at 0 from values at the nodes
 
 
 class Frozen(NamedTuple):
@@ -54,7 +54,7 @@ class Frozen(NamedTuple):
     flux: Sequence[PETSc.Vec]
 
 
-Moment = Sequence[tuple[float, Frozen]]
+Moment = list[tuple[float, Frozen]]
 """G(t), or its derivative, as a linear combination of matrices at hand."""
 
 
@@ -67,97 +67,74 @@ class Point(NamedTuple):
 
 
 class Step(NamedTuple):
-    """A step: where it begins and ends, and its stages; the vectors of end and stages belong to it."""
+    """A step: where it begins and ends, how far the end may be off, and the stages."""
 
     begin: Point
     end: Point
+    defect: Point
     u: list[PETSc.Vec]
     q: list[np.ndarray]
 
-    @property
-    def defect(self) -> Point:
-        """How far the end may be off."""
-        return Point(self.end.t, self.u[-1], self.q[-1])
-
     def at(self, t: float) -> Point:
-        """The solution inside the step, a new vector (collective)."""
+        """The solution inside the step (collective)."""
         s = (t - self.begin.t) / (self.end.t - self.begin.t)
-        inner = [s * (1 - s) * (d + s * e) for d, e in zip((*D, 0.0), E, strict=True)]
+        inner = [s * (1 - s) * (d + s * e) for d, e in zip(D, E, strict=True)]
         v = self.begin.v.copy()
         v.scale(1 - s)
         v.maxpy([s, *inner], [self.end.v, *self.u[:5]])
         integrals = (1 - s) * self.begin.integrals + s * self.end.integrals
         return Point(t, v, integrals + sum(w * each for w, each in zip(inner, self.q[:5], strict=True)))
 
-    def destroy_stages(self) -> None:
-        """Free what :meth:`at` and :attr:`defect` need (collective)."""
-        for vector in self.u:
-            vector.destroy()
+
+def step(
+    M: PETSc.Mat,
+    moment: Callable[[float], Moment],
+    begin: Point,
+    h: float,
+    transpose: bool,
+    factorised: Callable[[PETSc.Mat], _petsc.LinearSolver],
+) -> Step:
+    """The step from ``begin`` to ``begin.t + h`` of M v' = G(t) v, or of M v' = G(t)ᵀ v (collective)."""
+    moments = [moment(begin.t + node * h) for node in NODES]
+    change = [(c * w / h, frozen) for w, m in zip(SLOPE, moments, strict=False) for c, frozen in m]
+    matrix = moments[0][0][1].G.copy()
+    matrix.scale(-moments[0][0][0])
+    for coefficient, frozen in moments[0][1:]:
+        matrix.axpy(-coefficient, frozen.G, PETSc.Mat.Structure.SAME_NONZERO_PATTERN)
+    matrix.axpy(1.0 / (h * GAMMA), M, PETSc.Mat.Structure.SUBSET_NONZERO_PATTERN)
+    solver = factorised(matrix)
+    drift, drift_q = _apply(change, begin.v, transpose)
+    u: list[PETSc.Vec] = []
+    q: list[np.ndarray] = []
+    for stage, now in enumerate(moments):
+        here = begin.v.copy()
+        here.maxpy(A[stage], u)
+        rhs, rhs_q = _apply(now, here, transpose)
+        rhs.axpy(h * DERIVATIVE[stage], drift)
+        here.set(0.0)
+        here.maxpy([c / h for c in C[stage]], u)
+        M.multAdd(here, rhs, rhs)
+        u.append(rhs.duplicate())
+        solver.solve(rhs, u[-1], transpose=transpose)
+        # the last row of the same system, whose matrix is triangular
+        past = sum((c / h * before for c, before in zip(C[stage], q, strict=True)), _values(moments[0], u[-1]))
+        q.append(h * GAMMA * (rhs_q + h * DERIVATIVE[stage] * drift_q + past))
+    v = begin.v.copy()
+    v.maxpy([*A[5], 1.0], u)
+    integrals = begin.integrals + sum(w * each for w, each in zip([*A[5], 1.0], q, strict=True))
+    end = Point(begin.t + h, v, integrals)
+    return Step(begin, end, Point(end.t, u[-1], q[-1]), u, q)
 
 
-@dataclass
-class Rosenbrock:
-    """One step at a time (collective)."""
+def _apply(moment: Moment, v: PETSc.Vec, transpose: bool) -> tuple[PETSc.Vec, np.ndarray]:
+    """G v and ℓᵀv."""
+    image, part = v.duplicate(), v.duplicate()
+    image.set(0.0)
+    for coefficient, frozen in moment:
+        (frozen.G.multTranspose if transpose else frozen.G.mult)(v, part)
+        image.axpy(coefficient, part)
+    return image, _values(moment, v)
 
-    M: PETSc.Mat
-    moment: Callable[[float], Moment]  #: G at a time
-    derivative: Callable[[float, float], Moment]  #: t, h -> dG/dt at t, for a step of length h
-    transpose: bool  #: whether Gᵀ takes the place of G
-    preset: _petsc.Options  #: of the factorisation
-    options: _petsc.Options | None  #: without the prefix ``fp_evolve_``
 
-    def step(self, begin: Point, h: float) -> Step:
-        """The step from ``begin`` to ``begin.t + h``."""
-        now, change = self.moment(begin.t), self.derivative(begin.t, h)
-        work = begin.v.duplicate()
-        drift, drift_q = self._apply(change, begin.v)
-        solver = self._factorised(now, h)
-        u: list[PETSc.Vec] = []
-        q: list[np.ndarray] = []
-        for stage in range(6):
-            here = begin.v.copy()
-            if u:
-                here.maxpy(A[stage], u)
-            moment = now if NODES[stage] == 0 else self.moment(begin.t + NODES[stage] * h)
-            rhs, rhs_q = self._apply(moment, here)
-            rhs.axpy(h * DERIVATIVE[stage], drift)
-            if u:
-                here.set(0.0)
-                here.maxpy([c / h for c in C[stage]], u)
-                self.M.multAdd(here, rhs, rhs)
-            solver.solve(rhs, work, transpose=self.transpose)
-            u.append(work.copy())
-            # the last row of the same system, whose matrix is triangular
-            seen = self._values(now, u[-1])
-            past = sum((c / h * before for c, before in zip(C[stage], q, strict=True)), np.zeros_like(rhs_q))
-            q.append(h * GAMMA * (rhs_q + h * DERIVATIVE[stage] * drift_q + seen + past))
-            here.destroy()
-            rhs.destroy()
-        weights = [*A[5], 1.0]
-        v = begin.v.copy()
-        v.maxpy(weights, u)
-        integrals = begin.integrals + sum(w * each for w, each in zip(weights, q, strict=True))
-        for item in (drift, work, solver.A, solver):
-            item.destroy()
-        return Step(begin, Point(begin.t + h, v, integrals), u, q)
-
-    def _factorised(self, now: Moment, h: float) -> _petsc.LinearSolver:
-        matrix = now[0][1].G.copy()
-        matrix.scale(-now[0][0])
-        for coefficient, frozen in now[1:]:
-            matrix.axpy(-coefficient, frozen.G, PETSc.Mat.Structure.SAME_NONZERO_PATTERN)
-        matrix.axpy(1.0 / (h * GAMMA), self.M, PETSc.Mat.Structure.SUBSET_NONZERO_PATTERN)
-        return _petsc.LinearSolver(matrix, "fp_evolve_", "evolution", self.preset, self.options)
-
-    def _apply(self, moment: Moment, v: PETSc.Vec) -> tuple[PETSc.Vec, np.ndarray]:
-        """G v and ℓᵀv."""
-        image, part = v.duplicate(), v.duplicate()
-        image.set(0.0)
-        for coefficient, frozen in moment:
-            (frozen.G.multTranspose if self.transpose else frozen.G.mult)(v, part)
-            image.axpy(coefficient, part)
-        part.destroy()
-        return image, self._values(moment, v)
-
-    def _values(self, moment: Moment, v: PETSc.Vec) -> np.ndarray:
-        return sum((c * dots(v, frozen.flux) for c, frozen in moment), np.zeros(len(moment[0][1].flux)))
+def _values(moment: Moment, v: PETSc.Vec) -> np.ndarray:
+    return sum((c * dots(v, frozen.flux) for c, frozen in moment), np.zeros(len(moment[0][1].flux)))

@@ -10,7 +10,7 @@ learning rate or temperature, two matrices are combined instead.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator as Generation
 from typing import Any, NamedTuple
 
 from petsc4py import PETSc
@@ -18,13 +18,13 @@ from petsc4py import PETSc
 import numpy as np
 
 from .._errors import NotConverged
-from .._petsc import Options, direct_preset
+from .._petsc import LinearSolver, Options, direct_preset
 from ..discretisation.fluxes import basis_integrals
 from ..discretisation.generator import Generator
 from ._expm import LEAST, Snapshot, Stats
 from ._krylov import dots
 from ._moments import Moments, functionals, propagator
-from ._rosenbrock import Point, Rosenbrock
+from ._rosenbrock import Point, step
 from .schedule import Piece, pieces
 
 FIRST = 1 / 8  # of a piece: the first step tried
@@ -32,181 +32,7 @@ SHARE = 1 / 8  # of the reserve: what a step may spend of it
 TRIALS = 30  # attempts at one step until giving up
 
 
-@dataclass
-class State:
-    """How far an evolution has come; the vectors belong to it."""
-
-    start: PETSc.Vec  #: vector at time 0
-    v: PETSc.Vec  #: vector at time ``t``
-    integrals: np.ndarray  #: of the functionals over (0, t)
-    t: float = 0.0
-    spent: float = 0.0  #: estimated error so far
-
-    @classmethod
-    def at_start(cls, v0: PETSc.Vec, parts: Sequence[str]) -> "State":
-        """At time 0, with an integral for all absorbing parts together and for each of them; ``v0`` is taken over."""
-        return cls(v0, v0.copy(), np.zeros(len(parts) + 1 if parts else 0))
-
-    def advance(self, t: float, v: PETSc.Vec, integrals: np.ndarray) -> None:
-        """Go to time ``t``; ``v`` is taken over."""
-        self.v.destroy()
-        self.t, self.v, self.integrals = t, v, integrals
-
-
-class Equation:
-    """M v' = G(t) v, or for the dual equation M v' = G(T − t)ᵀ v for each output T (collective).
-
-    With the outflux in all and through each of some absorbing parts.
-    """
-
-    def __init__(
-        self, gen: Generator, schedule: Mapping[str, Any] | None, parts: Sequence[str], options: Options | None
-    ):
-        self.gen, self._scheduled = gen, schedule is not None
-        self.pieces = [Piece(0.0, np.inf, {})] if schedule is None else pieces(gen, schedule)
-        self.options = {**gen.options, **(options or {})}
-        self._moments = Moments(gen, parts, self.options)
-        self._stats, self._scale = Stats(), 1.0
-
-    def run(self, state: State, times: Sequence[float], tol: float, transpose: bool) -> Iterator[Snapshot]:
-        """Yield the solution at each time, with ``transpose`` of the dual equation."""
-        if transpose and self._scheduled:
-            yield from self._dual(state, times, tol)
-            return
-        begin, pending = state.t, list(times)
-        self._scale = abs(state.start.dot(basis_integrals(self.gen))) or 1.0  # errors of integrals are relative to it
-        legs = [p for p in self.pieces if p.end > begin and p.begin < max([*pending, begin])] or self.pieces[-1:]
-        share = (max(tol - state.spent, LEAST) if state.spent else tol) / len(legs)  # too small a tol is told later
-        for piece in legs:
-            here = [t for t in pending if t <= piece.end or piece is legs[-1]]
-            pending = pending[len(here) :]
-            end = piece.end if pending else max([*here, state.t])
-            yield from self._leg(state, _Leg(piece.at, piece.constant, here, end, share, transpose))
-
-    def _dual(self, state: State, times: Sequence[float], tol: float) -> Iterator[Snapshot]:
-        """Yield u for each time T: the pieces before T in reversed order, with transposed matrices."""
-        for T in times:
-            legs = [p for p in self.pieces if p.begin < T][::-1]
-            start = State.at_start(state.start.copy(), [])
-            self._stats.error = 0.0
-            for piece in legs:
-                at = lambda s, piece=piece, T=T: piece.at(T - s)  # noqa: E731
-                leg = _Leg(at, piece.constant, [], T - piece.begin, tol / len(legs), True)
-                list(self._leg(start, leg))  # no output is asked for
-            yield Snapshot(T, start.v, np.zeros(0), np.zeros(0))
-
-    @property
-    def error(self) -> float:
-        """Estimated error of what this object has computed; of the last time for the dual equation."""
-        return self._stats.error
-
-    def work(self) -> dict[str, Any]:
-        """What it cost, for answers."""
-        return self._stats.work() | ({"assemblies": self._moments.assemblies} if self._scheduled else {})
-
-    def signature(self, horizon: float) -> dict[str, Any]:
-        """What tells this equation from others with the same generator, up to ``horizon``."""
-        rows = [_sampled(p, horizon) for p in self.pieces if p.begin <= horizon]
-        return {"schedule": rows} if self._scheduled else {}
-
-    def _leg(self, state: State, leg: "_Leg") -> Iterator[Snapshot]:
-        """Advance to ``end``, yielding the outputs on the way, which include the end where it is one."""
-        while leg.outputs and leg.outputs[0] <= state.t:
-            yield self._snapshot(leg.outputs[0], Point(state.t, state.v, state.integrals), leg.at)
-            leg = leg._replace(outputs=leg.outputs[1:])
-        if leg.end > state.t:
-            yield from (self._frozen_leg if leg.constant else self._smooth_leg)(state, leg)
-
-    def _frozen_leg(self, state: State, leg: "_Leg") -> Iterator[Snapshot]:
-        """One exponential for all times."""
-        values = leg.at(state.t)
-        gen = self._moments.generator(values)
-        core, flux = propagator(gen, self.options), functionals(gen, self._moments.parts)
-        begin, before, error = state.t, state.integrals, self._stats.error
-        stops = leg.outputs if leg.outputs[-1:] == [leg.end] else [*leg.outputs, leg.end]
-        core.stats = Stats()
-        run = core.run(state.v, [t - begin for t in stops], leg.tol, leg.transpose, flux, [self._scale] * len(flux))
-        try:
-            for t, snapshot in zip(stops, run, strict=True):
-                self._stats.error = error + core.stats.error
-                integrals = before + snapshot.integrals
-                if t == leg.end:
-                    state.advance(leg.end, snapshot.vector.copy(), integrals)
-                if t in leg.outputs:
-                    yield Snapshot(t, snapshot.vector, integrals, snapshot.values)
-                else:
-                    snapshot.vector.destroy()
-        finally:
-            done, mine = core.stats, self._stats
-            mine.solves, mine.factorisations = mine.solves + done.solves, mine.factorisations + done.factorisations
-            mine.steps, mine.basis = mine.steps + done.steps, max(mine.basis, done.basis)
-
-    def _smooth_leg(self, state: State, leg: "_Leg") -> Iterator[Snapshot]:
-        """Steps of adaptive length, whatever the outputs."""
-        moment, derivative = self._moments.varying(leg.at, state.t, leg.end)
-        preset = direct_preset(self.gen.M.comm, self.gen.domain.dim)
-        method = Rosenbrock(self.gen.M, moment, derivative, leg.transpose, preset, self.options)
-        length, trials, speed, outputs = leg.end - state.t, 0, np.inf, list(leg.outputs)
-        # half of the tolerance is spent evenly, the rest on first steps: rough data, whose errors decay, make them dear
-        h, reserve = FIRST * length, max(leg.tol, LEAST) / 2
-        while state.t < leg.end:
-            h = (leg.end - state.t) / float(np.ceil((leg.end - state.t) / h - 0.01))  # no crumb before the end
-            even = max(leg.tol, LEAST) / 2 * h / length
-            allowed = even + SHARE * reserve
-            if _mismatch(leg.at, state.t, h) * min(1.0, 2 * speed * h) > allowed:  # a jump that the nodes do not see
-                h /= 2
-                if state.t + 1e-3 * h <= state.t:
-                    raise self._failure(state.t, leg.end, leg.tol)
-                continue
-            step = method.step(Point(state.t, state.v, state.integrals), h)
-            self._stats.solves, self._stats.factorisations = self._stats.solves + 6, self._stats.factorisations + 1
-            error = self._size(step.defect, step.end)
-            try:
-                if error <= allowed:
-                    trials, self._stats.steps = 0, self._stats.steps + 1
-                    self._stats.error += error
-                    reserve -= max(error - even, 0.0)
-                    last = leg.end - state.t < 1.5 * h  # its end is a time that was asked for, to the last digit
-                    end = leg.end if last else step.end.t
-                    while outputs and outputs[0] < end:
-                        inside = step.at(outputs[0])
-                        yield self._snapshot(outputs.pop(0), inside, leg.at)
-                        inside.v.destroy()
-                    d = Point(0.0, step.begin.v - step.end.v, step.begin.integrals - step.end.integrals)
-                    speed = self._size(d, step.end) / h
-                    state.advance(end, step.end.v, step.end.integrals)
-                else:
-                    trials += 1
-                    step.end.v.destroy()
-            finally:
-                step.destroy_stages()
-            if trials > TRIALS:
-                raise self._failure(state.t, leg.end, leg.tol)
-            h *= min(4.0, max(0.1, 0.9 * (allowed / max(error, 1e-4 * allowed)) ** 0.25))
-        if outputs:
-            yield self._snapshot(leg.end, Point(leg.end, state.v, state.integrals), leg.at)
-
-    def _snapshot(self, t: float, point: Point, at: Callable[[float], dict[str, float]]) -> Snapshot:
-        values = dots(point.v, self._moments.frozen(at(t)).flux)
-        return Snapshot(t, point.v.copy(), point.integrals, values)
-
-    def _size(self, d: Point, b: Point) -> float:
-        """M-norm of d relative to b, or an integral's share where it is larger; the same on all ranks."""
-        norms = [float(np.sqrt(abs(v.dot(self.gen.M * v)))) for v in (d.v, b.v)]
-        errors = abs(d.integrals) / np.maximum(abs(b.integrals), self._scale)
-        return float(self.gen.domain.comm.bcast(max([norms[0] / norms[1] if norms[1] > 0 else norms[0], *errors])))
-
-    def _failure(self, t: float, end: float, tol: float) -> NotConverged:
-        advice = (
-            f"It came to t = {t:.6g} with time_rtol = {tol:.1e}. Where the schedule jumps or bends, begin a new piece: "
-            "[(0, f), (10, g)]."
-        )
-        done, until = self._stats, f"evolution to t = {end:.6g}"
-        return NotConverged(until, "DIVERGED_STEP_SIZE", done.solves, done.error, "fp_evolve_", advice)
-
-    def destroy(self) -> None:
-        """Free matrices and factorisations (collective)."""
-        self._moments.destroy()
+Iteration = Generation[Snapshot, None, Point]
 
 
 class _Leg(NamedTuple):
@@ -218,6 +44,139 @@ class _Leg(NamedTuple):
     end: float
     tol: float
     transpose: bool
+
+
+class Equation:
+    """M v' = G(t) v, or for the dual equation M v' = G(T − t)ᵀ v for each output T (collective).
+
+    With the outflux in all and through each of some absorbing parts.  ``stats`` is what it cost; its error, for the
+    dual equation, that of the last time.
+    """
+
+    def __init__(
+        self, gen: Generator, schedule: Mapping[str, Any] | None, parts: Sequence[str], options: Options | None
+    ):
+        self.gen, self._scheduled = gen, schedule is not None
+        self.pieces = [Piece(0.0, np.inf, {})] if schedule is None else pieces(gen, schedule)
+        self.options = {**gen.options, **(options or {})}
+        self._moments = Moments(gen, parts)
+        self.stats, self._scale = Stats(), 1.0
+
+    def run(
+        self, v0: PETSc.Vec, begin: Point, spent: float, times: Sequence[float], tol: float, transpose: bool
+    ) -> Iterator[Snapshot]:
+        """Yield the solution at each time, with ``transpose`` of the dual equation.
+
+        From ``v0`` at time 0 or, where an earlier run has come to with some of the tolerance ``spent``, from ``begin``.
+        """
+        if transpose and self._scheduled:
+            yield from self._dual(v0, times, tol)
+            return
+        pending = list(times)
+        self._scale = abs(v0.dot(basis_integrals(self.gen))) or 1.0  # errors of integrals are relative to it
+        legs = [p for p in self.pieces if p.end > begin.t and p.begin < max([*pending, begin.t])] or self.pieces[-1:]
+        share = (max(tol - spent, LEAST) if spent else tol) / len(legs)  # too small a tol is told later
+        for piece in legs:
+            here = [t for t in pending if t <= piece.end or piece is legs[-1]]
+            pending = pending[len(here) :]
+            end = piece.end if pending else max([*here, begin.t])
+            begin = yield from self._leg(begin, _Leg(piece.at, piece.constant, here, end, share, transpose))
+
+    def _dual(self, v0: PETSc.Vec, times: Sequence[float], tol: float) -> Iterator[Snapshot]:
+        """Yield u for each time T: the pieces before T in reversed order, with transposed matrices."""
+        for T in times:
+            legs = [p for p in self.pieces if p.begin < T][::-1]
+            self.stats.error, now = 0.0, Point(0.0, v0, np.zeros(0))
+            for piece in legs:
+                at = lambda s, piece=piece, T=T: piece.at(T - s)  # noqa: E731
+                leg = _Leg(at, piece.constant, [], T - piece.begin, tol / len(legs), True)
+                now = yield from self._leg(now, leg)  # nothing: no output is asked for
+            yield Snapshot(T, now.v, now.integrals, np.zeros(0))
+
+    def work(self) -> dict[str, Any]:
+        """What it cost, for answers."""
+        return self.stats.work() | ({"assemblies": self._moments.assemblies} if self._scheduled else {})
+
+    def signature(self, horizon: float) -> dict[str, Any]:
+        """What tells this equation from others with the same generator, up to ``horizon``."""
+        rows = [_sampled(p, horizon) for p in self.pieces if p.begin <= horizon]
+        return {"schedule": rows} if self._scheduled else {}
+
+    def _leg(self, now: Point, leg: _Leg) -> Iteration:
+        """Advance to ``end``, which is returned, yielding the outputs on the way, maybe with the end."""
+        while leg.outputs and leg.outputs[0] <= now.t:
+            yield self._snapshot(leg.outputs[0], now, leg.at)
+            leg = leg._replace(outputs=leg.outputs[1:])
+        if leg.end > now.t:
+            now = yield from (self._frozen_leg if leg.constant else self._smooth_leg)(now, leg)
+        return now
+
+    def _frozen_leg(self, now: Point, leg: _Leg) -> Iteration:
+        """One exponential for all times."""
+        gen, begin = self._moments.generator(leg.at(now.t)), now
+        core, flux = propagator(gen, self.options), functionals(gen, self._moments.parts)
+        stops = leg.outputs if leg.outputs[-1:] == [leg.end] else [*leg.outputs, leg.end]
+        scales = [self._scale] * len(flux)
+        run = core.run(begin.v, [t - begin.t for t in stops], leg.tol, leg.transpose, flux, scales, self.stats)
+        for t, snapshot in zip(stops, run, strict=True):
+            now = Point(t, snapshot.vector, begin.integrals + snapshot.integrals)
+            if t in leg.outputs:
+                yield Snapshot(*now, snapshot.values)
+        return now
+
+    def _smooth_leg(self, now: Point, leg: _Leg) -> Iteration:
+        """Steps of adaptive length, whatever the outputs."""
+        moment = self._moments.varying(leg.at, now.t, leg.end)
+        preset = direct_preset(self.gen.M.comm, self.gen.domain.dim)
+        factorised = lambda A: LinearSolver(A, "fp_evolve_", "evolution", preset, self.options)  # noqa: E731
+        length, trials, speed, outputs = leg.end - now.t, 0, np.inf, list(leg.outputs)
+        # half of the tolerance is spent evenly, the rest on first steps: rough data, whose errors decay, make them dear
+        h, reserve = FIRST * length, max(leg.tol, LEAST) / 2
+        while now.t < leg.end:
+            h = (leg.end - now.t) / float(np.ceil((leg.end - now.t) / h - 0.01))  # no crumb before the end
+            even = max(leg.tol, LEAST) / 2 * h / length
+            allowed = even + SHARE * reserve
+            # a jump that the nodes do not see
+            hidden = _mismatch(leg.at, now.t, h) * min(1.0, 2 * speed * h) > allowed
+            if trials > TRIALS or (hidden and now.t + 1e-3 * h <= now.t):
+                advice = (
+                    f"It came to t = {now.t:.6g} with time_rtol = {leg.tol:.1e}. Where the schedule jumps or bends, "
+                    "begin a new piece: [(0, f), (10, g)]."
+                )
+                solves, what = self.stats.solves, f"evolution to t = {leg.end:.6g}"
+                raise NotConverged(what, "DIVERGED_STEP_SIZE", solves, self.stats.error, "fp_evolve_", advice)
+            if hidden:
+                h /= 2
+                continue
+            made = step(self.gen.M, moment, now, h, leg.transpose, factorised)
+            PETSc.garbage_cleanup(self.gen.M.comm)  # factors that went out of use, on several ranks
+            self.stats.solves, self.stats.factorisations = self.stats.solves + 6, self.stats.factorisations + 1
+            error = self._size(made.defect, made.end)
+            trials += 1
+            if error <= allowed:
+                trials, self.stats.steps = 0, self.stats.steps + 1
+                self.stats.error += error
+                reserve -= max(error - even, 0.0)
+                last = leg.end - now.t < 1.5 * h  # its end is a time that was asked for, to the last digit
+                end = leg.end if last else made.end.t
+                while outputs and outputs[0] < end:
+                    yield self._snapshot(outputs[0], made.at(outputs.pop(0)), leg.at)
+                speed = self._size(Point(0.0, now.v - made.end.v, now.integrals - made.end.integrals), made.end) / h
+                now = made.end._replace(t=end)
+            h *= min(4.0, max(0.1, 0.9 * (allowed / max(error, 1e-4 * allowed)) ** 0.25))
+        if outputs:
+            yield self._snapshot(leg.end, now, leg.at)
+        return now
+
+    def _snapshot(self, t: float, point: Point, at: Callable[[float], dict[str, float]]) -> Snapshot:
+        values = dots(point.v, self._moments.frozen(at(t)).flux)
+        return Snapshot(t, point.v, point.integrals, values)
+
+    def _size(self, d: Point, b: Point) -> float:
+        """M-norm of d relative to b, or an integral's share where it is larger; the same on all ranks."""
+        norms = [float(np.sqrt(abs(v.dot(self.gen.M * v)))) for v in (d.v, b.v)]
+        errors = abs(d.integrals) / np.maximum(abs(b.integrals), self._scale)
+        return float(self.gen.domain.comm.bcast(max([norms[0] / norms[1] if norms[1] > 0 else norms[0], *errors])))
 
 
 def _mismatch(at: Callable[[float], dict[str, float]], t: float, h: float) -> float:

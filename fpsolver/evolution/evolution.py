@@ -58,7 +58,7 @@ class Evolution(Answer, Sequence[Solution]):
     _rows: list[_Row] = field(default_factory=list)
 
     def append(self, snapshot: Snapshot) -> None:
-        """Keep the solution at one more time; the snapshot's vector is consumed (collective)."""
+        """Keep the solution at one more time (collective)."""
         gen, vector = self.generator, snapshot.vector
         if isinstance(gen, Chain):
             function, mass, least = gen.function(vector), vector.dot(gen.integrals), vector.min()[1]
@@ -68,7 +68,6 @@ class Evolution(Answer, Sequence[Solution]):
         name = f"{self.name} at t = {snapshot.time:g}"
         solution = Solution(function, self.stats, name, limiter=self.limiter, generator=gen)
         self._rows.append(_Row(snapshot.time, float(mass), float(least), snapshot.integrals, snapshot.values, solution))
-        vector.destroy()
 
     times = property(lambda self: self._column("time"), doc="Times, shape (n,).")
     mass = property(lambda self: self._column("mass"), doc="Integral over the domain, shape (n,).")
@@ -118,19 +117,3 @@ class Evolution(Answer, Sequence[Solution]):
         when = f"t = {self.times[0]:g}" + (f" to {self.times[-1]:g} ({len(self)} times)" if len(self) > 1 else "")
         mass = f": mass {self.mass[0]:.6g}" + (f" to {self.mass[-1]:.6g}" if len(self) > 1 else "")
         return f"{self.name} at {when}{mass if self.name == 'density' else ''}\n  {figures(self.stats)}"
-
-
-def check_times(times: Any) -> np.ndarray:
-    """Output times as an array of shape (n,): finite, non-negative and sorted."""
-    try:
-        array = np.atleast_1d(np.asarray(times, dtype=float))
-    except (TypeError, ValueError):
-        raise ValueError(f"times is {times!r}; numbers were expected.") from None
-    if array.ndim != 1 or not len(array):
-        raise ValueError(f"times has shape {array.shape}; at least one time, shape (n,), was expected.")
-    if not np.isfinite(array).all() or array.min() < 0:
-        bad = array[~(np.isfinite(array) & (array >= 0))][0]
-        raise ValueError(f"times contains {bad}; finite, non-negative numbers were expected.")
-    if (np.diff(array) < 0).any():
-        raise ValueError("times must be sorted in increasing order.")
-    return array

@@ -8,7 +8,7 @@ from petsc4py import PETSc
 
 import numpy as np
 
-from .._arguments import check_share
+from .._arguments import check_share, expect
 from .._errors import NotConverged
 from .._log import logger
 from .._petsc import Options
@@ -19,12 +19,13 @@ from ..discretisation.generator import Generator
 from ..discretisation.positivity import Limiter, limiter
 from ..discretisation.solver import statistics
 from ._expm import LEAST, Snapshot
-from ._growth import Growth
+from ._growth import check_growth, sizes
 from ._krylov import dots
-from ._scheduled import Equation, State
+from ._rosenbrock import Point
+from ._scheduled import Equation
 from .checkpoint import Checkpoint, describe
-from .evolution import Evolution, check_times
-from .initial import Dirac, Gaussian, coefficients, load_density
+from .evolution import Evolution
+from .initial import Dirac, Gaussian, coefficients, load_density, numbers
 from .schedule import pieces
 
 WIDE = 10.0  # ∫p²/w ∫w / (∫p)² = WIDE²: what is wider needs a smaller time_rtol for the same error of the density
@@ -164,27 +165,32 @@ def _run(
             store = Checkpoint(checkpoint, gen, evolution.name, signed=evolution.limiter is None)
             v0 = store.open(v0, times, tol, equation.signature)
         assert v0 is not None
-        state = State.at_start(v0, parts)
-        for snapshot, spent in store.read(times) if store is not None else ():
-            state.advance(snapshot.time, snapshot.vector.copy(), snapshot.integrals)
-            state.spent = spent
+        begin, spent = Point(0.0, v0, np.zeros(len(parts) + 1 if parts else 0)), 0.0
+        for snapshot, until in store.read(times) if store is not None else ():
+            begin, spent = Point(*snapshot[:3]), until
             evolution.append(snapshot)
         density = evolution.name == "density"
-        growth = Growth(gen, density, state.start)
+        first = sizes(gen, density, v0)
         with PETSc.Log.Stage("fpsolver evolve"):
-            for snapshot in equation.run(state, list(times[len(evolution) :]), tol, not density):
-                growth.check(snapshot, equation.work()["solves"])
+            for snapshot in equation.run(v0, begin, spent, list(times[len(evolution) :]), tol, not density):
+                check_growth(gen, density, first, snapshot.time, snapshot.vector, equation.stats.solves)
                 if store is not None:
-                    store.save(len(evolution), snapshot, state.spent + equation.error)
+                    store.save(len(evolution), snapshot, spent + equation.stats.error)
                 evolution.append(snapshot)
     except NotConverged as error:
         error.partial = evolution
         raise
     finally:
         evolution.stats.update({**statistics(gen), **equation.work()})
-        equation.destroy()
     logger.info("%s", evolution)
     return evolution
+
+
+def check_times(times: Any) -> np.ndarray:
+    """Output times as an array of shape (n,): finite, non-negative and sorted."""
+    found = np.array(numbers(times, "times", wanted := "non-negative numbers in increasing order"))
+    expect("times", times, wanted, found.min() >= 0 and (np.diff(found) >= 0).all())
+    return found
 
 
 def _limiter_of_a_density(gen: Generator, initial: Any, p0: PETSc.Vec) -> Limiter | None:

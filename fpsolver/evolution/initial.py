@@ -18,6 +18,7 @@ from dolfinx import mesh as dmesh
 from ufl.algorithms import estimate_total_polynomial_degree
 
 from .. import _compat
+from .._arguments import expect
 from .._errors import agree
 from .._log import logger
 from .._petsc import LinearSolver, direct_preset
@@ -58,30 +59,25 @@ def gaussian(mean: float | Sequence[float], std: float | Sequence[float]) -> Gau
     Raises:
         ValueError: not finite, ``std`` not positive, or of another length than ``mean``.
     """
-    m, s = _numbers(mean, "gaussian: mean"), _numbers(std, "gaussian: std")
-    s = s * len(m) if len(s) == 1 else s
-    if len(s) != len(m):
-        raise ValueError(
-            f"gaussian: std has {len(s)} entries, mean has {len(m)}; give one number or one per coordinate."
-        )
-    if min(s) <= 0:
-        raise ValueError(f"gaussian: std is {std}; positive numbers were expected. A point mass is fp.dirac(point).")
-    return Gaussian(m, s)
+    m, s = numbers(mean, "gaussian: mean"), numbers(std, "gaussian: std")
+    wanted = f"a positive number, or {len(m)} of them (a point mass is fp.dirac(point)),"
+    expect("gaussian: std", std, wanted, min(s) > 0 and len(s) in (1, len(m)))
+    return Gaussian(m, s * len(m) if len(s) == 1 else s)
 
 
 def dirac(point: float | Sequence[float]) -> Dirac:
     """Unit mass at ``point``, shape (d,); on a facet of a discontinuous space it is shared by the cells around it."""
-    return Dirac(_numbers(point, "dirac: point"))
+    return Dirac(numbers(point, "dirac: point"))
 
 
-def _numbers(values: Any, what: str) -> tuple[float, ...]:
+def numbers(values: Any, what: str, wanted: str = "finite numbers, one per coordinate,") -> tuple[float, ...]:
+    """A number or a sequence of finite numbers, checked."""
     try:
         array = np.atleast_1d(np.asarray(values, dtype=float))
     except (TypeError, ValueError):
-        raise ValueError(f"{what} is {values!r}; a number or a sequence of numbers was expected.") from None
-    if array.ndim != 1 or not len(array) or not np.isfinite(array).all():
-        raise ValueError(f"{what} is {values!r}; finite numbers, one per coordinate, were expected.")
-    return tuple(float(a) for a in array)
+        array = np.zeros(0)
+    expect(what, values, wanted, array.ndim == 1 and len(array) and np.isfinite(array).all())
+    return tuple(array.tolist())
 
 
 def coefficients(gen: Generator, source: Any, what: str, payoff: bool = False) -> PETSc.Vec:
@@ -160,8 +156,7 @@ def _mass_solver(gen: Generator) -> LinearSolver:
 
 
 def _check_dimension(gen: Generator | Chain, values: Sequence[float], what: str) -> None:
-    if len(values) != gen.domain.dim:
-        raise ValueError(f"{what} has {len(values)} coordinate(s); the domain has {gen.domain.dim}.")
+    expect(what, values, f"one of {gen.domain.dim} coordinate(s)", len(values) == gen.domain.dim)
 
 
 def _load_on_chain(chain: Chain, source: Any, what: str) -> PETSc.Vec:
