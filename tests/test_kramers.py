@@ -74,7 +74,7 @@ def test_prefactor_in_the_plane_against_the_weighted_scheme():
     tau = fp.mean_exit_time(fp.Generator(process, domain, ["right"], scheme="weighted"))
     assert k.saddle.point == pytest.approx((0, -0.5), abs=1e-12)
     assert k.next_order is None
-    assert k.log_time == pytest.approx(tau.log_at((-1.0, 0.0))[0], abs=5 * eps)
+    assert k.log_time == pytest.approx(np.log(tau.at((-1.0, 0.0))[0]), abs=5 * eps)
 
 
 @pytest.mark.parallel

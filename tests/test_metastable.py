@@ -176,7 +176,7 @@ def test_curved_well_agrees_with_extrapolated_logarithms():
     tau = [fp.mean_exit_time(plain.replace(temperature=e)).at((-1.0, 0.0))[0] for e in eps]
     series = np.linalg.lstsq(eps[:, None] ** [1, 2, 3], np.log(tau) - 0.25 / eps - np.log(np.pi / np.sqrt(2)))[0]
     expected = 25 + np.log(np.pi / np.sqrt(2)) + 0.01 ** np.array([1, 2, 3]) @ series
-    found = fp.mean_exit_time(weighted(curved_well, 0.01, domain, ["right"])).log_at((-1.0, 0.0))[0]
+    found = np.log(fp.mean_exit_time(weighted(curved_well, 0.01, domain, ["right"])).at((-1.0, 0.0))[0])
     assert found == pytest.approx(expected, abs=1e-3)
 
 
@@ -271,7 +271,7 @@ def test_second_moment_is_that_of_an_exponential_law():
 
 def test_logarithm_of_an_exit_time():
     tau = fp.mean_exit_time(weighted(double_well, 0.0025, fp.Domain.interval(-3, 1, 100), ["right"]))
-    assert tau.log_at(-1.0) == pytest.approx(101.49509177451, abs=1e-6)
+    assert np.log(tau.at(-1.0)) == pytest.approx(101.49509177451, abs=1e-6)
 
 
 @pytest.mark.parallel

@@ -45,19 +45,12 @@ class FicheraClasses(NamedTuple):
 
 @dataclass(frozen=True)
 class Survey:
-    """Extremes of the coefficients over the cells, the same on all ranks.
+    """Extremes of the coefficients over the cells, the same on all ranks."""
 
-    Attributes:
-        diffusion: largest eigenvalue of D.
-        drift: largest |β|.
-        degenerate: whether the smallest eigenvalue of D vanishes (relatively) anywhere.
-        peclet: largest |β|h / (2 k λ_min) with the cell size h and the degree k; infinite where degenerate.
-    """
-
-    diffusion: float
-    drift: float
-    degenerate: bool
-    peclet: float
+    diffusion: float  #: largest eigenvalue of D
+    drift: float  #: largest |β|
+    degenerate: bool  #: whether the smallest eigenvalue of D vanishes (relatively) anywhere
+    peclet: float  #: largest |β|h / (2 k λ_min) with the cell size h and the degree k; infinite where degenerate
 
 
 def survey_cells(mesh: dmesh.Mesh, coefficients: Coefficients, degree: int) -> Survey:
@@ -138,17 +131,10 @@ def _describe(x: np.ndarray, bad: np.ndarray | np.bool_, what: str, found: np.nd
 
 
 class Boundary:
-    """δ = n·Dn and β·n at quadrature points of this rank's boundary facets.
-
-    Args:
-        mesh: dolfinx mesh.
-        coefficients: D and β.
-        survey: scales of the coefficients.
-        degree: quadrature degree along the facets.
+    """δ = n·Dn and β·n at quadrature points, of a ``degree``, of this rank's boundary facets.
 
     Attributes:
-        facets: this rank's boundary facets.
-        sides: their cells and local numbers, shape (facets, 2).
+        facets, sides: these facets, and their cells and local numbers, shape (facets, 2).
         classes: Fichera class of each quadrature point, shape (facets, points).
         pressure: largest h min(b·n, β·n)⁺ on each facet, h the height of the cell above it, b the drift before the
             divergence of D is taken off: where only that points outwards, as with square-root noise, nothing presses.

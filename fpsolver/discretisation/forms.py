@@ -24,25 +24,15 @@ from .weak import WeakForm, quadrature_degree
 
 @dataclass(frozen=True, eq=False)
 class Forms:
-    """What is compiled for a process on a territory; its symbols have no values of their own.
-
-    Attributes:
-        territory: where the process lives.
-        weak: the weak form in symbols.
-        V: the function space.
-        mass: M, compiled.
-        forward: G, compiled.
-        integral: of a function over the territory, compiled.
-        other_degrees: the same of other degrees, as far as somebody has asked for them.
-    """
+    """What is compiled for a process on a territory; its symbols have no values of their own."""
 
     territory: Territory
     weak: WeakForm
     V: fem.FunctionSpace
-    mass: CompiledForm
-    forward: CompiledForm
-    integral: CompiledForm
-    other_degrees: dict[int, "Forms"] = field(default_factory=dict)
+    mass: CompiledForm  #: M
+    forward: CompiledForm  #: G
+    integral: CompiledForm  #: of a function over the territory
+    other_degrees: dict[int, "Forms"] = field(default_factory=dict)  #: as far as somebody has asked for them
 
     @classmethod
     def of(cls, territory: Territory, weak: WeakForm, V: fem.FunctionSpace | None = None) -> "Forms":

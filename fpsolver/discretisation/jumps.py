@@ -47,15 +47,10 @@ def midpoints(mesh: dmesh.Mesh, coefficients: Coefficients) -> fem.Function | No
 
 
 class Rough(NamedTuple):
-    """Where coefficients jump.
+    """Where coefficients jump."""
 
-    Attributes:
-        cells: whether D, which must be differentiated, jumps in or beside each local cell, or is not resolved there.
-        number: of the cells on all ranks in which D or β jumps; on facets jumps cost no accuracy.
-    """
-
-    cells: Array
-    number: int
+    cells: Array  #: whether D, which must be differentiated, jumps in or beside each local cell, or is not resolved
+    number: int  #: of the cells on all ranks in which D or β jumps; on facets jumps cost no accuracy
 
 
 def rebuilt(expression: Any) -> Any:

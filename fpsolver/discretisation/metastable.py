@@ -44,25 +44,16 @@ _ITERATIONS, _CONVERGED = 200, 1e-10  # of inverse iteration; the mode's change,
 
 
 class CapacitySolver:
-    """K u = F for the ``weighted`` scheme, accurate relative to each part of u (collective).
+    """K u = F for the ``weighted`` scheme, accurate relative to each part of u (collective)."""
 
-    Attributes:
-        wells: global degrees of freedom at which wells are split off, the deepest first.
-        between: capacities between them, shape (wells, wells), in the units of the weight e^{U_min − U}.
-        leaving: capacities between wells and absorbing parts, shape (wells, parts).
-        across: capacities between absorbing parts that lead through no well, shape (parts, parts).
-        unresolved: largest share of a capacity that comes from cells in which the density varies by more than e^12.
-        steep: which local cells these are, of those in which the current flows.
-        solver: the factorised matrix, stopped at the wells.
-    """
-
-    between: Floats
-    leaving: Floats
-    across: Floats
+    between: Floats  #: capacities between wells, shape (wells, wells), in the units of the weight e^{U_min − U}
+    leaving: Floats  #: between wells and absorbing parts, shape (wells, parts)
+    across: Floats  #: between absorbing parts, through no well, shape (parts, parts)
 
     def __init__(self, gen: Generator, what: str, preset: Options, options: Options | None):
         self.absorbing = gen.absorbing
         cells = None if gen.weak.cells is None else gen.weak.cells.find(1)
+        # global degrees of freedom at which wells are split off, the deepest first
         self.wells = find_wells(gen.V, nodal_potential(gen), gen.territory.stops, _DEPTH, cells)
         logger.info("%d metastable well(s) split off", len(self.wells))
         self.K = gen.G.copy()
@@ -81,6 +72,7 @@ class CapacitySolver:
         self.K.setOption(PETSc.Mat.Option.NEW_NONZERO_ALLOCATION_ERR, False)
         self.K.zeroRowsColumns(self._mine, diag=1.0)
         self.solver = LinearSolver(self.K, "fp_exit_", what, preset, options)
+        # the largest share of a capacity that comes from steep cells, and which of these the current flows in
         self.unresolved, self.steep = 0.0, np.zeros(gen.V.dofmap.list.shape[0], dtype=bool)
         self.h = [self._stopped(F) for F in sources]
         for h, e in zip(self.h, units, strict=False):

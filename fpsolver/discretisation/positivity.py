@@ -13,9 +13,7 @@ where they are negative by those on a subdivision of the cell.  The bound is sha
 subdivision's width, so that cells are changed a little more than they must.
 """
 
-from dataclasses import dataclass
-from functools import lru_cache
-from math import comb, factorial, prod
+from math import comb
 from typing import Any
 
 import basix
@@ -39,34 +37,8 @@ _NEGLIGIBLE = 1e-5  # of the mass, over all cells: negative parts that are drawn
 _WORTH_SAYING = 0.01  # of the mass
 
 
-@dataclass(frozen=True)
-class Limited:
-    """A density made non-negative, and what that changed.
-
-    Attributes:
-        function: the non-negative density; the given one where nothing had to be changed.
-        moved: share of the mass that was moved, half the integral of the change's absolute value over the mass.
-        mean_shift: by how much the mean has moved, shape (d,).
-    """
-
-    function: fem.Function
-    moved: float
-    mean_shift: Array
-
-    def stats(self) -> dict[str, Any]:
-        """For answers."""
-        return {"limited": self.moved, "mean_shift": float(np.linalg.norm(self.mean_shift))}
-
-
 class Limiter:
-    """Limits functions of one space; tables are made once (collective).
-
-    Args:
-        V: Lagrange or DG space.
-
-    Raises:
-        ValueError: another element.
-    """
+    """Limits functions of a Lagrange or DG space; tables are made once (collective)."""
 
     def __init__(self, V: fem.FunctionSpace):
         known = lagrange(V)
@@ -118,9 +90,6 @@ class Limiter:
         whole, positive = total(self.comm, [parts.sum(), np.maximum(parts, 0.0).sum()])
         return float(whole), float(positive)
 
-    def _any(self, cells: Array) -> bool:
-        return bool(self.comm.allreduce(int(cells.sum())))
-
     def _gathered(self, local: Array) -> Array:
         """A value per local cell, to which other ranks have contributed at their ghosts (collective)."""
         self._cells.x.array[:] = local
@@ -132,7 +101,7 @@ class Limiter:
         """Non-negative cell means with the same mass (collective)."""
         (i, j), held, n = self._neighbours, means * self.volumes, len(means)
         for _ in range(_SWEEPS):
-            if not self._any(held[: self.owned] < 0):
+            if smallest(self.comm, held[: self.owned]) >= 0:
                 break
             share = np.where(held[i] < 0, np.maximum(held[j], 0.0), 0.0)
             wealth = np.bincount(i, share, minlength=n)
@@ -143,8 +112,11 @@ class Limiter:
         settled = np.maximum(held / self.volumes, 0.0)
         return settled * (mass / self.masses(settled)[1])
 
-    def limit(self, function: fem.Function) -> Limited:
-        """The density made non-negative, and what that changed (collective).
+    def limit(self, function: fem.Function) -> tuple[fem.Function, dict[str, float]]:
+        """The density made non-negative, itself if nothing had to be changed, and what that changed (collective).
+
+        The share of the mass that was moved, half the integral of the change's absolute value over the mass, and by how
+        much the mean has moved.
 
         Raises:
             ValueError: its integral is not positive.
@@ -157,13 +129,25 @@ class Limiter:
         new = self._settle(means, mass)
         low = self._lower(c) < _MARGIN * means[: self.owned]
         low |= abs(new - means)[: self.owned] > 1e-13 * abs(means[: self.owned])
-        if not self._any(low):
-            return Limited(function, 0.0, np.zeros(self._moments.shape[2]))
+        if not self.comm.allreduce(int(low.sum())):
+            return function, {"limited": 0.0, "mean_shift": 0.0}
         limited = self._within(c, means[: self.owned], new, low, mass)
         answer = fem.Function(self.target, name=function.name)
         answer.x.array[self.target.dofmap.list[: self.owned]] = limited
         answer.x.scatter_forward()
-        return self._compare(answer, limited - c, mass)
+        moved = 0.5 * self.volumes[: self.owned] * abs((limited - c) @ self._lattice.T).mean(axis=1)
+        shift = total(self.comm, [moved.sum(), *np.einsum("ci,cid->d", limited - c, self._moments)]) / mass
+        if shift[0] > _WORTH_SAYING:
+            worst = np.argsort(moved)[-1:]
+            centers = self._moments[worst].sum(axis=1) / self.volumes[worst, None]
+            mine = list(zip(moved[worst], centers.tolist(), strict=True))
+            _, place = max(pair for rank in self.comm.allgather(mine) for pair in rank)
+            logger.warning(
+                "%s: the mesh does not resolve it, and making it non-negative has moved %.2g of its mass inside cells "
+                "and between neighbours, most of it near (%s). Refine there, or take .raw, whose moments are right.",
+                answer.name, shift[0], ", ".join(f"{x:.4g}" for x in place),
+            )  # fmt: skip
+        return answer, {"limited": float(shift[0]), "mean_shift": float(np.linalg.norm(shift[1:]))}
 
     def _lower(self, c: Array) -> Array:
         """A lower bound of each polynomial, sharp where it is negative."""
@@ -187,7 +171,7 @@ class Limiter:
             missing = wanted - np.einsum("ci,cid->cd", limited, self._moments)
             passed = self._pass_on(missing, new * self.volumes)
             todo = (passed != 0).any(axis=1)
-            if not self._any(todo):
+            if not self.comm.allreduce(int(todo.sum())):
                 break
             wanted = wanted + passed
         return limited
@@ -234,23 +218,6 @@ class Limiter:
         passed[lacking] -= missing[lacking]
         return passed
 
-    def _compare(self, answer: fem.Function, change: Array, mass: float) -> Limited:
-        volumes = self.volumes[: self.owned]
-        moved = 0.5 * volumes * abs(change @ self._lattice.T).mean(axis=1)
-        shift = total(self.comm, [moved.sum(), *np.einsum("ci,cid->d", change, self._moments)]) / mass
-        if shift[0] > _WORTH_SAYING:
-            worst = np.argsort(moved)[-1:]
-            centers = (self._moments[worst].sum(axis=1) / volumes[worst, None]).tolist()
-            most = max(
-                pair for rank in self.comm.allgather(list(zip(moved[worst], centers, strict=True))) for pair in rank
-            )
-            logger.warning(
-                "%s: the mesh does not resolve it, and making it non-negative has moved %.2g of its mass inside cells "
-                "and between neighbours, most of it near (%s). Refine there, or take .raw, whose moments are right.",
-                answer.name, shift[0], ", ".join(f"{x:.4g}" for x in most[1]),
-            )  # fmt: skip
-        return Limited(answer, float(shift[0]), shift[1:])
-
 
 def make_nonnegative(function: fem.Function) -> fem.Function:
     """The density ``function`` made non-negative with unchanged mass (collective).
@@ -266,7 +233,7 @@ def make_nonnegative(function: fem.Function) -> fem.Function:
     Raises:
         ValueError: another element, or the integral is not positive.
     """
-    return Limiter(function.function_space).limit(function).function
+    return Limiter(function.function_space).limit(function)[0]
 
 
 @derived
@@ -275,28 +242,18 @@ def limiter(gen: Generator) -> Limiter:
     return Limiter(gen.V)
 
 
-@lru_cache
-def _exponents(dim: int, k: int) -> Array:
-    """Multi-indices of dim + 1 entries with sum k."""
-    if dim == 0:
-        return np.array([[k]])
-    return np.array([[i, *rest] for i in range(k + 1) for rest in _exponents(dim - 1, k - i)])
-
-
 def _bernstein(element: Any, dim: int, n: int) -> Array:
     """Matrix from coefficients of ``element`` to Bernstein coefficients on the n^dim parts of a cell."""
     k = element.degree
     if k == 0:
         return np.ones((1, 1))
-    alpha = _exponents(dim, k)
-    multinomial = np.array([factorial(k) / prod(factorial(int(i)) for i in a) for a in alpha])
-    collocation = multinomial * np.prod((alpha / k)[:, None, :] ** alpha[None, :, :], axis=2)
-    X, cells = lattice(dim, n)
-    points = np.einsum("av,cvx->cax", alpha / k, X[cells]).reshape(-1, dim)
-    values = element.tabulate(0, points)[0, :, :, 0].reshape(len(cells), len(alpha), -1)
-    # parts share the coefficients on their common faces
-    _, once = np.unique(np.round(points * k * n).astype(int), axis=0, return_index=True)
-    return np.asarray(np.linalg.solve(collocation, values).reshape(-1, values.shape[2])[once])
+    Y, (X, cells) = lattice(dim, k)[0], lattice(dim, n)
+    corners = X[cells]
+    points = corners[:, :1] + np.einsum("px,cxy->cpy", Y, corners[:, 1:] - corners[:, :1])
+    values = element.tabulate(0, points.reshape(-1, dim))[0, :, :, 0].reshape(len(cells), len(Y), -1)
+    bernstein = basix.create_element(basix.ElementFamily.P, element.cell_type, k, basix.LagrangeVariant.bernstein)
+    basis = bernstein.tabulate(0, Y)[0, :, :, 0]
+    return np.unique(np.linalg.solve(basis, values).reshape(-1, values.shape[2]).round(13), axis=0)
 
 
 def _legendre(element: Any, dim: int) -> tuple[Array, Array, Array]:

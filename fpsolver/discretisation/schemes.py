@@ -7,33 +7,24 @@ import ufl
 from dolfinx import fem
 from ufl.core.expr import Expr
 
+from .._arguments import check_choice
 from ..models.process import Coefficients
 from .weak import WeakForm
 
 
 class Scheme:
-    """``galerkin``, continuous elements: best value for smooth, non-degenerate, well resolved problems.
+    """``galerkin``, continuous elements: best value for smooth, non-degenerate, well resolved problems."""
 
-    Attributes:
-        name: as in ``Generator(scheme=...)``.
-        family: of the elements.
-        upwind: whether drift may cross walls without diffusion, and D may degenerate there.
-        by_capacities: whether exits and the slowest mode are found through the capacities of the wells, with relative
-            accuracy; forward and backward modes are then one vector.  The invariant density e^{−U} must be known.
-        unknown_is_density: whether the forward unknown is the density itself, and does not depend on the numbers.
-        differentiates_diffusion: whether ∇·D enters the forms.
-        may_grow: whether discrete solutions can grow where those of the equation do not.
-        multigrid: whether multigrid serves large problems in three dimensions.
-    """
-
-    name: ClassVar[str] = "galerkin"
-    family: ClassVar[str] = "Lagrange"
-    upwind: ClassVar[bool] = False
+    name: ClassVar[str] = "galerkin"  #: as in ``Generator(scheme=...)``
+    family: ClassVar[str] = "Lagrange"  #: of the elements
+    upwind: ClassVar[bool] = False  #: whether drift may cross walls without diffusion, and D may degenerate there
+    # whether exits and the slowest mode are found through the capacities of the wells, with relative accuracy; forward
+    # and backward modes are then one vector.  The invariant density e^{−U} must be known
     by_capacities: ClassVar[bool] = False
-    unknown_is_density: ClassVar[bool] = True
-    differentiates_diffusion: ClassVar[bool] = True
-    may_grow: ClassVar[bool] = True
-    multigrid: ClassVar[bool] = True
+    unknown_is_density: ClassVar[bool] = True  #: whether the forward unknown is the density, whatever the numbers
+    differentiates_diffusion: ClassVar[bool] = True  #: whether ∇·D enters the forms
+    may_grow: ClassVar[bool] = True  #: whether discrete solutions can grow where those of the equation do not
+    multigrid: ClassVar[bool] = True  #: whether multigrid serves large problems in three dimensions
 
     def adapted(self, weak: WeakForm) -> WeakForm:
         """The weak form with this scheme's coefficients."""
@@ -91,11 +82,6 @@ SCHEMES = {scheme.name: scheme for scheme in (Scheme(), DG(), Weighted())}
 
 
 def named(name: str) -> Scheme:
-    """The scheme of this name.
-
-    Raises:
-        ValueError: there is none.
-    """
-    if name not in SCHEMES:
-        raise ValueError(f"scheme is {name!r}; 'auto', {', '.join(map(repr, SCHEMES))} were expected.")
+    """The scheme of this name."""
+    check_choice("scheme", name, ("auto", *SCHEMES))
     return SCHEMES[name]

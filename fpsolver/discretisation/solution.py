@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from dolfinx import fem
@@ -12,21 +12,7 @@ from .._answer import Answer, doubt, figures, need_steps, with_bar
 from .._sample import largest, smallest
 from .points import as_points, bounds, evaluate, locate
 
-__all__ = ["ErrorEstimate", "Level", "Limits", "Solution", "as_points", "bounds", "evaluate", "locate", "places"]
-
-
-class ErrorEstimate(Protocol):
-    """What a :class:`Solution` asks for its error bars."""
-
-    def at_start(self) -> np.ndarray: ...  # noqa: D102  error bars at the starts of the question (collective)
-
-    def at(self, points: Any) -> np.ndarray: ...  # noqa: D102  at points (collective)
-
-
-class Limits(Protocol):
-    """What makes densities non-negative, a :class:`.positivity.Limiter`."""
-
-    def limit(self, function: fem.Function) -> Any: ...  # noqa: D102  the function, and what changed (collective)
+__all__ = ["Level", "Solution", "as_points", "bounds", "evaluate", "locate", "places"]
 
 
 @dataclass(frozen=True)
@@ -73,8 +59,8 @@ class Solution(Answer):
         function: fem.Function,
         stats: Mapping[str, Any],
         name: str,
-        estimate: ErrorEstimate | None = None,
-        limiter: Limits | None = None,
+        estimate: Any = None,
+        limiter: Any = None,
         *,
         start: Any = None,
         value: np.ndarray | None = None,
@@ -102,9 +88,8 @@ class Solution(Answer):
         """The answer as a dolfinx ``Function``."""
         if self._limited is None:
             assert self._limiter is not None
-            limited = self._limiter.limit(self._raw)
-            self._limited = limited.function
-            self._stats = {**self._stats, **limited.stats()}
+            self._limited, changes = self._limiter.limit(self._raw)
+            self._stats = {**self._stats, **changes}
         return self._limited
 
     @property
@@ -125,10 +110,7 @@ class Solution(Answer):
             ValueError: no estimate exists for this answer, or a point lies outside the mesh.
         """
         if self._estimate is None:
-            raise ValueError(
-                f"{self.name}: no error estimate exists for this answer; exit times, moments and "
-                "probabilities have one."
-            )
+            raise ValueError(f"{self.name}: no error estimate exists for this answer.")
         return self._estimate.at(points)
 
     def in_steps(self) -> "Solution":
@@ -189,22 +171,11 @@ class Solution(Answer):
 
         return field(self, path=path, **options)
 
-    def log_at(self, points: Any) -> np.ndarray:
-        """Natural logarithm of the values at points: what to compare when they span a hundred decades (collective).
-
-        Raises:
-            ValueError: a value is not positive.
-        """
-        values = self.at(points)
-        if (values <= 0).any():
-            raise ValueError(f"{self.name}: {values[values <= 0][0]:.6g} has no logarithm.")
-        return np.log(values)
-
 
 class _Scaled:
     """Error bars times a factor."""
 
-    def __init__(self, estimate: ErrorEstimate, factor: float):
+    def __init__(self, estimate: Any, factor: float):
         self._estimate, self._factor = estimate, factor
 
     def at_start(self) -> np.ndarray:

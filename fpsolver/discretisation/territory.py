@@ -13,18 +13,10 @@ from ..domains.domain import Domain
 
 
 class Territory:
-    """The whole domain, with absorbing parts of its boundary.
+    """The whole domain, with absorbing parts; ``declared`` are those that were declared with the generator."""
 
-    Attributes:
-        domain: its mesh and the names of its parts.
-        absorbing: names of the absorbing parts.
-        declared: those of them that belong to the domain's boundary and were declared with the generator.
-        cells: tags of the cells in which the process lives, with value 1; None: all.
-        interior: [(1, interior facets as pairs of cell and local facet)]; None: all.
-    """
-
-    cells: Any = None
-    interior: Any = None
+    cells: Any = None  #: tags of the cells in which the process lives, with value 1; None: all
+    interior: Any = None  #: [(1, interior facets as pairs of cell and local facet)]; None: all
 
     def __init__(self, domain: Domain, absorbing: tuple[str, ...]):
         self.domain, self.absorbing, self.declared = domain, absorbing, absorbing

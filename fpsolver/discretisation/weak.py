@@ -43,41 +43,23 @@ def quadrature_degree(coefficients: Coefficients, degree: int) -> int:
 
 @dataclass(frozen=True)
 class WeakForm:
-    """Bilinear and boundary forms of one process on one mesh.
+    """Bilinear and boundary forms of one process on one mesh."""
 
-    Attributes:
-        space: mesh, and the process' numbers as constants.
-        process: D and β.
-        coefficients: those of the forms; the same except for ``weighted``.
-        degree: polynomial degree of the space.
-        scheme: what the scheme adds.
-        absorbing: MeshTags of the absorbing facets, all with value 1, or [(1, cells and local facets)].
-        quadrature: quadrature degree of every integral.
-        weight: w, one except for ``weighted``.
-        cells: MeshTags; integrate only over the cells with value 1.
-        interior: [(1, interior facets as pairs of cell and local facet)]; by default all of them.
-        potential: U with ``weighted``.
-        offset: its minimum, a constant.
-        floor: lowest exponent of the weight in each cell, see :func:`~fpsolver.discretisation.forms.settle_weight`.
-        rough: one in cells in which D is not differentiated, see :mod:`.jumps`, zero in others; None: there are none.
-        middle: the cells' midpoints where coefficients may jump on facets, else None.
-    """
-
-    space: Space
-    process: Coefficients
-    coefficients: Coefficients
-    degree: int
+    space: Space  #: mesh, and the process' numbers as constants
+    process: Coefficients  #: D and β
+    coefficients: Coefficients  #: those of the forms; the same except for ``weighted``
+    degree: int  #: polynomial degree of the space
     scheme: "Scheme"
-    absorbing: Any
-    quadrature: int
-    weight: Expr | float = 1.0
-    cells: Any = None
-    interior: Any = None
-    potential: Any = None
-    offset: Any = None
-    floor: Any = None
-    rough: Any = None
-    middle: Any = None
+    absorbing: Any  #: MeshTags of the absorbing facets, all with value 1, or [(1, cells and local facets)]
+    quadrature: int  #: degree of every integral
+    weight: Expr | float = 1.0  #: w, one except for ``weighted``
+    cells: Any = None  #: MeshTags; integrate only over the cells with value 1
+    interior: Any = None  #: [(1, interior facets as pairs of cell and local facet)]; by default all of them
+    potential: Any = None  #: U with ``weighted``
+    offset: Any = None  #: its minimum, a constant
+    floor: Any = None  #: lowest exponent of the weight in each cell, see :func:`.forms.settle_weight`
+    rough: Any = None  #: one in cells in which D is not differentiated, see :mod:`.jumps`; None: there are none
+    middle: Any = None  #: the cells' midpoints where coefficients may jump on facets, else None
 
     @property
     def mesh(self) -> dolfinx.mesh.Mesh:

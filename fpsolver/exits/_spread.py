@@ -19,7 +19,7 @@ Array = np.ndarray[Any, Any]
 
 @dataclass
 class Spread:
-    """Error bars of one answer (collective), as :class:`~fpsolver.discretisation.solution.ErrorEstimate`."""
+    """Error bars of one answer, ``at_start()`` and ``at(points)`` (collective)."""
 
     chain: Chain  #: the one that answered
     u: PETSc.Vec  #: its answer

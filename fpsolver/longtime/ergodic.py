@@ -195,7 +195,7 @@ def _locate(gen: Generator, raw: Any) -> _Place:
     mesh, limit = gen.domain.mesh, limiter(gen)
     x = ufl.SpatialCoordinate(mesh)
     center = np.array([integrate(mesh, x[i] * raw, gen.degree + 1) for i in range(gen.domain.dim)])
-    density = limit.limit(raw).function
+    density = limit.limit(raw)[0]
     owned = slice(limit.owned)
     space = limit.V if density is raw else limit.target
     mass = np.einsum("ci,ci->c", limit.weights, density.x.array[space.dofmap.list])[owned]

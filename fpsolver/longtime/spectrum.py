@@ -19,7 +19,7 @@ from ..discretisation.assembly import to_density, to_function
 from ..discretisation.generator import Generator
 from ..discretisation.metastable import UNRESOLVED, estimated_rate, slowest_mode
 from ..discretisation.positivity import limiter
-from ..discretisation.solution import Limits, Solution
+from ..discretisation.solution import Solution
 from ..discretisation.solver import statistics
 from ..models.fields import integrate
 from ._modes import Mode, biorthogonal, functions, vectors
@@ -80,7 +80,7 @@ class QuasiStationary(Solution):
         density: fem.Function,
         mode: fem.Function,
         stats: Any,
-        limiter: Limits | None,
+        limiter: Any,
         gen: Generator | Chain,
     ):
         super().__init__(density, stats, "quasi-stationary density", limiter=limiter, generator=gen)
