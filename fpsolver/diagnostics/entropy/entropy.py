@@ -81,7 +81,7 @@ class EntropyDecay(Answer):
         return -np.diff(np.log(self.modified)) / np.diff(self.times)
 
 
-def _reference(gen: Generator, V: fem.FunctionSpace, p_inf: Any, P: Any) -> Callable[..., dict[str, float]]:
+def _functionals(gen: Generator, V: fem.FunctionSpace, p_inf: Any, P: Any) -> Callable[..., dict[str, float]]:
     """All functionals against p∞ of a density in V, with its time derivative if that is known."""
     mesh, d = gen.domain.mesh, gen.domain.dim
     space, points = Space(mesh, gen.degree, d), Samples.quadrature(mesh, 2 * gen.degree + 8)
@@ -90,10 +90,7 @@ def _reference(gen: Generator, V: fem.FunctionSpace, p_inf: Any, P: Any) -> Call
         matrices["modified"] = points.values(space.matrix(P, "entropy: P"))
     f = p_inf.raw if isinstance(p_inf, Solution) else p_inf
     computed = isinstance(f, fem.Function)
-    if computed:
-        _check_function(f, mesh, "p_inf")
-    else:
-        f = space.scalar(f, "p_inf")
+    f = space.tabulated(f, "p_inf", ()) if computed else space.scalar(f, "p_inf")
     table = points.values([f, *ufl.grad(f)])
     found, low, mass = table[..., 0], smallest(mesh.comm, table[..., 0]), points.integrate(table[..., 0])
     if not computed and not low >= 0:
@@ -112,11 +109,11 @@ def _reference(gen: Generator, V: fem.FunctionSpace, p_inf: Any, P: Any) -> Call
         raw = table[..., 0]
         floor = _floor(mesh.comm, raw)
         used = (raw > floor) & known
-        safe = np.where(used, raw, 1.0)
+        safe, kept = np.where(used, raw, 1.0), np.where(used, raw, 0.0)
         log = np.where(used, np.log(safe) - np.log(positive), 0.0)
         flux = np.where(used[..., None], table[..., 1:] - safe[..., None] * gradient, 0.0)
         integrands = {
-            "entropy": np.where(used, raw, 0.0) * log - np.where(used, raw, 0.0) + q,
+            "entropy": kept * log - kept + q,
             "l1": np.abs(raw - q),
             "chi_squared": np.where(known, (np.where(raw <= floor, 0.0, raw) - q) ** 2 / positive, 0.0),
             "neglected": np.where(used, 0.0, np.abs(raw)),
@@ -157,15 +154,10 @@ def entropy_decay(evolution: Evolution, p_inf: Any, *, P: Any = None) -> Entropy
             f"entropy_decay: mass leaves through {', '.join(gen.absorbing)}; relative entropy to an invariant density "
             "needs a generator without absorbing parts."
         )
-    measure = _reference(gen, gen.V, p_inf, P)
+    measure = _functionals(gen, gen.V, p_inf, P)
     rows = [measure(s.raw, _time_derivative(gen, s.raw)) for s in evolution]
     columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
-    worst = int(np.argmax(columns["neglected"]))
-    if columns["neglected"][worst] > 1e-3:
-        logger.warning(
-            "entropy: %.2g of the mass at t = %.4g is where the density is not resolved, and is left out",
-            columns["neglected"][worst], evolution.times[worst],
-        )  # fmt: skip
+    _warn(columns["neglected"].max())
     return EntropyDecay(times=evolution.times, modified=columns.pop("modified", None), **columns)
 
 
@@ -174,42 +166,28 @@ def entropy_balance(evolution: Evolution, p_inf: Any) -> np.ndarray:
     return entropy_decay(evolution, p_inf).balance
 
 
-@dataclass(frozen=True)
-class Functional(Answer):
-    """Value of a functional of a density, and the mass ∫|p| that was left out as unresolved."""
-
-    value: float
-    neglected: float
-
-    def __float__(self) -> float:
-        return self.value
-
-    def __repr__(self) -> str:
-        return f"{self.value:.8g}, without a mass of {self.neglected:.2g} that is not resolved"
-
-
-def relative_entropy(gen: Generator, p: Any, p_inf: Any) -> Functional:
+def relative_entropy(gen: Generator, p: Any, p_inf: Any) -> float:
     """H = ∫ p ln(p/p∞) − p + p∞ of a ``Solution`` or ``Function``, p∞ as in :func:`entropy_decay` (collective)."""
-    return _single(gen, p, p_inf, None, "entropy")
+    return _single(gen, p, p_inf, None)["entropy"]
 
 
-def fisher_information(gen: Generator, p: Any, p_inf: Any, *, P: Any = None) -> Functional:
+def fisher_information(gen: Generator, p: Any, p_inf: Any, *, P: Any = None) -> float:
     """∫ p ∇ln h·P∇ln h with h = p/p∞, P = D unless given; everything as in :func:`relative_entropy` (collective)."""
-    return _single(gen, p, p_inf, P, "fisher" if P is None else "modified")
+    return _single(gen, p, p_inf, P)["fisher" if P is None else "modified"]
 
 
-def _single(gen: Generator, p: Any, p_inf: Any, P: Any, name: str) -> Functional:
+def _single(gen: Generator, p: Any, p_inf: Any, P: Any) -> dict[str, float]:
     f = p.raw if isinstance(p, Solution) else p
-    if not isinstance(f, fem.Function):
-        raise ValueError(f"entropy: p is a {type(p).__name__}; a Solution or a dolfinx Function was expected.")
-    _check_function(f, gen.domain.mesh, "p")
-    found = _reference(gen, f.function_space, p_inf, P)(f)
-    return Functional(found[name], found["neglected"])
+    if not isinstance(f, fem.Function) or f.function_space.mesh != gen.domain.mesh:
+        raise ValueError("entropy: p is no Solution or dolfinx Function on the mesh of the generator.")
+    found = _functionals(gen, f.function_space, p_inf, P)(f)
+    _warn(found["neglected"])
+    return found
 
 
-def _check_function(f: fem.Function, mesh: Any, what: str) -> None:
-    if f.function_space.mesh != mesh:
-        raise ValueError(f"{what}: the Function lives on another mesh than the generator's; interpolate it first.")
+def _warn(neglected: float) -> None:
+    if neglected > 1e-3:
+        logger.warning("entropy: %.2g of the mass is where the density is not resolved, and is left out", neglected)
 
 
 def _time_derivative(gen: Generator, f: fem.Function) -> fem.Function:

@@ -8,8 +8,6 @@ walls the same bound needs n·D∇V >= 0, because ∫ LV dπ = ∫_walls π n·D
 from dataclasses import dataclass
 from typing import Any
 
-from mpi4py import MPI
-
 import numpy as np
 import ufl
 from dolfinx import fem
@@ -19,7 +17,6 @@ from ..._answer import Answer
 from ..._sample import largest, neighbours, smallest
 from ...discretisation.generator import Generator
 from ...discretisation.solution import Solution, bounds, evaluate
-from ...domains.domain import Domain
 from ...longtime.stationary import stationary
 from ...models.fields import Space, integrate
 from ..sampling import Samples
@@ -58,10 +55,8 @@ def tightness(gen: Generator, *, lyapunov: Any = None) -> Tightness:
 
     Values are those at quadrature points, not bounds between them.
 
-    Args:
-        gen: any generator.
-        lyapunov: V, a non-negative scalar source of all coordinates; |x|² by default.  For a kinetic process take
-            something like x² + v² + xv: friction acts on v alone.
+    ``lyapunov`` is V, a non-negative scalar source of all coordinates; |x|² by default.  For a kinetic process take
+    something like x² + v² + xv: friction acts on v alone.
 
     Raises:
         ValueError: V is negative or not finite somewhere.
@@ -83,26 +78,21 @@ def tightness(gen: Generator, *, lyapunov: Any = None) -> Tightness:
     slopes, _ = gen.boundary.evaluate([ufl.dot(ufl.dot(D, gradient), n), X[0]], gen.boundary.facets)
     wall = smallest(comm, slopes[..., 0])
     wall = 0.0 if abs(wall) <= 1e-12 * gen.survey.diffusion else wall
-    rate, bound = _best_bound(comm, values, changes)
+    # the smallest max(V + LV/a) over the points is convex in 1/a, a maximum of linear functions
+    scale = max(largest(comm, np.abs(changes)) / max(largest(comm, values), 1e-300), 1e-300)
+    best = optimize.minimize_scalar(
+        lambda s: largest(comm, values + changes * np.exp(-s)),
+        bounds=np.log(np.array(_RATES) * scale),
+        method="bounded",
+        options={"xatol": 1e-9},
+    )
+    rate, bound = float(np.exp(best.x)), float(best.fun)
     return Tightness(inwards, inwards <= 0 <= wall, rate, rate * bound, bound, wall)
 
 
 def _boundary_cells(gen: Generator, facets: np.ndarray) -> np.ndarray:
     """Owned cells with one of these facets on the boundary."""
     return np.unique(neighbours(gen.domain.mesh, facets)[0][:, 0])
-
-
-def _best_bound(comm: MPI.Comm, V: np.ndarray, LV: np.ndarray) -> tuple[float, float]:
-    """a and the smallest max(V + LV/a) over the points (collective)."""
-    scale = largest(comm, np.abs(LV)) / max(largest(comm, V), 1e-300)
-    # convex in 1/a, a maximum of linear functions
-    found = optimize.minimize_scalar(
-        lambda s: largest(comm, V + LV * np.exp(-s)),
-        bounds=np.log(np.array(_RATES) * max(scale, 1e-300)),
-        method="bounded",
-        options={"xatol": 1e-9},
-    )
-    return float(np.exp(found.x)), float(found.fun)
 
 
 @dataclass(frozen=True)
@@ -132,15 +122,13 @@ class Truncation(Answer):
     second_moment: float
 
     def __repr__(self) -> str:
-        mean = ", ".join(f"{m:.2e}" for m in np.atleast_1d(self.mean))
-        larger = (
-            f"on a larger domain: L1 change {self.change:.2e}, outside {self.outside:.2e}, mean moves by ({mean}), "
-        )
+        mean = ", ".join(f"{m:.2e}" for m in self.mean)
+        head = f"on a larger domain: L1 change {self.change:.2e}, outside {self.outside:.2e}, mean moves by ({mean}), "
         walls = [
             f"  {name}: mass in its cells {wall.mass:.2e}, density up to {wall.density:.2e}, flux {wall.flux:.2e}"
             for name, wall in self.walls.items()
         ]
-        return "\n".join([f"{larger}second moment by {self.second_moment:.2e}", *walls])
+        return "\n".join([f"{head}second moment by {self.second_moment:.2e}", *walls])
 
 
 def truncation(gen: Generator, *, p: Solution | None = None, enlarge: float = 1.25) -> Truncation:
@@ -168,22 +156,29 @@ def truncation(gen: Generator, *, p: Solution | None = None, enlarge: float = 1.
     p = stationary(gen) if p is None else p
     mesh, comm, density = gen.domain.mesh, gen.domain.comm, p.raw
     walls = {part: _wall(gen, density, part) for part in gen.domain.parts}
-    with Generator(gen.process, _stretched(gen, enlarge), (), gen.degree, gen.scheme, options=gen.options) as large:
+    lower, upper = bounds(mesh)
+    center, half = ((lower + upper) / 2)[:, None], ((upper - lower) / 2)[:, None]
+
+    def outwards(x: np.ndarray) -> np.ndarray:
+        t = (x - center) / half
+        outer = 0.5 + (abs(t) - 0.5) * (2 * enlarge - 1)
+        return center + half * np.where(abs(t) > 0.5, np.sign(t) * outer, t)
+
+    domain = gen.domain.mapped(outwards)
+    with Generator(gen.process, domain, (), gen.degree, gen.scheme, options=gen.options) as large:
         q = stationary(large).raw
-        moments = _moments(q, gen.degree)
+        change = _moments(q, gen.degree) - _moments(density, gen.degree)
     samples = Samples.quadrature(mesh, 2 * gen.degree + 2)
     # the larger mesh is distributed in its own way: each rank asks all of them
     everywhere = [evaluate(q, comm.bcast(samples.x.reshape(-1, gen.domain.dim), root=r)) for r in range(comm.size)]
     found = everywhere[comm.rank].reshape(samples.weights.shape)
     difference = samples.integrate(np.abs(found - samples.values(density)))
-    change = moments - _moments(density, gen.degree)
     return Truncation(walls, difference, 1 - samples.integrate(found), change[:-1], float(change[-1]))
 
 
 def _wall(gen: Generator, p: fem.Function, part: str) -> Wall:
-    mesh = gen.domain.mesh
-    facets, n = gen.domain.facets(part), ufl.FacetNormal(mesh)
-    J = ufl.dot(gen.weak.scheme.flux(gen.weak, p), n)
+    mesh, facets = gen.domain.mesh, gen.domain.facets(part)
+    J = ufl.dot(gen.weak.scheme.flux(gen.weak, p), ufl.FacetNormal(mesh))
     values, weights = gen.boundary.evaluate([p, J], facets)
     indicator = fem.Function(fem.functionspace(mesh, ("DG", 0)))
     indicator.x.array[_boundary_cells(gen, facets)] = 1.0
@@ -196,18 +191,4 @@ def _moments(p: fem.Function, degree: int) -> np.ndarray:
     """First moments and that of |x|² (collective)."""
     mesh = p.function_space.mesh
     x = ufl.SpatialCoordinate(mesh)
-    powers = [*(x[i] for i in range(mesh.geometry.dim)), ufl.dot(x, x)]
-    return np.array([integrate(mesh, f * p, degree + 2) for f in powers])
-
-
-def _stretched(gen: Generator, enlarge: float) -> Domain:
-    """The domain with its outer half moved outwards."""
-    lower, upper = bounds(gen.domain.mesh)
-    center, half = ((lower + upper) / 2)[:, None], ((upper - lower) / 2)[:, None]
-
-    def outwards(x: np.ndarray) -> np.ndarray:
-        t = (x - center) / half
-        outer = 0.5 + (abs(t) - 0.5) * (2 * enlarge - 1)
-        return center + half * np.where(abs(t) > 0.5, np.sign(t) * outer, t)
-
-    return gen.domain.mapped(outwards)
+    return np.array([integrate(mesh, f * p, degree + 2) for f in (*x, ufl.dot(x, x))])

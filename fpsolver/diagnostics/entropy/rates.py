@@ -8,11 +8,12 @@ import scipy.linalg
 import ufl
 from ufl.algorithms import extract_coefficients
 
-from ..._answer import Answer
+from ..._answer import Answer, place
+from ..._arguments import expect, is_number
 from ..._sample import largest
 from ...discretisation.generator import Generator
 from ...longtime.spectrum import spectrum
-from ...models.fields import Space, is_number
+from ...models.fields import Space
 from ..sampling import Array, Samples, ito_drift
 
 _EQUAL = 1e-9  # relative
@@ -67,35 +68,34 @@ def arnold_erb_matrix(C: Any, D: Any, *, epsilon: float | None = None) -> Arnold
             eigenvector of Cᵀ in the kernel of D (along it there is no noise, and the law does not become smooth).
     """
     C, D = (np.atleast_2d(np.asarray(A, dtype=float)) for A in (C, D))
-    if not C.shape == D.shape == (len(C), len(C)) or not np.isfinite([C, D]).all():
+    d = len(C)
+    if not C.shape == D.shape == (d, d) or not np.isfinite([C, D]).all():
         raise ValueError(
             f"arnold_erb_matrix: C has shape {C.shape}, D {D.shape}; finite square matrices of one shape were expected."
         )
     _check_linear(C, D)
-    d, mu = len(C), float(np.linalg.eigvals(C).real.min())
-    if epsilon is not None and not (is_number(epsilon) and 0 < epsilon < mu):
-        raise ValueError(
-            f"arnold_erb_matrix: epsilon is {epsilon!r}; a number between 0 and mu = {mu:.6g} was expected."
-        )
+    mu = float(np.linalg.eigvals(C).real.min())
+    wanted = f"a number between 0 and mu = {mu:.6g}"
+    expect("arnold_erb_matrix: epsilon", epsilon, wanted, epsilon is None or (is_number(epsilon) and 0 < epsilon < mu))
     K = scipy.linalg.solve_continuous_lyapunov(C, 2 * D)
     reverse = K @ C.T @ np.linalg.inv(K)
     # eigenvectors with real part μ, and a basis of the invariant subspace of the other eigenvalues
     limit = mu + _CLOSE * np.linalg.norm(reverse)
     values, vectors = np.linalg.eig(reverse)
     slow = vectors[:, values.real <= limit].astype(complex)
-    _, Z, count = scipy.linalg.schur(reverse.astype(complex), output="complex", sort=lambda z: z.real > limit)
-    fast = Z[:, :count]
-    defective = np.linalg.svd(slow, compute_uv=False)[-1] < _DEPENDENT
+    defective = bool(np.linalg.svd(slow, compute_uv=False)[-1] < _DEPENDENT)
     half = mu - (epsilon or mu / 100) if defective else mu
     if defective:
         P = scipy.linalg.solve_continuous_lyapunov(reverse - half * np.eye(d), np.eye(d))
     else:
-        T = np.linalg.lstsq(fast, reverse @ fast, rcond=None)[0] - half * np.eye(fast.shape[1])
-        inner = scipy.linalg.solve_continuous_lyapunov(T, np.eye(len(T))) if len(T) else T
+        _, Z, count = scipy.linalg.schur(reverse.astype(complex), output="complex", sort=lambda z: z.real > limit)
+        fast = Z[:, :count]
+        T = np.linalg.lstsq(fast, reverse @ fast, rcond=None)[0] - half * np.eye(count)
+        inner = scipy.linalg.solve_continuous_lyapunov(T, np.eye(count)) if count else T
         P = (slow @ slow.conj().T + fast @ inner @ fast.conj().T).real
     P = 0.5 * (P + P.T) * d / np.trace(P)
     constant = 0.5 * float(scipy.linalg.eigh(K, P, eigvals_only=True)[-1])
-    return ArnoldErb(P, mu, 2 * half, bool(defective), K, constant)
+    return ArnoldErb(P, mu, 2 * half, defective, K, constant)
 
 
 def _check_linear(C: Array, D: Array) -> None:
@@ -174,24 +174,38 @@ def bakry_emery(gen: Generator, *, potential: Any = None) -> BakryEmery:
             "bakry_emery needs second derivatives: potential, drift and diffusion must be UFL, not tabulated."
         )
     points = Samples.quadrature(mesh, max(4, gen.degree), vertices=True)
-    ito, dV, ds = ito_drift(c), _gradient(V, d), _gradient(c.D[0, 0], d)
-    F = ito + ufl.dot(c.D, dV) - ufl.div(c.D)
-    fields = [c.D, dV, _gradient(dV, d), ds, _gradient(ds, d), F, ito]
+    size = lambda values: largest(mesh.comm, np.abs(values))  # noqa: E731
+    ito, gradient, gradient_s = ito_drift(c), _gradient(V, d), _gradient(c.D[0, 0], d)
+    F = ito + ufl.dot(c.D, gradient) - ufl.div(c.D)
+    fields = [c.D, gradient, _gradient(gradient, d), gradient_s, _gradient(gradient_s, d), F, ito]
     rows = [e[i] for e in fields for i in np.ndindex(*e.ufl_shape)]
-    table = points.values([*rows, ufl.div(F) - ufl.dot(F, dV), ufl.div(ito)])
+    table = points.values([*rows, ufl.div(F) - ufl.dot(F, gradient), ufl.div(ito)])
     parts = np.split(table, np.cumsum([d * d, d, d * d, d, d * d, d, d, 1]), axis=-1)
     D, ddV, dds = (parts[i].reshape(*table.shape[:2], d, d) for i in (0, 2, 4))
-    gradient, first, extra, b, defect, div_b = parts[1], parts[3], *parts[5:]
-    reversible = _size(points, extra) <= _EQUAL * _size(points, b)
-    if _size(points, defect) > _EQUAL * max(_size(points, b * gradient), _size(points, div_b)):
+    dV, ds, extra, b, defect, div_b = parts[1], parts[3], *parts[5:]
+    if size(defect) > _EQUAL * max(size(b * dV), size(div_b)):
         raise ValueError(
             "bakry_emery: e^(-V) is not invariant for this process: the drift that is left beside -D grad V + div D "
-            f"does not preserve it (defect {_size(points, defect):.3g}). Note that with Ito noise D(x) the potential "
-            "is not the loss."
+            f"does not preserve it (defect {size(defect):.3g}). Note that with Ito noise D(x) the potential is not the "
+            "loss."
         )
-    kind, curvature = _curvature(points, D, gradient, ddV, first, dds)
-    bound, place = points.minimum(np.linalg.eigvalsh(curvature)[..., 0])
-    return BakryEmery(kind, bound, place, reversible)
+    lowest, where = points.minimum(np.linalg.eigvalsh(D)[..., 0])
+    if lowest <= 1e-12 * size(D):
+        raise ValueError(f"bakry_emery: D degenerates at {place(where)}; for linear drift see arnold_erb_matrix.")
+    model = next(a[0] for a in mesh.comm.allgather(D.reshape(-1, d, d)[:1]) if len(a))
+    s, eye = D[..., 0, 0][..., None, None], np.eye(d)
+    if size(D - model) <= _EQUAL * size(D):
+        kind, root = "constant D", scipy.linalg.sqrtm(model).real
+        curvature = root @ ddV @ root
+    elif size(D - s * eye) <= _EQUAL * size(D):
+        kind, outer = "scalar D(x)", lambda a, b: a[..., :, None] * b[..., None, :]
+        trace = np.trace(dds, axis1=-2, axis2=-1) - (ds * dV).sum(axis=-1)
+        mixed = 0.5 * (outer(dV, ds) + outer(ds, dV))
+        curvature = (0.5 - d / 4) * outer(ds, ds) / s + 0.5 * trace[..., None, None] * eye + s * ddV + mixed - dds
+    else:
+        raise ValueError("bakry_emery: D is neither constant nor a scalar times the identity: no formula here.")
+    bound, where = points.minimum(np.linalg.eigvalsh(curvature)[..., 0])
+    return BakryEmery(kind, bound, where, size(extra) <= _EQUAL * size(b))
 
 
 def _gradient(f: Any, d: int) -> Any:
@@ -200,43 +214,11 @@ def _gradient(f: Any, d: int) -> Any:
     return ufl.classes.Zero((*f.ufl_shape, d)) if zero else ufl.grad(f)
 
 
-def _size(points: Samples, values: Array) -> float:
-    return largest(points.mesh.comm, np.abs(values))
-
-
-def _curvature(points: Samples, D: Array, dV: Array, ddV: Array, ds: Array, dds: Array) -> tuple[str, Array]:
-    d = D.shape[-1]
-    size = _size(points, D)
-    lowest, place = points.minimum(np.linalg.eigvalsh(D)[..., 0])
-    if lowest <= 1e-12 * size:
-        raise ValueError(
-            f"bakry_emery: D degenerates at {tuple(map(float, place))}; for linear drift see arnold_erb_matrix."
-        )
-    model = next(a[0] for a in points.mesh.comm.allgather(D.reshape(-1, d, d)[:1]) if len(a))
-    if _size(points, D - model) <= _EQUAL * size:
-        root = scipy.linalg.sqrtm(model).real
-        return "constant D", root @ ddV @ root
-    s, eye = D[..., 0, 0][..., None, None], np.eye(d)
-    if _size(points, D - s * eye) > _EQUAL * size:
-        raise ValueError("bakry_emery: D is neither constant nor a scalar times the identity: no formula here.")
-    outer = lambda a, b: a[..., :, None] * b[..., None, :]  # noqa: E731
-    trace = np.trace(dds, axis1=-2, axis2=-1) - (ds * dV).sum(axis=-1)
-    return "scalar D(x)", (
-        (0.5 - d / 4) * outer(ds, ds) / s
-        + 0.5 * trace[..., None, None] * eye
-        + s * ddV
-        + 0.5 * (outer(dV, ds) + outer(ds, dV))
-        - dds
-    )
-
-
 def spectral_gap(gen: Generator, *, k: int = 10) -> float:
     """Smallest −Re λ of the generator's eigenvalues other than zero: the slowest rate of p(t) − p∞ (collective).
 
-    Entropies, quadratic near p∞, decay with twice this rate in the end.
-
-    It is looked for among the k eigenvalues of smallest modulus; a process that rotates fast, with slow modes of large
-    imaginary part, takes more of them.
+    Entropies, quadratic near p∞, decay with twice this rate in the end.  It is looked for among the k eigenvalues of
+    smallest modulus; a process that rotates fast, with slow modes of large imaginary part, takes more of them.
 
     Raises:
         ValueError: something absorbs; everything else as :func:`fpsolver.spectrum`.
