@@ -14,7 +14,7 @@ from ..._sample import largest
 from ...discretisation.generator import Generator
 from ...discretisation.solution import bounds
 from ..sampling import Array, directions
-from ._regions import cut, loads
+from ._regions import loads
 from .contraction import drift_and_noise_at
 
 _STEPS = 2000
@@ -25,7 +25,7 @@ _STILL = 1e-9  # of the largest speed: the flow has arrived, at a saddle if it w
 
 
 @dataclass(frozen=True)
-class Trap:
+class _Trap:
     """A neighbourhood {y·Py < ρ²}, y = x − point, that the flow never leaves and in which it goes to the point."""
 
     point: Array
@@ -39,18 +39,14 @@ class Trap:
 
 
 class Flow:
-    """Follows the drift from many points at once, on each rank by itself.
-
-    Args:
-        gen: generator; its drift must be known between the mesh's points.
-        minima: attracting points, shape (k, d).
+    """Follows the drift, which must be known between the mesh's points, from many points at once, on each rank.
 
     Raises:
-        ValueError: a point that does not attract, or a tabulated drift.
+        ValueError: one of the ``minima``, shape (k, d), does not attract, or a tabulated drift.
     """
 
     def __init__(self, gen: Generator, minima: Array):
-        values, d = drift_and_noise_at(gen), gen.domain.dim
+        values, d, comm = drift_and_noise_at(gen), gen.domain.dim, gen.domain.comm
         if values is None:
             raise ValueError(
                 "basins of attraction: a drift or diffusion that is tabulated (fp.batched, a Function) is not known "
@@ -60,13 +56,12 @@ class Flow:
         lower, upper = bounds(gen.domain.mesh)
         self.extent = float(np.linalg.norm(upper - lower))
         self.box = (lower - self.extent, upper + self.extent)
-        comm = gen.domain.comm
         self.still = _STILL * largest(comm, np.linalg.norm(self.drift(gen.domain.mesh.geometry.x[:, :d]), axis=1))
         self.traps = [self._trap(minima, i) for i in range(len(minima))]
         wrong = [f"minima: {place(t.point)} does not attract the flow of the drift" for t in self.traps if t.rho == 0]
         agree(comm, f"{wrong[0]}; check that it is a minimum." if wrong else None)
 
-    def _trap(self, minima: Array, i: int) -> Trap:
+    def _trap(self, minima: Array, i: int) -> _Trap:
         """The largest of some neighbourhoods in whose sample points the drift points inwards; ρ = 0 if none is."""
         point, dim = minima[i], len(minima[i])
         others = np.linalg.norm(np.delete(minima, i, axis=0) - point, axis=1)
@@ -75,20 +70,16 @@ class Flow:
         if np.linalg.eigvals(J).real.max() < -1e-8 * (np.linalg.norm(J) or 1.0):
             P = scipy.linalg.solve_continuous_lyapunov(J.T, -np.eye(dim))
             P /= np.linalg.eigvalsh(P)[0]  # within distance ρ of the point
-        axes = np.linalg.inv(np.linalg.cholesky(P)).T
-        rays = directions(dim)[:: 1 if dim < 3 else 8] @ axes.T
-        rho = 0.5 * float(others.min(initial=self.extent))
-        for _ in range(30):
+        rays = directions(dim)[:: 1 if dim < 3 else 8] @ np.linalg.inv(np.linalg.cholesky(P))
+        for rho in 0.5 * float(others.min(initial=self.extent)) * 0.7 ** np.arange(30):
             y = (rho * np.linspace(1 / 16, 1, 16)[:, None, None] * rays).reshape(-1, dim)
             if (np.einsum("ni,ij,nj->n", y, P, self.drift(point + y)) < 0).all():
-                return Trap(point, P, rho)
-            rho *= 0.7
-        return Trap(point, P, 0.0)
+                return _Trap(point, P, rho)
+        return _Trap(point, P, 0.0)
 
     def labels(self, x: Array) -> Array:
         """Number of the minimum that each point, shape (n, d), is taken to; −1 for none."""
-        label = np.full(len(x), -1)
-        active, x = np.arange(len(x)), np.array(x)
+        label, active, x = np.full(len(x), -1), np.arange(len(x)), np.array(x)
         b = self.drift(x)
         h = 0.01 * self.extent / np.maximum(np.linalg.norm(b, axis=1), self.still)
         for _ in range(_STEPS):
@@ -125,19 +116,18 @@ def basin_loads(gen: Generator, flow: Flow) -> tuple[list[PETSc.Vec], list[PETSc
     Of the last pieces each corner stands for a share, so that the error is of first order in their size where a
     boundary is parallel to the mesh.
     """
-    levels = _LEVELS[gen.domain.dim]
-    k = len(flow.traps)
 
     def classify(x: Array) -> tuple[Array, Array]:
         x = x + _SHRINK * (x.mean(axis=1, keepdims=True) - x)
         found = flow.labels(x.reshape(-1, x.shape[2])).reshape(x.shape[:2])
-        counts = (found[:, :, None] == np.arange(k)).sum(axis=1)
+        counts = (found[:, :, None] == np.arange(len(flow.traps))).sum(axis=1)
         some = counts.sum(axis=1)
         # what is taken to a saddle lies between basins: the other corners decide
         share = np.column_stack([counts / np.maximum(some, 1)[:, None], some == 0])
         return share, (counts > 0).sum(axis=1) > 1
 
-    coarse, fine = (loads(gen, cut(gen.domain.mesh, classify, n, k + 1)) for n in (levels - 1, levels))
+    levels = _LEVELS[gen.domain.dim]
+    coarse, fine = (loads(gen, classify, n) for n in (levels - 1, levels))
     for a, b in zip(coarse, fine, strict=True):
         a.aypx(-1.0, b)
     return fine, coarse

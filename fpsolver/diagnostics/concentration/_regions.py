@@ -25,26 +25,24 @@ _CHUNK = 20_000  # pieces whose basis functions are tabulated at once
 _FINENESS = {1: 20, 2: 7, 3: 3}  # the last pieces at a ball are smaller than 2^-n of its radius
 
 
-Pieces = tuple[Array, Array, Array]
-"""Small simplices: the cell of each (n,), corners in reference coordinates (n, d + 1, d), share of k regions (n, k)."""
+def _cut(mesh: dmesh.Mesh, classify: Classify, levels: int) -> tuple[Array, Array, Array]:
+    """Pieces of this rank's own cells that touch one of k regions.
 
-
-def cut(mesh: dmesh.Mesh, classify: Classify, levels: int, regions: int = 1) -> Pieces:
-    """The pieces of this rank's own cells that touch one of the regions."""
+    The cell of each (n,), its corners in reference coordinates (n, d + 1, d), and the share of each region (n, k).
+    """
     dim = mesh.topology.dim
-    lattice_points, children = lattice(dim, 2)
-    barycentric = np.column_stack([1 - lattice_points.sum(axis=1), lattice_points])[children]
+    X, children = lattice(dim, 2)
+    barycentric = np.column_stack([1 - X.sum(axis=1), X])[children]
     nodes, element = owned_nodes(mesh), coordinate_element(mesh)
     cells: Array = np.arange(len(nodes))
     corners = np.broadcast_to(np.concatenate([np.zeros((1, dim)), np.eye(dim)]), (len(cells), dim + 1, dim))
-    done: list[tuple[Array, Array, Array]] = [(cells[:0], corners[:0], np.zeros((0, regions)))]
+    done: list[tuple[Array, Array, Array]] = []
     for level in range(levels + 1):
-        if not len(cells):
-            break
-        table = element.tabulate(0, corners.reshape(-1, dim))[0].reshape(*corners.shape[:2], element.dim)
+        flat = corners.reshape(-1, dim)
+        table = element.tabulate(0, flat)[0] if len(flat) else flat  # basix does not take none
+        table = table.reshape(*corners.shape[:2], element.dim)
         share, crossed = classify(np.einsum("nqm,nmx->nqx", table, nodes[cells]))
-        if level == levels:
-            crossed = np.zeros(len(cells), dtype=bool)
+        crossed &= level < levels
         keep = ~crossed & (share > 0).any(axis=1)
         done.append((cells[keep], corners[keep], share[keep]))
         cells = np.repeat(cells[crossed], len(children))
@@ -53,32 +51,33 @@ def cut(mesh: dmesh.Mesh, classify: Classify, levels: int, regions: int = 1) -> 
     return cells, corners, share
 
 
-def loads(gen: Generator, pieces: Pieces, weight: Callable[[Array], Array] | None = None) -> list[PETSc.Vec]:
-    """Vectors ℓ_i = ∫ 1_A g φ_i for each region A (collective).
+def loads(
+    gen: Generator, classify: Classify, levels: int, weight: Callable[[Array], Array] | None = None
+) -> list[PETSc.Vec]:
+    """Vectors ℓ_i = ∫ 1_A g φ_i for each region A, whose boundary is found by so many cuts (collective).
 
     ℓᵀp integrates g p over A; ``weight`` maps points (n, q, d) to g (n, q), which is one without.
     """
-    mesh, share = gen.domain.mesh, pieces[2]
+    mesh = gen.domain.mesh
+    cells, corners, share = _cut(mesh, classify, levels)
     functions = [fem.Function(gen.V) for _ in share.T]
     nodes, coordinates, dim = owned_nodes(mesh), coordinate_element(mesh), mesh.topology.dim
     X, w = basix.make_quadrature(coordinates.cell_type, gen.degree + 4)
     barycentric = np.column_stack([1 - X.sum(axis=1), X])
-    dofs = gen.V.dofmap.list
     for begin in range(0, len(share), _CHUNK):
         part = slice(begin, begin + _CHUNK)
-        cells, corners = pieces[0][part], pieces[1][part]
-        points = np.einsum("qi,nix->nqx", barycentric, corners)
-        flat = points.reshape(-1, dim)
-        table = coordinates.tabulate(1, flat)[:, :, :, 0].reshape(dim + 1, len(cells), len(X), coordinates.dim)
-        J = np.einsum("anqm,nmx->nqxa", table[1:], nodes[cells])
-        size = np.abs(np.linalg.det(corners[:, 1:] - corners[:, :1]))
+        cell, corner = cells[part], corners[part]
+        flat = np.einsum("qi,nix->nqx", barycentric, corner).reshape(-1, dim)
+        table = coordinates.tabulate(1, flat)[:, :, :, 0].reshape(dim + 1, len(cell), len(X), coordinates.dim)
+        J = np.einsum("anqm,nmx->nqxa", table[1:], nodes[cell])
+        size = np.abs(np.linalg.det(corner[:, 1:] - corner[:, :1]))
         weights = w * np.abs(np.linalg.det(J)) * size[:, None]
         if weight is not None:
-            weights = weights * weight(np.einsum("nqm,nmx->nqx", table[0], nodes[cells]))
-        phi = gen.V.element.basix_element.tabulate(0, flat)[0, :, :, 0].reshape(len(cells), len(X), -1)
+            weights = weights * weight(np.einsum("nqm,nmx->nqx", table[0], nodes[cell]))
+        phi = gen.V.element.basix_element.tabulate(0, flat)[0, :, :, 0].reshape(len(cell), len(X), -1)
         local = np.einsum("nq,nqi->ni", weights, phi)
-        for j, function in enumerate(functions):
-            np.add.at(function.x.array, dofs[cells], share[part, j, None] * local)
+        for function, inside in zip(functions, share[part].T, strict=True):
+            np.add.at(function.x.array, gen.V.dofmap.list[cell], inside[:, None] * local)
     for function in functions:
         function.x.scatter_reverse(la.InsertMode.add)
     return [to_vector(gen, function) for function in functions]
@@ -94,19 +93,12 @@ def ball_load(
     mesh = gen.domain.mesh
     extent = largest(mesh.comm, np.ptp(owned_nodes(mesh), axis=1))
     levels = max(2, int(np.ceil(np.log2(max(extent / radius, 1e-300)))) + _FINENESS[gen.domain.dim])
-    classify = _in_ball(center, radius, _compat.coordinate_map(mesh).degree > 1)
-    (coarse,), (fine,) = (loads(gen, cut(mesh, classify, n), weight) for n in (levels - 1, levels))
-    coarse.aypx(-1.0, fine)  # fine less coarse
-    fine.axpy(1 / 3, coarse)
-    return fine, coarse
+    curved = _compat.coordinate_map(mesh).degree > 1
 
-
-def _in_ball(center: Array, radius: float, curved: bool) -> Classify:
     def classify(x: Array) -> tuple[Array, Array]:
         y = x - center
         corners = y.shape[1]
-        squares = (y**2).sum(axis=2)
-        middle = y.mean(axis=1)
+        squares, middle = (y**2).sum(axis=2), y.mean(axis=1)
         size = np.sqrt(((y - middle[:, None]) ** 2).sum(axis=2).max(axis=1))
         inside = np.sqrt(squares.max(axis=1)) + (0.1 * size if curved else 0.0) <= radius
         outside = np.linalg.norm(middle, axis=1) - (1.2 if curved else 1.0) * size >= radius
@@ -115,21 +107,21 @@ def _in_ball(center: Array, radius: float, curved: bool) -> Classify:
         share = share_below(squares + (mean - squares.mean(axis=1))[:, None] - radius**2)
         return np.where(inside, 1.0, np.where(outside, 0.0, share))[:, None], ~(inside | outside)
 
-    return classify
+    (coarse,), (fine,) = (loads(gen, classify, n, weight) for n in (levels - 1, levels))
+    coarse.aypx(-1.0, fine)  # fine less coarse
+    fine.axpy(1 / 3, coarse)
+    return fine, coarse
 
 
 def share_below(g: Array) -> Array:
     """Share of a simplex where the linear function with corner values ``g``, shape (n, d + 1), is negative."""
     g = np.sort(g, axis=1)
-    negative = (g < 0).sum(axis=1)
-    corners = g.shape[1]
+    negative, corners = (g < 0).sum(axis=1), g.shape[1]
     share = np.where(negative == corners, 1.0, 0.0)
     with np.errstate(divide="ignore", invalid="ignore"):
         lowest, highest = g[:, :1], g[:, -1:]
-        one = np.prod(lowest / (lowest - g[:, 1:]), axis=1)  # a corner is cut off
-        other = 1 - np.prod(highest / (highest - g[:, :-1]), axis=1)
-        share = np.where(negative == 1, one, share)
-        share = np.where((negative == corners - 1) & (corners > 2), other, share)
+        share = np.where(negative == corners - 1, 1 - np.prod(highest / (highest - g[:, :-1]), axis=1), share)
+        share = np.where(negative == 1, np.prod(lowest / (lowest - g[:, 1:]), axis=1), share)  # a corner is cut off
         if corners == 4:  # two corners against two: a wedge, as three tetrahedra
             ac, ad, bc, bd = (g[:, i] / (g[:, i] - g[:, j]) for i, j in ((0, 2), (0, 3), (1, 2), (1, 3)))
             share = np.where(negative == 2, ac * ad + ac * bd * (1 - ad) + (1 - ac) * bc * bd, share)

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from petsc4py import PETSc
-
 import numpy as np
 
 from ..._answer import Answer, place
@@ -132,31 +130,52 @@ def concentration(
     Raises:
         ValueError: not densities; unsuitable minima or radii; a point that does not attract; a tabulated drift.
     """
-    gen = evolution.generator
+    gen, times = evolution.generator, evolution.times
     if evolution.name != "density":
         raise ValueError("concentration: an evolution of densities was expected, from fp.evolve; see its dual below.")
     points = as_points(minima, gen.domain.dim, "concentration: minima")
     radii = _radii(radius)
-    locate(gen.domain.mesh, points, "concentration: minima")
+    where = locate(gen.domain.mesh, points, "concentration: minima")
     vectors = [to_vector(gen, solution.raw) for solution in evolution]
-    found = [
+    of = lambda load: np.array([v.dot(load) for v in vectors])  # noqa: E731
+    found = tuple(
         widest_contraction(gen, points, i) if attraction is None else contraction(gen, x, radius=attraction)
         for i, x in enumerate(points)
-    ]
+    )
     balls = [[ball_load(gen, x, r) for r in radii] for x in points]
-    mass = np.array([[[v.dot(fine) for fine, _ in row] for row in balls] for v in vectors])
-    error = max(abs(v.dot(change)) for v in vectors for row in balls for _, change in row)
-    moments, local, inside = _moments(gen, vectors, points, found)
-    moment_bound, mass_bound = _bounds(evolution.times, local[0], inside[0], found, radii)
-    basin_mass, basin_error = _basin_masses(gen, vectors, points) if basins else (None, None)
+    mass = np.array([[of(fine) for fine, _ in row] for row in balls]).transpose(2, 0, 1)
+    error = max(float(np.abs(of(change)).max()) for row in balls for _, change in row)
+    basin_mass, basin_error = None, None
+    if basins:
+        fine, change = basin_loads(gen, Flow(gen, points))
+        basin_mass, basin_error = (
+            np.array([of(load) for load in fine]).T,
+            float(max(np.abs(of(c)).max() for c in change)),
+        )
+    columns = []  # of each minimum: second moments over the domain and the ball of attraction, the latter's mass
+    for x, c in zip(points, found, strict=True):
+        square = lambda y, x=x: ((y - x) ** 2).sum(axis=2)  # noqa: E731
+        radius = np.inf if c.whole else c.radius
+        columns.append(
+            [of(ball_load(gen, x, r, g)[0]) for r, g in ((np.inf, square), (radius, square), (radius, None))]
+        )
+    moments, local, inside = np.array(columns).transpose(1, 2, 0)
+    bounds = _bounds(times, local[0], inside[0], found, radii)
     collapses = tuple(collapse(gen, c.point) if np.isfinite(c.relative_noise) else None for c in found)
-    unresolved = _unresolved(gen, evolution.times, points, local, inside)
-    _warn(points, collapses, unresolved)
+    unresolved = _unresolved(gen, times, where, local, inside)
+    for x, report, time in zip(points, collapses, unresolved, strict=True):
+        if report is not None and report.collapses:
+            logger.warning(
+                "concentration: the noise vanishes at %s and the law collapses onto it, E|X - x*|^2 like e^(-%.4g t); "
+                "masses and moments remain meaningful, the density as a function does not", place(x), report.rate
+            )  # fmt: skip
+        if np.isfinite(time):
+            logger.warning("concentration: from t = %.4g the peak at %s is narrower than the mesh", time, place(x))
     f = loss_expression(gen, loss, "concentration: loss")
     statistics = (None,) * 4 if f is None else tuple(loss_moments(evolution, f, "concentration"))
     return Concentration(
-        evolution.times, points, radii, mass, float(error), basin_mass, basin_error, moments, local, tuple(found),
-        moment_bound, mass_bound, collapses, unresolved, *statistics,
+        times, points, radii, mass, error, basin_mass, basin_error, moments, local, found, *bounds, collapses,
+        unresolved, *statistics,
     )  # fmt: skip
 
 
@@ -192,18 +211,9 @@ def _radii(radius: Any) -> Array:
     return np.array([check_positive("radius", r) for r in values])
 
 
-def _moments(gen: Generator, vectors: list[PETSc.Vec], points: Array, found: list[Contraction]) -> Array:
-    """Second moments over the domain and over the balls of attraction, and the latter's masses, shape (3, n, k)."""
-    table = []
-    for x, c in zip(points, found, strict=True):
-        square = lambda y, x=x: ((y - x) ** 2).sum(axis=2)  # noqa: E731
-        radius = np.inf if c.whole else c.radius
-        loads = [ball_load(gen, x, r, g)[0] for r, g in ((np.inf, square), (radius, square), (radius, None))]
-        table.append([[v.dot(load) for v in vectors] for load in loads])
-    return np.array(table).transpose(1, 2, 0)
-
-
-def _bounds(times: Array, local: Array, inside: Array, found: list[Contraction], radii: Array) -> tuple[Array, Array]:
+def _bounds(
+    times: Array, local: Array, inside: Array, found: Sequence[Contraction], radii: Array
+) -> tuple[Array, Array]:
     """Upper bounds of the killed process' second moments and lower bounds of the masses in balls."""
     t = times - times[0]
     moment = np.stack([c.bound(t, m2) for c, m2 in zip(found, local, strict=True)], axis=1)
@@ -214,31 +224,12 @@ def _bounds(times: Array, local: Array, inside: Array, found: list[Contraction],
     return moment, np.maximum(np.where(radii <= reach[:, None], mass, np.nan), 0.0)
 
 
-def _basin_masses(gen: Generator, vectors: list[PETSc.Vec], points: Array) -> tuple[Array, float]:
-    fine, change = basin_loads(gen, Flow(gen, points))
-    masses = np.array([[v.dot(load) for load in fine] for v in vectors])
-    return masses, float(max(abs(v.dot(load)) for v in vectors for load in change))
-
-
-def _unresolved(gen: Generator, times: Array, points: Array, local: Array, inside: Array) -> Array:
+def _unresolved(gen: Generator, times: Array, where: tuple[Array, Array], local: Array, inside: Array) -> Array:
     """First times at which √(m₂/mass) of what is near a minimum falls below the mesh width there over the degree."""
-    mesh, d = gen.domain.mesh, gen.domain.dim
-    index, cells = locate(mesh, points)
-    extents: Array = np.ptp(owned_nodes(mesh)[cells], axis=1).max(axis=1) if len(cells) else np.zeros(0)
-    widths: Array = np.zeros(len(points))
-    np.maximum.at(widths, index, extents)
+    mesh, (index, cells) = gen.domain.mesh, where
+    widths: Array = np.zeros(local.shape[1])
+    np.maximum.at(widths, index, np.ptp(owned_nodes(mesh)[cells], axis=1).max(axis=1, initial=0.0))
     widths = maxima(mesh.comm, widths) / gen.degree
-    spread = np.sqrt(np.maximum(local, 0.0) / np.maximum(inside, 1e-300) / d)
+    spread = np.sqrt(np.maximum(local, 0.0) / np.maximum(inside, 1e-300) / gen.domain.dim)
     narrow = (spread < widths) & (inside > 1e-3)
     return np.array([times[np.argmax(column)] if column.any() else np.nan for column in narrow.T])
-
-
-def _warn(points: Array, collapses: Sequence[Collapse | None], unresolved: Array) -> None:
-    for x, report, time in zip(points, collapses, unresolved, strict=True):
-        if report is not None and report.collapses:
-            logger.warning(
-                "concentration: the noise vanishes at %s and the law collapses onto it, E|X - x*|^2 like e^(-%.4g t); "
-                "masses and moments remain meaningful, the density as a function does not", place(x), report.rate
-            )  # fmt: skip
-        if np.isfinite(time):
-            logger.warning("concentration: from t = %.4g the peak at %s is narrower than the mesh", time, place(x))
