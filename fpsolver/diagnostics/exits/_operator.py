@@ -11,7 +11,6 @@ from ..._sample import largest
 from ...discretisation.boundary import CURVED, TOLERANCE
 from ...discretisation.generator import Generator
 from ...discretisation.solution import bounds
-from ...models.process import Coefficients
 from ..sampling import Samples, ito_drift
 
 
@@ -24,7 +23,7 @@ class Bound(Answer):
         kind: "lower" or "upper".
         value: at the starts, shape (n,); None where the hypotheses fail.
         why: the hypotheses, or which of them fails.
-        constants: the numbers in it (those of the first start).
+        constants: the numbers of the Arrhenius bound (those of the first start).
     """
 
     name: str
@@ -56,8 +55,8 @@ class Operator:
     """
 
     def __init__(self, gen: Generator):
-        self.gen, self.comm, self.dim = gen, gen.domain.comm, gen.domain.dim
-        mesh, d = gen.domain.mesh, gen.domain.dim
+        domain, mesh, d = gen.domain, gen.domain.mesh, gen.domain.dim
+        self.gen, self.comm, self.dim = gen, domain.comm, d
         self.low, self.high = bounds(mesh)
         self.extent = float((self.high - self.low).max())
         # afresh, because the weighted scheme multiplies the generator's own by the density
@@ -66,21 +65,17 @@ class Operator:
         self.cells = Samples.lattice(mesh)
         table = self.cells.values([*(c.D[i, j] for i in range(d) for j in range(d)), *ito_drift(c)])
         self.x, self.D, self.b = self.cells.x, table[..., : d * d].reshape(*table.shape[:2], d, d), table[..., d * d :]
-        self.scale = max(largest(self.comm, np.abs(self.D[np.isfinite(self.D)])), 1e-300)
-        self._boundary(c, max(largest(self.comm, np.abs(self.b[np.isfinite(self.b)])), 1e-300))
-
-    def _boundary(self, c: Coefficients, speed: float) -> None:
-        domain, d = self.gen.domain, self.dim
-        exits, everything = (
+        self.scale, speed = (max(largest(self.comm, np.abs(v[np.isfinite(v)])), 1e-300) for v in (self.D, self.b))
+        self.exit_facets, everything = (
             np.unique(np.concatenate([domain.facets(name) for name in names])).astype(np.int32)
-            for names in (self.gen.absorbing, domain.parts)
+            for names in (gen.absorbing, domain.parts)
         )
-        self.exit_facets, self.wall_facets = exits, np.setdiff1d(everything, exits).astype(np.int32)
-        n = ufl.FacetNormal(domain.mesh)
+        self.wall_facets = np.setdiff1d(everything, self.exit_facets).astype(np.int32)
+        n = ufl.FacetNormal(mesh)
         rows = [*ufl.dot(c.D, n), ufl.dot(ufl.dot(c.D, n), n), ufl.dot(c.beta, n)]
-        self.exits, self.walls = (Samples.lattice(domain.mesh, f) for f in (exits, self.wall_facets))
+        self.exits, self.walls = (Samples.lattice(mesh, f) for f in (self.exit_facets, self.wall_facets))
         at_exit, at_wall = self.exits.values(rows), self.walls.values(rows)
-        tolerance = CURVED if coordinate_map(domain.mesh).degree > 1 else TOLERANCE
+        tolerance = CURVED if coordinate_map(mesh).degree > 1 else TOLERANCE
         flat, still = tolerance * self.scale, tolerance * speed
         # grazing points count as accepting: they are limits of points that do
         self.accepts = (at_exit[..., d] > flat) | (at_exit[..., d + 1] > -still)

@@ -19,10 +19,9 @@ from ...exits.exit import mean_exit_time
 from ...pointwise.lambdify import PointSpace
 from ..sampling import Samples, at_points, directions, maxima
 from ._certificate import certify
-from ._operator import Bound, Operator
+from ._operator import Bound as Bound
+from ._operator import Operator
 from ._passes import Passes
-
-__all__ = ["Bound", "ExitBounds", "exit_bounds"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,12 +84,9 @@ def exit_bounds(gen: Generator, start: Any, *, solution: Solution | None = None)
         _noisy_direction(op, x),
         *certify(op, solution.function, x, computed),
     ]
-    lower, upper = np.zeros(len(x)), np.full(len(x), np.inf)
-    for b in found:
-        if b.value is not None and b.kind == "lower":
-            lower = np.maximum(lower, b.value)
-        elif b.value is not None:
-            upper = np.minimum(upper, b.value)
+    known = [b for b in found if b.value is not None]
+    lower = np.max([np.zeros(len(x)), *(b.value for b in known if b.kind == "lower")], axis=0)
+    upper = np.min([np.full(len(x), np.inf), *(b.value for b in known if b.kind == "upper")], axis=0)
     slack = 1e-9 * np.abs(computed) + 1e-12 * largest(op.comm, np.abs(solution.function.x.array))
     consistent = (lower <= computed + slack) & (computed <= upper + slack)
     if not consistent.all():
@@ -115,67 +111,56 @@ def _square(samples: Samples, c: np.ndarray) -> np.ndarray:
 
 def _quadratic_lower(op: Operator, x: np.ndarray, radii: int = 48) -> Bound:
     """(R² − |x − c|²) / sup_{B_R} q for the exit from a ball that no absorbing facet and no bad wall meets."""
-    fractions = np.arange(1, radii + 1) / radii
-    value, constants = np.zeros(len(x)), {}
+    value = np.zeros(len(x))
     for k, start in enumerate(x):
         for c in (start, 0.5 * (op.low + op.high)):
             q, slope = _growth(op, c)
             top, near = op.cells.upper(q), op.cells.lower(_square(op.cells, c))
             bad = op.walls.lower(_square(op.walls, c))[op.blocked(-slope)]
-            exit2 = smallest(op.comm, op.exits.lower(_square(op.exits, c)))
-            R2 = max(min(exit2, smallest(op.comm, bad)), 0.0) * fractions**2
+            nearest = min(smallest(op.comm, op.exits.lower(_square(op.exits, c))), smallest(op.comm, bad))
+            R2 = max(nearest, 0.0) * (np.arange(1, radii + 1) / radii) ** 2
             sup = maxima(op.comm, [np.max(top[near <= r], initial=-np.inf) for r in R2])
             room = R2 - ((start - c) ** 2).sum()
             with np.errstate(divide="ignore", invalid="ignore"):
                 # |x − c|² that does not grow on average never reaches R²
-                values = np.where(room > 0, np.where(sup > 0, room / sup, np.inf), 0.0)
-            j = int(np.argmax(values))
-            if values[j] > value[k]:
-                value[k] = values[j]
-                if k == 0:
-                    constants = {"radius": float(np.sqrt(R2[j])), "sup_q": float(sup[j])}
+                value[k] = max(value[k], np.where(room > 0, np.where(sup > 0, room / sup, np.inf), 0.0).max())
     if not value.any():
         why = "no ball around the start avoids the absorbing boundary and bad walls, or the coefficients are infinite"
         return Bound("quadratic", "lower", None, why)
     why = "q = L|x − c|² is at most sup q within R of c, and no absorbing facet is nearer"
-    return Bound("quadratic", "lower", value, why, constants)
+    return Bound("quadratic", "lower", value, why)
 
 
 def _quadratic_upper(op: Operator, x: np.ndarray) -> Bound:
     """(max |y − c|² − |x − c|²) / inf q with the maximum over the absorbing boundary."""
     middle = 0.5 * (op.low + op.high)
-    centres = [*x, middle, *(middle - s * op.extent * v for v in _directions(op) for s in (1, 4, 16))]
-    value, constants, best, blocked = np.full(len(x), np.inf), {}, -np.inf, False
-    for c in centres:
+    centers = [*x, middle, *(middle - s * op.extent * v for v in _directions(op) for s in (1, 4, 16))]
+    value, best, blocked = np.full(len(x), np.inf), -np.inf, False
+    for c in centers:
         q, slope = _growth(op, c)
         q0 = smallest(op.comm, op.cells.lower(q))
         if not q0 > 0:
             best = max(best, q0)
-            continue
-        if op.comm.allreduce(int(op.blocked(slope).sum())):
+        elif op.comm.allreduce(int(op.blocked(slope).sum())):
             blocked = True
-            continue
-        far = largest(op.comm, op.exits.upper(_square(op.exits, c)))
-        new = np.maximum(far - ((x - c) ** 2).sum(axis=1), 0.0) / q0
-        if new[0] < value[0]:
-            constants = {"inf_q": q0, "radius": float(np.sqrt(far))}
-        value = np.minimum(value, new)
+        else:
+            far = largest(op.comm, op.exits.upper(_square(op.exits, c)))
+            value = np.minimum(value, np.maximum(far - ((x - c) ** 2).sum(axis=1), 0.0) / q0)
     if np.isfinite(value).all():
-        return Bound("quadratic", "upper", value, "q = L|x − c|² is at least inf q > 0 everywhere", constants)
+        return Bound("quadratic", "upper", value, "q = L|x − c|² is at least inf q > 0 everywhere")
     why = op.why_blocked("≥") if blocked else f"inf q = {best:.3g} is not positive for any centre tried: drift wins"
     return Bound("quadratic", "upper", None, why)
 
 
 def _arrhenius(op: Operator, x: np.ndarray) -> Bound:
     """(e^{αℓ} − e^{αf(x)}) / sup (L e^{αf})⁺ over the component of {f < ℓ}, ℓ a lower estimate of the lowest pass."""
-    process, mesh = op.gen.process, op.gen.domain.mesh
+    process, mesh, d = op.gen.process, op.gen.domain.mesh, op.dim
     f = process.energy(op.space)
     if f is None:
         return Bound("arrhenius", "lower", None, f"{type(process).__name__} has no loss")
     if extract_coefficients(f):
         why = "the loss is tabulated: its gradient jumps between cells, and e^{αf} is not C¹"
         return Bound("arrhenius", "lower", None, why)
-    d = op.dim
     gradient = [f.dx(i) for i in range(d)]
     table = op.cells.values([f, *gradient, *(g.dx(j) for g in gradient for j in range(d))])
     F, g = table[..., 0], table[..., 1 : d + 1]
@@ -184,18 +169,16 @@ def _arrhenius(op: Operator, x: np.ndarray) -> Bound:
     bad = neighbours(mesh, op.wall_facets[op.blocked(-op.slope(op.walls.values(gradient)))])[0][:, 0]
     exits = neighbours(mesh, op.exit_facets)[0][:, 0], op.exits.lower(op.exits.values(f))
     passes = Passes(op.gen.domain, op.cells.lower(F), exits)
-    number = passes.number(x)
     space = PointSpace(d, process.weights(d), process)
     level = at_points(process.energy(space), space)(x)[:, 0]
     constants: dict[str, float] = {}
     value = np.zeros(len(x))
-    for k in range(len(x)):
-        ell = passes.lowest(int(number[k]), -1)[0]
-        inside = passes.below(int(number[k]), ell)
-        if level[k] >= ell or op.comm.allreduce(int(inside[bad].sum())):
-            continue
-        value[k], found = _best_rate(op, F[inside], A[inside], B[inside], inside, float(level[k]), ell)
-        constants = found if k == 0 else constants
+    for k, cell in enumerate(passes.number(x)):
+        ell = passes.lowest(cell, -1)[0]
+        inside = passes.below(cell, ell)
+        if level[k] < ell and not op.comm.allreduce(int(inside[bad].sum())):
+            value[k], found = _best_rate(op, F[inside], A[inside], B[inside], inside, float(level[k]), ell)
+            constants = constants if k else found
     if not value.any():
         why = f"the start lies above the lowest pass to the exit, or {op.why_blocked('≤')}"
         return Bound("arrhenius", "lower", None, why)
@@ -222,20 +205,17 @@ def _best_rate(
 def _directions(op: Operator) -> np.ndarray:
     """Unit vectors to try: angles in the plane, axes and diagonals in space; the eigenvectors of the mean diffusion."""
     d = op.dim
-    if d < 3:
-        tried = directions(d)[:: 45 if d == 2 else 1]
-    else:
-        grid = np.stack(np.meshgrid(*[[-1.0, 0.0, 1.0]] * d, indexing="ij"), axis=-1).reshape(-1, d)
-        tried = grid[np.abs(grid).sum(axis=1) > 0]
+    if d == 1:
+        return directions(1)
+    tried = directions(2)[::45] if d == 2 else np.array([v for v in np.ndindex(3, 3, 3) if v != (1, 1, 1)]) - 1.0
     finite = op.D[np.isfinite(op.D).all(axis=(1, 2, 3))]
     Q = np.linalg.eigh(op.comm.allreduce(finite.sum(axis=(0, 1))))[1].T
-    tried = np.concatenate([tried, Q, -Q]) if d > 1 else tried
+    tried = np.concatenate([tried, Q, -Q])
     return tried / np.linalg.norm(tried, axis=1, keepdims=True)
 
 
 def _noisy_direction(op: Operator, x: np.ndarray) -> Bound:
     """(e^{λM} − e^{λ l·x}) / inf L e^{λ l·x} with M = max l·y over the absorbing boundary."""
-    constants: dict[str, float] = {}
     value, noisiest, blocked = np.full(len(x), np.inf), 0.0, False
     for v in _directions(op):
         noise = op.cells.lower(np.einsum("cpij,i,j->cp", op.D, v, v))
@@ -248,25 +228,18 @@ def _noisy_direction(op: Operator, x: np.ndarray) -> Bound:
         base, M = smallest(op.comm, place), largest(op.comm, op.exits.upper(op.exits.x @ v))
         G = max(-smallest(op.comm, drift), 0.0)
         rates = np.geomspace(1e-2, 1e2, 81) * (1 / op.extent + (G / sigma if sigma > 0 else G / op.scale))
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             growth = np.log(np.maximum(np.outer(noise, rates) + drift[:, None], 0.0) * rates)
             log_inf = -maxima(op.comm, np.max(-(growth + np.outer(place - base, rates)), axis=0, initial=-np.inf))
             gap = np.maximum(M - x @ v, 0.0)[:, None]
             log_w = rates * (M - base) + np.log(-np.expm1(-rates * gap)) - log_inf
-        log_w[np.isnan(log_w)] = np.inf
-        with np.errstate(over="ignore"):
-            new = np.exp(log_w).min(axis=1)
-        if new[0] < value[0]:
-            rate = float(rates[int(np.argmin(log_w[0]))])
-            constants = {"lambda": rate, "noise": sigma, "drift": G} | {f"l{i}": float(c) for i, c in enumerate(v)}
-        value = np.minimum(value, new)
+            value = np.fmin(value, np.fmin.reduce(np.exp(log_w), axis=1))
     if np.isfinite(value).all():
         why = "L e^{λ l·x} is positive everywhere: noise along l carries every path out"
-        return Bound("one noisy direction", "upper", value, why, constants)
+        return Bound("one noisy direction", "upper", value, why)
+    why = "beyond the range of floats"
     if blocked:
         why = op.why_blocked("≥") + ", for each noisy direction"
     elif noisiest <= 1e-10 * op.scale:
         why = "no direction is uniformly noisy: inf l·Dl vanishes for every l tried, so paths may never leave"
-    else:
-        why = "beyond the range of floats"
     return Bound("one noisy direction", "upper", None, why)
