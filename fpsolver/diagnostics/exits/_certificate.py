@@ -33,39 +33,38 @@ def certify(op: Operator, computed: fem.Function, x: np.ndarray, at_start: np.nd
     if not splines:
         why = "coefficients or the computed solution are not finite"
         return [Bound("residual certificate", kind, None, why) for kind in ("lower", "upper")]
-    verdicts = [_judge(op, spline, x, at_start) for spline in splines]
-    return [max(each, key=_quality) for each in zip(*verdicts, strict=True)]
+    best: list[Bound] = []
+    for spline in splines:
+        gradient, hessian = _derivatives(spline, op.x, 1), _derivatives(spline, op.x, 2)
+        residual = op.generate(gradient, hessian) + 1.0
+        size = np.einsum("cpi,cpi->cp", np.abs(op.b), np.abs(gradient))
+        size += np.einsum("cpij,cpij->cp", np.abs(op.D), np.abs(hessian))
+        rounding = 100 * np.finfo(float).eps * (1 + largest(op.comm, size))
+        found = [_bound(op, spline, s * residual, s, rounding, x, at_start) for s in (-1.0, 1.0)]
+        best = [a if _better(a, b) else b for a, b in zip(best or found, found, strict=True)]
+    return best
 
 
-def _quality(bound: Bound) -> float:
-    if bound.value is None:
-        return -np.inf
-    return float(bound.value[0] if bound.kind == "lower" else -bound.value[0])
-
-
-def _judge(op: Operator, spline: NdBSpline, x: np.ndarray, at_start: np.ndarray) -> list[Bound]:
-    gradient, hessian = _gradient(spline, op.x), _hessian(spline, op.x)
-    residual = op.generate(gradient, hessian) + 1.0
-    size = np.einsum("cpi,cpi->cp", np.abs(op.b), np.abs(gradient))
-    size += np.einsum("cpij,cpij->cp", np.abs(op.D), np.abs(hessian))
-    rounding = 100 * np.finfo(float).eps * (1 + largest(op.comm, size))
-    return [_bound(op, spline, s * residual, s, rounding, x, at_start) for s in (-1.0, 1.0)]
+def _better(a: Bound, b: Bound) -> bool:
+    if a.value is None or b.value is None:
+        return b.value is None
+    return bool(a.value[0] >= b.value[0] if a.kind == "lower" else a.value[0] <= b.value[0])
 
 
 def _bound(
-    op: Operator,
-    spline: NdBSpline,
-    residual: np.ndarray,
-    sign: float,
-    rounding: float,
-    x: np.ndarray,
+    op: Operator, spline: NdBSpline, residual: np.ndarray, sign: float, rounding: float, x: np.ndarray,
     at_start: np.ndarray,
-) -> Bound:
+) -> Bound:  # fmt: skip
     """Upper bound (sign 1) from sup(L W + 1), lower bound (sign −1) from sup(−(L W + 1))."""
     name, kind, middle = "residual certificate", ("upper" if sign > 0 else "lower"), 0.5 * (op.low + op.high)
-    lift = _lift(op, spline, sign, middle)
-    if lift is None:
+    # the multiple of |x − c|²/2 that makes sign·n·D∇w ≥ 0 on the walls
+    wrong = op.walls.upper(-sign * op.slope(_derivatives(spline, op.walls.x, 1)))
+    push = op.walls.lower(op.slope(op.walls.x - middle))
+    diffusive = np.abs(op.conormal).max(axis=(1, 2), initial=0.0) > 0
+    stuck = op.leaks | (diffusive & (wrong > 0) & (push <= 1e-10 * op.scale * op.extent))
+    if op.comm.allreduce(int(stuck.sum())):
         return Bound(name, kind, None, op.why_blocked("≥" if sign > 0 else "≤"))
+    lift = max(largest(op.comm, np.where(diffusive, wrong, 0.0) / np.where(push > 0, push, 1.0)), 0.0)
     # w = W + sign·lift·|x − c|²/2
     growth = np.einsum("cpii->cp", op.D) + np.einsum("cpi,cpi->cp", op.b, op.x - middle)
     r = largest(op.comm, op.cells.upper(residual + lift * growth)) + rounding
@@ -73,51 +72,32 @@ def _bound(
     low = np.where(op.accepts, edge, np.inf).min(axis=1, initial=np.inf) - op.exits.margin(edge)
     # the smallest value of sign·w where paths leave
     offset = -largest(op.comm, -low)
-    constants = {"residual": r, "boundary": abs(offset)}
     if not np.isfinite(offset) or not np.isfinite(r) or (sign > 0 and r >= 1):
         why = f"the residual of the smoothed solution is {r:.3g}; less than 1 was needed: refine the mesh"
-        return Bound(name, kind, None, why, constants)
-    at_x = spline(x)
-    w = sign * at_x + 0.5 * lift * ((x - middle) ** 2).sum(axis=1) - offset
+        return Bound(name, kind, None, why)
+    w = sign * spline(x) + 0.5 * lift * ((x - middle) ** 2).sum(axis=1) - offset
     value = w / (1 - r) if sign > 0 else -w / (1 + r)
     outside = sign * (at_start - value)
     value = np.where((outside > 0) & (outside < _WIDEN * np.abs(at_start)), at_start, value)
-    constants["distance"] = float(abs(at_start[0] - at_x[0]))
-    why = f"a spline near the computed solution has L w + 1 within {r:.2g}"
-    return Bound(name, kind, np.maximum(value, 0.0), why, constants)
-
-
-def _lift(op: Operator, spline: NdBSpline, sign: float, middle: np.ndarray) -> float | None:
-    """Multiple of |x − c|²/2 that makes sign·n·D∇w ≥ 0 on the walls; None if there is none (collective)."""
-    wrong = op.walls.upper(-sign * op.slope(_gradient(spline, op.walls.x)))
-    push = op.walls.lower(op.slope(op.walls.x - middle))
-    diffusive = np.abs(op.conormal).max(axis=(1, 2), initial=0.0) > 0
-    stuck = op.leaks | (diffusive & (wrong > 0) & (push <= 1e-10 * op.scale * op.extent))
-    if op.comm.allreduce(int(stuck.sum())):
-        return None
-    mine = np.where(diffusive, wrong, 0.0) / np.where(push > 0, push, 1.0)
-    return max(largest(op.comm, mine), 0.0)
+    return Bound(name, kind, np.maximum(value, 0.0), f"a spline near the computed solution has L w + 1 within {r:.2g}")
 
 
 def _fit(op: Operator, T: np.ndarray) -> list[NdBSpline]:
     """Splines near T on rank 0, none elsewhere or if something is not finite (collective)."""
     d = op.dim
     flat = np.concatenate([op.x.reshape(-1, d), op.b.reshape(-1, d), op.D.reshape(-1, d * d), T.reshape(-1, 1)], axis=1)
-    exits = op.exits.x[op.accepts]
     walls = np.concatenate([op.walls.x.reshape(-1, d), op.conormal.reshape(-1, d)], axis=1)
-    pieces = op.comm.gather((flat, exits, walls), root=0)
+    pieces = op.comm.gather((flat, op.exits.x[op.accepts], walls), root=0)
     if pieces is None:
         return []
-    cells, exits, walls = (np.concatenate([p[k] for p in pieces]) for k in range(3))
+    cells, exits, walls = (np.concatenate(p) for p in zip(*pieces, strict=True))
     if not np.isfinite(cells).all() or not len(exits):
         return []
-    k = _DEGREE[d]
-    sides = op.high - op.low
-    across = (len(cells) ** (1 / d)) / 4
-    pieces_per_axis = np.clip(np.minimum(_KNOTS[d], across) * sides / sides.max(), 2, None).astype(int)
+    k, sides = _DEGREE[d], op.high - op.low
+    across = np.minimum(_KNOTS[d], len(cells) ** (1 / d) / 4) * sides / sides.max()
     knots = tuple(
         np.concatenate([np.full(k, a), np.linspace(a, b, m + 1), np.full(k, b)])
-        for a, b, m in zip(op.low, op.high, pieces_per_axis, strict=True)
+        for a, b, m in zip(op.low, op.high, np.clip(across, 2, None).astype(int), strict=True)
     )
     shape = tuple(len(t) - k - 1 for t in knots)
     wanted = _ROWS[d] * int(np.prod(shape))
@@ -126,7 +106,7 @@ def _fit(op: Operator, T: np.ndarray) -> list[NdBSpline]:
     some = cells[:: _ROWS[d] // 2]
     equation = _operator_rows(knots, k, cells[:, :d], cells[:, d : 2 * d], cells[:, 2 * d : -1].reshape(-1, d, d))
     slope = _operator_rows(knots, k, walls[:, :d], walls[:, d:])
-    values = [near * _rows(knots, k, x, [0] * d) for x in (some[:, :d], exits)]
+    values = [near * _rows(knots, k, x, np.zeros(d, int)) for x in (some[:, :d], exits)]
     data = np.concatenate([near * some[:, -1], np.zeros(len(exits) + len(walls))])
     fits = _least_squares(equation, -np.ones(len(cells)), vstack([*values, slope]).tocsr(), data, d == 1)
     return [NdBSpline(knots, c.reshape(shape), k) for c in fits]
@@ -151,26 +131,18 @@ def _least_squares(A: csr_matrix, b: np.ndarray, rest: csr_matrix, data: np.ndar
 
 
 def _thin(rows: np.ndarray, wanted: int) -> np.ndarray:
-    if len(rows) <= wanted:
-        return rows
-    return rows[np.random.default_rng(0).choice(len(rows), wanted, replace=False)]
+    few = len(rows) <= wanted
+    return rows if few else rows[np.random.default_rng(0).choice(len(rows), wanted, replace=False)]
 
 
-def _order(d: int, *axes: int) -> list[int]:
-    return [axes.count(i) for i in range(d)]
-
-
-def _gradient(spline: NdBSpline, x: np.ndarray) -> np.ndarray:
+def _derivatives(spline: NdBSpline, x: np.ndarray, order: int) -> np.ndarray:
+    """All derivatives of an order, shape (..., d) or (..., d, d)."""
     d = x.shape[-1]
-    return np.stack([spline(x, nu=_order(d, i)) for i in range(d)], axis=-1)
+    each = [spline(x, nu=np.bincount(axes, minlength=d)) for axes in np.ndindex(*(d,) * order)]
+    return np.stack(each, axis=-1).reshape(*x.shape[:-1], *(d,) * order)
 
 
-def _hessian(spline: NdBSpline, x: np.ndarray) -> np.ndarray:
-    d = x.shape[-1]
-    return np.stack([np.stack([spline(x, nu=_order(d, i, j)) for j in range(d)], axis=-1) for i in range(d)], axis=-1)
-
-
-def _rows(knots: tuple[np.ndarray, ...], k: int, x: np.ndarray, order: list[int]) -> csr_matrix:
+def _rows(knots: tuple[np.ndarray, ...], k: int, x: np.ndarray, order: np.ndarray) -> csr_matrix:
     """Matrix (n, unknowns) of the derivatives of all basis functions at points, of given order in each axis."""
     axes = [BSpline(t, np.eye(len(t) - k - 1), k).derivative(m) for t, m in zip(knots, order, strict=True)]
     coefficients = csr_matrix(np.eye(1))
@@ -188,7 +160,7 @@ def _operator_rows(
 ) -> csr_matrix:
     """Matrix (n, unknowns) of b·∇ + D:∇∇ of all basis functions at points."""
     d = x.shape[1]
-    rows = sum(diags(b[:, i]) @ _rows(knots, k, x, _order(d, i)) for i in range(d))
-    if D is not None:
-        rows += sum(diags(D[:, i, j]) @ _rows(knots, k, x, _order(d, i, j)) for i in range(d) for j in range(d))
+    rows = sum(diags(b[:, i]) @ _rows(knots, k, x, np.bincount([i], minlength=d)) for i in range(d))
+    for i, j in np.ndindex(d, d) if D is not None else ():
+        rows += diags(D[:, i, j]) @ _rows(knots, k, x, np.bincount([i, j], minlength=d))
     return rows

@@ -9,13 +9,14 @@ import ufl
 from scipy.integrate import solve_ivp
 
 from ..._answer import Answer, place
+from ..._arguments import part_names
 from ..._sample import neighbours
 from ...discretisation.points import as_points, contains, locate
 from ...domains.domain import Domain
 from ...models.process import Process
 from ..landscape.critical import CriticalPoint, find_critical_points, polish
 from ..landscape.points import Loss
-from ..sampling import Samples, owned_nodes
+from ..sampling import Samples
 from ._passes import Passes
 
 ENOUGH = 5.0  # temperatures: lower barriers are reported, for the relative error is of order temperature / barrier
@@ -90,25 +91,19 @@ def eyring_kramers(
     if minimum is None:
         if start is None:
             raise ValueError("eyring_kramers: give a start, or a minimum (and a saddle).")
-        minimum = _well_of(loss, start, points)
+        x = as_points(start, loss.dim, "start")
+        if len(x) != 1:
+            raise ValueError(f"eyring_kramers: one start was expected, got {len(x)}.")
+        locate(domain.mesh, x, "start")
+        end = domain.comm.bcast(_flow(loss, x[0]) if domain.comm.rank == 0 else None, root=0)
+        minimum = _known(points, end, loss, f"the end of the gradient flow from start {place(x[0])}")
     level = process.isotropic_diffusion()
     eps = float("nan") if level is None else level
     problems: list[str] = []
     if saddle is None:
         minimum = _known(points, np.array(minimum.point), loss, "minimum")
-        names = [absorbing] if isinstance(absorbing, str) else list(absorbing or ())
-        minimum, saddle = _search(loss, points, minimum, names, eps, problems)
+        minimum, saddle = _search(loss, points, minimum, part_names(absorbing or ()), eps, problems)
     return _estimate(loss, eps, minimum, saddle, problems)
-
-
-def _well_of(loss: Loss, start: Any, points: list[CriticalPoint]) -> CriticalPoint:
-    """The minimum at the end of the gradient flow from ``start`` (collective)."""
-    x, comm = as_points(start, loss.dim, "start"), loss.domain.comm
-    if len(x) != 1:
-        raise ValueError(f"eyring_kramers: one start was expected, got {len(x)}.")
-    locate(loss.domain.mesh, x, "start")
-    end = comm.bcast(_flow(loss, x[0]) if comm.rank == 0 else None, root=0)
-    return _known(points, end, loss, f"the end of the gradient flow from start {tuple(x[0].tolist())}")
 
 
 def _known(points: list[CriticalPoint], x: np.ndarray, loss: Loss, what: str) -> CriticalPoint:
@@ -118,10 +113,12 @@ def _known(points: list[CriticalPoint], x: np.ndarray, loss: Loss, what: str) ->
             if c.index == 0:
                 return c
             raise ValueError(f"{what} is the {c.kind} {c.point}, not a minimum.")
-    raise ValueError(f"{what} is no minimum inside the mesh, but near {tuple(x.tolist())}.")
+    raise ValueError(f"{what} is no minimum inside the mesh, but near {place(x)}.")
 
 
 def _flow(loss: Loss, x: np.ndarray) -> np.ndarray:
+    """The end of the gradient flow."""
+
     def slope(t: float, y: np.ndarray) -> np.ndarray:
         return -loss.first(y[None])[1][0]
 
@@ -139,28 +136,35 @@ def _flow(loss: Loss, x: np.ndarray) -> np.ndarray:
 
 
 def _search(
-    loss: Loss, points: list[CriticalPoint], well: CriticalPoint, names: list[str], eps: float, problems: list[str]
+    loss: Loss, points: list[CriticalPoint], well: CriticalPoint, names: Sequence[str], eps: float, problems: list[str]
 ) -> tuple[CriticalPoint, CriticalPoint | None]:
     """The well that is left and the pass (collective); ``problems`` collects competitors."""
-    passes, high = _passes(loss, names)
+    domain = loss.domain
+    facets = np.concatenate([np.zeros(0, np.int32), *(domain.facets(name) for name in names)])
+    cells, boundary = Samples.lattice(domain.mesh), Samples.lattice(domain.mesh, facets)
+    f, g = (loss.first(s.x.reshape(-1, domain.dim))[0].reshape(s.x.shape[:2]) for s in (cells, boundary))
+    exits = neighbours(domain.mesh, facets)[0][:, 0], np.minimum(boundary.lower(g), g.min(axis=1, initial=np.inf))
+    passes = Passes(domain, cells.lower(f), exits)
+    table = np.concatenate(domain.comm.allgather(np.column_stack([cells.upper(f), cells.x.mean(axis=1)])))
+
     minima = [c for c in points if c.index == 0]
-    cells = {id(c): int(k) for c, k in zip(points, passes.number(np.array([c.point for c in points])), strict=True)}
-    start = cells[id(well)]
-    targets = [-1] if names else [cells[id(m)] for m in minima if m is not well]
+    where = {id(c): int(k) for c, k in zip(points, passes.number(np.array([c.point for c in points])), strict=True)}
+    start = where[id(well)]
+    targets = [-1] if names else [where[id(m)] for m in minima if m is not well]
     if not targets:
         problems.append("nothing absorbs and there is no other minimum: there is nowhere to go")
         return well, None
-    (height, where), target = min((passes.lowest(start, k), k) for k in targets)
+    (height, cell), target = min((passes.lowest(start, k), k) for k in targets)
     inside = passes.labels(np.nextafter(height, -np.inf))
-    inner = [m for m in minima if m is well or (names and inside[cells[id(m)]] == inside[start])]
+    inner = [m for m in minima if m is well or (names and inside[where[id(m)]] == inside[start])]
     bottom = min(inner, key=lambda m: m.value)
     through: list[CriticalPoint] = []
     for c in sorted(points, key=lambda c: c.value):
         if c.value >= height and (c.index == 1 or c.kind == "degenerate"):
             label = passes.labels(c.value)
-            through += [c] if label[cells[id(c)]] == label[start] == label[target] else []
-    level, top, middle = high(where)
-    if not through or through[0].value > top + (top - level):
+            through += [c] if label[where[id(c)]] == label[start] == label[target] else []
+    top, *middle = table[cell]
+    if not through or through[0].value > 2 * top - passes.level[cell]:
         problems.append(
             f"the lowest pass, f = {height:.6g} near {place(middle, 4)}, is a boundary point or unresolved, "
             "not a saddle"
@@ -175,23 +179,6 @@ def _search(
     return bottom, through[0]
 
 
-def _passes(loss: Loss, names: list[str]) -> tuple[Passes, Any]:
-    """Passes of the loss from cell to cell, and a function: cell -> its lowest and highest f and its middle."""
-    domain = loss.domain
-    facets = np.concatenate([np.zeros(0, np.int32), *(domain.facets(name) for name in names)])
-    cells, boundary = Samples.lattice(domain.mesh), Samples.lattice(domain.mesh, facets)
-    f, g = (loss.first(s.x.reshape(-1, domain.dim))[0].reshape(s.x.shape[:2]) for s in (cells, boundary))
-    low = cells.lower(f)
-    exits = neighbours(domain.mesh, facets)[0][:, 0], np.minimum(boundary.lower(g), g.min(axis=1, initial=np.inf))
-    table = np.column_stack([low, cells.upper(f), owned_nodes(domain.mesh).mean(axis=1)])
-
-    def high(cell: int) -> tuple[float, float, np.ndarray]:
-        row = np.concatenate(domain.comm.allgather(table))[cell]
-        return float(row[0]), float(row[1]), row[2:]
-
-    return Passes(domain, low, exits), high
-
-
 def _estimate(loss: Loss, eps: float, m: CriticalPoint, z: CriticalPoint | None, problems: list[str]) -> EyringKramers:
     if np.isnan(eps):
         problems.append(
@@ -204,7 +191,7 @@ def _estimate(loss: Loss, eps: float, m: CriticalPoint, z: CriticalPoint | None,
         problems.append(f"the minimum {m.point} lies on the boundary of the domain")
     singular = [c for c in (m, z) if c is not None and c.kind == "degenerate"]
     problems += [f"the Hessian is singular at {c.point}" for c in singular]
-    nothing = float("nan")
+    log_time = nothing = float("nan")
     if z is None:
         return EyringKramers(nothing, nothing, nothing, eps, m, None, None, False, tuple(problems))
     if z.index != 1 and not singular:
@@ -216,22 +203,16 @@ def _estimate(loss: Loss, eps: float, m: CriticalPoint, z: CriticalPoint | None,
     half = _across(loss, z, unstable[None])
     if half and (slant := _slant(loss.domain, z, unstable)) > 1e-3:
         problems.append(f"the boundary through the saddle is not perpendicular to the path (sine {slant:.2g})")
-    log_time = nothing
     if not singular and eps > 0:
         ratio = np.log(np.abs(z.eigenvalues)).sum() - np.log(m.eigenvalues).sum()
         log_time = float(np.log((1 if half else 2) * np.pi / abs(z.eigenvalues[0])) + 0.5 * ratio + barrier / eps)
-    c = _next_order(loss, m, z) if loss.dim == 1 and loss.symbolic and not singular and not half else None
+    c = None
+    if loss.dim == 1 and loss.symbolic and not singular and not half:  # Laplace's method in the exact exit time
+        a, b, (m3, m4), (z3, z4) = m.eigenvalues[0], -z.eigenvalues[0], *(loss.higher(p.point) for p in (m, z))
+        c = float(5 * m3**2 / (24 * a**3) - m4 / (8 * a**2) + z4 / (8 * b**2) + 5 * z3**2 / (24 * b**3))
     with np.errstate(over="ignore"):
         time = float(np.exp(log_time))
     return EyringKramers(time, log_time, barrier, eps, m, z, c, half, tuple(problems))
-
-
-def _next_order(loss: Loss, m: CriticalPoint, z: CriticalPoint) -> float:
-    """c of the factor 1 + c ε, from Laplace's method in both integrals of the exact exit time."""
-    a, b = m.eigenvalues[0], abs(z.eigenvalues[0])
-    m3, m4 = loss.higher(m.point)
-    z3, z4 = loss.higher(z.point)
-    return float(5 * m3**2 / (24 * a**3) - m4 / (8 * a**2) + z4 / (8 * b**2) + 5 * z3**2 / (24 * b**3))
 
 
 def _across(loss: Loss, c: CriticalPoint, directions: np.ndarray) -> bool:
@@ -244,9 +225,7 @@ def _slant(domain: Domain, z: CriticalPoint, direction: np.ndarray) -> float:
     """Sine of the angle between a direction and the normal of the boundary facet nearest to z (collective)."""
     facets = np.concatenate([domain.facets(name) for name in domain.parts])
     samples = Samples.lattice(domain.mesh, facets)
-    n = samples.values([*ufl.FacetNormal(domain.mesh)]).reshape(-1, domain.dim)
-    distance = np.linalg.norm(samples.x.reshape(-1, domain.dim) - z.point, axis=1)
-    best = int(np.argmin(distance)) if len(distance) else 0
-    mine = (float(distance[best]), float(abs(n[best] @ direction))) if len(distance) else (np.inf, 0.0)
-    cosine = min(domain.comm.allgather(mine))[1]
+    n = samples.values(ufl.FacetNormal(domain.mesh))
+    near = np.column_stack([((samples.x - z.point) ** 2).sum(axis=2).ravel(), np.abs(n @ direction).ravel()])
+    cosine = min(map(tuple, np.concatenate(domain.comm.allgather(near))))[1]
     return float(np.sqrt(max(0.0, 1 - cosine**2)))
