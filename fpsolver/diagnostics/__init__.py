@@ -14,47 +14,11 @@ from .landscape.lojasiewicz import Exponent, lojasiewicz
 from .landscape.star import StarConvexity, StarConvexPath, star_convex_path, star_convexity
 from .report.landscape import LandscapeReport, landscape
 
-__all__ = [
-    "ArnoldErb",
-    "BakryEmery",
-    "Bound",
-    "Collapse",
-    "Concentration",
-    "Contraction",
-    "CriticalPoint",
-    "EntropyDecay",
-    "ExitBounds",
-    "Exponent",
-    "EyringKramers",
-    "LandscapeReport",
-    "LossDecay",
-    "StarConvexPath",
-    "StarConvexity",
-    "Tightness",
-    "Truncation",
-    "Validity",
-    "arnold_erb_matrix",
-    "bakry_emery",
-    "collapse",
-    "concentration",
-    "concentration_backward",
-    "contraction",
-    "critical_points",
-    "entropy_balance",
-    "entropy_decay",
-    "exit_bounds",
-    "eyring_kramers",
-    "fisher_information",
-    "landscape",
-    "lojasiewicz",
-    "loss_decay",
-    "regime_indicator",
-    "relative_entropy",
-    "shadowing_time",
-    "spectral_gap",
-    "star_convex_path",
-    "star_convexity",
-    "tightness",
-    "truncation",
-    "validity",
-]
+__all__ = ["Collapse", "Concentration", "Contraction", "collapse", "concentration", "concentration_backward"]
+__all__ += ["LossDecay", "contraction", "loss_decay", "regime_indicator", "shadowing_time"]
+__all__ += ["Bound", "ExitBounds", "EyringKramers", "Validity", "exit_bounds", "eyring_kramers", "validity"]
+__all__ += ["EntropyDecay", "entropy_balance", "entropy_decay", "fisher_information", "relative_entropy"]
+__all__ += ["ArnoldErb", "BakryEmery", "arnold_erb_matrix", "bakry_emery", "spectral_gap"]
+__all__ += ["Tightness", "Truncation", "tightness", "truncation"]
+__all__ += ["CriticalPoint", "Exponent", "LandscapeReport", "critical_points", "landscape", "lojasiewicz"]
+__all__ += ["StarConvexPath", "StarConvexity", "star_convex_path", "star_convexity"]

@@ -96,9 +96,7 @@ def validity(
     rows = []
     for rate in rates:
         one = process.with_parameters(learning_rate=float(rate))
-        steps = mean_exit_time(Chain(one, domain, absorbing), start=start).in_steps()  # type: ignore[arg-type]
         with Generator(one, domain, absorbing, degree=degree, scheme=scheme) as gen:
-            diffusion = mean_exit_time(gen, start=start).in_steps()
-            rows.append([float(a[0]) for s in (steps, diffusion) for a in (s.value, s.error)])  # type: ignore[index]
-    chain, chain_error, pde, pde_error = np.array(rows).T
-    return Validity(rates, chain, chain_error, pde, pde_error, tol)
+            answers = [mean_exit_time(m, start=start).in_steps() for m in (Chain(one, domain, absorbing), gen)]  # type: ignore[arg-type]
+            rows.append([float(a[0]) for s in answers for a in (s.value, s.error)])  # type: ignore[index]
+    return Validity(rates, *np.array(rows).T, tol)

@@ -74,10 +74,19 @@ def find_critical_points(loss: Loss, process: Any) -> list[CriticalPoint]:
     domain = loss.domain
     starts, steepness = _candidates(loss)
     x = domain.comm.bcast(polish(loss, starts, steepness), root=0)
-    if not len(x) or not (inside := contains(domain.mesh, x)).any():
-        return []
-    x = x[inside]
-    found = _describe(loss, x, steepness, covariance_at(process, x, domain.comm))
+    x = x[contains(domain.mesh, x)]
+    Sigma = covariance_at(process, x, domain.comm)
+    found = []
+    for k, (f, g, H) in enumerate(zip(*loss.second(x), strict=True)):
+        hessian = 0.5 * (H + H.T)
+        values = np.linalg.eigvalsh(hessian)
+        index, size = int((values < 0).sum()), np.abs(values)
+        kind = "minimum" if index == 0 else "maximum" if index == loss.dim else "saddle"
+        if size.min() <= (1e-7 if loss.exact else 1e-5) * max(size.max(), steepness / loss.extent):
+            kind = "degenerate"
+        at = tuple(map(float, x[k])), float(f), float(np.linalg.norm(g))
+        covariance = None if Sigma is None else Sigma[k]
+        found.append(CriticalPoint(*at, hessian, values, index, kind, covariance, loss.exact))
     flat = [c for c in found if c.kind == "degenerate"]
     if len(flat) > _MANY:
         raise ValueError(
@@ -102,7 +111,7 @@ def _candidates(loss: Loss) -> tuple[np.ndarray, float]:
     starts = _linear_roots(points[:, small].reshape(-1, d + 1, d), g[:, small].reshape(-1, d + 1, d))
     norms = np.linalg.norm(g, axis=2).ravel()
     pieces = domain.comm.allgather((starts, norms[np.isfinite(norms)]))
-    everywhere, typical = (np.concatenate([p[k] for p in pieces]) for k in range(2))
+    everywhere, typical = (np.concatenate(p) for p in zip(*pieces, strict=True))
     if not len(typical):
         raise ValueError("the gradient of the loss is finite nowhere on the mesh: the loss is not defined there.")
     return everywhere[np.lexsort(everywhere.T)], float(np.median(typical))
@@ -144,28 +153,8 @@ def polish(loss: Loss, x: np.ndarray, steepness: float) -> np.ndarray:
         stiff = np.abs(H).max(axis=(1, 2), initial=0.0) * size + steepness
         arrived[active] = (length <= accepted * size) & (np.linalg.norm(g, axis=1) <= 10 * accepted * stiff)
         active = active[length > finest * size]
-    return _distinct(x[arrived], 1e-6 * size)
-
-
-def _distinct(x: np.ndarray, tolerance: float) -> np.ndarray:
-    kept = []
-    while len(x):
-        kept.append(x[0])
-        x = x[np.linalg.norm(x - x[0], axis=1) > tolerance]
-    return np.array(kept)
-
-
-def _describe(loss: Loss, x: np.ndarray, steepness: float, Sigma: np.ndarray | None) -> list[CriticalPoint]:
-    f, g, H = loss.second(x)
-    found = []
-    for k, point in enumerate(x):
-        hessian = 0.5 * (H[k] + H[k].T)
-        values = np.linalg.eigvalsh(hessian)
-        index, size = int((values < 0).sum()), np.abs(values)
-        kind = "minimum" if index == 0 else "maximum" if index == loss.dim else "saddle"
-        if size.min() <= (1e-7 if loss.exact else 1e-5) * max(size.max(), steepness / loss.extent):
-            kind = "degenerate"
-        covariance, slope = None if Sigma is None else Sigma[k], float(np.linalg.norm(g[k]))
-        at = tuple(map(float, point))
-        found.append(CriticalPoint(at, float(f[k]), slope, hessian, values, index, kind, covariance, loss.exact))
-    return found
+    left, distinct = x[arrived], list[np.ndarray]()
+    while len(left):
+        distinct.append(left[0])
+        left = left[np.linalg.norm(left - left[0], axis=1) > 1e-6 * size]
+    return np.array(distinct).reshape(-1, loss.dim)

@@ -26,7 +26,7 @@ class Exponent(Answer):
         value: f*, the loss at the minimum.
         constant: c for ``theta``: the smallest ratio on the levels of the fit.
         levels, distances: smallest and largest f − f* and distance from the minimum of the points in the fit.
-        radius, samples: of the ball that was searched, and evaluations of f and ∇f.
+        radius: of the ball that was searched.
         curve: log (f − f*) and log of the lowest |∇f| found there, shape (n, 2), from the finest level upwards.
     """
 
@@ -37,7 +37,6 @@ class Exponent(Answer):
     levels: tuple[float, float]
     distances: tuple[float, float]
     radius: float
-    samples: int
     curve: np.ndarray = field(repr=False)
 
     @property
@@ -112,8 +111,8 @@ def largest_ball(domain: Domain, x: np.ndarray, radius: float) -> float:
 
 
 def _sphere(x: np.ndarray, radius: float) -> np.ndarray:
-    directions = np.random.default_rng(0).standard_normal((64, len(x)))
-    axes = np.concatenate([np.eye(len(x)), -np.eye(len(x)), directions])
+    random = np.random.default_rng(0).standard_normal((64, len(x)))
+    axes = np.concatenate([np.eye(len(x)), -np.eye(len(x)), random])
     return x + radius * axes / np.linalg.norm(axes, axis=1, keepdims=True)
 
 
@@ -130,17 +129,11 @@ def _fit(found: Talweg) -> Exponent:
     error *= 2 * float(student.ppf(0.975, max(3, freedom // 2)))
     reach = 1.5 * abs(half - theta) + 0.15 * abs(whole - half) + error + 5e-4
     u_fine, m_fine, distance = (a[parts[-1]] for a in (u, m, found.distance))
-    return Exponent(
-        theta,
-        (theta - reach, theta + reach),
-        found.lowest,
-        float(np.exp(np.min(m_fine - theta * u_fine))),
-        (float(np.exp(u_fine.min())), float(np.exp(u_fine.max()))),
-        (float(distance.min()), float(distance.max())),
-        found.radius,
-        found.evaluations,
-        np.column_stack([u, m]),
-    )
+    constant = float(np.exp(np.min(m_fine - theta * u_fine)))
+    levels, distances = ((float(a.min()), float(a.max())) for a in (np.exp(u_fine), distance))
+    curve = np.column_stack([u, m])
+    interval = theta - reach, theta + reach
+    return Exponent(theta, interval, found.lowest, constant, levels, distances, found.radius, curve)
 
 
 def regression(x: np.ndarray, y: np.ndarray) -> tuple[float, float, int]:
