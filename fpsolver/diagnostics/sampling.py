@@ -176,19 +176,6 @@ def quadratic_form(values: Array, dim: int) -> Array:
     return Q
 
 
-def relative_noise(trace: Callable[[Array], Array], x: Array, rho: float) -> float:
-    """Largest limit of tr 2D/|y − x|² as y → x, where it is zero; inf if tr 2D falls more slowly.
-
-    Extrapolated from second differences of tr 2D at distances ρ and ρ/2, which are even in the step.
-    """
-    axes, steps = axes_and_sums(len(x)), rho * np.array([1.0, 0.5])
-    y = x + steps[:, None, None, None] * np.stack([axes, -axes])
-    coarse, fine = trace(y.reshape(-1, len(x))).reshape(2, 2, -1).mean(axis=1) / steps[:, None] ** 2
-    if fine.max() > 1.1 * coarse.max():
-        return float(np.inf)
-    return max(0.0, float(np.linalg.eigvalsh(quadratic_form((4 * fine - coarse) / 3, len(x)))[-1]))
-
-
 def ito_drift(coefficients: Coefficients) -> Expr:
     """b = β + ∇·D."""
     return coefficients.beta + ufl.div(coefficients.D)

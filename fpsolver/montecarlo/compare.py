@@ -2,17 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from mpi4py import MPI
+from typing import Any
 
 import numpy as np
 from scipy import stats
 
 from .._answer import Answer
-from .._errors import import_optional, on_root, together
-from .._files import write_figure
+from .._errors import together
 from ..chain import Chain
 from ..discretisation.generator import Generator
 from ..domains.domain import Domain
@@ -25,13 +21,10 @@ from .ensemble import Ensemble
 from .estimates import LEVEL, Estimate, computed
 from .simulate import simulate
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 EXIT_TIME = "exit_time"
 STEPS = "mean exit time in steps"
 TOL = 1e-6  # of expectations in time, relative
-COLUMNS = {"pde": ("PDE", "k.-"), "chain": ("chain", "C3-"), "sde": ("SDE paths", "C0o"), "sgd": ("SGD paths", "C3s")}
+COLUMNS = {"pde": "PDE", "chain": "chain", "sde": "SDE paths", "sgd": "SGD paths"}
 
 
 @dataclass(frozen=True)
@@ -64,7 +57,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison(Answer):
-    """What :func:`compare` found; the same on all ranks.  ``print`` shows the table, :meth:`plot` the picture.
+    """What :func:`compare` found; the same on all ranks.  ``print`` shows the table.
 
     Attributes:
         rows: one per learning rate.
@@ -77,7 +70,7 @@ class Comparison(Answer):
     order: Estimate | None
 
     def __repr__(self) -> str:
-        columns = [(name, title) for name, (title, _) in COLUMNS.items() if getattr(self.rows[0], name) is not None]
+        columns = [(name, title) for name, title in COLUMNS.items() if getattr(self.rows[0], name) is not None]
         head = "".join(f" {title:>22}" for _, title in columns)
         lines = [f"{self.quantity}; intervals of {self.rows[0].sgd.level:.0%}", f"{'η':>9}{head} {'discrepancy':>22}"]
         for r in self.rows:
@@ -87,40 +80,6 @@ class Comparison(Answer):
         lines += [f"η = {r.learning_rate:g}: {doubt}" for r in self.rows for doubt in r.doubts]
         order = self.order or "not fitted: fewer than two discrepancies are told from zero"
         return "\n".join([*lines, f"order of the discrepancy in η: {order}"])
-
-    def plot(self, path: str | Path, comm: MPI.Comm = MPI.COMM_WORLD) -> "Figure | None":
-        """Draw values and discrepancies against η; the figure on rank 0, else None (collective; needs matplotlib)."""
-
-        def draw() -> "Figure":
-            import_optional("matplotlib", "Comparison.plot")
-            from matplotlib.figure import Figure
-
-            figure, eta = Figure(figsize=(10, 4), layout="constrained"), [r.learning_rate for r in self.rows]
-            left, right = figure.subplots(1, 2)
-            for name, (title, mark) in COLUMNS.items():
-                found = [f for r in self.rows if (f := getattr(r, name)) is not None]
-                if found:
-                    bars = np.array([(f.value - f.low, f.high - f.value) for f in found]).T
-                    label = title if found[0].count else f"{title}, ± {max(f.error for f in found):.1g} or less"
-                    left.errorbar(eta, [f.value for f in found], bars, fmt=mark, capsize=4, label=label)
-            relative = self.quantity == STEPS
-            scale = "log" if relative else "linear"
-            left.set(xlabel="learning rate η", ylabel=self.quantity, xscale="log", yscale=scale)
-            left.legend()
-            gaps = [r.discrepancy for r in self.rows]
-            right.errorbar(eta, [abs(g.value) for g in gaps], [g.error for g in gaps], fmt="C3s", capsize=3)
-            if self.order is not None:
-                told = [(r.learning_rate, abs(r.discrepancy.value)) for r in self.rows if r.significant]
-                center, middle = np.exp(np.log(told).mean(axis=0))
-                line = middle * (np.array(eta) / center) ** self.order.value
-                right.plot(eta, line, "k--", label=f"order {self.order}")
-                right.legend()
-            ylabel = "|algorithm − PDE|" + " / PDE" * relative
-            right.set(xlabel="learning rate η", ylabel=ylabel, xscale="log", yscale="log")
-            write_figure(figure, Path(path))
-            return figure
-
-        return on_root(comm, draw)
 
 
 def compare(

@@ -21,7 +21,7 @@ from ...discretisation.generator import Generator, derived
 from ...discretisation.solution import as_points, bounds, locate
 from ...models.fields import integrate
 from ...pointwise.lambdify import PointSpace
-from ..sampling import Array, Samples, at_points, directions, ito_drift, relative_noise
+from ..sampling import Array, Samples, at_points, axes_and_sums, directions, ito_drift, quadratic_form
 
 
 @dataclass(frozen=True)
@@ -161,13 +161,6 @@ class Collapse(Answer):
     rate: float
     collapses: bool
 
-    @classmethod
-    def at(cls, point: Array, pull: float, relative_noise: float) -> "Collapse":
-        """From λ and s₂, which is infinite where x* is not stationary."""
-        stationary = bool(np.isfinite(relative_noise))
-        rate = 2 * pull - relative_noise if stationary else float("nan")
-        return cls(point, stationary, pull, relative_noise, rate, rate > 0)
-
     def __repr__(self) -> str:
         verdict = "collapses" if self.collapses else "does not collapse in mean square"
         return (
@@ -190,12 +183,17 @@ def collapse(gen: Generator, point: Any) -> Collapse:
     locate(gen.domain.mesh, x[None], "collapse: point")  # an error outside the mesh
     if values is None:
         raise ValueError("collapse: tabulated coefficients are not known close to the point; write them with UFL.")
-    rho, rays = 1e-4 * float(np.linalg.norm(np.subtract(*bounds(gen.domain.mesh)))), directions(d)
-    at, near = values(x[None])[0], values(x + rho * rays)
-    pull = float((-(rays * near[:, :d]).sum(axis=1)).min()) / rho
-    s2 = relative_noise(lambda y: values(y)[:, d], x, rho)
+    rho = 1e-4 * float(np.linalg.norm(np.subtract(*bounds(gen.domain.mesh))))
+    axes, steps = np.stack([axes_and_sums(d), -axes_and_sums(d)]), np.array([1.0, 0.5])[:, None, None] * rho
+    at, near = values(x[None])[0], values((x + steps[..., None] * axes).reshape(-1, d)).reshape(2, *axes.shape[:2], -1)
+    # both quadratic forms, extrapolated from steps ρ and ρ/2, in which they are even
+    pulls, noises = -(axes * near[..., :d]).sum(axis=3) / steps, near[..., d] / steps**2
+    pull, noise = (quadratic_form((4 * fine - coarse) / 3, d) for coarse, fine in (pulls.mean(1), noises.mean(1)))
+    lowest, s2 = float(np.linalg.eigvalsh(pull)[0]), max(0.0, float(np.linalg.eigvalsh(noise)[-1]))
     # at an interpolating point the noise is of second order in the distance, the drift of first
-    still = np.abs(at[:d]).max() <= 1e-3 * np.abs(near[:, :d]).max() and at[d] <= 1e-3 * near[:, d].max()
-    report = Collapse.at(x, pull, s2 if still else np.inf)
+    still = np.abs(at[:d]).max() <= 1e-3 * np.abs(near[0, ..., :d]).max() and at[d] <= 1e-3 * near[0, ..., d].max()
+    stationary = bool(still and noises[1].mean(0).max() <= 1.1 * noises[0].mean(0).max())
+    rate = 2 * lowest - s2 if stationary else float("nan")
+    report = Collapse(x, stationary, lowest, s2 if stationary else float("inf"), rate, rate > 0)
     logger.info("%s", report)
     return report

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import ufl
 from scipy.integrate import solve_ivp
 
 from ..._answer import Answer, place
@@ -33,7 +32,7 @@ class EyringKramers(Answer):
         minimum, saddle: m, the bottom of the well that is left; z, the pass, None if the lowest one is no saddle.
         next_order: c in E τ = time · (1 + c ε + O(ε²)), in one dimension for symbolic losses; None elsewhere.
         on_boundary: whether the absorbing boundary passes through z, where half the paths return: the factor 1/2
-            is in ``time``.
+            is in ``time``, if the boundary is perpendicular to the path, which is not checked.
         failed: hypotheses that do not hold, in words; empty if all do.
     """
 
@@ -201,8 +200,6 @@ def _estimate(loss: Loss, eps: float, m: CriticalPoint, z: CriticalPoint | None,
         problems.append(f"the barrier is only {barrier / eps:.3g} temperatures high; at least {ENOUGH:g} were expected")
     unstable = np.linalg.eigh(z.hessian)[1][:, 0]
     half = _across(loss, z, unstable[None])
-    if half and (slant := _slant(loss.domain, z, unstable)) > 1e-3:
-        problems.append(f"the boundary through the saddle is not perpendicular to the path (sine {slant:.2g})")
     if not singular and eps > 0:
         ratio = np.log(np.abs(z.eigenvalues)).sum() - np.log(m.eigenvalues).sum()
         log_time = float(np.log((1 if half else 2) * np.pi / abs(z.eigenvalues[0])) + 0.5 * ratio + barrier / eps)
@@ -219,13 +216,3 @@ def _across(loss: Loss, c: CriticalPoint, directions: np.ndarray) -> bool:
     """Whether a small step from a critical point leaves the mesh (collective)."""
     steps = 1e-6 * loss.extent * np.concatenate([directions, -directions])
     return not contains(loss.domain.mesh, c.point + steps).all()
-
-
-def _slant(domain: Domain, z: CriticalPoint, direction: np.ndarray) -> float:
-    """Sine of the angle between a direction and the normal of the boundary facet nearest to z (collective)."""
-    facets = np.concatenate([domain.facets(name) for name in domain.parts])
-    samples = Samples.lattice(domain.mesh, facets)
-    n = samples.values(ufl.FacetNormal(domain.mesh))
-    near = np.column_stack([((samples.x - z.point) ** 2).sum(axis=2).ravel(), np.abs(n @ direction).ravel()])
-    cosine = min(map(tuple, np.concatenate(domain.comm.allgather(near))))[1]
-    return float(np.sqrt(max(0.0, 1 - cosine**2)))

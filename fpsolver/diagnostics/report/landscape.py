@@ -1,4 +1,4 @@
-"""A loss landscape in one report: critical points, curvature, noise, exponents, and what SGD does around them."""
+"""A loss landscape in one report: critical points, curvature, noise and exponents."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,12 +11,9 @@ from ... import plot
 from ..._answer import Answer, place
 from ..._errors import on_root
 from ...domains.domain import Domain
-from ...models.sgd import SGD
-from ..concentration.contraction import Collapse
 from ..landscape.critical import CriticalPoint, find_critical_points
 from ..landscape.lojasiewicz import Exponent, exponent_at, largest_ball
-from ..landscape.points import Loss, covariance_at
-from ..sampling import relative_noise
+from ..landscape.points import Loss
 
 _MARKS = {"minimum": ("o", "white"), "saddle": ("X", "tab:orange"), "maximum": ("^", "tab:red")}
 
@@ -32,8 +29,6 @@ class PointReport(Answer):
         angle: between the leading eigenvectors of H and Σ, in degrees from 0 to 90; nan without noise, or where one of
             them is not unique.
         exponent: Łojasiewicz exponent with interval; None unless it is a minimum inside the domain.
-        collapse: whether the law collapses to the point, as in :func:`~fpsolver.diagnostics.collapse`; None where
-            Σ ≠ 0.  With samples all their gradients vanish here: at a minimum they are interpolated.
     """
 
     critical: CriticalPoint
@@ -43,7 +38,6 @@ class PointReport(Answer):
     alignment: float
     angle: float
     exponent: Exponent | None
-    collapse: Collapse | None
 
     def __repr__(self) -> str:
         c = self.critical
@@ -77,13 +71,6 @@ class LandscapeReport(Answer):
     def __repr__(self) -> str:
         head = f"{'kind':<10} {'point':<26} {'f':>11} {'tr H':>10} {'det H':>10} {'max H':>10} {'tr Sigma':>10}"
         rows = [f"{head} {'align':>6} {'angle':>6}  theta", *map(str, self.points)]
-        for p in self.points:
-            if (c := p.collapse) is not None:
-                verdict = "more slowly than the square of the distance, no rate of collapse is known"
-                if c.stationary:
-                    verdict = f"2 pull - noise = 2 x {c.pull:.4g} - {c.relative_noise:.4g} = {c.rate:.4g}: "
-                    verdict += "the law collapses to it" if c.collapses else "no collapse in mean square"
-                rows.append(f"Sigma = 0 at the {p.critical.kind} {_text(p.critical.point)}: {verdict}")
         return "\n".join([*rows, *self.notes])
 
     def plot(self, path: str | Path) -> Any:
@@ -142,7 +129,7 @@ def _ellipses(axes: Any, points: list[CriticalPoint], size: float) -> None:
 
 
 def landscape(process_or_loss: Any, domain: Domain, *, exponents: bool = True, seed: int = 0) -> LandscapeReport:
-    """Critical points with Hessian, noise, flatness, alignment, Łojasiewicz exponents and collapse (collective).
+    """Critical points with Hessian, noise, flatness, alignment and Łojasiewicz exponents (collective).
 
     Args:
         process_or_loss: as in :func:`~fpsolver.diagnostics.critical_points`; only ``SGD`` has a covariance.
@@ -173,30 +160,10 @@ def landscape(process_or_loss: Any, domain: Domain, *, exponents: bool = True, s
             except ValueError as problem:  # the same on all ranks
                 notes.append(f"no exponent at {_text(c.point)}: {problem}")
         size = float(np.trace(c.hessian)), float(np.linalg.det(c.hessian)), float(c.eigenvalues[-1])
-        collapse = _collapse(process_or_loss, domain, c, 2e-3 * reach)
-        reports.append(PointReport(c, *size, *_alignment(c), exponent, collapse))
+        reports.append(PointReport(c, *size, *_alignment(c), exponent))
     report = LandscapeReport(tuple(reports), tuple(notes), loss)
     none = "there is no minimum on the domain: f decreases towards its boundary"
     return report if report.minima else LandscapeReport(report.points, (*notes, none), loss)
-
-
-def _collapse(process: Any, domain: Domain, c: CriticalPoint, rho: float) -> Collapse | None:
-    """What :func:`~fpsolver.diagnostics.collapse` tells, from H and Σ alone; None where Σ ≠ 0 (collective)."""
-    if not isinstance(process, SGD) or c.covariance is None:
-        return None
-
-    def noise(y: np.ndarray) -> np.ndarray:
-        """Of tr 2D; losses of PyTorch and JAX need no tabulation for it."""
-        Sigma = covariance_at(process, y, domain.comm)
-        assert Sigma is not None  # as at the point itself
-        return process.learning_rate / process.batch_size * np.trace(Sigma, axis1=1, axis2=2)
-
-    x = np.array(c.point)
-    at, *near = noise(x + rho * np.array([np.zeros(domain.dim), *np.eye(domain.dim), *-np.eye(domain.dim)]))
-    if at > 1e-3 * max(near) or max(near) == 0:
-        return None
-    pull = 0.0 if c.kind == "degenerate" and c.index == 0 else float(c.eigenvalues[0])
-    return Collapse.at(x, pull, relative_noise(noise, x, rho))
 
 
 def _alignment(c: CriticalPoint) -> tuple[float, float]:
