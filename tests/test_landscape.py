@@ -258,7 +258,6 @@ def test_intervals_know_that_paths_are_what_is_independent():
     still = star_convexity(noise, 0.0, np.repeat(trials[0][:, None, None], 50, axis=1))
     assert still.interval == pytest.approx(once[0].interval)
     assert still.per_step == pytest.approx(np.full(50, once[0].share))
-    assert np.allclose(still.per_step_interval, once[0].interval)
 
 
 def test_steps_are_told_apart():

@@ -29,26 +29,15 @@ _POINTS, _FINEST = 40_000, 64
 
 
 class Samples:
-    """Some reference points in this rank's own cells, or on local boundary facets.
+    """Reference points X in this rank's own cells, or on local boundary facets: ``x`` (entities, points, d)."""
 
-    Attributes:
-        X: reference points, shape (points, d), or (points, d − 1) on facets.
-        entities: the cells, or pairs of cell and local facet.
-        x: the points, shape (entities, points, d).
-        weights: of a quadrature, with the Jacobian, shape (cells, points).
-    """
-
-    weights: Array
+    weights: Array  # of a quadrature, with the Jacobian, shape (cells, points)
 
     def __init__(self, mesh: dmesh.Mesh, X: Array, facets: Array | None = None):
-        self.mesh, self.X = mesh, X
-        self._middle: Array = np.zeros((0, 3), dtype=int)
-        if facets is None:
-            self.entities: Array = own_cells(mesh)
-            self.x = push_forward(mesh, X, self.entities)
-        else:
-            self.entities = outer_sides(mesh, facets)
-            self.x = self.values(ufl.SpatialCoordinate(mesh))
+        self.mesh, self.X, self._middle = mesh, X, np.zeros((0, 3), dtype=int)
+        # cells, or pairs of cell and local facet
+        self.entities: Array = own_cells(mesh) if facets is None else outer_sides(mesh, facets)
+        self.x = push_forward(mesh, X, self.entities) if facets is None else self.values(ufl.SpatialCoordinate(mesh))
 
     @classmethod
     def quadrature(cls, mesh: dmesh.Mesh, degree: int, vertices: bool = False) -> "Samples":
@@ -68,9 +57,10 @@ class Samples:
         d = mesh.topology.dim
         n = int((_POINTS / max(mesh.topology.index_map(d).size_global, 1)) ** (1 / d))
         n = int(np.clip(n - n % 2, LEVEL, _FINEST))
-        d = d if facets is None else d - 1
-        samples = cls(mesh, lattice(d, n)[0] if d else np.zeros((1, 0)), facets)
-        samples._middle = _midpoints(samples.X, n) if d else samples._middle
+        if facets is not None and d == 1:
+            return cls(mesh, np.zeros((1, 0)), facets)
+        samples = cls(mesh, lattice(d if facets is None else d - 1, n)[0], facets)
+        samples._middle = _midpoints(samples.X, n)
         return samples
 
     def compiled(self, expression: Expr | list[Expr]) -> Callable[[], Array]:
@@ -141,10 +131,7 @@ def owned_nodes(mesh: dmesh.Mesh) -> Array:
 
 def maxima(comm: MPI.Comm, values: Any) -> Array:
     """Elementwise maximum over ranks of an array of the same shape everywhere (collective)."""
-    mine = np.array(values, dtype=float, order="C")
-    result = np.empty_like(mine)
-    comm.Allreduce(mine, result, op=MPI.MAX)
-    return result
+    return np.max(comm.allgather(values), axis=0)
 
 
 def directions(dim: int) -> Array:

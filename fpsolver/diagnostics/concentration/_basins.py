@@ -39,11 +39,7 @@ class _Trap:
 
 
 class Flow:
-    """Follows the drift, which must be known between the mesh's points, from many points at once, on each rank.
-
-    Raises:
-        ValueError: one of the ``minima``, shape (k, d), does not attract, or a tabulated drift.
-    """
+    """Follows the drift from many points at once to one of the minima, shape (k, d), on each rank by itself."""
 
     def __init__(self, gen: Generator, minima: Array):
         values, d, comm = drift_and_noise_at(gen), gen.domain.dim, gen.domain.comm

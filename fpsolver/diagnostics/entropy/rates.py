@@ -9,7 +9,6 @@ import ufl
 from ufl.algorithms import extract_coefficients
 
 from ..._answer import Answer, place
-from ..._arguments import expect, is_number
 from ..._sample import largest
 from ...discretisation.generator import Generator
 from ...longtime.spectrum import spectrum
@@ -28,7 +27,7 @@ class ArnoldErb(Answer):
     Attributes:
         P: symmetric positive definite, shape (d, d), trace d; C* P + P C*ᵀ ≥ rate·P with C* = K Cᵀ K⁻¹.
         mu: smallest real part of the eigenvalues of C.
-        rate, defective: S_P(t) ≤ e^{−rate·t} S_P(0): 2μ, or 2(μ − ε) where an eigenvalue on that line is defective.
+        rate, defective: S_P(t) ≤ e^{−rate·t} S_P(0): 2μ, or 1.98μ where an eigenvalue on that line is defective.
         covariance: K of the invariant normal law, C K + K Cᵀ = 2D.
         constant: c of H ≤ c S_P, from the logarithmic Sobolev inequality of N(0, K).
     """
@@ -50,7 +49,7 @@ class ArnoldErb(Answer):
         return self.constant * modified * np.exp(-self.rate * np.asarray(t, dtype=float))
 
 
-def arnold_erb_matrix(C: Any, D: Any, *, epsilon: float | None = None) -> ArnoldErb:
+def arnold_erb_matrix(C: Any, D: Any) -> ArnoldErb:
     """P for the process dX = −CX dt + √(2D) dW with constant, possibly degenerate D (Arnold, Erb, arXiv:1409.5425).
 
     h = p/p∞ obeys the backward equation of the time-reversed process, whose drift is −C*x with C* = K Cᵀ K⁻¹; its
@@ -60,8 +59,6 @@ def arnold_erb_matrix(C: Any, D: Any, *, epsilon: float | None = None) -> Arnold
     Args:
         C: shape (d, d).
         D: symmetric positive semi-definite, shape (d, d).
-        epsilon: ε, by which the rate is lowered if an eigenvalue with the smallest real part is defective; μ/100
-            by default.
 
     Raises:
         ValueError: shapes; D not symmetric semi-definite; C without positive real parts (there is no invariant law); an
@@ -75,8 +72,6 @@ def arnold_erb_matrix(C: Any, D: Any, *, epsilon: float | None = None) -> Arnold
         )
     _check_linear(C, D)
     mu = float(np.linalg.eigvals(C).real.min())
-    wanted = f"a number between 0 and mu = {mu:.6g}"
-    expect("arnold_erb_matrix: epsilon", epsilon, wanted, epsilon is None or (is_number(epsilon) and 0 < epsilon < mu))
     K = scipy.linalg.solve_continuous_lyapunov(C, 2 * D)
     reverse = K @ C.T @ np.linalg.inv(K)
     # eigenvectors with real part μ, and a basis of the invariant subspace of the other eigenvalues
@@ -84,7 +79,7 @@ def arnold_erb_matrix(C: Any, D: Any, *, epsilon: float | None = None) -> Arnold
     values, vectors = np.linalg.eig(reverse)
     slow = vectors[:, values.real <= limit].astype(complex)
     defective = bool(np.linalg.svd(slow, compute_uv=False)[-1] < _DEPENDENT)
-    half = mu - (epsilon or mu / 100) if defective else mu
+    half = 0.99 * mu if defective else mu
     if defective:
         P = scipy.linalg.solve_continuous_lyapunov(reverse - half * np.eye(d), np.eye(d))
     else:

@@ -44,14 +44,8 @@ class Bound(Answer):
 class Operator:
     """L = b·∇ + D:∇∇ and the boundary of a generator, sampled (collective).
 
-    Attributes:
-        cells, x: samples in the cells and their points (cells, points, d).
-        D, b: diffusion (cells, points, d, d) and Itô drift (cells, points, d).
-        exit_facets, exits: the absorbing facets and samples on them; ``accepts`` tells where data act there.
-        wall_facets, walls: the reflecting facets, and samples on them.
-        conormal: Dn on the walls (facets, points, d).
-        leaks: walls through which the drift leaves without diffusion (facets,).
-        low, high: corners of the bounding box.
+    ``accepts`` tells where on absorbing facets data act, ``conormal`` is Dn on reflecting ones, shape (facets, points,
+    d), and ``leaks`` tells through which of these the drift leaves without diffusion.
     """
 
     def __init__(self, gen: Generator):

@@ -15,13 +15,8 @@ class Passes:
     """Cells of all ranks joined through their facets, and one further node, the last one: the exit.
 
     A path from cell to cell is as high as the largest of its cells' levels; the pass between two nodes is the lowest
-    such height.  With levels that are infima of f over the cells, no path in space crosses lower.  Making it is
-    collective.
-
-    Args:
-        domain: whose cells.
-        level: level of each owned cell of this rank.
-        exits: (owned cell, level) of each facet through which one can leave.
+    such height.  With levels that are infima of f over the cells, no path in space crosses lower.  Made of the levels
+    of this rank's own cells, and (own cell, level) of each facet through which one can leave (collective).
     """
 
     def __init__(self, domain: Domain, level: np.ndarray, exits: tuple[np.ndarray, np.ndarray]):

@@ -58,13 +58,7 @@ class EyringKramers(Answer):
 
 
 def eyring_kramers(
-    process: Process,
-    domain: Domain,
-    *,
-    start: Any = None,
-    absorbing: Sequence[str] | str | None = None,
-    minimum: CriticalPoint | None = None,
-    saddle: CriticalPoint | None = None,
+    process: Process, domain: Domain, *, start: Any, absorbing: Sequence[str] | str | None = None
 ) -> EyringKramers:
     """Eyring–Kramers estimate of the mean exit time from a well (collective).
 
@@ -78,41 +72,26 @@ def eyring_kramers(
         domain: where it lives.
         start: a point.
         absorbing: names of the absorbing parts.
-        minimum: the well, from :func:`~fpsolver.diagnostics.critical_points`, instead of ``start``.
-        saddle: the pass, with ``minimum``.
 
     Raises:
         TypeError: a process without a loss.
-        ValueError: neither start nor minimum; start outside the mesh; no minimum at the end of the gradient flow.
+        ValueError: start outside the mesh; no minimum at the end of the gradient flow.
     """
-    loss = Loss(process, domain)
-    points = [] if minimum and saddle else find_critical_points(loss, process)
-    if minimum is None:
-        if start is None:
-            raise ValueError("eyring_kramers: give a start, or a minimum (and a saddle).")
-        x = as_points(start, loss.dim, "start")
-        if len(x) != 1:
-            raise ValueError(f"eyring_kramers: one start was expected, got {len(x)}.")
-        locate(domain.mesh, x, "start")
-        end = domain.comm.bcast(_flow(loss, x[0]) if domain.comm.rank == 0 else None, root=0)
-        minimum = _known(points, end, loss, f"the end of the gradient flow from start {place(x[0])}")
+    loss, x = Loss(process, domain), as_points(start, domain.dim, "start")
+    if len(x) != 1:
+        raise ValueError(f"eyring_kramers: one start was expected, got {len(x)}.")
+    locate(domain.mesh, x, "start")
+    points = find_critical_points(loss, process)
+    end = domain.comm.bcast(_flow(loss, x[0]) if domain.comm.rank == 0 else None, root=0)
+    well = next((c for c in points if np.linalg.norm(end - c.point) < 1e-5 * loss.extent and c.index == 0), None)
+    if well is None:
+        raise ValueError(
+            f"the gradient flow from start {place(x[0])} ends near {place(end)}, not a minimum inside the mesh."
+        )
     level = process.isotropic_diffusion()
-    eps = float("nan") if level is None else level
-    problems: list[str] = []
-    if saddle is None:
-        minimum = _known(points, np.array(minimum.point), loss, "minimum")
-        minimum, saddle = _search(loss, points, minimum, part_names(absorbing or ()), eps, problems)
-    return _estimate(loss, eps, minimum, saddle, problems)
-
-
-def _known(points: list[CriticalPoint], x: np.ndarray, loss: Loss, what: str) -> CriticalPoint:
-    """The minimum on the mesh at x."""
-    for c in points:
-        if np.linalg.norm(x - c.point) < 1e-5 * loss.extent:
-            if c.index == 0:
-                return c
-            raise ValueError(f"{what} is the {c.kind} {c.point}, not a minimum.")
-    raise ValueError(f"{what} is no minimum inside the mesh, but near {place(x)}.")
+    eps, problems = float("nan") if level is None else level, list[str]()
+    m, z = _search(loss, points, well, part_names(absorbing or ()), eps, problems)
+    return _estimate(loss, eps, m, z, problems)
 
 
 def _flow(loss: Loss, x: np.ndarray) -> np.ndarray:
@@ -145,7 +124,6 @@ def _search(
     exits = neighbours(domain.mesh, facets)[0][:, 0], np.minimum(boundary.lower(g), g.min(axis=1, initial=np.inf))
     passes = Passes(domain, cells.lower(f), exits)
     table = np.concatenate(domain.comm.allgather(np.column_stack([cells.upper(f), cells.x.mean(axis=1)])))
-
     minima = [c for c in points if c.index == 0]
     where = {id(c): int(k) for c, k in zip(points, passes.number(np.array([c.point for c in points])), strict=True)}
     start = where[id(well)]
@@ -190,11 +168,9 @@ def _estimate(loss: Loss, eps: float, m: CriticalPoint, z: CriticalPoint | None,
         problems.append(f"the minimum {m.point} lies on the boundary of the domain")
     singular = [c for c in (m, z) if c is not None and c.kind == "degenerate"]
     problems += [f"the Hessian is singular at {c.point}" for c in singular]
-    log_time = nothing = float("nan")
+    log_time = float("nan")
     if z is None:
-        return EyringKramers(nothing, nothing, nothing, eps, m, None, None, False, tuple(problems))
-    if z.index != 1 and not singular:
-        raise ValueError(f"eyring_kramers: {z.point} has index {z.index}; a saddle of index one was expected.")
+        return EyringKramers(log_time, log_time, log_time, eps, m, None, None, False, tuple(problems))
     barrier = z.value - m.value
     if barrier < ENOUGH * eps:
         problems.append(f"the barrier is only {barrier / eps:.3g} temperatures high; at least {ENOUGH:g} were expected")

@@ -15,20 +15,11 @@ _SLOPE = 0.75  # guess of the exponent, by which gradients are compared within a
 
 
 class Talweg:
-    """A search of the ball about ``centre`` (d,), on one rank.
+    """log (f − f*) and log |∇f| of the flattest points on many levels in the ball about ``centre`` (d,), on one rank.
 
-    Random points in shells start it, and a few paths of the gradient flow, which are drawn to slow directions.  On a
-    level, |∇f|² is lowered by Gauss–Newton steps along it, each followed by Newton's method back to the level; good
-    points are handed on from level to level.
-
-    Attributes:
-        level, slope: log (f − f*) and log |∇f| of the flattest points found on many levels, from the finest upwards.
-        distance: theirs from the centre.
-        lowest: f*.
-
-    Raises:
-        ValueError: values that are not finite, no critical point, no minimum, or less than three decades between
-            rounding and the largest level.
+    Random points in shells start the search, and a few paths of the gradient flow, which are drawn to slow directions.
+    On a level, |∇f|² is lowered by Gauss–Newton steps along it, each followed by Newton's method back to the level;
+    good points are handed on from level to level.
     """
 
     def __init__(self, loss: Loss, centre: np.ndarray, radius: float, seed: int):

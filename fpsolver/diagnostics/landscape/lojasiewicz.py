@@ -1,6 +1,6 @@
 """The Łojasiewicz exponent of a loss at a minimum, estimated with an interval."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,8 +26,6 @@ class Exponent(Answer):
         value: f*, the loss at the minimum.
         constant: c for ``theta``: the smallest ratio on the levels of the fit.
         levels, distances: smallest and largest f − f* and distance from the minimum of the points in the fit.
-        radius: of the ball that was searched.
-        curve: log (f − f*) and log of the lowest |∇f| found there, shape (n, 2), from the finest level upwards.
     """
 
     theta: float
@@ -36,8 +34,6 @@ class Exponent(Answer):
     constant: float
     levels: tuple[float, float]
     distances: tuple[float, float]
-    radius: float
-    curve: np.ndarray = field(repr=False)
 
     @property
     def exponential(self) -> bool:
@@ -131,9 +127,7 @@ def _fit(found: Talweg) -> Exponent:
     u_fine, m_fine, distance = (a[parts[-1]] for a in (u, m, found.distance))
     constant = float(np.exp(np.min(m_fine - theta * u_fine)))
     levels, distances = ((float(a.min()), float(a.max())) for a in (np.exp(u_fine), distance))
-    curve = np.column_stack([u, m])
-    interval = theta - reach, theta + reach
-    return Exponent(theta, interval, found.lowest, constant, levels, distances, found.radius, curve)
+    return Exponent(theta, (theta - reach, theta + reach), found.lowest, constant, levels, distances)
 
 
 def regression(x: np.ndarray, y: np.ndarray) -> tuple[float, float, int]:

@@ -29,13 +29,8 @@ _SECOND = np.array([-1.0, 16.0, 16.0, -1.0]) / 12
 class Loss:
     """f, ∇f and ∇∇f at arrays of points; making one is collective, evaluating is not.
 
-    Attributes:
-        exact: whether the gradient is: symbolic, or by automatic differentiation for samples of PyTorch and JAX, whose
-            Hessian is differences of it.  All derivatives of ``fp.batched`` losses are differences of fourth order.
-        symbolic: whether all derivatives are.
-        step: length of the steps of the differences, 0 if there are none.
-        domain, dim: where it is looked at.
-        low, high, extent: corners of its bounding box, and the largest side.
+    Derivatives are ``symbolic``, or of samples of PyTorch and JAX the gradient is ``exact`` and the Hessian differences
+    of it; all derivatives of ``fp.batched`` losses are differences of fourth order, with steps of length ``step``.
     """
 
     def __init__(self, source: Any, domain: Domain):

@@ -32,7 +32,7 @@ class StarConvexity(Answer):
 
     Attributes:
         share, interval: of all pairs, at 95 %; paths are independent of each other, steps and samples on one are not.
-        per_step, per_step_interval: at each step, shapes (steps,) and (steps, 2).
+        per_step: at each step, shape (steps,).
         per_sample: share of each sample's points, shape (N,).
         worst: largest f_i(x) − f_i(x*) − ⟨∇f_i(x), x − x*⟩ over all pairs; not positive if all have it.
         paths, steps, samples: how many.
@@ -41,7 +41,6 @@ class StarConvexity(Answer):
     share: float
     interval: tuple[float, float]
     per_step: np.ndarray
-    per_step_interval: np.ndarray
     per_sample: np.ndarray
     worst: float
     paths: int
@@ -100,10 +99,9 @@ def star_convexity(process: Any, x_star: Any, points: Any, *, comm: MPI.Comm = M
             samples += holds.sum(axis=1)
             worst = max(worst, float(defect.max()))
     table = np.concatenate(comm.allgather(table))
-    each, intervals = zip(*map(_share, table.T), strict=True)
     per_sample, worst = sum(comm.allgather(samples)) / (paths * steps), max(comm.allgather(worst))
-    overall = _share(table.mean(axis=1))
-    return StarConvexity(*overall, np.array(each), np.array(intervals), per_sample, worst, paths, steps, N)
+    share = _share(table.mean(axis=1))
+    return StarConvexity(*share, table.mean(axis=0), per_sample, worst, paths, steps, N)
 
 
 def _share(clusters: np.ndarray) -> tuple[float, tuple[float, float]]:
