@@ -277,7 +277,7 @@ def test_points_outside_the_mesh():
 def test_initial_densities():
     evolve = lambda p: fp.evolve(_closed(), p, [0.1])  # noqa: E731
     refused(lambda: evolve(fp.dirac((3, 0))), ValueError, "dirac", r"\(3.0, 0.0\)", "outside the mesh")
-    refused(lambda: evolve(fp.dirac(0.5)), ValueError, "1 coordinate", "2")
+    refused(lambda: evolve(fp.dirac(0.5)), ValueError, "dirac: point", "one of 2 coordinate")
     refused(lambda: evolve(fp.gaussian((3, 0), 0.2)), ValueError, "mass", "inside the domain")
     refused(lambda: evolve(lambda x: ufl.sqrt(x[0])), ValueError, "initial density is not finite")
     refused(lambda: fp.gaussian((0, 0), (1, -1)), ValueError, "std", "positive")

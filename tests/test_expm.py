@@ -321,8 +321,8 @@ def test_tol_below_rounding_is_told(caplog):
 
 
 BAD = [
-    (dict(times=[1.0, 0.5]), "increasing order"),
-    (dict(times=[-1.0]), r"times is \[-1.0\]; non-negative"),
+    (dict(times=[1.0, 0.5]), "sorted"),
+    (dict(times=[-1.0]), r"times is \[-1.0\]; .* non-negative"),
     (dict(times=[np.nan]), r"times is \[nan\]"),
     (dict(times=[]), r"times is \[\]"),
     (dict(time_rtol=0.0), "time_rtol is 0.0"),

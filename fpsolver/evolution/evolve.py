@@ -188,7 +188,7 @@ def _run(
 
 def check_times(times: Any) -> np.ndarray:
     """Output times as an array of shape (n,): finite, non-negative and sorted."""
-    found = np.array(numbers(times, "times", wanted := "non-negative numbers in increasing order"))
+    found = np.array(numbers(times, "times", wanted := "a sorted sequence of non-negative numbers, at least one,"))
     expect("times", times, wanted, found.min() >= 0 and (np.diff(found) >= 0).all())
     return found
 
