@@ -13,7 +13,7 @@ from ..domains.domain import Domain
 from ..models.fields import Space
 from ..models.process import SDE, Coefficients, Process
 from ._seams import is_periodic
-from ._wells import exit_barrier
+from ._wells import find_wells
 from .assembly import nodal_values
 from .boundary import Boundary, Survey
 from .schemes import Scheme, named
@@ -67,7 +67,8 @@ def barrier(process: Process, territory: Territory, space: Space) -> float:
     V = fem.functionspace(space.mesh, ("Lagrange", 1))
     U = nodal_values(V, potential, space).x.array
     check_not_nan(territory.domain, U)
-    return exit_barrier(V, U, union_tags(territory.domain, territory.declared).indices)
+    wells = find_wells(V, U, union_tags(territory.domain, territory.declared).indices)
+    return max(climb for _, _, climb in wells)
 
 
 def check_not_nan(domain: Domain, U: np.ndarray) -> None:
@@ -100,14 +101,11 @@ def check_walls(scheme: Scheme, boundary: Boundary, territory: Territory) -> Non
     """Refuse absorbing parts that cannot be reached, and a scheme that cannot treat these walls (collective)."""
     domain, absorbing = territory.domain, territory.declared
     if not scheme.upwind and _degenerate_walls(boundary, territory):
-        rows = [f"{'part':>12} {'diffusive':>10} {'outflow':>10} {'inflow':>10} {'charact.':>10}"]
-        for name in domain.parts:
-            rows.append(f"{name:>12} " + " ".join(f"{v:10.4g}" for v in boundary.classify(domain.facets(name))))
+        crossed = [name for name in domain.parts if sum(boundary.classify(domain.facets(name))[1:3]) > 0]
         raise ValueError(
             f"scheme {scheme.name!r} cannot be used here: there are walls where the drift crosses without diffusion "
-            "(n·Dn = 0), or degenerate absorbing parts.\n"
-            + "\n".join(rows)
-            + "\nUse scheme='dg', whose upwind terms impose data exactly where they belong."
+            f"(n·Dn = 0, on {', '.join(crossed) or 'no part'}), or degenerate absorbing parts. Use scheme='dg', whose "
+            "upwind terms impose data exactly where they belong, and see its boundary_report()."
         )
     for name in absorbing:
         found = boundary.classify(domain.facets(name))

@@ -10,25 +10,14 @@ Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 
-def find_wells(V: fem.FunctionSpace, U: Floats, exits: npt.ArrayLike, depth: float, cells: Any = None) -> Integers:
-    """Global degrees of freedom at the minima of U, the deepest first, the same on all ranks (collective).
-
-    Besides the deepest, those minima over the mesh's vertices from which one must climb by at least ``depth`` to get to
-    a lower one or to an exit.  The graph of vertices and edges is gathered on rank 0: 60 bytes an edge.
-    """
-    deepest, *others = sorted(_climbs_of_all(V, U, exits, cells))
-    return np.array([deepest[1], *(node for _, node, climb in others if climb >= depth)], dtype=np.int64)
-
-
-def exit_barrier(V: fem.FunctionSpace, U: Floats, exits: npt.ArrayLike) -> float:
-    """How far one must climb at least, from the worst minimum of U, to get lower or to an exit (collective)."""
-    return max((climb for _, _, climb in _climbs_of_all(V, U, exits)))
-
-
-def _climbs_of_all(
+def find_wells(
     V: fem.FunctionSpace, U: Floats, exits: npt.ArrayLike, cells: Any = None
 ) -> list[tuple[float, int, float]]:
-    """Minima of U as (value, global degree of freedom, how far one must climb to where it is deeper) (collective)."""
+    """Minima of U over the mesh's vertices, the deepest first, the same on all ranks (collective).
+
+    As (value, global degree of freedom, how far one must climb to where it is deeper, or to an exit).  The graph of
+    vertices and edges is gathered on rank 0: 60 bytes an edge.
+    """
     comm = V.mesh.comm
     parts = comm.gather(_edges(V, U, exits, cells))
     found: list[tuple[float, int, float]] | None = None
@@ -36,7 +25,7 @@ def _climbs_of_all(
         nodes, height, climbs = _climbs(*(np.concatenate(column) for column in zip(*parts, strict=True)))
         inside = np.flatnonzero(np.isfinite(height))
         climbs.setdefault(int(inside[np.argmin(height[inside])]), 0.0)  # the deepest, where nothing absorbs
-        found = [(float(height[m]), int(nodes[m]), climb) for m, climb in climbs.items()]
+        found = sorted((float(height[m]), int(nodes[m]), climb) for m, climb in climbs.items())
     return comm.bcast(found)
 
 
@@ -70,9 +59,7 @@ def _climbs(ends: Integers, U: Floats, absorbs: npt.NDArray[np.bool_]) -> tuple[
     height[0] = -np.inf
     edges[absorbs] = 0
     apart = edges[:, 0] != edges[:, 1]
-    links, index = np.unique(np.sort(edges[apart], axis=1), axis=0, return_inverse=True)
-    passes = np.full(len(links), np.inf)
-    np.minimum.at(passes, index.ravel(), U[apart].max(axis=1))
+    links, passes = np.sort(edges[apart], axis=1), U[apart].max(axis=1)
     climbs = _persistence(links, height, passes, _basins(links[links[:, 0] > 0], height))
     return np.concatenate([[-1], numbers]), height, climbs
 
@@ -95,12 +82,8 @@ def _persistence(edges: Integers, height: Floats, passes: Floats, basin: Integer
     """How far each minimum must climb to where it is deeper, by merging basins from low passes to high."""
     pairs = np.sort(basin[edges], axis=1)
     between = pairs[:, 0] != pairs[:, 1]
-    pairs, passes = pairs[between], passes[between]
-    order = np.lexsort((passes, pairs[:, 1], pairs[:, 0]))
-    pairs, passes = pairs[order], passes[order]
-    first = np.ones(len(pairs), dtype=bool)
-    first[1:] = (pairs[1:] != pairs[:-1]).any(axis=1)
-    pairs, passes = pairs[first], passes[first]
+    order = np.flatnonzero(between)[np.argsort(passes[between], kind="stable")]
+    lowest = np.sort(np.unique(pairs[order], axis=0, return_index=True)[1])  # pass between two basins
     parent: dict[int, int] = {}
 
     def root(m: int) -> int:
@@ -109,7 +92,7 @@ def _persistence(edges: Integers, height: Floats, passes: Floats, basin: Integer
         return m
 
     climbs = {}
-    for i in np.argsort(passes, kind="stable"):  # basins are few: hundreds on rough landscapes
+    for i in order[lowest]:  # basins are few: hundreds on rough landscapes
         low, high = sorted((root(int(pairs[i, 0])), root(int(pairs[i, 1]))), key=lambda m: height[m])
         if low != high:
             parent[high] = low

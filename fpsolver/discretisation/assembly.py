@@ -106,11 +106,7 @@ def to_density(gen: "Generator", vector: PETSc.Vec, name: str = "density") -> fe
 
 
 def to_vector(gen: "Generator", function: fem.Function) -> PETSc.Vec:
-    """The owned coefficients of a function on ``gen.V`` as a new vector.
-
-    Raises:
-        ValueError: the function has another element.
-    """
+    """The owned coefficients of a function on ``gen.V`` as a new vector; one of another element is refused."""
     found, expected = function.function_space.ufl_element(), gen.V.ufl_element()
     if found != expected:
         raise ValueError(

@@ -34,17 +34,6 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def _warning_once(method: T) -> T:
-    """Generators that differ in numbers, degree or territory warn of one cause once."""
-
-    @wraps(method)  # type: ignore[arg-type]
-    def told(self: "Generator", *args: Any, **kwargs: Any) -> Any:
-        with once(self._told):
-            return method(self, *args, **kwargs)  # type: ignore[operator]
-
-    return told  # type: ignore[return-value]
-
-
 class Generator:
     """A process on a domain, discretised and assembled exactly once: a value, which nothing changes (collective).
 
@@ -90,9 +79,17 @@ class Generator:
     ):
         self._auto, self._told = scheme == "auto", set[str]()  # what this and its likes have warned about
         territory = Territory(copy(domain), part_names(absorbing))  # marks may give a domain another mesh
-        self._compile(process, territory, choose_degree(degree, domain.dim), scheme, quadrature, dict(options or {}))
+        k = choose_degree(degree, domain.dim)
+        with once(self._told):
+            self._compile(process, territory, k, scheme, quadrature, dict(options or {}))
 
-    @_warning_once
+    def _like(self, build: "Callable[[Generator], Generator]") -> "Generator":
+        """A generator that differs in numbers, degree or territory, and warns of nothing that this one has told."""
+        gen = object.__new__(Generator)
+        gen._auto, gen._told = self._auto, self._told
+        with once(self._told):
+            return build(gen)
+
     def _compile(
         self, process: Process, territory: Territory, degree: int, scheme: str, quadrature: int | None,
         options: dict[str, Any], model: Space | None = None,
@@ -117,7 +114,6 @@ class Generator:
             weak = around(weak, territory, self.rough.cells)
         return self._assemble(process, Forms.of(territory, weak), weak, {}, quadrature, options)
 
-    @_warning_once
     def _rebind(self, process: Process, forms: Forms, model: "Generator", same_matrices: bool) -> Self:
         """Take forms that another generator has compiled, with constants of one's own; check what numbers decide."""
         weak, own = forms.weak.bound(process.numbers())
@@ -134,7 +130,6 @@ class Generator:
         check_walls(weak.scheme, self.boundary, forms.territory)
         return self._assemble(process, forms, weak, own, quadrature, model.options, model if same_matrices else None)
 
-    @_warning_once
     def _assemble(
         self, process: Process, forms: Forms, weak: WeakForm, own: dict[Any, Any], quadrature: int | None,
         options: dict[str, Any], model: "Generator | None" = None,
@@ -177,7 +172,8 @@ class Generator:
 
         Collective.  Which numbers a process has, ``process.numbers()`` tells.
         """
-        return _new(self)._rebind(self.process.with_parameters(**numbers), self._forms, self, same_matrices=True)
+        process = self.process.with_parameters(**numbers)
+        return self._like(lambda other: other._rebind(process, self._forms, self, same_matrices=True))
 
     def with_degree(self, degree: int) -> "Generator":
         """The same process and scheme with another degree (collective).
@@ -187,7 +183,7 @@ class Generator:
         degree = choose_degree(degree, self.domain.dim)
         known = self._forms.other_degrees
         if degree in known:
-            return _new(self)._rebind(self.process, known[degree], self, same_matrices=False)
+            return self._like(lambda other: other._rebind(self.process, known[degree], self, same_matrices=False))
         other = self._again(self.territory, degree)
         known[degree] = other._forms
         return other
@@ -204,9 +200,8 @@ class Generator:
         return self._again(self.territory, self.degree, "weighted")
 
     def _again(self, territory: Territory, degree: int, scheme: str | None = None) -> "Generator":
-        quadrature, model = self._quadrature_of(degree), self.weak.space
-        other = _new(self)
-        return other._compile(self.process, territory, degree, scheme or self.scheme, quadrature, self.options, model)
+        given = (scheme or self.scheme, self._quadrature_of(degree), self.options, self.weak.space)
+        return self._like(lambda other: other._compile(self.process, territory, degree, *given))
 
     def with_territory(self, territory: Territory) -> "Generator":
         """The same process on part of the domain: nothing but the two forms is compiled (collective)."""
@@ -215,13 +210,17 @@ class Generator:
         if weak.rough is not None:
             empty = fem.Function(weak.rough.function_space)
             weak = around(replace(weak, rough=empty), territory, self.rough.cells)
-        forms, other = Forms.of(territory, weak, self.V), _new(self)
+        forms = Forms.of(territory, weak, self.V)
         weak, own = weak.bound(self.process.numbers())
         if weak.rough is not None:
             weak = around(weak, territory, self.rough.cells)
-        other.survey, other.boundary, other.rough = self.survey, self.boundary, self.rough
-        model = None if self._closed else self
-        return other._assemble(self.process, forms, weak, own, self._quadrature, self.options, model)
+        given = (self.process, forms, weak, own, self._quadrature, self.options, self)
+
+        def build(other: Generator) -> Generator:
+            other.survey, other.boundary, other.rough = self.survey, self.boundary, self.rough
+            return other._assemble(*given)
+
+        return self._like(build)
 
     def _quadrature_of(self, degree: int) -> int | None:
         return self._quadrature and self._quadrature + 2 * (degree - self.degree)
@@ -230,10 +229,7 @@ class Generator:
     def G(self) -> PETSc.Mat:
         """Forward operator."""
         if self._closed:
-            raise ValueError(
-                "this generator is closed: close() or the end of its with block has freed its matrices. Ask before, or "
-                "ask a new one, gen.replace()."
-            )
+            raise ValueError("this generator is closed, and its matrices are freed. Ask a new one: gen.replace().")
         return self._forward
 
     @property
@@ -260,12 +256,9 @@ class Generator:
 
     def close(self) -> None:
         """Free matrices and factors now (collective).  Whatever needs them afterwards says so."""
-        kept = [self._forward, self._mass, self.at_walls, *self._derived.values()]
+        for item in (self._forward, self._mass, self.at_walls, *self._derived.values()):
+            getattr(item, "close", getattr(item, "destroy", lambda: None))()
         self._closed, self._derived = True, {}
-        for item in kept:
-            free = getattr(item, "close", None) or getattr(item, "destroy", None)
-            if free is not None:
-                free()
 
     def __enter__(self) -> Self:
         return self
@@ -275,10 +268,7 @@ class Generator:
 
 
 def derived(make: Callable[Concatenate[Generator, P], T]) -> Callable[Concatenate[Generator, P], T]:
-    """Make ``make(gen, ...)`` once for each generator and arguments, which must be hashable, and keep it with it.
-
-    What has a ``close`` or ``destroy`` is freed when the generator is closed.
-    """
+    """Make ``make(gen, ...)`` once for each generator and hashable arguments; with it it is closed or destroyed."""
 
     @wraps(make)
     def kept(gen: Generator, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -288,9 +278,3 @@ def derived(make: Callable[Concatenate[Generator, P], T]) -> Callable[Concatenat
         return gen._derived[key]  # type: ignore[no-any-return]
 
     return kept
-
-
-def _new(model: Generator) -> Generator:
-    gen = object.__new__(Generator)
-    gen._auto, gen._told = model._auto, model._told
-    return gen

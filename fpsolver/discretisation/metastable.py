@@ -54,17 +54,18 @@ class CapacitySolver:
         self.absorbing = gen.absorbing
         cells = None if gen.weak.cells is None else gen.weak.cells.find(1)
         # global degrees of freedom at which wells are split off, the deepest first
-        self.wells = find_wells(gen.V, nodal_potential(gen), gen.territory.stops, _DEPTH, cells)
+        deepest, *others = find_wells(gen.V, nodal_potential(gen), gen.territory.stops, cells)
+        self.wells = [deepest[1], *(node for _, node, climb in others if climb >= _DEPTH)]
         logger.info("%d metastable well(s) split off", len(self.wells))
         self.K = gen.G.copy()
         self.K.scale(-1.0)
         first, last = self.K.getOwnershipRange()
-        self._mine = [int(i) for i in self.wells if first <= i < last]
-        units, sources = [self._unit(gen, int(i)) for i in self.wells], []
-        for e in units:
-            sources.append(e.duplicate())
-            gen.G.mult(e, sources[-1])
-        sources += [exit_flux(gen, part) for part in gen.absorbing]
+        self._mine = [i for i in self.wells if first <= i < last]
+        units = [gen.G.createVecRight() for _ in self.wells]
+        for e, row in zip(units, self.wells, strict=True):
+            e.set(0.0)
+            e.array_w[[row - first] if row in self._mine else []] = 1.0
+        sources = [*(gen.G * e for e in units), *(exit_flux(gen, part) for part in gen.absorbing)]
         self._scale = self.K.getDiagonal()
         self._scale.sqrtabs()
         self._scale.reciprocal()
@@ -84,21 +85,10 @@ class CapacitySolver:
         """Capacity between the deepest well and the rest."""
         return float(self.between[0].sum() + self.leaving[0].sum())
 
-    def _unit(self, gen: Generator, row: int) -> PETSc.Vec:
-        e = gen.G.createVecRight()
-        e.set(0.0)
-        if row in self._mine:
-            e.setValue(row, 1.0)
-        e.assemble()
-        return e
-
     def _stopped(self, F: PETSc.Vec) -> PETSc.Vec:
         """The solution that vanishes at the wells, as a new vector."""
-        b, x = F.duplicate(), F.duplicate()
-        b.pointwiseMult(self._scale, F)
-        for row in self._mine:
-            b.setValue(row, 0.0)
-        b.assemble()
+        b, x = self._scale * F, F.duplicate()
+        b.array_w[np.array(self._mine, int) - self.K.getOwnershipRange()[0]] = 0.0
         self.solver.solve(b, x)
         x.pointwiseMult(self._scale, x)
         return x
@@ -181,11 +171,6 @@ class CapacitySolver:
         c = eliminate(self.between, self.leaving.sum(axis=1), self.leaving[:, j])
         return float(self.across[i, j] + self.leaving[:, i] @ c)
 
-    def destroy(self) -> None:
-        """Free the factors (collective)."""
-        self.solver.destroy()
-        self.K.destroy()
-
 
 def capacity_solver(gen: Generator, what: str, options: Options | None = None) -> CapacitySolver:
     """The generator's capacity solver, made once (collective).
@@ -220,13 +205,12 @@ def slowest_mode(gen: Generator, options: Options | None = None) -> tuple[float,
     Raises:
         NotConverged: a second mode decays as slowly.
     """
-    what = "slowest mode"
-    capacity, u, change = capacity_solver(gen, what, options), _constant(gen), np.inf
-    u.scale(1.0 / np.sqrt(_squared(gen, u)))
+    what, u = "slowest mode", _constant(gen)
+    capacity = capacity_solver(gen, what, options)
     for _ in range(_ITERATIONS):
         rate, w = _invert(gen, capacity, u)
         u.axpy(-1.0, w)
-        change, u = float(np.sqrt(abs(_squared(gen, u)))), w
+        change, u = float(np.sqrt(abs(u.dot(gen.M * u)))), w
         if change < _CONVERGED:
             return rate, u, change
     advice = "A second mode decays almost as slowly, so that no single law is left at long times."
@@ -239,15 +223,11 @@ def _constant(gen: Generator) -> PETSc.Vec:
     return u
 
 
-def _squared(gen: Generator, u: PETSc.Vec) -> float:
-    return float(u.dot(gen.M * u))
-
-
 def _invert(gen: Generator, capacity: CapacitySolver, u: PETSc.Vec) -> tuple[float, PETSc.Vec]:
     """w = K⁻¹Mu with wᵀMw = 1, and its rate wᵀKw."""
     F = gen.M * u
     w = capacity.solve(F)
-    energy, squared = w.dot(F), _squared(gen, w)
+    energy, squared = w.dot(F), w.dot(gen.M * w)
     w.scale(1.0 / np.sqrt(squared))
     return float(energy / squared), w
 

@@ -6,6 +6,7 @@ import numpy as np
 from dolfinx import fem, geometry
 
 from .. import _compat
+from .._arguments import expect
 from .._sample import largest, own_cells, smallest, total
 
 
@@ -17,10 +18,8 @@ def as_points(points: Any, dim: int, what: str = "points") -> np.ndarray:
         raise ValueError(f"{what}: {points!r} is no array of numbers; expected shape (n, {dim}).") from None
     if array.ndim < 2:
         array = array.reshape(-1, 1) if dim == 1 or array.ndim == 0 else array.reshape(1, -1)
-    if array.ndim != 2 or array.shape[1] != dim:
-        raise ValueError(
-            f"{what}: shape {np.shape(points)} does not give points in {dim} dimension(s); expected (n, {dim})."
-        )
+    good = array.ndim == 2 and array.shape[1] == dim
+    expect(f"{what}: shape", np.shape(points), f"(n, {dim}), points in {dim} dimension(s),", good)
     if not np.isfinite(array).all():
         raise ValueError(f"{what}: {array[~np.isfinite(array).all(axis=1)][0]} is not finite.")
     return array

@@ -152,13 +152,9 @@ class Solution(Answer):
         return "\n".join([f"{self._name}: {self._headline()}", *details])
 
     def at(self, points: Any) -> np.ndarray:
-        """Values at points, the same on all ranks (collective).
+        """Values at points, shape (n, d), or (d,) for one, or (n,) in 1D; the same on all ranks (collective).
 
-        Args:
-            points: shape (n, d), or (d,) for one point, or (n,) in 1D; the same on all ranks.
-
-        Returns:
-            Array of shape (n,).  On facets, where discontinuous functions have several values, their mean.
+        On facets, where discontinuous functions have several values, their mean.
 
         Raises:
             ValueError: a point lies outside the mesh.
