@@ -123,7 +123,7 @@ def test_loss_that_is_not_finite():
 def test_indefinite_diffusion():
     """The worst place and the eigenvalue there: 1 − 2x at (1, ·) is −1 at most, everywhere else larger."""
     constant = fp.SDE((0, 0), ((1, 2), (2, 1)))
-    refused(lambda: fp.Generator(constant, _square()), ValueError, r"At x = \(", "indefinite", "eigenvalue is -1 ")
+    refused(lambda: fp.Generator(constant, _square()), ValueError, r"At x = \(", "indefinite", "eigenvalue is -1.0")
     varying = fp.SDE((0, 0), lambda x: ((0.5 - x[0], 0), (0, 1.0)))
     error = refused(lambda: fp.Generator(varying, _square()), ValueError, "indefinite")
     place, value = re.search(r"x = \((.*?),.*eigenvalue is (\S+)", str(error)).groups()

@@ -236,7 +236,7 @@ def test_steps_of_the_algorithm():
         ({}, "dictionary"),
         ([0.1], "dictionary"),
         ({"rate": 0.1}, r"no numeric parameter 'rate'; it has \['batch_size', 'learning_rate'\]"),
-        ({"learning_rate": [(1, 0.1)]}, r"begins at \[1.0\]; increasing times, the first 0"),
+        ({"learning_rate": [(1, 0.1)]}, r"the list of its times is \[1.0\]; an increasing one"),
         ({"learning_rate": [(0, 0.1), (0, 0.2)]}, "increasing"),
         ({"learning_rate": [0.1, 0.2]}, "pairs"),
         ({"learning_rate": "cosine"}, "pairs"),

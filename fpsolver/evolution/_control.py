@@ -1,6 +1,7 @@
 """When a Krylov space is large enough: error estimates at the times that matter."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -16,21 +17,14 @@ class Control:
     """Grows one space until its errors are below ``allowed``."""
 
     space: IncrementSpace
-    begin: float  #: time of the vector that the space evolves
+    run: Any  #: with the time that the space begins at, the largest norm so far, integrals until then and their scales
     allowed: float  #: relative error that may be left
-    largest: float  #: norm that the solution has had so far
-    integrals: np.ndarray  #: of the functionals over (0, begin)
-    scales: np.ndarray  #: the integrals' errors are relative to these, or to the integrals where they are larger
 
     def __post_init__(self) -> None:
         self._checks = [0, 0, 0]  # the last dimensions at which errors were looked at
 
     def build(self, outputs: list[float], stop: float) -> float:
-        """Extend until the errors are small, or cannot become so for rounding, or the space is full.
-
-        Returns:
-            The time up to which the space can be used.
-        """
+        """Extend until errors are small, rounding, or the space full; the time up to which it can be used."""
         watched = sorted({*outputs[:1], *outputs[len(outputs) // 2 :][:1], stop})
         total = self.space.H.shape[1]
         for m in progress(range(1, total + 1), f"evolution to t = {stop:.4g}, solve", total):
@@ -45,16 +39,16 @@ class Control:
 
     def _reached(self, outputs: list[float], stop: float) -> float:
         """The latest time before ``stop`` with a small error that leaves no bad output behind; else the beginning."""
-        candidates = {*outputs, *(self.begin + (stop - self.begin) / 2.0**k for k in range(1, 12))}
+        candidates = {*outputs, *(self.run.t + (stop - self.run.t) / 2.0**k for k in range(1, 12))}
         for t in sorted(candidates, reverse=True):
             if all(self.error(s) <= self.allowed for s in (t, *(s for s in outputs[:1] if s < t))):
                 return t
-        return self.begin
+        return self.run.t
 
     def error(self, t: float) -> float:
         """Estimated error of v(t), rounding included; the same on all ranks (collective)."""
-        scale = self.space.norm(t - self.begin)
-        rounding = ROUNDING * self.space.norm0 / max(scale, FLOOR * self.largest)
+        scale = self.space.norm(t - self.run.t)
+        rounding = ROUNDING * self.space.norm0 / max(scale, FLOOR * self.run.largest)
         return self.truncation(t) + self.space.comm.bcast(rounding)
 
     def truncation(self, t: float) -> float:
@@ -72,11 +66,11 @@ class Control:
         return float(self.space.comm.bcast(estimate))  # sums may round differently where memory is aligned differently
 
     def _difference(self, t: float, m: int, k: int) -> float:
-        s = t - self.begin
+        s = t - self.run.t
         norm, integrals = self.space.difference(s, m, k)
         lost = ROUNDING / self.allowed * self.space.norm0  # more dimensions would not make v(t) relatively exact
-        error = norm / max(self.space.norm(s), FLOOR * self.largest, lost)
+        error = norm / max(self.space.norm(s), FLOOR * self.run.largest, lost)
         if integrals.size:
-            total = abs(self.integrals + self.space.integrals(s))
-            error = max(error, *(integrals / np.maximum(total, self.scales)))
+            total = abs(self.run.integrals + self.space.integrals(s))
+            error = max(error, *(integrals / np.maximum(total, self.run.scales)))
         return float(error)

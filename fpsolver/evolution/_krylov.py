@@ -15,13 +15,14 @@ In an M-orthonormal basis V_m with S V_m ≈ V_m H_m,
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from petsc4py import PETSc
 
 import numpy as np
 import scipy.linalg
 
-from .. import _petsc
+from .._petsc import LinearSolver
 
 INVARIANT = 1e-13  # relative size of a new direction that is nothing but rounding
 
@@ -29,28 +30,19 @@ INVARIANT = 1e-13  # relative size of a new direction that is nothing but roundi
 class IncrementSpace:
     """M-orthonormal basis, grown by one solve at a time; all small numbers are the same on all ranks.
 
-    It begins with ``v``, which is kept, and has at most ``largest`` dimensions; ``solver`` has M − γG.  With
-    ``transpose`` Gᵀ takes the place of G.  Of the functionals ℓ it knows ∫₀ᵗ ℓᵀv(s) ds.  ``constant`` has the
-    M-normalised constant where 1ᵀG = 0.  Forward, increments are M-orthogonal to it and kept so explicitly: normalising
-    a small direction would amplify the rounding in it.  Backward, it does not change; from v that is mostly constant it
-    is taken out before Gᵀ is applied.
+    It begins with the vector v, direction and functionals ℓ of a ``run``, of which it knows ∫₀ᵗ ℓᵀv(s) ds, and has at
+    most ``largest`` dimensions; ``solver`` has M − γG.  ``constant`` has the M-normalised constant where 1ᵀG = 0.
+    Forward, increments are M-orthogonal to it and kept so explicitly: normalising a small direction would amplify the
+    rounding in it.  Backward, it does not change; from v that is mostly constant it is taken out before Gᵀ is applied.
     """
 
     def __init__(
-        self,
-        M: PETSc.Mat,
-        G: PETSc.Mat,
-        solver: _petsc.LinearSolver,
-        gamma: float,
-        v: PETSc.Vec,
-        transpose: bool,
-        functionals: Sequence[PETSc.Vec],
-        largest: int,
+        self, M: PETSc.Mat, G: PETSc.Mat, solver: LinearSolver, gamma: float, run: Any, largest: int,
         constant: Sequence[PETSc.Vec] = (),
-    ):
-        self.M, self.solver, self.gamma, self.transpose = M, solver, gamma, transpose
-        self._kernel = [] if transpose else list(constant)
-        self.v, self.functionals, self.comm = v, list(functionals), M.comm.tompi4py()
+    ):  # fmt: skip
+        self.M, self.solver, self.gamma, self.transpose = M, solver, gamma, run.transpose
+        self._kernel = [] if run.transpose else list(constant)
+        self.v, self.functionals, self.comm = run.v, run.functionals, M.comm.tompi4py()
         self.m = 0  # dimension in which S is known
         self.exhausted = False  # the space is invariant, its answers are exact
         self.H = np.zeros((largest + 1, largest))
@@ -59,13 +51,13 @@ class IncrementSpace:
         self._values: list[np.ndarray] = []  # ℓᵀV
         self._small: dict[tuple[int, float], tuple[np.ndarray, np.ndarray]] = {}
         self._work, self._image = M.createVecLeft(), M.createVecLeft()  # the latter: M times the newest basis vector
-        M.mult(v, self._work)
-        self.norm0 = float(np.sqrt(v.dot(self._work)))
-        changing = v.copy()
-        mean = self._work.dot(constant[0]) if transpose and constant else 0.0
+        M.mult(run.v, self._work)
+        self.norm0 = float(np.sqrt(run.v.dot(self._work)))
+        changing = run.v.copy()
+        mean = self._work.dot(constant[0]) if run.transpose and constant else 0.0
         if abs(mean) > 0.5 * self.norm0:  # else v is not much of a constant, and the subtraction would cost digits
             changing.axpy(-mean, constant[0])
-        (G.multTranspose if transpose else G.mult)(changing, self._work)
+        (G.multTranspose if run.transpose else G.mult)(changing, self._work)
         u = self._solve(self._work)
         self._orthogonalise(u)
         self.beta = self._append(u)

@@ -36,9 +36,8 @@ class Evolution(Answer, Sequence[Solution]):
         parts: absorbing parts whose outflux is kept.
         times: shape (n,).
         mass: integral over the domain at each time, shape (n,).
-        minimum: smallest value of the discrete solution at each time, looked for at and between nodes, shape (n,): for
-            a density a measure of what the mesh does not resolve.  ``evolution[i].function`` is non-negative with the
-            same mass, ``evolution[i].raw`` is what was computed.
+        minimum: smallest value of the discrete solution at each time, at and between nodes, shape (n,): for a density
+            a measure of what the mesh does not resolve.
         outflux: mass that has left through absorbing parts since time 0, shape (n,); an integral over time of the
             flux itself, so ``mass + outflux`` tests the balance.  Zero for :func:`~fpsolver.backward`.
         outflux_by_part: the same for each absorbing part.

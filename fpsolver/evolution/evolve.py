@@ -46,9 +46,8 @@ def evolve(
     The error in time is controlled, that of the mesh is not.  Mass is conserved to rounding where nothing absorbs,
     whatever ``time_rtol``.  The cost hardly depends on the number of times, and grows with the log of their range.
 
-    Of a chain, the law after the steps until each time, M p' = Pᵀ p, exact in time.  Times are rounded to whole steps,
-    ``evolution.times`` tells to which.  Laws of chains may be singular: the densities are projections, while masses and
-    expectations converge.
+    Of a chain, the law after the steps until each time, M p' = Pᵀ p, exact in time.  Times are rounded to whole steps.
+    Laws of chains may be singular: the densities are projections, while masses and expectations converge.
 
     Args:
         gen: generator or chain.
@@ -56,8 +55,7 @@ def evolve(
             Of a signed one nothing is made non-negative.
         times: increasing, non-negative, shape (n,) or one number.
         time_rtol: error in time in the L² norm relative to that of p(t), or to 1e-10 times the largest norm so far, if
-            errors decay as p does; the time integrals of :attr:`~fpsolver.Evolution.outflux` are controlled too, see
-            :meth:`fpsolver.evolution._expm.Propagator.run`.
+            errors decay as p does; that of :attr:`~fpsolver.Evolution.outflux` is controlled too.
         options: PETSc options without the prefix ``fp_evolve_``.
         schedule: numbers of the process that change on the way: name -> number, smooth function of t, or pairs
             (begin, number or function), the first at 0: ``{"learning_rate": [(0, 0.4), (10, 0.1)]}``.  They replace
@@ -78,7 +76,7 @@ def evolve(
     if isinstance(gen, Chain):
         return _walk(gen, "density", initial, times, schedule, checkpoint)
     tol = check_share("time_rtol", time_rtol)
-    p0 = _not_zero(coefficients(gen, initial, "initial density"), "initial density")
+    p0 = coefficients(gen, initial, "initial density")
     limits = _limiter_of_a_density(gen, initial, p0)
     evolution = Evolution("density", gen, gen.absorbing, limits, schedule is not None)
     if not gen.weak.scheme.unknown_is_density:
@@ -111,10 +109,11 @@ def backward(
     if isinstance(gen, Chain):
         return _walk(gen, "expectation", payoff, times, schedule, checkpoint)
     tol = check_share("time_rtol", time_rtol)
-    u0 = _not_zero(coefficients(gen, payoff, "payoff", payoff=True), "payoff")
-    return _run(
-        Evolution("expectation", gen, scheduled=schedule is not None), u0, times, tol, options, schedule, checkpoint
+    u0, evolution = (
+        coefficients(gen, payoff, "payoff", payoff=True),
+        Evolution("expectation", gen, scheduled=bool(schedule)),
     )
+    return _run(evolution, u0, times, tol, options, schedule, checkpoint)
 
 
 def resume(
@@ -154,7 +153,7 @@ def _run(
     schedule: Mapping[str, Any] | None,
     checkpoint: str | Path | None,
 ) -> Evolution:
-    """Evolve ``v0``, or what the checkpoint began with, and keep what comes; ``v0`` is consumed."""
+    """Evolve ``v0``, or what the checkpoint began with, and keep what comes."""
     gen, parts = evolution.generator, evolution.parts
     assert isinstance(gen, Generator)
     if gen.process.timed:
@@ -204,27 +203,20 @@ def _limiter_of_a_density(gen: Generator, initial: Any, p0: PETSc.Vec) -> Limite
 
 def _weighted_tol(gen: Generator, p0: PETSc.Vec, tol: float) -> float:
     """``tol`` in the norm ∫ p²/w of the weighted scheme, which tails wider than those of w dominate (collective)."""
-    ones = p0.copy()
+    ones, size = p0.copy(), p0.copy()
     ones.set(1.0)
+    size.abs()
     image = gen.M * ones
-    squared = float(p0.dot(gen.M * p0)) * float(ones.dot(image))
-    ones.array_w[:] = abs(p0.array_r)
-    mass = abs(float(ones.dot(image)))
-    ratio = float(np.sqrt(squared)) / mass if squared > 0 and mass > 0 else np.inf
-    if squared != 0 and not ratio <= WIDE * tol / LEAST:
+    mass = size.dot(image)
+    ratio = float(np.sqrt(max(p0.dot(gen.M * p0) * ones.dot(image), 0.0)) / mass) if mass else np.inf
+    if not ratio <= WIDE * tol / LEAST:
         raise ValueError(
             f"initial density: it is too wide for scheme 'weighted' at time_rtol = {tol:.0e}: in that scheme's norm, "
             f"∫ p²/w, tails wider than those of the invariant density w make it {ratio:.1e} times that of w. Take a "
             "narrower initial density, backward or survival, whose data are no densities, or scheme='dg' or 'galerkin' "
             "until the density has settled."
         )
-    return tol / max(ratio / WIDE, 1.0) if squared != 0 else tol
-
-
-def _not_zero(vector: PETSc.Vec, what: str) -> PETSc.Vec:
-    if vector.norm(PETSc.NormType.NORM_INFINITY) == 0:
-        raise ValueError(f"{what} is zero everywhere on the domain, and so is all that becomes of it.")
-    return vector
+    return tol / max(ratio / WIDE, 1.0)
 
 
 def _walk(
@@ -232,10 +224,7 @@ def _walk(
 ) -> Evolution:
     """The evolution of a chain from an initial law or a payoff (collective)."""
     forward = name == "density"
-    if checkpoint is not None:
-        raise ValueError(
-            "checkpoint: a chain keeps none; evolve it in pieces, each from the last law of the one before."
-        )
+    expect("checkpoint", checkpoint, "None, as a chain keeps none (evolve it in pieces),", checkpoint is None)
     if schedule is not None and not forward:
         raise ValueError("backward: a chain takes schedules forward, with evolve; backward ones run piece by piece.")
     evolution = Evolution(name, chain, chain.absorbing if forward else (), scheduled=schedule is not None)

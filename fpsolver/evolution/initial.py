@@ -83,11 +83,8 @@ def numbers(values: Any, what: str, wanted: str = "finite numbers, one per coord
 def coefficients(gen: Generator, source: Any, what: str, payoff: bool = False) -> PETSc.Vec:
     """Coefficients of ``source`` on ``gen.V`` as a new vector (collective).
 
-    A ``Function`` or ``Solution`` on ``gen.V`` is taken as it is, :func:`gaussian`, :func:`dirac` and any other scalar
-    source are projected.  In the weighted scheme a density p is kept as p/w, a payoff as it is.
-
-    Raises:
-        ValueError: dimensions differ, a point outside the mesh, most of a Gaussian outside, values not finite.
+    A ``Function`` or ``Solution`` on ``gen.V`` is taken as it is, all else is projected.  In the weighted scheme a
+    density p is kept as p/w, a payoff as it is.
     """
     if isinstance(source, Solution):
         source = source.raw
@@ -96,6 +93,8 @@ def coefficients(gen: Generator, source: Any, what: str, payoff: bool = False) -
     vector = to_vector(gen, source) if given else load(gen, source, what, payoff)
     finite = np.isfinite(vector.array_r).all()
     agree(gen.domain.comm, None if finite else f"{what} is not finite on the domain.")
+    if vector.norm(PETSc.NormType.NORM_INFINITY) == 0:
+        raise ValueError(f"{what} is zero everywhere on the domain, and so is all that becomes of it.")
     return vector if given else project(gen, vector)
 
 
@@ -108,8 +107,7 @@ def load_density(gen: Generator | Chain, start: Any, what: str = "start") -> PET
     """∫ start φ_i of one point or a density, whose sum must be one (collective)."""
     if not is_density(start):
         points = as_points(start, gen.domain.dim, what)
-        if len(points) != 1:
-            raise ValueError(f"{what}: {len(points)} points; one was expected, or a density.")
+        expect(f"{what}: the number of points", len(points), "1, or a density,", len(points) == 1)
         start = dirac(points[0])
     source = load(gen, start, what)
     mass = float(source.sum())
@@ -166,11 +164,10 @@ def _load_on_chain(chain: Chain, source: Any, what: str) -> PETSc.Vec:
     if isinstance(source, Gaussian):
         _check_dimension(chain, source.mean, "gaussian: mean")
         mean, std = np.array(source.mean), np.array(source.std)
-        gap, _ = _distances(chain.cells.vertices, mean, std)
+        near, _ = _distances(chain.cells.vertices, mean, std)
         scale = np.prod(np.sqrt(2 * np.pi) * std)
-        return _normalised(
-            chains.load(chain, lambda x: np.exp(-0.5 * (((x - mean) / std) ** 2).sum(axis=1)) / scale, gap), source
-        )
+        density = lambda x: np.exp(-0.5 * (((x - mean) / std) ** 2).sum(axis=1)) / scale  # noqa: E731
+        return _normalised(chains.load(chain, density, near), source)
     if isinstance(source, Solution):
         source = source.raw
     if isinstance(source, fem.Function) and chain is chain.base:

@@ -7,11 +7,13 @@ s = k η₀ of Li, Tai, E (2017), where ηₖ = η₀ u(s), this is dX = −u �
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 import numpy as np
 from scipy.integrate import quad
 
+from .._arguments import check_positive, expect
 from .._errors import together
 from ..chain import Chain
 from ..discretisation.generator import Generator
@@ -40,17 +42,9 @@ class Piece:
 
 
 def pieces(gen: Generator | Chain, schedule: Mapping[str, Any]) -> list[Piece]:
-    """The pieces of a schedule, the last one without end.
-
-    It has name -> number, function of time, or pairs (begin, number or function) in order, the first at 0.
-
-    Raises:
-        ValueError: what cannot be scheduled, with the reason.
-    """
-    if not isinstance(schedule, Mapping) or not schedule:
-        raise ValueError(
-            f"schedule is {schedule!r}; a dictionary such as {{'learning_rate': [(0, 0.4), (10, 0.1)]}} was expected."
-        )
+    """The pieces of a schedule, the last one without end; what cannot be scheduled is refused."""
+    wanted = "a dictionary such as {'learning_rate': [(0, 0.4), (10, 0.1)]}"
+    expect("schedule", schedule, wanted, isinstance(schedule, Mapping) and schedule)
     if isinstance(gen, Generator) and not gen.weak.scheme.unknown_is_density:
         raise ValueError("schedule: the weighted scheme's unknown depends on the numbers; use 'galerkin' or 'dg'.")
     for name in schedule:
@@ -96,19 +90,17 @@ def _column(name: str, value: Any) -> list[tuple[float, Value]]:
     try:
         column = [(float(begin), v if callable(v) else _number(name, v, float(begin))) for begin, v in value]
     except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"schedule of {name}: {value!r}; expected a number, a function of time, or pairs (begin, number or "
-            f"function). {error}"
-        ) from None
+        wanted = "a number, a function of time, or pairs (begin, number or function)"
+        raise ValueError(f"schedule of {name}: {value!r}; expected {wanted}. {error}") from None
     begins = [begin for begin, _ in column]
-    if not begins or begins[0] != 0 or not (np.diff(begins) > 0).all() or not np.isfinite(begins).all():
-        raise ValueError(f"schedule of {name} begins at {begins}; increasing times, the first 0, were expected.")
+    good = begins and begins[0] == 0 and (np.diff(begins) > 0).all() and np.isfinite(begins).all()
+    expect(f"schedule of {name}: the list of its times", begins, "an increasing one that begins with 0", good)
     return column
 
 
 def _number(name: str, value: Any, t: float) -> float:
-    if not is_number(value) or not np.isfinite(value):
-        raise ValueError(f"schedule of {name}: {value!r} at t = {t:g}; a finite number was expected.")
+    good = is_number(value) and np.isfinite(value)
+    expect(f"schedule of {name}: its value at t = {t:g}", value, "a finite number", good)
     return float(value)
 
 
@@ -120,23 +112,14 @@ def count_steps(learning_rate: Any, times: Any) -> np.ndarray:
     Raises:
         ValueError: a learning rate that is not positive.
     """
-    column = _column("learning_rate", learning_rate)
-    ends = [*(begin for begin, _ in column[1:]), np.inf]
+    begins = [begin for begin, _ in _column("learning_rate", learning_rate)]
+    rate = followed({"learning_rate": learning_rate})["learning_rate"]
 
-    def inverse(v: Value, t: float) -> float:
-        eta = _number("learning_rate", v(t) if callable(v) else v, t)
-        if eta <= 0:
-            raise ValueError(f"schedule of learning_rate: {eta:g} at t = {t:g}; a positive number was expected.")
-        return 1.0 / eta
+    def inverse(t: float) -> float:
+        return 1.0 / check_positive(f"schedule of learning_rate: its value at t = {t:g}", rate(t))
 
     def count(t: float) -> float:
-        total = 0.0
-        for (begin, v), end in zip(column, ends, strict=True):
-            upper = min(t, end)
-            if upper > begin and callable(v):
-                total += quad(lambda s, v=v: inverse(v, s), begin, upper, epsabs=0, epsrel=1e-12, limit=200)[0]
-            elif upper > begin:
-                total += (upper - begin) * inverse(v, begin)
-        return total
+        stretches = pairwise([*(begin for begin in begins if begin < t), t])
+        return sum(quad(inverse, a, b, epsabs=0, epsrel=1e-12, limit=200)[0] for a, b in stretches)
 
     return np.array([count(float(t)) for t in np.atleast_1d(np.asarray(times, float))])
