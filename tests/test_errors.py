@@ -126,7 +126,7 @@ def test_indefinite_diffusion():
     refused(lambda: fp.Generator(constant, _square()), ValueError, r"At x = \(", "indefinite", "eigenvalue is -1.0")
     varying = fp.SDE((0, 0), lambda x: ((0.5 - x[0], 0), (0, 1.0)))
     error = refused(lambda: fp.Generator(varying, _square()), ValueError, "indefinite")
-    place, value = re.search(r"x = \((.*?),.*eigenvalue is (\S+)", str(error)).groups()
+    place, value = re.search(r"x = \((.*?),.*eigenvalue is (\S+)\.", str(error)).groups()
     assert float(place) > 0.9
     assert float(value) == pytest.approx(0.5 - float(place), abs=1e-5)
 
