@@ -60,7 +60,6 @@ DOMAINS = {
         lambda: fp.Domain.polygon([(-1, -1), (1, -1), (1, 1), (-1, 1), (-1 - 1e-6, 0.1)], 0.5),
         ["wall"], (0, 0), torsion(2),
     ),
-    "function": (lambda: lambda x: 1 - np.sqrt(x[0] ** 2 + x[1] ** 2), [], (0.5, 0.0), 0.375),
 }  # fmt: skip
 
 

@@ -11,8 +11,8 @@ from .exits.kramers import EyringKramers, eyring_kramers
 from .exits.validity import Validity, validity
 from .landscape.critical import CriticalPoint, critical_points
 from .landscape.lojasiewicz import Exponent, lojasiewicz
+from .landscape.report import LandscapeReport, landscape
 from .landscape.star import StarConvexity, StarConvexPath, star_convex_path, star_convexity
-from .report.landscape import LandscapeReport, landscape
 
 __all__ = ["Collapse", "Concentration", "Contraction", "collapse", "concentration", "concentration_backward"]
 __all__ += ["LossDecay", "contraction", "loss_decay", "regime_indicator", "shadowing_time"]

@@ -1,11 +1,12 @@
 """Many paths at once: random numbers in reproducible blocks, steps of the process, what happens at the walls."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import numpy as np
 
+from .._answer import place
 from ..pointwise.meeting import BRIDGE_REACH, Meeting, land, meet
 from ..pointwise.walls import Walls
 
@@ -53,49 +54,33 @@ class Draws:
         return self._each(lambda stream, n: stream.random((N, n)).argpartition(B, axis=0)[:B])
 
 
-@dataclass
 class Swarm:
     """The paths of some blocks that have not left yet, and what is known of all of them.
 
     Before an exit its time and point are not a number, its part is -1, and so are records after it.
     """
 
-    x: Array  # positions, shape (d, n)
-    draws: Draws
-    records: Array  # positions at recorded times, shape (times, d, all)
-    ids: Array = field(init=False)  # their numbers within the swarm, shape (n,)
-    slack: Array = field(init=False)  # how far each is from the boundary at least, shape (n,)
-    time: Array = field(init=False)  # of the exit, shape (all,)
-    part: Array = field(init=False)
-    point: Array = field(init=False)  # shape (d, all); of those that diverge, where they were before
-    diverged: Array = field(init=False)  # when a path was no longer finite, shape (all,)
-    leapt: Array = field(init=False)  # whether a wall has mirrored a step of more than half the domain
-    steps: int = 0  # of all paths together
-    rounds: int = 0  # steps in time
-
-    def __post_init__(self) -> None:
-        d, n = self.x.shape
-        self.ids, self.slack, self.leapt = np.arange(n), np.zeros(n), np.zeros(n, dtype=bool)
+    def __init__(self, x: Array, draws: Draws, records: int):
+        d, n = x.shape
+        self.x, self.draws = x, draws  # positions, shape (d, n)
+        self.ids, self.slack = np.arange(n), np.zeros(n)  # numbers, and how far each is from the boundary at least
+        # of all paths: positions at recorded times, shape (times, d, all), and of the exit time, part and point; where
+        # those that diverge were before, and when; whether a wall has mirrored a step of more than half the domain
+        self.records = np.full((records, d, n), np.nan)
         self.time, self.part, self.point = np.full(n, np.nan), np.full(n, -1), np.full((d, n), np.nan)
-        self.diverged = np.full(n, np.nan)
+        self.diverged, self.leapt = np.full(n, np.nan), np.zeros(n, dtype=bool)
+        self.steps = self.rounds = 0  # of all paths together, and in time
 
     def move(self, y: Array, t: float) -> Any:
-        """Take new positions at time t, and take those out that are not finite.
-
-        Returns:
-            Index of those that stay, among those that were there before.
-
-        Raises:
-            FloatingPointError: all of them, in the very first step.
-        """
+        """Take new positions at time t, take those out that are not finite, and give the index of those that stay."""
         x, self.x, n = self.x, y, y.shape[1]
         first, self.steps = self.steps == 0, self.steps + n
         if np.isfinite(y.sum()) or (finite := np.isfinite(y).all(axis=0)).all():
             return slice(None)
         if first and not finite.any():
-            raise FloatingPointError(
-                f"a path is not finite after a step from {tuple(float(c) for c in x[:, 0])}: the gradients are "
-                "not finite there, or the step is too long for the growth of the drift."
+            raise ValueError(
+                f"simulate: a path is not finite after a step from {place(x[:, 0])}: the gradients are not finite "
+                "there, or the step is too long for the growth of the drift."
             )
         lost = self.ids[~finite]
         self.diverged[lost], self.point[:, lost] = t, x[:, ~finite]
@@ -169,17 +154,11 @@ def _finish(swarm: Swarm, near: Array, met: Meeting, time: Array) -> None:
 def time_steps(times: Sequence[float], horizon: float, step: float) -> Iterator[tuple[float, float, int]]:
     """Steps (begin, length, number of the recorded time at the end or -1) that hit times and horizon exactly."""
     begin = 0.0
-    stops = [*((t, i) for i, t in enumerate(times)), (horizon, -1)]
-    for stop, index in stops:
+    for index, stop in [*enumerate(times), (-1, horizon)]:
         if stop == np.inf:
-            break
-        count = int(np.ceil((stop - begin) / step - 1e-9))
-        for k in range(count):
-            yield begin + k * (stop - begin) / count, (stop - begin) / count, index if k == count - 1 else -1
-        if count == 0 and index >= 0:
-            yield begin, 0.0, index
+            yield from ((begin + k * step, step, -1) for k in count())
+        steps = int(np.ceil((stop - begin) / step - 1e-9))
+        dt = (stop - begin) / steps if steps > 0 else 0.0
+        last = max(steps - 1, 0 if index >= 0 else -1)
+        yield from ((begin + k * dt, dt, index if k == last else -1) for k in range(last + 1))
         begin = max(begin, stop)
-    k = 0
-    while horizon == np.inf:
-        yield begin + k * step, step, -1
-        k += 1

@@ -1,8 +1,7 @@
 """An ensemble of paths with steps of one length: blocks of paths divided among the ranks, followed to their ends."""
 
 import time as clock
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +9,7 @@ from mpi4py import MPI
 
 import numpy as np
 
+from .._answer import place
 from .._errors import together
 from ..evolution.initial import Dirac, Gaussian
 from ..pointwise.algorithm import Descent
@@ -52,7 +52,7 @@ class Plan:
         begin, comm = clock.perf_counter(), self.comm
         blocks = [(b, min(BLOCK, self.paths - b * BLOCK)) for b in range(comm.rank, -(-self.paths // BLOCK), comm.size)]
         swarms: list[Swarm] = []
-        with together(comm), _naming_simulate():
+        with together(comm):
             advance, backend = _mover(self)
             for i in range(0, len(blocks), POOL):
                 swarms.append(self._begin(blocks[i : i + POOL], level))
@@ -84,13 +84,13 @@ class Plan:
             last = k if before.shape != swarm.x.shape else last
             if rest >= _AT_REST:
                 raise ValueError(
-                    f"{len(swarm.ids)} paths that have not left did not move in the last {rest} steps, one "
-                    f"of them at {tuple(float(c) for c in swarm.x[:, 0])}: drift and noise vanish there, and "
-                    "they would stay for ever. Give horizon=."
+                    f"simulate: {len(swarm.ids)} paths that have not left did not move in the last {rest} steps, one "
+                    f"at {place(swarm.x[:, 0])}: drift and noise vanish there, and they would stay for ever. Give "
+                    "horizon=."
                 )
             if k - last > max(_PATIENCE, 3 * last):
                 raise ValueError(
-                    f"{len(swarm.ids)} of {len(swarm.time)} paths that move together have not left by time "
+                    f"simulate: {len(swarm.ids)} of {len(swarm.time)} paths that move together have not left by time "
                     f"{t + dt:.4g}, none of them in the last {k - last} steps: this could go on for ever. "
                     "Give horizon= (and mean_exit_time tail='bound'), or ask the equation: fp.mean_exit_time(gen)."
                 )
@@ -114,10 +114,10 @@ class Plan:
             each = given.ndim == 2 or (d == 1 and given.shape == (self.paths,) and self.paths > 1)
             x = given.reshape(self.paths, d)[ids].T.copy() if each else np.tile(given.reshape(d, 1), len(ids))
         if not np.isfinite(x).all():
-            raise ValueError("start is not finite.")
+            raise ValueError("simulate: start is not finite.")
         if walls is not None and (outside := (walls.distance(x) < 0).any(axis=0)).any():
-            raise ValueError(f"the start {tuple(float(c) for c in x[:, outside.argmax()])} lies outside the domain.")
-        return Swarm(x, draws, np.full((len(self.record), d, len(ids)), np.nan))
+            raise ValueError(f"simulate: the start {place(x[:, outside.argmax()])} lies outside the domain.")
+        return Swarm(x, draws, len(self.record))
 
 
 def _joined(comm: MPI.Comm, mine: list[Array], blocks: Sequence[tuple[int, int]], paths: int) -> Array:
@@ -129,15 +129,6 @@ def _joined(comm: MPI.Comm, mine: list[Array], blocks: Sequence[tuple[int, int]]
     for where, values in pieces:
         result[..., where] = values
     return result
-
-
-@contextmanager
-def _naming_simulate() -> Iterator[None]:
-    """Say that what fails is a simulation."""
-    try:
-        yield
-    except (ValueError, TypeError, FloatingPointError, RuntimeError) as e:
-        raise (RuntimeError if isinstance(e, RuntimeError) else ValueError)(f"simulate: {e}") from e
 
 
 Advance = Callable[[Swarm, Walls | None, float, float], None]

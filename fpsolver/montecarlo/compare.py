@@ -35,8 +35,7 @@ class Row:
         learning_rate: η.
         pde: exit times in steps, or the expectation, with its error bar (for expectations: from one degree more).
         chain: the same of the algorithm itself; None if it was not asked for.
-        sde: by paths of the diffusion.
-        sgd: by paths of the algorithm.
+        sde, sgd: by paths of the diffusion and of the algorithm.
         discrepancy: chain, or else SGD paths, minus PDE, with both error bars; for exit times relative to the PDE.
         doubts: sentences on the columns that are not to be trusted, and why.
     """
@@ -92,7 +91,6 @@ def compare(
     time: float | None = None,
     absorbing: Sequence[str] | str = (),
     paths: int = 10_000,
-    substeps: int | None = None,
     seed: int = 0,
     degree: int | None = None,
     scheme: str = "auto",
@@ -114,7 +112,6 @@ def compare(
         time: t, for g; the algorithm does round(t/η) steps, so take learning rates that divide it.
         absorbing: absorbing parts of the boundary.
         paths: of each ensemble.
-        substeps: time steps of the SDE paths per step of the algorithm; by default as :func:`~fpsolver.simulate` does.
         seed: of the SDE paths; seed + 1 is that of the algorithm.
         degree: of the generators.
         scheme: of the generators.
@@ -149,7 +146,7 @@ def compare(
         chains = [Chain(one, domain, absorbing)] if chain else []
         chains += [Chain(one, domain, absorbing, degree=c.degree + 1) for c in chains if timed]
         common = {"absorbing": absorbing, "paths": paths, "times": [time] if timed else None, "horizon": time}
-        sde = simulate(one, domain, start, step=substeps and unit / substeps, seed=seed, **common)
+        sde = simulate(one, domain, start, seed=seed, **common)
         sgd = simulate(one, domain, start, method="sgd", seed=seed + 1, **common)
         rows.append(_row(eta, gens, chains, (sde, sgd), start, quantity, time))
     name = f"E g(X) at time {time:g}" if timed else STEPS
@@ -208,11 +205,8 @@ def _doubts(pde: Estimate, paths: Estimate, sde: Ensemble, sgd: Ensemble) -> lis
     """Which columns are not to be trusted: the PDE and the paths of its diffusion are two ways to one number."""
     doubts = []
     if _differ(pde, paths):
-        who = {
-            None: "one of them: leave substeps= out to have the step of the paths chosen",
-            True: "the PDE, whose mesh resolves less than its error bar claims: refine it",
-            False: "the SDE paths, whose step is too long",
-        }[sde.settled]
+        mesh = "the PDE, whose mesh resolves less than its error bar claims: refine it"
+        who = mesh if sde.settled else "the SDE paths, whose step is too long"
         doubts.append(f"PDE and SDE paths, two ways to one number, differ: {pde} and {paths}. Doubt {who}")
     elif pde.error > 0.1 * abs(pde.value):
         doubts.append(f"Doubt the PDE: its error bar is {pde.error / abs(pde.value):.0%} of its value; refine the mesh")

@@ -18,7 +18,7 @@ from ..evolution.schedule import followed
 from ..models.fields import is_number
 from ..models.optimisers import Optimiser
 from ..models.process import Process
-from ..pointwise.walls import Walls, walls_of
+from ..pointwise.walls import walls_of
 from ._run import Plan
 from .ensemble import Ensemble, agrees
 
@@ -29,7 +29,7 @@ _LONGEST = 4e8
 
 def simulate(
     process: Process,
-    domain: Domain | Callable[[Array], Array] | None = None,
+    domain: Domain | None = None,
     start: Any = None,
     *,
     absorbing: Sequence[str] | str = (),
@@ -63,8 +63,7 @@ def simulate(
 
     Args:
         process: any process; an SGD process for "sgd".
-        domain: a :class:`Domain`; or a function g of points (d, n), positive inside, whose boundary absorbs; or None
-            for the whole space.
+        domain: where; None is the whole space.
         start: a point (d,), one point per path (paths, d), ``fp.dirac`` or ``fp.gaussian`` (restricted to the domain).
         absorbing: parts of the domain's boundary where paths end; the rest reflects.
         paths: how many.
@@ -87,7 +86,9 @@ def simulate(
         RuntimeError: no C compiler, or it refuses.
     """
     what, absorbing = type(process).__name__, part_names(absorbing)
-    comm = domain.comm if isinstance(domain, Domain) else comm or MPI.COMM_WORLD
+    if domain is not None and not isinstance(domain, Domain):
+        raise TypeError(f"simulate: domain is a {type(domain).__name__}; expected a Domain or None.")
+    comm = comm or MPI.COMM_WORLD if domain is None else domain.comm
     if not isinstance(process, Process):
         raise TypeError(f"simulate: process is a {what}; expected fp.SGD, fp.SDE, ...")
     paths, seed = check_integer("simulate: paths", paths), check_integer("simulate: seed", seed, 0)
@@ -102,7 +103,11 @@ def simulate(
         raise ValueError(f"simulate: give step=, the time step; {what} has no step of its own.")
     length = check_positive("simulate: step", unit if step is None else step)
     d = _dimension(domain, start, paths)
-    walls, absorbing = _walls(domain, absorbing, d)
+    if domain is None and absorbing:
+        raise ValueError(f"simulate: {absorbing[0]!r} cannot absorb without a domain.")
+    for name in absorbing:
+        domain.facets(name)  # type: ignore[union-attr]  # refuses unknown names
+    walls = None if domain is None else walls_of(domain, absorbing)
     record, end = _times(times, horizon, bool(absorbing))
     _check_memory(comm, paths, d, len(record))
     if sgd:
@@ -122,26 +127,10 @@ def _dimension(domain: Any, start: Any, paths: int) -> int:
         raise ValueError("simulate: give start=, a point, one point per path, fp.dirac or fp.gaussian.")
     values = {Dirac: "point", Gaussian: "mean"}.get(type(start))
     shape = np.shape(getattr(start, values) if values else start)
-    d = domain.dim if isinstance(domain, Domain) else (shape[-1] if shape else 1)
+    d = (shape[-1] if shape else 1) if domain is None else domain.dim
     if shape not in ((d,), (paths, d)) and not (d == 1 and shape in ((), (paths,))):
         raise ValueError(f"simulate: start has shape {shape}; expected ({d},) or ({paths}, {d}).")
     return d
-
-
-def _walls(domain: Any, absorbing: tuple[str, ...], d: int) -> tuple[Walls | None, tuple[str, ...]]:
-    if isinstance(domain, Domain):
-        for name in absorbing:
-            domain.facets(name)  # refuses unknown names
-        return walls_of(domain, absorbing), absorbing
-    if domain is None:
-        if absorbing:
-            raise ValueError(f"simulate: {absorbing[0]!r} cannot absorb without a domain.")
-        return None, ()
-    if not callable(domain):
-        raise TypeError(f"simulate: domain is a {type(domain).__name__}; expected a Domain, a function or None.")
-    if absorbing not in ((), ("boundary",)):
-        raise ValueError("simulate: a domain given as a function has one part, 'boundary'.")
-    return walls_of(domain, (), d), ("boundary",)
 
 
 def _times(times: Any, horizon: Any, absorbs: bool) -> tuple[Array, float]:

@@ -1,7 +1,5 @@
 """Basins of attraction: to which minimum the flow of the drift, dx/dt = b(x), takes each point."""
 
-from dataclasses import dataclass
-
 from petsc4py import PETSc
 
 import numpy as np
@@ -24,20 +22,6 @@ _SHRINK = 0.02  # corners are moved inwards: meshes like to have vertices on the
 _STILL = 1e-9  # of the largest speed: the flow has arrived, at a saddle if it was not caught
 
 
-@dataclass(frozen=True)
-class _Trap:
-    """A neighbourhood {y·Py < ρ²}, y = x − point, that the flow never leaves and in which it goes to the point."""
-
-    point: Array
-    P: Array
-    rho: float
-
-    def contains(self, x: Array) -> Array:
-        """Which points lie in it."""
-        y = x - self.point
-        return np.einsum("ni,ij,nj->n", y, self.P, y) < self.rho**2
-
-
 class Flow:
     """Follows the drift from many points at once to one of the minima, shape (k, d), on each rank by itself."""
 
@@ -54,11 +38,14 @@ class Flow:
         self.box = (lower - self.extent, upper + self.extent)
         self.still = _STILL * largest(comm, np.linalg.norm(self.drift(gen.domain.mesh.geometry.x[:, :d]), axis=1))
         self.traps = [self._trap(minima, i) for i in range(len(minima))]
-        wrong = [f"minima: {place(t.point)} does not attract the flow of the drift" for t in self.traps if t.rho == 0]
+        wrong = [f"minima: {place(x)} does not attract the flow of the drift" for x, _, rho in self.traps if rho == 0]
         agree(comm, f"{wrong[0]}; check that it is a minimum." if wrong else None)
 
-    def _trap(self, minima: Array, i: int) -> _Trap:
-        """The largest of some neighbourhoods in whose sample points the drift points inwards; ρ = 0 if none is."""
+    def _trap(self, minima: Array, i: int) -> tuple[Array, Array, float]:
+        """A point, P and ρ: {y·Py < ρ²}, y = x − point, is a neighbourhood from which the flow goes to the point.
+
+        The largest of some in whose sample points the drift points inwards; ρ = 0 if none is.
+        """
         point, dim = minima[i], len(minima[i])
         others = np.linalg.norm(np.delete(minima, i, axis=0) - point, axis=1)
         P, h = np.eye(dim), 1e-5 * self.extent * np.eye(dim)
@@ -70,8 +57,8 @@ class Flow:
         for rho in 0.5 * float(others.min(initial=self.extent)) * 0.7 ** np.arange(30):
             y = (rho * np.linspace(1 / 16, 1, 16)[:, None, None] * rays).reshape(-1, dim)
             if (np.einsum("ni,ij,nj->n", y, P, self.drift(point + y)) < 0).all():
-                return _Trap(point, P, rho)
-        return _Trap(point, P, 0.0)
+                return point, P, rho
+        return point, P, 0.0
 
     def labels(self, x: Array) -> Array:
         """Number of the minimum that each point, shape (n, d), is taken to; −1 for none."""
@@ -84,8 +71,8 @@ class Flow:
             h = self._step(x, b, h)
             ended = np.linalg.norm(b, axis=1) <= self.still
             ended |= ((x < self.box[0]) | (x > self.box[1])).any(axis=1)
-            for number, trap in enumerate(self.traps):
-                caught = trap.contains(x)
+            for number, (point, P, rho) in enumerate(self.traps):
+                caught = np.einsum("ni,ij,nj->n", x - point, P, x - point) < rho**2
                 label[active[caught]] = number
                 ended |= caught
             active, x, b, h = active[~ended], x[~ended], b[~ended], h[~ended]

@@ -45,8 +45,8 @@ class Concentration(Answer):
             that of the process itself where ``contraction[i].whole``.
         mass_bound: a lower bound of ``ball_mass``, for the process itself, shape (n, k, r).
         collapse: for each minimum at which the noise vanishes what becomes of the law there, None at the others.
-        unresolved_from: for each minimum the first time at which the mass in the smallest ball that holds most of it
-            is narrower than a mesh width, so that the density is a spike the mesh does not show; NaN if never.
+        unresolved_from: for each minimum the first time at which the law near it is narrower than a mesh width, so that
+            the density is a spike the mesh does not show; NaN if never.
         mean_loss, variance_loss: of f(X_t), shape (n,); None without a loss.
         drift_rate, diffusion_rate: E b·∇f and E D:∇∇f, whose sum is d/dt E f, shape (n,); None without a loss.
     """

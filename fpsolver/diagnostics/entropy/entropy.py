@@ -37,12 +37,12 @@ class EntropyDecay(Answer):
         entropy: H = ∫ p ln(p/p∞) − p + p∞, which is the relative entropy where both have mass one.
         fisher: I = ∫ p ∇ln h·D∇ln h, h = p/p∞.
         modified: S_P = ∫ p ∇ln h·P∇ln h; None without P.
-        l1, chi_squared: ∫ |p − p∞| and ∫ (p − p∞)²/p∞.
+        l1: ∫ |p − p∞|.
         entropy_rate: dH/dt of the discrete solution, ∫ ln(h) ṗ with M ṗ = G p: no difference in time is taken.
         threshold: densities below this are taken for error of the discretisation: ten times the most negative value of
             p, or 1e-14 of the largest.
         neglected: ∫ |p| over where p is below the threshold, or p∞ not above its own; left out of ``fisher``,
-            ``modified`` and ``entropy_rate``.  ``entropy`` and ``chi_squared`` take p for zero where it is below.
+            ``modified`` and ``entropy_rate``; ``entropy`` takes p for zero where it is below.
     """
 
     times: np.ndarray
@@ -50,14 +50,13 @@ class EntropyDecay(Answer):
     fisher: np.ndarray
     modified: np.ndarray | None
     l1: np.ndarray
-    chi_squared: np.ndarray
     entropy_rate: np.ndarray
     threshold: np.ndarray
     neglected: np.ndarray
 
     def __repr__(self) -> str:
-        head = f"{'t':>10} {'H':>11} {'I':>11} {'dH/dt + I':>11} {'L1':>11} {'chi^2':>11}"
-        columns = [self.times, self.entropy, self.fisher, self.balance, self.l1, self.chi_squared]
+        head = f"{'t':>10} {'H':>11} {'I':>11} {'dH/dt + I':>11} {'L1':>11}"
+        columns = [self.times, self.entropy, self.fisher, self.balance, self.l1]
         if self.modified is not None:
             head, columns = head + f" {'S_P':>11}", [*columns, self.modified]
         rows = zip(*columns, strict=True)
@@ -115,7 +114,6 @@ def _functionals(gen: Generator, V: fem.FunctionSpace, p_inf: Any, P: Any) -> Ca
         integrands = {
             "entropy": kept * log - kept + q,
             "l1": np.abs(raw - q),
-            "chi_squared": np.where(known, (np.where(raw <= floor, 0.0, raw) - q) ** 2 / positive, 0.0),
             "neglected": np.where(used, 0.0, np.abs(raw)),
         }
         for name, A in matrices.items():

@@ -11,9 +11,9 @@ from ... import plot
 from ..._answer import Answer, place
 from ..._errors import on_root
 from ...domains.domain import Domain
-from ..landscape.critical import CriticalPoint, find_critical_points
-from ..landscape.lojasiewicz import Exponent, exponent_at, largest_ball
-from ..landscape.points import Loss
+from .critical import CriticalPoint, find_critical_points
+from .lojasiewicz import Exponent, exponent_at, largest_ball
+from .points import Loss
 
 _MARKS = {"minimum": ("o", "white"), "saddle": ("X", "tab:orange"), "maximum": ("^", "tab:red")}
 

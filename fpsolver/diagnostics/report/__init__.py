@@ -1,1 +1,0 @@
-"""A landscape and its paths in one report."""
