@@ -160,7 +160,9 @@ def _row(
     domain, process = gens[0].domain, gens[0].process
     unit, point = process.time_per_step, np.asarray(getattr(start, "point", start), dtype=float).reshape(1, -1)
     if time is None:
-        pde, by_chain = (_steps(models[0], point, unit) if models else None for models in (gens, chains))
+        times: list[Any] = [mean_exit_time(models[0], start=point).in_steps() for models in (gens, chains) if models]
+        found: list[Any] = [*(computed(float(t.value[0]), float(t.error[0])) for t in times), None]
+        pde, by_chain = found[:2]
         ask = lambda e: e.mean_exit_time().scaled(1 / unit)  # noqa: E731
     else:
         pde, by_chain = (_expectation(models, quantity, time, point) if models else None for models in (gens, chains))
@@ -179,12 +181,6 @@ def _row(
         both = f"{by_chain} and {by_sgd}"
         doubts.append(f"chain and SGD paths, two ways to one number, differ: {both}. Doubt the chain: refine its mesh")
     return Row(eta, pde, by_chain, by_sde, by_sgd, gap, tuple(doubts))
-
-
-def _steps(model: Any, point: np.ndarray, unit: float) -> Any:
-    tau = mean_exit_time(model, start=point)
-    assert tau.error is not None  # an exit time from a start has one
-    return computed(float(tau.at(point)[0]) / unit, float(tau.error[0]) / unit)
 
 
 def _expectation(models: Sequence[Any], g: Any, time: float, point: np.ndarray) -> Any:

@@ -171,25 +171,22 @@ def loss_decay(evolution: Evolution, exponent: Exponent, *, loss: Any = None) ->
         )
     regime = (noise < 0.5 * drift) & (drift > 0)
     x, rate = excess[regime], (drift - noise)[regime]
-    if exponent.exponential:
-        square = exponent.constant**2
-        law = "exponential", square, (square, float("inf")), *_rate(rate / x)
+    law, predicted, interval = "exponential", exponent.constant**2, (exponent.constant**2, float("inf"))
+    if not exponent.exponential:
+        predicted, high, low = (1 / (2 * theta - 1) for theta in (exponent.theta, *exponent.interval))
+        law, interval = "algebraic", (low, high)
+    if len(x) < _FEWEST:
+        measured = float("nan"), (float("nan"), float("nan"))
+    elif exponent.exponential:
+        late = (rate / x)[len(x) // 2 :]
+        measured = float(np.median(late)), (float(late.min()), float(late.max()))
     else:
-        power, low, high = (1 / (2 * theta - 1) for theta in (exponent.theta, *exponent.interval))
-        law = "algebraic", power, (high, low), *_power(np.log(x), np.log(rate))
-    return LossDecay(evolution.times, excess, drift, noise, regime, *law)
-
-
-def _rate(rates: np.ndarray) -> tuple[float, tuple[float, float]]:
-    if len(rates) < _FEWEST:
-        return float("nan"), (float("nan"), float("nan"))
-    late = rates[len(rates) // 2 :]
-    return float(np.median(late)), (float(late.min()), float(late.max()))
+        measured = _power(np.log(x), np.log(rate))
+    return LossDecay(evolution.times, excess, drift, noise, regime, law, predicted, interval, *measured)
 
 
 def _power(x: np.ndarray, y: np.ndarray) -> tuple[float, tuple[float, float]]:
-    if len(x) < _FEWEST:
-        return float("nan"), (float("nan"), float("nan"))
+    """1/(s − 1) with s the slope of y over x in the later half, and its interval."""
     late = slice(len(x) // 2 - (len(x) < 8), None)
     whole, (s, error, freedom) = regression(x, y)[0], regression(x[late], y[late])
     reach = float(student.ppf(0.975, freedom)) * error + abs(s - whole)

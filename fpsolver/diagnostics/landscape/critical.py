@@ -10,6 +10,7 @@ from ..._errors import together
 from ..._sample import lattice, push_forward
 from ...discretisation.points import contains
 from ...domains.domain import Domain
+from .lojasiewicz import Exponent
 from .points import Loss, covariance_at
 
 _SAMPLES = 40_000
@@ -31,6 +32,7 @@ class CriticalPoint(Answer):
         exact: whether the gradient is (symbolic, or automatic with the Hessian by differences of it).  For
             ``fp.batched`` losses all derivatives are differences of fourth order: the point is good to about 1e-9 of
             the domain, eigenvalues to about 1e-6.
+        exponent: of Łojasiewicz; None unless :func:`~fpsolver.diagnostics.landscape` has found it.
     """
 
     point: tuple[float, ...]
@@ -42,9 +44,27 @@ class CriticalPoint(Answer):
     kind: str
     covariance: np.ndarray | None = None
     exact: bool = True
+    exponent: Exponent | None = None
 
     def __repr__(self) -> str:
         return f"{self.kind} at {place(self.point)}: f = {self.value:.8g}, Hessian's eigenvalues {self.eigenvalues}"
+
+    @property
+    def alignment(self) -> float:
+        """tr(HΣ)/(|H| |Σ|), Frobenius norms: 1 if noise and curvature are proportional; nan without noise."""
+        H, Sigma = self.hessian, np.zeros_like(self.hessian) if self.covariance is None else self.covariance
+        size = float(np.linalg.norm(H) * np.linalg.norm(Sigma))
+        return float(np.sum(H * Sigma)) / size if size > 1e-280 else float("nan")
+
+    @property
+    def angle(self) -> float:
+        """Degrees, 0 to 90, between the leading eigenvectors of H and Σ; nan without noise, or if one is not unique."""
+        if self.covariance is None or np.isnan(self.alignment):
+            return float("nan")
+        (a, A), (b, B) = (np.linalg.eigh(matrix) for matrix in (self.hessian, self.covariance))
+        if any(len(v) > 1 and v[-1] - v[-2] <= 1e-8 * np.abs(v).max() for v in (a, b)):
+            return float("nan")
+        return float(np.degrees(np.arccos(min(1.0, abs(A[:, -1] @ B[:, -1])))))
 
 
 def critical_points(process_or_loss: Any, domain: Domain) -> list[CriticalPoint]:

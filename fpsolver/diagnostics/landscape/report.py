@@ -1,6 +1,7 @@
 """A loss landscape in one report: critical points, curvature, noise and exponents."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,41 +13,10 @@ from ..._answer import Answer, place
 from ..._errors import on_root
 from ...domains.domain import Domain
 from .critical import CriticalPoint, find_critical_points
-from .lojasiewicz import Exponent, exponent_at, largest_ball
+from .lojasiewicz import exponent_at, largest_ball
 from .points import Loss
 
 _MARKS = {"minimum": ("o", "white"), "saddle": ("X", "tab:orange"), "maximum": ("^", "tab:red")}
-
-
-@dataclass(frozen=True, eq=False)
-class PointReport(Answer):
-    """What the landscape is like at one critical point.
-
-    Attributes:
-        critical: the point, its Hessian H and covariance Σ.
-        trace, determinant, largest: tr H, det H, and the largest eigenvalue of H.
-        alignment: tr(HΣ)/(|H| |Σ|), Frobenius norms: 1 if noise and curvature are proportional; nan without noise.
-        angle: between the leading eigenvectors of H and Σ, in degrees from 0 to 90; nan without noise, or where one of
-            them is not unique.
-        exponent: Łojasiewicz exponent with interval; None unless it is a minimum inside the domain.
-    """
-
-    critical: CriticalPoint
-    trace: float
-    determinant: float
-    largest: float
-    alignment: float
-    angle: float
-    exponent: Exponent | None
-
-    def __repr__(self) -> str:
-        c = self.critical
-        noise = "-" if c.covariance is None else f"{np.trace(c.covariance):.3e}"
-        numbers = f"{c.value:11.4g} {self.trace:10.4g} {self.determinant:10.4g} {self.largest:10.4g} {noise:>10}"
-        theta = "-" if self.exponent is None else f"{self.exponent}".removeprefix("theta = ")
-        pair = ((self.alignment, 3), (self.angle, 1))
-        alignment, angle = (f"{v:6.{k}f}" if np.isfinite(v) else f"{'-':>6}" for v, k in pair)
-        return f"{c.kind:<10} {_text(c.point):<26} {numbers} {alignment} {angle}  {theta}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,18 +29,25 @@ class LandscapeReport(Answer):
         loss: f at points of the domain.
     """
 
-    points: tuple[PointReport, ...]
+    points: tuple[CriticalPoint, ...]
     notes: tuple[str, ...]
     loss: Loss = field(repr=False)
 
     @property
-    def minima(self) -> tuple[PointReport, ...]:
+    def minima(self) -> tuple[CriticalPoint, ...]:
         """The minima, the deepest first; also degenerate ones, for which an exponent was found."""
-        return tuple(p for p in self.points if p.critical.kind == "minimum" or p.exponent is not None)
+        return tuple(c for c in self.points if c.kind == "minimum" or c.exponent is not None)
 
     def __repr__(self) -> str:
         head = f"{'kind':<10} {'point':<26} {'f':>11} {'tr H':>10} {'det H':>10} {'max H':>10} {'tr Sigma':>10}"
-        rows = [f"{head} {'align':>6} {'angle':>6}  theta", *map(str, self.points)]
+        rows = [f"{head} {'align':>6} {'angle':>6}  theta"]
+        for c in self.points:
+            size = np.trace(c.hessian), np.linalg.det(c.hessian), c.eigenvalues[-1]
+            cells = f"{c.value:11.4g} " + " ".join(f"{v:10.4g}" for v in size)
+            noise = "-" if c.covariance is None else f"{np.trace(c.covariance):.3e}"
+            pair = (f"{v:6.{k}f}" if np.isfinite(v) else f"{'-':>6}" for v, k in ((c.alignment, 3), (c.angle, 1)))
+            theta = "-" if c.exponent is None else f"{c.exponent}".removeprefix("theta = ")
+            rows.append(f"{c.kind:<10} {_text(c.point):<26} {cells} {noise:>10} {' '.join(pair)}  {theta}")
         return "\n".join([*rows, *self.notes])
 
     def plot(self, path: str | Path) -> Any:
@@ -84,7 +61,7 @@ class LandscapeReport(Answer):
         Raises:
             ValueError: three dimensions.
         """
-        loss, domain, points = self.loss, self.loss.domain, [p.critical for p in self.points]
+        loss, domain, points = self.loss, self.loss.domain, self.points
         if domain.dim > 2:
             raise ValueError("a landscape is drawn in one and two dimensions; in three, plot slices of the loss.")
         f = fem.Function(fem.functionspace(domain.mesh, ("Lagrange", 4)), name="loss")
@@ -114,7 +91,7 @@ class LandscapeReport(Answer):
         return figure
 
 
-def _ellipses(axes: Any, points: list[CriticalPoint], size: float) -> None:
+def _ellipses(axes: Any, points: Sequence[CriticalPoint], size: float) -> None:
     """{H⁻¹ᐟ² v} at minima and {Σ¹ᐟ² v} everywhere, |v| = 1, each kind scaled so that its longest axis is ``size``."""
     angle = np.linspace(0, 2 * np.pi, 121)
     circle = np.stack([np.cos(angle), np.sin(angle)])
@@ -149,7 +126,7 @@ def landscape(process_or_loss: Any, domain: Domain, *, exponents: bool = True, s
             "larger domain."
         )
     notes: list[str] = []
-    reports: list[PointReport] = []
+    points: list[CriticalPoint] = []
     for c in found:
         x, exponent = np.array(c.point), None
         others = [np.linalg.norm(x - o.point) for o in found if o is not c]
@@ -159,24 +136,10 @@ def landscape(process_or_loss: Any, domain: Domain, *, exponents: bool = True, s
                 exponent = exponent_at(loss, x, largest_ball(domain, x, reach), seed)
             except ValueError as problem:  # the same on all ranks
                 notes.append(f"no exponent at {_text(c.point)}: {problem}")
-        size = float(np.trace(c.hessian)), float(np.linalg.det(c.hessian)), float(c.eigenvalues[-1])
-        reports.append(PointReport(c, *size, *_alignment(c), exponent))
-    report = LandscapeReport(tuple(reports), tuple(notes), loss)
-    none = "there is no minimum on the domain: f decreases towards its boundary"
-    return report if report.minima else LandscapeReport(report.points, (*notes, none), loss)
-
-
-def _alignment(c: CriticalPoint) -> tuple[float, float]:
-    """tr(HΣ)/(|H| |Σ|) and the angle between leading eigenvectors in degrees."""
-    nothing = float("nan")
-    sizes = 0.0 if c.covariance is None else float(np.linalg.norm(c.hessian) * np.linalg.norm(c.covariance))
-    if c.covariance is None or sizes <= 1e-280:
-        return nothing, nothing
-    alignment = float(np.sum(c.hessian * c.covariance)) / sizes
-    (a, A), (b, B) = (np.linalg.eigh(matrix) for matrix in (c.hessian, c.covariance))
-    if any(len(v) > 1 and v[-1] - v[-2] <= 1e-8 * np.abs(v).max() for v in (a, b)):
-        return alignment, nothing
-    return alignment, float(np.degrees(np.arccos(min(1.0, abs(A[:, -1] @ B[:, -1])))))
+        points.append(replace(c, exponent=exponent))
+    if all(c.kind != "minimum" and c.exponent is None for c in points):
+        notes.append("there is no minimum on the domain: f decreases towards its boundary")
+    return LandscapeReport(tuple(points), tuple(notes), loss)
 
 
 def _text(point: Any) -> str:
