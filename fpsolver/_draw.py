@@ -44,21 +44,13 @@ _MOST = 0.7  # of the domain: a window that is larger is not worth it
 
 @dataclass(frozen=True)
 class Sample:
-    """A scalar field on small cells that share no points, so that it may jump; the arrays are on rank 0 only.
-
-    Attributes:
-        comm: communicator of the mesh.
-        dim: its dimension.
-        points: shape (n, dim).
-        values: values at the points, shape (n,).
-        cells: points of each small cell, shape (m, dim + 1).
-    """
+    """A scalar field on small cells that share no points, so that it may jump; the arrays are on rank 0 only."""
 
     comm: MPI.Comm
     dim: int
-    points: Array
-    values: Array
-    cells: Array
+    points: Array  # shape (n, dim)
+    values: Array  # at the points, shape (n,)
+    cells: Array  # points of each small cell, shape (m, dim + 1)
 
 
 def sample(f: Any, budget: int = 200_000) -> Sample:
@@ -74,9 +66,9 @@ def sample(f: Any, budget: int = 200_000) -> Sample:
         raise ValueError(f"expected a scalar function, {f.name!r} has shape {V.value_shape}; draw f.sub(i).collapse()")
     mesh, k = V.mesh, degree(V)
     if not lagrange(V):
-        f, g = fem.Function(fem.functionspace(mesh, ("DG", k))), f
+        V = fem.functionspace(mesh, ("DG", k))
+        f, g = fem.Function(V), f
         f.interpolate(g)
-        V = f.function_space
     dim, cells = mesh.topology.dim, own_cells(mesh)
     smooth = max(k, _compat.coordinate_map(mesh).degree)
     wanted = 1 if smooth <= 1 else 4 * smooth if dim == 1 else 2 * smooth
@@ -86,11 +78,9 @@ def sample(f: Any, budget: int = 200_000) -> Sample:
     pieces = mesh.comm.gather((push_forward(mesh, X, cells), values), root=0)
     if pieces is None:
         return Sample(mesh.comm, dim, *[np.empty(0)] * 3)
-    points = np.concatenate([p.reshape(-1, dim) for p, _ in pieces])
-    values = np.concatenate([v.ravel() for _, v in pieces])
-    return Sample(
-        mesh.comm, dim, points, values, (np.arange(0, len(points), len(X))[:, None, None] + small).reshape(-1, dim + 1)
-    )
+    points, values = np.concatenate([p.reshape(-1, dim) for p, _ in pieces]), [v.ravel() for _, v in pieces]
+    first = np.arange(0, len(points), len(X))[:, None, None]
+    return Sample(mesh.comm, dim, points, np.concatenate(values), (first + small).reshape(-1, dim + 1))
 
 
 def facet_curves(mesh: dmesh.Mesh, facets: Array, n: int = 6) -> Array:
@@ -107,51 +97,40 @@ def facet_curves(mesh: dmesh.Mesh, facets: Array, n: int = 6) -> Array:
 
 @dataclass(frozen=True)
 class Style:
-    """How a field of some name is drawn."""
+    """How a field is drawn; of a density only the part with the mass is looked at."""
 
-    name: str
+    label: str
+    density: bool
     log: bool
     axes: Sequence[str]
-    cmap: str | None = None
-    contours: int = 0
-
-    @property
-    def density(self) -> bool:
-        """Whether it is one, of which only the part with the mass is looked at."""
-        return "density" in self.name or self.name.startswith("ergodic law")
-
-    @property
-    def colours(self) -> str:
-        """The colour map; where there is no mass paper stays nearly white."""
-        return self.cmap or ("magma_r" if self.density else "viridis")
-
-    @property
-    def label(self) -> str:
-        """Name, symbol and time."""
-        name, _, time = self.name.partition(" at t = ")
-        symbol = f" {_SYMBOLS[name]}" if name in _SYMBOLS else ""
-        return name + symbol + (f" at $t = {time}$" if time else "")
+    colours: str
+    contours: int
 
 
-def name_of(solution: Any, f: Any) -> str:
-    """What a solution, or else its function, is called."""
-    name = getattr(solution, "name", None)
-    return str(name if isinstance(name, str) else getattr(f, "name", "")).replace("_", " ")
+def style(name: str, log: bool, label: str | None, axes: Sequence[str], cmap: str | None, contours: int) -> Style:
+    """What the name of a field says where nothing else is asked for."""
+    density = "density" in name or name.startswith("ergodic law")
+    if label is None:
+        what, _, time = name.partition(" at t = ")
+        symbol = f" {_SYMBOLS[what]}" if what in _SYMBOLS else ""
+        label = what + symbol + (f" at $t = {time}$" if time else "")
+    # where there is no mass paper stays nearly white
+    return Style(label, density, log, axes, cmap or ("magma_r" if density else "viridis"), contours)
 
 
 def window(data: Sequence[Sample], style: Style) -> Window:
     """The box that holds nearly all mass of some densities, with a margin; None where most of the domain is needed."""
     if not style.density:
         return None
-    low, high = [], []
+    boxes = []
     for d in data:
         corners, values = d.points[d.cells], np.maximum(d.values[d.cells].mean(axis=1), 0.0)
         mass = values * np.abs(np.linalg.det(corners[:, 1:] - corners[:, :1])) / factorial(d.dim)
         order = np.argsort(-values)
         total = np.cumsum(mass[order])
         inside = corners[order[: 1 + int(np.searchsorted(total, (1 - _OUTSIDE[style.log]) * total[-1]))]]
-        low.append(inside.min(axis=(0, 1)))
-        high.append(inside.max(axis=(0, 1)))
+        boxes.append((inside.min(axis=(0, 1)), inside.max(axis=(0, 1))))
+    low, high = zip(*boxes, strict=True)
     box = np.array([np.min(low, axis=0), np.max(high, axis=0)])
     whole = np.array([data[0].points.min(axis=0), data[0].points.max(axis=0)])
     room = _MARGIN * (box[1] - box[0])
@@ -198,22 +177,13 @@ def limits(data: Sequence[Sample], style: Style) -> tuple[float, float]:
     return low, high
 
 
-def extend(data: Sequence[Sample], low: float, high: float) -> str:
-    """At which ends of a colour bar there are values beyond limits that were asked for."""
-    below = any(d.values.min() < low for d in data)
-    above = any(d.values.max() > high for d in data)
-    return {(0, 0): "neither", (1, 0): "min", (0, 1): "max", (1, 1): "both"}[(int(below), int(above))]
-
-
 def draw(a: "Axes", data: Sample, style: Style, low: float, high: float, window: Window, **line: Any) -> Any:
     """A curve in 1D, for which there is no artist of colours; colours else."""
     if data.dim == 1:
         _curve(a, data, style.log, low, **({"color": "C0"} | line))
-        room = 1.0 if style.log else 0.05 * (high - low)
+        room = 0.05 * (high - low)
         a.set_ylim(*((low / 1.5, high * 1.5) if style.log else (low - room * (low != 0), high + room)))
-        artist = None
-    else:
-        artist = _colours(a, data, style, low, high)
+    artist = None if data.dim == 1 else _colours(a, data, style, low, high)
     if window is not None:
         a.set_xlim(*window[:, 0])
         if data.dim == 2:
@@ -221,13 +191,12 @@ def draw(a: "Axes", data: Sample, style: Style, low: float, high: float, window:
     return artist
 
 
-def colour_bar(artist: Any, a: "Axes", label: str, extend: str = "neither") -> None:
+def colour_bar(artist: Any, a: "Axes", label: str) -> None:
     """As high as the panel beside it."""
     if a.get_aspect() in ("auto", 1.0) and a.axison:
-        inset = a.inset_axes((1.05, 0.0, 0.04, 1.0))
-        a.figure.colorbar(artist, cax=inset, label=label, extend=extend)
+        a.figure.colorbar(artist, cax=a.inset_axes((1.05, 0.0, 0.04, 1.0)), label=label)
     else:
-        a.figure.colorbar(artist, ax=a, label=label, extend=extend, shrink=0.8)
+        a.figure.colorbar(artist, ax=a, label=label, shrink=0.8)
 
 
 def _curve(a: "Axes", data: Sample, log: bool, low: float, **style: Any) -> None:

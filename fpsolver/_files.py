@@ -24,7 +24,7 @@ def store(path: Path, write: Callable[[BinaryIO], Any]) -> None:
         OSError: it cannot be written, with the file's name.
     """
     part = path.with_name(f".{path.name}.part")
-    with naming(path):
+    with _naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(part, "wb") as file:
@@ -35,7 +35,6 @@ def store(path: Path, write: Callable[[BinaryIO], Any]) -> None:
         finally:
             with suppress(OSError):
                 part.unlink(missing_ok=True)
-        _settle(path.parent)
 
 
 def write_figure(figure: Any, path: Path) -> None:
@@ -47,7 +46,7 @@ def write_figure(figure: Any, path: Path) -> None:
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
+def _naming(path: Path) -> Iterator[None]:
     """Say which file it is that cannot be written."""
     try:
         yield
@@ -56,90 +55,53 @@ def naming(path: Path) -> Iterator[None]:
         raise OSError(e.errno, f"{path} cannot be written: {e.strerror or e}{other}") from e
 
 
-def _settle(folder: Path) -> None:
-    """Force the names in a folder to the disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-class Staged:
-    """A file of several ranks, or a folder, that is written beside its place and then moved there (all collective).
+@contextmanager
+def staged(comm: MPI.Comm, path: Path, mine: int) -> Iterator[Path]:
+    """Where ranks write a file, or a folder, beside its place, to which it is moved at the end (collective).
 
     Libraries that write in parallel end the process, or let the ranks wait for each other for ever, where the disk is
-    full or read-only.  So room is claimed before they write, and given back to them at once.
-
-    Attributes:
-        path: where to write.
+    full or read-only.  So room for ``mine`` bytes of each rank is claimed before they write, and given back to them.
 
     Raises:
-        OSError: nothing can be written there, with the file's name.
+        OSError: the file cannot be written, with its name.
     """
+    folder, size = path.parent / f".{path.name}.part", comm.allreduce(int(1.1 * mine) + SPARE)
 
-    def __init__(self, comm: MPI.Comm, path: Path):
-        self.comm, self.target = comm, path
-        self._folder = path.parent / f".{path.name}.part"
-        self.path = self._folder / path.name
-        self._claimed = 0
+    def claim() -> None:
+        with _naming(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            with open(folder / "room", "wb") as f:
+                f.truncate(size)  # takes no room, but may be more than a file may have
+                try:
+                    if hasattr(os, "posix_fallocate"):
+                        os.posix_fallocate(f.fileno(), 0, size)
+                except OSError as e:
+                    if e.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # a file system that cannot reserve
+                        raise
+            (folder / "room").unlink()
 
-        def make() -> None:
-            with naming(path):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                shutil.rmtree(self._folder, ignore_errors=True)
-                self._folder.mkdir()
+    def publish() -> None:
+        with _naming(path):
+            # the file itself comes last, for it may refer to the others
+            for made in sorted(folder.iterdir(), key=lambda p: p.name == path.name):
+                target, old = path.with_name(made.name), folder / f"{made.name}.old"
+                if target.is_dir():
+                    os.replace(target, old)
+                os.replace(made, target)
+            shutil.rmtree(folder)
 
-        on_root(comm, make)
-
-    def claim(self, mine: int) -> None:
-        """Make sure that there is room for as many more bytes from each rank."""
-        more = self.comm.allreduce(int(1.1 * mine) + SPARE)
-        self._claimed += more
-        with self.unfinished():
-            on_root(self.comm, lambda: self._try(more))
-
-    def _try(self, size: int) -> None:
-        """Whether there is room for some bytes more, and a file may have as many in all."""
-        with naming(self.target), open(self._folder / "room", "wb") as f:
-            f.truncate(self._claimed)  # takes no room
-            f.truncate(0)
-            try:
-                if hasattr(os, "posix_fallocate"):
-                    os.posix_fallocate(f.fileno(), 0, size)
-            except OSError as e:
-                if e.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # a file system that cannot reserve
-                    raise
-        (self._folder / "room").unlink()
-
-    @contextmanager
-    def unfinished(self) -> Iterator[None]:
-        """What fails inside removes what was written."""
-        try:
-            yield
-        except BaseException:
-            if self.comm.rank == 0:
-                shutil.rmtree(self._folder, ignore_errors=True)
-            raise
-
-    def publish(self) -> None:
-        """Give what was written its name, in place of what had it before."""
-
-        def move() -> None:
-            with naming(self.target):
-                # the file itself comes last, for it may refer to the others
-                for made in sorted(self._folder.iterdir(), key=lambda p: p.name == self.target.name):
-                    target, old = self.target.with_name(made.name), self._folder / f"{made.name}.old"
-                    if target.is_dir():
-                        os.replace(target, old)
-                    os.replace(made, target)
-                    if old.exists():
-                        shutil.rmtree(old)
-                self._folder.rmdir()
-                _settle(self.target.parent)
-
-        with self.unfinished():
-            on_root(self.comm, move)
+    try:
+        on_root(comm, claim)
+        yield folder / path.name
+        on_root(comm, publish)
+    except BaseException as e:
+        if comm.rank == 0:
+            shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(e, RuntimeError):  # what libraries raise
+            raise OSError(f"{path} cannot be written: {e}") from e
+        raise
 
 
 def digest(*files: Path, without: str = "") -> str:

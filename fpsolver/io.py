@@ -3,7 +3,6 @@
 import ctypes
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -18,7 +17,7 @@ from dolfinx import mesh as dmesh
 
 from . import _compat
 from ._errors import on_root, together
-from ._files import Staged, store
+from ._files import SPARE, staged, store
 from ._log import logger
 from ._sample import degree, lagrange, own_cells
 from .domains.domain import Domain
@@ -41,6 +40,8 @@ def write(path: str | Path, functions: Fields, times: Sequence[float] | None = N
              (times, n), or (times, n, components); gathered on rank 0
     ======== ===========================================================================================
 
+    The file gets its name when it is whole, and where writing fails, a file of that name stays as it was.
+
     Args:
         path: the file; missing folders are created.
         functions: a function, a list of functions with different names, or a dictionary {name: function}, where
@@ -50,142 +51,100 @@ def write(path: str | Path, functions: Fields, times: Sequence[float] | None = N
 
     Raises:
         ValueError: for an unknown suffix, or functions that cannot be written.
+        OSError: the file cannot be written, with its name and the reason.
     """
+    path = Path(path)
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"{path}: unknown file type {path.suffix!r}; known are {', '.join(SUFFIXES)}")
+    if path.suffix == ".bp" and not dolfinx.has_adios2:
+        raise ValueError(f"{path}: this DOLFINx was built without ADIOS2; write .xdmf or .npz instead")
     if times is None and hasattr(functions, "times"):
         times, name = functions.times, str(getattr(functions, "name", "solution")).replace(" ", "_")
         functions = [{name: functions[i]} for i in range(len(functions))]
-    if times is not None and len(times) != len(functions):
-        raise ValueError(
-            f"{path}: {len(times)} times, but {len(functions)} entries to write; expected one for each time"
-        )
-    with Writer(path) as writer:
-        if times is None:
-            writer.write(0.0, functions)
-        else:
-            for i, t in enumerate(times):
-                writer.write(t, functions[i])
+    steps = functions if times is not None else [functions]
+    times = [0.0] if times is None else times
+    if len(times) != len(steps) or not len(times):
+        raise ValueError(f"{path}: {len(times)} times, but {len(steps)} entries to write; expected one for each time")
+    series = [_named(steps[i], path) for i in range(len(times))]
+    for i, fields in enumerate(series):
+        if fields.keys() != series[0].keys():
+            if isinstance(steps[i], Mapping) or len(fields) != len(series[0]):
+                raise ValueError(f"{path} holds {', '.join(series[0])}; it cannot also take {', '.join(fields)}")
+            series[i] = dict(zip(series[0], fields.values(), strict=True))  # solutions may be named after their times
+    held = _held(path, series)
+
+    def frames() -> Iterator[float]:
+        for t, fields in zip(times, series, strict=True):
+            for target in held:
+                _transfer(fields[target.name], target)
+            yield t
+
+    (_write_npz if path.suffix == ".npz" else _write_parallel)(path, held, frames(), len(times))
 
 
-class Writer:
-    """A file that takes fields at one time after the other: ``with Writer("p.bp") as w: w.write(0.1, {"p": p})``.
+def _held(path: Path, series: list[dict[str, fem.Function]]) -> list[fem.Function]:
+    """Functions that take the fields of one time after the other, all in spaces that the file has."""
+    fields, suffix = series[0], path.suffix
+    mesh = next(iter(fields.values())).function_space.mesh
+    shapes = {name: tuple(f.function_space.value_shape) for name, f in fields.items()}
+    if any(f.function_space.mesh is not mesh for some in series for f in some.values()):
+        raise ValueError(f"{path}: the functions {', '.join(fields)} live on different meshes; use a file for each")
+    if suffix == ".bp" and len(set(shapes.values())) > 1:
+        raise ValueError(f"{path}: scalars and vectors cannot share a .bp file; use a file for each")
+    if suffix == ".npz" and (reserved := {"points", "cells", "times"} & fields.keys()):
+        raise ValueError(f"{path}: a function in a .npz file cannot be called {reserved.pop()!r}")
+    if suffix == ".xdmf":
+        family, k = "Lagrange", _xdmf_order(path, mesh)
+    else:  # what holds all of them
+        kinds = [lagrange(f.function_space) or ("DG", degree(f.function_space)) for f in fields.values()]
+        family, k = min(kind for kind, _ in kinds), max(k for _, k in kinds)
+    logger.info("%s: %s as %s, %s of degree %d", path, ", ".join(fields), SUFFIXES[suffix], family, k)
+    return [fem.Function(fem.functionspace(mesh, (family, k, shape)), name=name) for name, shape in shapes.items()]
 
-    The fields of every time must be as many as the first ones, with the same names if they are in a dictionary.
-    Closing is collective, as is everything else.  The file gets its name when it is closed, and until then, or where
-    writing fails, a file of that name stays as it was.
 
-    Args:
-        path: the file, see :func:`write`.
+def _write_npz(path: Path, held: list[fem.Function], frames: Iterator[float], _: int) -> None:
+    V = held[0].function_space
+    mesh, index, cells = V.mesh, V.dofmap.index_map, V.dofmap.list[own_cells(V.mesh)]
+    table: dict[str, Any] = {f.name: [] for f in held} | {"times": []}
+    table["points"] = _stacked(mesh.comm, V.tabulate_dof_coordinates()[: index.size_local, : mesh.geometry.dim])
+    table["cells"] = _stacked(mesh.comm, index.local_to_global(cells.ravel()).reshape(cells.shape))
+    for t in frames:
+        table["times"].append(t)
+        for f in held:
+            components = f.function_space.dofmap.index_map_bs
+            values = _stacked(mesh.comm, f.x.array[: index.size_local * components])
+            table[f.name].append(values if values is None or components == 1 else values.reshape(-1, components))
+    on_root(mesh.comm, lambda: store(path, lambda file: np.savez_compressed(file, **table)))
 
-    Raises:
-        OSError: the file cannot be written, with its name and the reason.
-    """
 
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
-        if self.path.suffix not in SUFFIXES:
-            raise ValueError(f"{path}: unknown file type {self.path.suffix!r}; known are {', '.join(SUFFIXES)}")
-        if self.path.suffix == ".bp" and not dolfinx.has_adios2:
-            raise ValueError(f"{path}: this DOLFINx was built without ADIOS2; write .xdmf or .npz instead")
-        self._held: dict[str, fem.Function] = {}
-        self._file: Any = None
-        self._staged: Staged | None = None
-        self._table: dict[str, Any] = {}
-
-    def write(self, t: float, functions: Fields) -> None:
-        """Write the fields of one time."""
-        fields = _named(functions, self.path)
-        if not self._held:
-            self._open(fields)
-        elif not isinstance(functions, Mapping) and len(fields) == len(self._held):
-            fields = dict(zip(self._held, fields.values(), strict=True))  # solutions may be named after their times
-        if fields.keys() != self._held.keys():
-            raise ValueError(f"{self.path} holds {', '.join(self._held)}; it cannot also take {', '.join(fields)}")
-        for name, f in fields.items():
-            _transfer(f, self._held[name])
-        if self._staged is None:
-            self._table["times"].append(t)
-            for name, f in self._held.items():
-                V = f.function_space
-                bs = V.dofmap.index_map_bs
-                values = _stacked(V.mesh.comm, f.x.array[: V.dofmap.index_map.size_local * bs])
-                self._table[name].append(values if values is None or bs == 1 else values.reshape(-1, bs))
-            return
-        with self._writing(sum(f.x.array.nbytes for f in self._held.values())):
-            if self.path.suffix == ".bp":
-                self._file.write(t)
-            else:
-                for f in self._held.values():
-                    self._file.write_function(f, t)
-
-    def _open(self, fields: dict[str, fem.Function]) -> None:
-        path, suffix, first = self.path, self.path.suffix, next(iter(fields.values()))
-        mesh, comm = first.function_space.mesh, first.function_space.mesh.comm
-        shapes = {tuple(f.function_space.value_shape) for f in fields.values()}
-        if any(f.function_space.mesh is not mesh for f in fields.values()):
-            raise ValueError(f"{path}: the functions {', '.join(fields)} live on different meshes; use a file for each")
-        if suffix == ".bp" and len(shapes) > 1:
-            raise ValueError(f"{path}: scalars and vectors cannot share a .bp file; use a file for each")
-        if suffix == ".npz" and (reserved := {"points", "cells", "times"} & fields.keys()):
-            raise ValueError(f"{path}: a function in a .npz file cannot be called {reserved.pop()!r}")
-        family, k = ("Lagrange", _xdmf_order(path, mesh)) if suffix == ".xdmf" else _common_family(fields.values())
-        for name, f in fields.items():
-            shape = tuple(f.function_space.value_shape)
-            self._held[name] = fem.Function(fem.functionspace(mesh, (family, k, shape)), name=name)
-        logger.info("%s: %s as %s, %s of degree %d", path, ", ".join(fields), SUFFIXES[suffix], family, k)
-        V = next(iter(self._held.values())).function_space
-        if suffix == ".npz":
-            index = V.dofmap.index_map
-            cells = V.dofmap.list[own_cells(mesh)]
-            numbers = index.local_to_global(cells.ravel()).reshape(cells.shape)
-            points = V.tabulate_dof_coordinates()[: index.size_local, : mesh.geometry.dim]
-            self._table = {"points": _stacked(comm, points), "cells": _stacked(comm, numbers), "times": []}
-            self._table |= {name: [] for name in fields}
-            return
-        self._staged = Staged(comm, path)
-        nodes = mesh.geometry.x.nbytes + 3 * V.tabulate_dof_coordinates().nbytes
-        with self._writing(nodes + 8 * (V.dofmap.list.size + _compat.geometry_dofmap(mesh).size)):
-            if suffix == ".bp":
-                policy = dio.VTXMeshPolicy.reuse
-                self._file = dio.VTXWriter(comm, str(self._staged.path), list(self._held.values()), mesh_policy=policy)
-            else:
-                self._file = dio.XDMFFile(comm, str(self._staged.path), "w")
-                self._file.write_mesh(mesh)
-
-    @contextmanager
-    def _writing(self, size: int) -> Iterator[None]:
-        """Where a library writes so many bytes from this rank; a file that it has failed on is given up."""
-        assert self._staged is not None
+def _write_parallel(path: Path, held: list[fem.Function], frames: Iterator[float], times: int) -> None:
+    V = held[0].function_space
+    mesh, comm = V.mesh, V.mesh.comm
+    nodes = mesh.geometry.x.nbytes + 3 * V.tabulate_dof_coordinates().nbytes
+    size = nodes + 8 * (V.dofmap.list.size + _compat.geometry_dofmap(mesh).size)
+    with staged(comm, path, size + times * (sum(f.x.array.nbytes for f in held) + SPARE)) as place:
+        with together(comm):
+            file: Any = (
+                dio.VTXWriter(comm, str(place), held, mesh_policy=dio.VTXMeshPolicy.reuse)
+                if path.suffix == ".bp"
+                else dio.XDMFFile(comm, str(place), "w")
+            )
         try:
-            self._staged.claim(size)
-            with self._staged.unfinished(), together(self._staged.comm):
-                yield
-        except BaseException as e:
-            if self._file is not None:
-                ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._file))  # its destructor would end the process
-            self._file = self._staged = None
-            if isinstance(e, RuntimeError):
-                raise OSError(f"{self.path} cannot be written: {e}") from e
+            if path.suffix == ".xdmf":
+                with together(comm):
+                    file.write_mesh(mesh)
+            for t in frames:
+                with together(comm):
+                    if path.suffix == ".bp":
+                        file.write(t)
+                    else:
+                        for f in held:
+                            file.write_function(f, t)
+            with together(comm):
+                file.close()
+        except BaseException:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(file))  # its destructor would end the process
             raise
-
-    def close(self) -> None:
-        """Finish the file, and give it its name."""
-        if self._staged is not None and self._file is not None:
-            staged = self._staged
-            with self._writing(0):
-                self._file.close()
-            staged.publish()
-        if self._table:
-            comm = next(iter(self._held.values())).function_space.mesh.comm
-            table, self._table = self._table, {}
-            arrays: dict[str, Any] = {k: np.asarray(v) for k, v in table.items()}
-            on_root(comm, lambda: store(self.path, lambda file: np.savez_compressed(file, **arrays)))
-        self._file = self._staged = None
-
-    def __enter__(self) -> "Writer":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def write_domain(path: str | Path, domain: Domain) -> None:
@@ -210,29 +169,23 @@ def write_domain(path: str | Path, domain: Domain) -> None:
         values[np.isin(facets, domain.facets(name))] += 1 << i
     tags = dmesh.meshtags(mesh, dim - 1, facets.astype(np.int32), values)
     tags.name = "parts"
-    staged = Staged(domain.comm, path)
-    staged.claim(mesh.geometry.x.nbytes + 8 * (_compat.geometry_dofmap(mesh).size + (dim + 1) * len(facets)))
+    size = mesh.geometry.x.nbytes + 8 * (_compat.geometry_dofmap(mesh).size + (dim + 1) * len(facets))
     before, mesh.name = mesh.name, "mesh"
     try:
-        with staged.unfinished(), dio.XDMFFile(domain.comm, str(staged.path), "w") as file:
-            file.write_mesh(mesh)
-            file.write_meshtags(tags, mesh.geometry)
-            file.write_information(XDMF_KEY, json.dumps({"parts": domain.parts, "sha256": UNSIGNED}))
-    except RuntimeError as e:
-        raise OSError(f"{path} cannot be written: {e}") from e
+        with staged(domain.comm, path, size) as place:
+            with dio.XDMFFile(domain.comm, str(place), "w") as file:
+                file.write_mesh(mesh)
+                file.write_meshtags(tags, mesh.geometry)
+                file.write_information(XDMF_KEY, json.dumps({"parts": domain.parts, "sha256": UNSIGNED}))
+            on_root(domain.comm, lambda: sign(place))
     finally:
         mesh.name = before
-    on_root(domain.comm, lambda: sign(staged.path))
-    staged.publish()
 
 
 def _xdmf_order(path: Path, mesh: dmesh.Mesh) -> int:
     if (order := _compat.coordinate_map(mesh).degree) > 2:
         raise ValueError(f"{path}: XDMF has no cells of degree {order}; write .bp, or make the mesh with order=2")
     return order
-
-
-# -- Fields
 
 
 def _named(functions: Fields, path: Path) -> dict[str, fem.Function]:
@@ -242,52 +195,33 @@ def _named(functions: Fields, path: Path) -> dict[str, fem.Function]:
     names = list(many) if isinstance(many, Mapping) else [getattr(f, "name", "") for f in found]
     for name, f in zip(names, found, strict=True):
         if not isinstance(f, fem.Function):
-            raise ValueError(
-                f"{path}: expected DOLFINx functions or solutions, but {name or 'an entry'!r} is {type(f).__name__}"
-            )
-    if len(set(names)) < len(names):
-        raise ValueError(
-            f"{path}: several functions have the same name ({', '.join(names)}); give a dict {{name: function}}"
-        )
+            entry = repr(name or "an entry")
+            raise ValueError(f"{path}: DOLFINx functions or solutions were expected, but {entry} is {type(f).__name__}")
     if not names:
         raise ValueError(f"{path}: there is nothing to write")
+    if len(set(names)) < len(names):
+        repeated = ", ".join(names)
+        raise ValueError(f"{path}: several functions have the same name ({repeated}); give a dict {{name: function}}")
     return dict(zip(names, found, strict=True))
 
 
-def _common_family(functions: Any) -> tuple[str, int]:
-    """A Lagrange family that holds all of the functions."""
-    kinds = [lagrange(f.function_space) or ("DG", degree(f.function_space)) for f in functions]
-    return "DG" if any(family == "DG" for family, _ in kinds) else "Lagrange", max(k for _, k in kinds)
-
-
 def _transfer(f: fem.Function, held: fem.Function) -> None:
-    """Give ``held`` the values of ``f``."""
-    family, target = lagrange(f.function_space), lagrange(held.function_space)
-    if family == target and f.function_space.element.basix_element == held.function_space.element.basix_element:
-        held.x.array[:] = f.x.array
-    elif target is not None and target[0] == "Lagrange" and (family is None or family[0] == "DG"):
-        _average(f, held)
-    else:
-        held.interpolate(f)
-    held.x.scatter_forward()
-
-
-def _average(f: fem.Function, held: fem.Function) -> None:
-    """Average the values of a discontinuous function at each node of a continuous space.
+    """Give ``held`` the values of ``f``, at the nodes of a continuous space the mean of those that meet there.
 
     Plain interpolation would keep the value of whichever cell comes last, which depends on the number of ranks.
     """
-    P = held.function_space
-    mesh, bs = P.mesh, P.dofmap.index_map_bs
-    cellwise = fem.Function(fem.functionspace(mesh, ("DG", lagrange(P)[1], tuple(P.value_shape))))  # type: ignore[index]
+    P, (family, k) = held.function_space, lagrange(held.function_space) or ("", 0)
+    if family == "DG" or (lagrange(f.function_space) or ("DG",))[0] != "DG":
+        held.interpolate(f)
+        held.x.scatter_forward()
+        return
+    cellwise, count = fem.Function(fem.functionspace(P.mesh, ("DG", k, tuple(P.value_shape)))), fem.Function(P)
     cellwise.interpolate(f)
-    cells = own_cells(mesh)
+    cells, bs = own_cells(P.mesh), P.dofmap.index_map_bs
     nodes, mine = P.dofmap.list[cells], cellwise.function_space.dofmap.list[cells]
     held.x.array[:] = 0.0
-    count = fem.Function(P)
-    np.add.at(held.x.array.reshape(-1, bs), nodes, cellwise.x.array.reshape(-1, bs)[mine])
-    np.add.at(count.x.array.reshape(-1, bs), nodes, 1.0)
-    for g in (held, count):
+    for g, values in ((held, cellwise.x.array.reshape(-1, bs)[mine]), (count, 1.0)):
+        np.add.at(g.x.array.reshape(-1, bs), nodes, values)
         g.x.scatter_reverse(dolfinx.la.InsertMode.add)
         g.x.scatter_forward()
     held.x.array[:] /= count.x.array

@@ -61,24 +61,21 @@ def field(
         ValueError: if the field is not scalar.
         ModuleNotFoundError: if matplotlib, or in 3D pyvista, is missing.
     """
-    f = getattr(solution, "function", solution)
-    name = _draw.name_of(solution, f)
-    data, style = _draw.sample(f), _draw.Style(name, log, axes or _axes(solution), cmap, contours)
+    data, style = _shown([solution], solution, log, label, axes, cmap, contours)
 
     def draw() -> Any:
-        window = _draw.window([data], style) if ax is None else None
-        a = _draw.figure(1, 1, _draw.aspect(data, window))[1][0] if ax is None else ax
-        low, high = limits or _draw.limits([data], style)
-        artist = _draw.draw(a, data, style, low, high, window)
-        text = style.label if label is None else label
+        window = None if ax else _draw.window(data, style)
+        a = ax or _draw.figure(1, 1, _draw.aspect(data[0], window))[1][0]
+        low, high = limits or _draw.limits(data, style)
+        artist = _draw.draw(a, data[0], style, low, high, window)
         if artist is None:
-            a.set(xlabel=style.axes[0], ylabel=text)
+            a.set(xlabel=style.axes[0], ylabel=style.label)
         else:
-            _draw.colour_bar(artist, a, text, _draw.extend([data], low, high) if limits else "neither")
+            _draw.colour_bar(artist, a, style.label)
         a.set_title(title)
         return a.figure
 
-    return _finish(data.comm, draw, path)
+    return _finish(data[0].comm, draw, path)
 
 
 def lines(
@@ -95,24 +92,21 @@ def lines(
 
     Everything else as in :func:`field`.
     """
-    named = functions if isinstance(functions, Mapping) else dict(enumerate(_many(functions)))
-    shown = [getattr(f, "function", f) for f in named.values()]
-    data = [_draw.sample(f) for f in shown]
+    many = isinstance(functions, Sequence) or hasattr(functions, "times")
+    named = functions if isinstance(functions, Mapping) else dict(enumerate(functions if many else [functions]))
+    data, style = _shown(list(named.values()), next(iter(named.values())), log, label, axes)
     if any(d.dim != 1 for d in data):
         raise ValueError("plot.lines draws functions of one variable; use plot.field or plot.series")
-    first = next(iter(named.values()))
-    style = _draw.Style(_draw.name_of(first, shown[0]), log, axes or _axes(first))
 
     def draw() -> Any:
-        window = _draw.window(data, style) if ax is None else None
-        a = _draw.figure(1, 1)[1][0] if ax is None else ax
+        window, labelled = None if ax else _draw.window(data, style), isinstance(functions, Mapping)
+        a = ax or _draw.figure(1, 1)[1][0]
         low, high = _draw.limits(data, style)
-        labelled = isinstance(functions, Mapping)
         for i, (name, d) in enumerate(zip(named, data, strict=True)):
             _draw.draw(a, d, style, low, high, window, color=f"C{i}", label=str(name) if labelled else None)
         if labelled:
             a.legend()
-        a.set(xlabel=style.axes[0], ylabel=style.label if label is None else label, title=title)
+        a.set(xlabel=style.axes[0], ylabel=style.label, title=title)
         return a.figure
 
     return _finish(data[0].comm, draw, path)
@@ -140,9 +134,7 @@ def series(
         raise ValueError(
             f"plot.series: {len(functions)} functions and {len(titles)} titles; expected one title for each"
         )
-    shown = [getattr(functions[i], "function", functions[i]) for i in range(len(functions))]
-    data = [_draw.sample(f) for f in shown]
-    style = _draw.Style(_draw.name_of(functions, shown[0]), log, axes or _axes(functions), cmap)
+    data, style = _shown([functions[i] for i in range(len(functions))], functions, log, label, axes, cmap)
 
     def draw() -> Any:
         width, window = min(columns, len(data)), _draw.window(data, style)
@@ -151,18 +143,16 @@ def series(
         for a, d, title in zip(panels, data, titles, strict=False):
             artist = _draw.draw(a, d, style, low, high, window)
             a.set_title(title)
+            a.label_outer()
         for a in panels[len(data) :]:
             a.set_visible(False)
-        text = style.label if label is None else label
-        for a in panels[: len(data)]:
-            a.label_outer()
         if artist is None:
             fig.supxlabel(style.axes[0], fontsize="medium")
-            fig.supylabel(text, fontsize="medium")
+            fig.supylabel(style.label, fontsize="medium")
         elif len(data) == width:
-            _draw.colour_bar(artist, panels[-1], text)
+            _draw.colour_bar(artist, panels[-1], style.label)
         else:
-            fig.colorbar(artist, ax=list(panels), label=text, shrink=0.8)
+            fig.colorbar(artist, ax=list(panels), label=style.label, shrink=0.8)
         return fig
 
     return _finish(data[0].comm, draw, path)
@@ -182,7 +172,7 @@ def mesh(
     def draw() -> Any:
         from matplotlib.collections import LineCollection
 
-        a = _draw.figure(1, 1)[1][0] if ax is None else ax
+        a = ax or _draw.figure(1, 1)[1][0]
         a.add_collection(LineCollection(np.concatenate([e for e, _ in edges]), colors="0.7", linewidths=0.4))
         for i, name in enumerate(parts):
             part = np.concatenate([p[name] for _, p in edges])
@@ -200,14 +190,19 @@ def save(fig: "Figure | None", path: str | Path, comm: MPI.Comm = MPI.COMM_WORLD
     on_root(comm, lambda: write_figure(fig, Path(path)))
 
 
-def _many(functions: Any) -> Sequence[Any]:
-    return functions if isinstance(functions, Sequence) or hasattr(functions, "times") else [functions]
-
-
-def _axes(solution: Any) -> tuple[str, ...]:
-    """Symbols of the coordinates: position and velocity of kinetic processes."""
-    process = getattr(getattr(solution, "generator", None), "process", None)
-    return ("$x$", "$v$") if getattr(process, "kinetic", False) else ("$x$", "$y$", "$z$")
+def _shown(
+    functions: list[Any], answer: Any, log: bool, label: str | None, axes: Sequence[str] | None, cmap: Any = None,
+    contours: int = 0,
+) -> tuple[list[_draw.Sample], _draw.Style]:  # fmt: skip
+    """Fields to draw on rank 0, and how ``answer`` or else the first of them says so (collective)."""
+    data = [_draw.sample(getattr(f, "function", f)) for f in functions]
+    name = getattr(answer, "name", None)
+    if not isinstance(name, str):
+        name = getattr(getattr(functions[0], "function", functions[0]), "name", "")
+    if axes is None:
+        process = getattr(getattr(answer, "generator", None), "process", None)
+        axes = ("$x$", "$v$") if getattr(process, "kinetic", False) else ("$x$", "$y$", "$z$")
+    return data, _draw.style(name.replace("_", " "), log, label, axes, cmap, contours)
 
 
 def styled(draw: Callable[[], Any]) -> Any:

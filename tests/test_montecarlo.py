@@ -15,7 +15,7 @@ from scipy import integrate, stats
 from tools import BOX, simplex, whole, within
 
 import fpsolver as fp
-from fpsolver.pointwise.dynamics import Diffusion
+from fpsolver.pointwise.dynamics import diffusion
 from fpsolver.pointwise.meeting import _inverse_gaussian
 
 TWO = [lambda x: x[0] ** 2 / 2, lambda x: x[1] ** 2 / 2]
@@ -165,7 +165,7 @@ def test_one_step_has_the_distribution_of_all_batches(batch, replacement):
         for j in range(2):
             product = e.expectation(lambda x, i=i, j=j: (x[i] - mean[i]) * (x[j] - mean[j]))[0]
             within(product, covariance[i, j], bias=1e-12)
-    b, S = Diffusion(process, 2)(x0[:, None])
+    b, S = diffusion(process, 2)(x0[:, None])
     np.testing.assert_allclose(x0 + eta * b[:, 0], mean, atol=1e-14)
     np.testing.assert_allclose(eta * S[:, :, 0] @ S[:, :, 0].T, covariance, atol=1e-14)
 

@@ -185,7 +185,7 @@ def test_bad_slices():
         fp.Slice.principal(np.array([w, w + 1, w + 2]), 2)
     with pytest.raises(ValueError, match=r"expected \(T, P\)"):
         fp.Slice.principal(w)
-    with pytest.raises(ValueError, match="batch_size is 41; there are 40 samples"):
+    with pytest.raises(ValueError, match="batch_size is 41; an integer between 1 and 40"):
         network.sgd(0.1, 1, batch_size=41)
     with pytest.raises(ValueError, match="learning_rate is -1"):
         network.sgd(-1, 1)
@@ -260,7 +260,7 @@ def test_training_that_cannot_be():
         network.sgd(0.1, 1, batch_size=1.5)
     with pytest.raises(ValueError, match=r"sgd: the weights have shape \(3,\)"):
         network.sgd(0.1, 1, start=np.zeros(3))
-    with np.errstate(all="ignore"), pytest.raises(ValueError, match="not finite after 60 steps"):  # between the outputs
+    with np.errstate(all="ignore"), pytest.raises(ValueError, match=r"not finite after \d+ steps"):
         linear(X).sgd(1e9, 60, every=100)
 
 
@@ -344,7 +344,7 @@ def test_training_mode_frozen_weights_and_labels_of_any_integer_type():
 def test_a_missing_library_is_named(monkeypatch, make, module):
     monkeypatch.setitem(sys.modules, module, None)
     arguments = (None, None, (X, Y)) if make == "from_torch" else (None, [], None, (X, Y))
-    with pytest.raises(ImportError, match=f"{make} needs .*{module}"):
+    with pytest.raises(ImportError, match=f"{make} needs .*{module}.*Install it"):
         getattr(fp.Network, make)(*arguments)
 
 

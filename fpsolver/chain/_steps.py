@@ -15,7 +15,7 @@ from .._errors import together
 from ..domains.domain import Domain
 from ..models.optimisers import Optimiser
 from ..models.sgd import SGD
-from ..pointwise.algorithm import Algorithm, Descent
+from ..pointwise.algorithm import Descent
 from ._cells import mixed, uniform
 from ._points import lattice
 
@@ -92,7 +92,7 @@ class Blurred(Enumerated):
 class Drawn(Steps):
     """Batches and noise drawn for each point: a lattice of random numbers, shifted at random from point to point."""
 
-    def __init__(self, algorithm: Algorithm, draws: int):
+    def __init__(self, algorithm: Descent, draws: int):
         self.algorithm, self.weights = algorithm, np.full(draws, 1.0 / draws)
         count = _Count()
         algorithm.draw(count)

@@ -68,7 +68,7 @@ def complete(process: Process, space: Space) -> Coefficients:
     coefficients = replace(found, **{name: rebuilt(getattr(found, name)) for name in ("D", "beta", "drift")})
     if not space.inexact:
         return coefficients
-    if process.inside(space) is None:
+    if found.drift is None:
         name, error = next(iter(space.inexact.items()))
         raise ValueError(
             f"{name}: the covariance cannot be tabulated on this mesh, the error is {error:.2g} of the largest value. "
@@ -76,9 +76,8 @@ def complete(process: Process, space: Space) -> Coefficients:
         )
 
     def inside(degree: int) -> tuple[Any, Any]:
-        found = process.inside(space.at_quadrature(degree))
-        assert found is not None
-        return found
+        exact = process.coefficients(space.at_quadrature(degree))
+        return exact.D, exact.drift
 
     return replace(coefficients, inside=inside)
 

@@ -9,32 +9,22 @@ from typing import Any
 
 import numpy as np
 
+from .._errors import import_optional
 from .._log import logger
 
 
 @dataclass(frozen=True)
 class Library:
-    """PyTorch or JAX.
+    """PyTorch or JAX."""
 
-    Attributes:
-        what: who asks for it, for messages.
-        func: where jvp, vjp, grad and vmap are.
-        stack: of arrays, along an axis.
-        array: the library's own array of a numpy one, floating point numbers in double precision.
-        numpy: makes a function of its arrays one of numpy arrays, compiled where the library does that.
-        largest: function, arguments -> numbers in the largest array that calling it makes.
-        pads: whether it compiles anew for every number of points.
-        filter_axis: axis of a weight array that counts outputs.
-    """
-
-    what: str
-    func: Any
-    stack: Callable[..., Any]
-    array: Callable[[Any], Any]
-    numpy: Callable[[Callable[..., Any]], Callable[..., Any]]
-    largest: Callable[..., int]
-    pads: bool
-    filter_axis: int
+    what: str  # who asks for it, for messages
+    func: Any  # where jvp, vjp, grad and vmap are
+    stack: Callable[..., Any]  # arrays, along an axis
+    array: Callable[[Any], Any]  # its own array of a numpy one, floating point numbers in double precision
+    numpy: Callable[[Callable[..., Any]], Callable[..., Any]]  # its functions on numpy arrays, compiled if possible
+    largest: Callable[..., int]  # function, arguments -> numbers in the largest array that calling it makes
+    pads: bool  # whether it compiles anew for every number of points
+    filter_axis: int  # of a weight array that counts outputs
 
     def data(self, given: Any) -> list[Any]:
         """Arrays with one number, at least two, of samples."""
@@ -59,11 +49,7 @@ class Library:
 
 def torch_library(what: str) -> Library:
     """PyTorch, or what to install."""
-    try:
-        import torch
-        import torch.func
-    except ImportError as error:
-        raise ImportError(f"{what} needs PyTorch: install python3-torch (apt) or torch (pip, conda).") from error
+    torch: Any = import_optional("torch", what)
 
     def array(a: Any) -> Any:
         a = torch.as_tensor(a)
@@ -77,10 +63,8 @@ def torch_library(what: str) -> Library:
 
         return call
 
-    def largest(function: Callable[..., Any], *arguments: Any) -> int:
-        return _largest_tensor(numpy(function), *arguments)
-
     func = SimpleNamespace(vjp=torch.func.vjp, grad=torch.func.grad, vmap=_vmap, jvp=_jvp)
+    largest = lambda function, *arguments: _largest_tensor(numpy(function), *arguments)  # noqa: E731
     return Library(what, func, torch.stack, array, numpy, largest, False, 0)
 
 
@@ -151,10 +135,7 @@ def _largest_tensor(function: Callable[..., Any], *arguments: Any) -> int:
 
 def jax_library(what: str) -> Library:
     """JAX, or what to install."""
-    try:
-        import jax
-    except ImportError as error:
-        raise ImportError(f"{what} needs JAX: install jax (pip, conda).") from error
+    jax: Any = import_optional("jax", what)
 
     def array(a: Any) -> np.ndarray:
         a = np.asarray(a)

@@ -30,8 +30,7 @@ def tabulate(space: "Space", source: "Batched", what: str, shape: tuple[int, ...
     if shape and space.quadrature is not None:
         return at_points(space, shape, values)
     degree = {0: space.degree + 1, 1: space.degree, 2: 1}[len(shape)]
-    function = fem.Function(fem.functionspace(space.mesh, ("Lagrange", degree, shape)))
-    _fill(space, function, values)
+    function = _filled(space, ("Lagrange", degree, shape), values)
     if matrix:
         middle = basix.geometry(space.mesh.basix_cell()).mean(axis=0, keepdims=True)
         x = physical(space, middle)
@@ -44,41 +43,35 @@ def tabulate(space: "Space", source: "Batched", what: str, shape: tuple[int, ...
 
 def at_points(space: "Space", shape: tuple[int, ...], function: Callable[[np.ndarray], np.ndarray]) -> fem.Function:
     """A function that is exact at the points of ``space.quadrature``, in all local cells (collective)."""
-    mesh = space.mesh
-    element = basix.ufl.quadrature_element(mesh.basix_cell(), shape, degree=space.quadrature)
-    answer = fem.Function(fem.functionspace(mesh, element))
-    _fill(space, answer, function)
-    return answer
+    element = basix.ufl.quadrature_element(space.mesh.basix_cell(), shape, degree=space.quadrature)
+    return _filled(space, element, function)
 
 
-def _fill(space: "Space", answer: fem.Function, function: Callable[[np.ndarray], np.ndarray]) -> None:
-    """Set ``answer`` from the values at the interpolation points of all local cells (collective)."""
-    V = answer.function_space
+def _filled(space: "Space", element: Any, function: Callable[[np.ndarray], np.ndarray]) -> fem.Function:
+    """A Function with the values of ``function`` at the interpolation points of all local cells (collective)."""
+    answer = fem.Function(V := fem.functionspace(space.mesh, element))
     x, dofs = physical(space, interpolation_points(V.element), ghosts=True), V.dofmap.list.ravel()
     with space.together():
         parts = [function(p) for p in np.array_split(x, max(1, len(x) // 20_000))]
     if len(dofs):
         answer.x.array.reshape(-1, V.dofmap.bs)[dofs] = np.concatenate(parts).reshape(len(dofs), -1)
     answer.x.scatter_forward()
+    return answer
 
 
 def physical(space: "Space", X: np.ndarray, ghosts: bool = False) -> np.ndarray:
-    """Reference points in this rank's cells, shape (cells * points, dim)."""
-    points = push_forward(space.mesh, X, own_cells(space.mesh, ghosts)).reshape(-1, space.mesh.geometry.dim)
-    return np.ascontiguousarray(unrounded(space.mesh, points)[:, : space.dim])
+    """Reference points in this rank's cells, shape (cells * points, dim).
 
-
-def unrounded(mesh: dolfinx.mesh.Mesh, points: np.ndarray) -> np.ndarray:
-    """Points (n, d) of this rank's cells, those outside its nodes' box by rounding moved onto it.
-
-    Tables of measured values end exactly where the domain does, and refuse what lies beyond.
+    Those outside the box of its nodes by rounding are moved onto it: tables of measured values end exactly where the
+    domain does, and refuse what lies beyond.
     """
-    nodes = mesh.geometry.x[:, : points.shape[1]]
-    if not len(nodes):
-        return points
-    low, high = nodes.min(axis=0), nodes.max(axis=0)
-    moved = np.clip(points, low, high)
-    return np.where(np.abs(moved - points) <= 1e-12 * (1.0 + np.maximum(np.abs(low), np.abs(high))), moved, points)
+    mesh = space.mesh
+    points = push_forward(mesh, X, own_cells(mesh, ghosts)).reshape(-1, mesh.geometry.dim)[:, : space.dim]
+    if len(nodes := mesh.geometry.x[:, : space.dim]):
+        low, high = nodes.min(axis=0), nodes.max(axis=0)
+        moved, rounding = np.clip(points, low, high), 1e-12 * (1.0 + np.maximum(np.abs(low), np.abs(high)))
+        points = np.where(np.abs(moved - points) <= rounding, moved, points)
+    return np.ascontiguousarray(points)
 
 
 def missed(space: "Space", table: Expr, X: np.ndarray, values: np.ndarray) -> float:
@@ -103,18 +96,16 @@ def _values(source: "Batched", what: str, x: np.ndarray, shape: tuple[int, ...])
     if not np.isfinite(values).all():
         bad = x[np.argwhere(~np.isfinite(values))[0, 0]]
         raise ValueError(f"{what} is not finite at {tuple(float(c) for c in bad)}.")
-    if len(shape) == 2 and (off := np.abs(values - values.transpose(0, 2, 1)).max(initial=0.0)) > 1e-8 * np.abs(
-        values
-    ).max(initial=0.0):
-        raise ValueError(f"{what} is not symmetric: entries differ by up to {off:.3g}.")
+    if len(shape) == 2:
+        off, size = (np.abs(v).max(initial=0.0) for v in (values - values.transpose(0, 2, 1), values))
+        if off > 1e-8 * size:
+            raise ValueError(f"{what} is not symmetric: entries differ by up to {off:.3g}.")
     return values
 
 
 def real_array(values: Any, what: str) -> np.ndarray:
     """An array of numpy, PyTorch or JAX in double precision."""
-    if hasattr(values, "detach"):
-        values = values.detach().cpu()
-    found = np.asarray(values)
+    found = np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
     if found.dtype.kind not in "biuf":
         raise TypeError(f"returned {type(values).__name__} of {found.dtype}; real numbers were expected")
     if found.dtype.kind == "f" and found.dtype.itemsize < 8:

@@ -7,8 +7,7 @@ smooth where an eigenvalue of Σ touches zero.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 from mpi4py import MPI
 
@@ -36,57 +35,43 @@ class Table:
     covariance: Expr
     degree: int
     error: float
+    exact: dict[int, tuple[Expr, Expr]] = field(default_factory=dict)  # ∇f and Σ at the points of quadrature degrees
 
 
-def tabulate_samples(space: Space, samples: Samples) -> tuple[Expr, Expr]:
-    """f and Σ for batches of one sample as UFL; made once per mesh (collective).
+def tabulate_samples(space: Space, samples: Samples) -> tuple[Expr, Expr, Expr]:
+    """f, ∇f and Σ for batches of one sample as UFL; made once per mesh (collective).
 
     Where polynomials of no degree give Σ to ``samples.rtol``, as with ReLU networks on few samples, whose gradients
-    jump, it is tabulated in the vertices, and exact at the points of ``space.quadrature``.
+    jump, it is tabulated in the vertices, and it and ∇f are exact at the points of ``space.quadrature``.
 
     Raises:
         ValueError: values that are not finite, gradients that do not belong to the losses, losses that jump themselves
             or that the mesh does not resolve.
     """
-    table = _table(space, samples)
-    if table.error > samples.rtol:
-        space.inexact["PerSample"] = table.error
-        if space.quadrature is not None:
-            return table.loss, _at_points(space, samples)[1]
-    return table.loss, table.covariance
-
-
-def mean_gradient(space: Space, samples: Samples) -> Expr:
-    """∇f, exact at the points of ``space.quadrature`` if f is not tabulated well (collective)."""
-    table = _table(space, samples)
-    if space.quadrature is None or table.error <= samples.rtol:
-        return space.grad(table.loss)
-    return _at_points(space, samples)[0]
-
-
-def _table(space: Space, samples: Samples) -> Table:
     if samples not in space.tables:
         space.tables[samples] = _tabulate(space, samples)
-    return space.tables[samples]
+    table, d, degree = space.tables[samples], space.dim, space.quadrature
 
+    def both(x: np.ndarray) -> np.ndarray:
+        _, gradient, covariance = samples.moments(x)
+        return np.concatenate([gradient[:, None], covariance], axis=1)
 
-def _at_points(space: Space, samples: Samples) -> tuple[Expr, Expr]:
-    """∇f and Σ at the points of a quadrature rule; made once per mesh and rule (collective)."""
-    key, d = (samples, space.quadrature), space.dim
-    if key not in space.exact:
-
-        def both(x: np.ndarray) -> np.ndarray:
-            _, gradient, covariance = samples.moments(x)
-            return np.concatenate([gradient[:, None], covariance], axis=1)
-
-        table = at_points(space, (1 + d, d), both)
-        rows = [[table[i, j] for j in range(d)] for i in range(1 + d)]
-        space.exact[key] = ufl.as_vector(rows[0]), ufl.as_matrix(rows[1:])
-    return space.exact[key]
+    if table.error > samples.rtol:
+        space.inexact["PerSample"] = table.error
+        if degree is not None:
+            if degree not in table.exact:
+                exact = at_points(space, (1 + d, d), both)
+                gradient, *covariance = [[exact[i, j] for j in range(d)] for i in range(1 + d)]
+                table.exact[degree] = ufl.as_vector(gradient), ufl.as_matrix(covariance)
+            return table.loss, *table.exact[degree]
+    return table.loss, space.grad(table.loss), table.covariance
 
 
 def _tabulate(space: Space, samples: Samples) -> Table:
-    probe = _probe(space)
+    # in the middle of the cells and towards their corners, none of the points a node up to degree 8
+    d = space.mesh.topology.dim
+    middle = np.array([0.3819, 0.2764, 0.1459][:d])
+    probe = np.vstack([middle, 0.85 * np.vstack([np.zeros(d), np.eye(d)]) + 0.15 * middle])
     places = physical(space, probe)  # in all cells: a jump is in few
     _compare_ranks(space, samples, places)
     exact = _moments(space, samples, places)
@@ -110,51 +95,42 @@ def _tabulate(space: Space, samples: Samples) -> Table:
         degree,
         error,
     )
-    return _in_vertices(space, samples, error)
+    # continuous and linear in each cell, hence semi-definite
+    linear = _function(space, 1, _moments(space, samples, _nodes(space, 1))[1])
+    return Table(_interpolate(space, samples, space.degree + 1).loss, None, linear, 1, error)
 
 
 def _loss_jumps(space: Space, samples: Samples, places: np.ndarray) -> bool:
     """Whether f itself jumps inside a cell, on any rank: bisection of the lines that gradients explain worst."""
     x = places.reshape(-1, space.mesh.topology.dim + 2, space.dim)
-    a: np.ndarray = np.repeat(x[:, 0], x.shape[1] - 1, axis=0)
-    b: np.ndarray = x[:, 1:].reshape(-1, space.dim)
     jumps = False
+
+    def unexplained(left: list[np.ndarray], right: list[np.ndarray]) -> np.ndarray:
+        """|f(b) − f(a) − ½(∇f(a) + ∇f(b))·(b − a)|: a jump of f whole, of a kink what shrinks with the distance."""
+        slopes = 0.5 * np.einsum("ni,ni->n", left[2] + right[2], right[0] - left[0])
+        return np.asarray(np.abs(right[1] - left[1] - slopes))
+
     with space.together():
-        if len(a):
-            ends = [samples.moments(p)[:2] for p in (a, b)]
-            unexplained = _unexplained(a, b, *ends)
-            worst = np.argsort(unexplained)[-64:]
-            a, b, before = a[worst], b[worst], unexplained[worst]
-            left, right = ([m[worst] for m in end] for end in ends)
+        if len(x):
+            ends = [x[:, :1].repeat(x.shape[1] - 1, axis=1), x[:, 1:]]
+            left, right = ([a, *samples.moments(a)[:2]] for a in (end.reshape(-1, space.dim) for end in ends))
+            size, before = np.abs(left[1]).max(), unexplained(left, right)
+            worst = np.argsort(before)[-64:]
+            left, right, before = [v[worst] for v in left], [v[worst] for v in right], before[worst]
             for _ in range(20):
-                m = 0.5 * (a + b)
-                middle = list(samples.moments(m)[:2])
-                first = _unexplained(a, m, left, middle) > _unexplained(m, b, middle, right)
-                a, b = np.where(first[:, None], a, m), np.where(first[:, None], m, b)
-                one, many = first, first[:, None]
-                right = [np.where(c, u, v) for c, u, v in zip((one, many), middle, right, strict=True)]
-                left = [np.where(c, u, v) for c, u, v in zip((one, many), left, middle, strict=True)]
-            after, largest = np.abs(right[0] - left[0]), float(np.abs(ends[0][0]).max())
-            jumps = bool((after > np.maximum(0.05 * before, 1e-6 * largest)).any())
+                m = 0.5 * (left[0] + right[0])
+                middle = [m, *samples.moments(m)[:2]]
+                first = unexplained(left, middle) > unexplained(middle, right)
+                for k, v in enumerate(middle):
+                    here = first[:, None] if v.ndim == 2 else first
+                    left[k], right[k] = np.where(here, left[k], v), np.where(here, v, right[k])
+            jumps = bool((np.abs(right[1] - left[1]) > np.maximum(0.05 * before, 1e-6 * size)).any())
     return bool(space.mesh.comm.allreduce(jumps, op=MPI.LOR))
 
 
-def _unexplained(a: np.ndarray, b: np.ndarray, at_a: Any, at_b: Any) -> np.ndarray:
-    """|f(b) − f(a) − ½(∇f(a) + ∇f(b))·(b − a)|: a jump of f whole, of a kink what shrinks with the distance."""
-    slopes = 0.5 * np.einsum("ni,ni->n", at_a[1] + at_b[1], b - a)
-    return np.asarray(np.abs(at_b[0] - at_a[0] - slopes))
-
-
-def _in_vertices(space: Space, samples: Samples, error: float) -> Table:
-    """f as of the lowest degree, Σ continuous and linear in each cell, hence semi-definite."""
-    V = fem.functionspace(space.mesh, ("Lagrange", 1))
-    _, covariance = _moments(space, samples, _nodes(space, V))
-    linear = _function(space, 1, covariance)
-    return Table(_interpolate(space, samples, space.degree + 1).loss, None, linear, 1, error)
-
-
-def _nodes(space: Space, V: fem.FunctionSpace) -> np.ndarray:
+def _nodes(space: Space, degree: int) -> np.ndarray:
     """This rank's, shape (n, dim)."""
+    V = fem.functionspace(space.mesh, ("Lagrange", degree))
     return V.tabulate_dof_coordinates()[: V.dofmap.index_map.size_local, : space.dim]
 
 
@@ -170,8 +146,7 @@ def _compare_ranks(space: Space, samples: Samples, x: np.ndarray) -> None:
     """Each rank has losses of its own, and they must be the same."""
     comm = space.mesh.comm
     place = next(p for p in comm.allgather(x[:1]) if len(p))
-    f, _, _ = _evaluate(space, samples, place)
-    found = comm.allgather((samples.size, float(f[0])))
+    found = comm.allgather((samples.size, float(_evaluate(space, samples, place)[0][0])))
     if any(n != found[0][0] or abs(v - found[0][1]) > 1e-6 * abs(found[0][1]) for n, v in found):
         raise ValueError(
             f"PerSample: the losses differ between ranks: their numbers and means at {tuple(map(float, place[0]))} are "
@@ -180,22 +155,16 @@ def _compare_ranks(space: Space, samples: Samples, x: np.ndarray) -> None:
 
 
 def _interpolate(space: Space, samples: Samples, degree: int) -> Table:
-    x = _nodes(space, fem.functionspace(space.mesh, ("Lagrange", degree)))
+    x = _nodes(space, degree)
     values, covariance = _moments(space, samples, x)
-    loss = _function(space, degree, values)
-    factor = _function(space, degree, _factors(samples, x) if samples.size <= _FEW else _roots(covariance))
-    return Table(loss, factor, ufl.dot(factor, ufl.transpose(factor)), degree, np.inf)
-
-
-def _factors(samples: Samples, x: np.ndarray) -> np.ndarray:
-    """σ = [g_1 − ḡ, ..., g_N − ḡ] / √N, shape (n, d, N)."""
-    _, g = samples.losses_and_gradients(x)
-    return (g - g.mean(axis=1, keepdims=True)).transpose(0, 2, 1) / np.sqrt(samples.size)
-
-
-def _roots(covariance: np.ndarray) -> np.ndarray:
-    values, vectors = np.linalg.eigh(covariance)
-    return (vectors * np.sqrt(np.maximum(values, 0.0))[:, None, :]) @ vectors.transpose(0, 2, 1)
+    if samples.size <= _FEW:  # [g_1 − ḡ, ..., g_N − ḡ] / √N, shape (n, d, N)
+        g = samples.losses_and_gradients(x)[1]
+        root = (g - g.mean(axis=1, keepdims=True)).transpose(0, 2, 1) / np.sqrt(samples.size)
+    else:
+        eigenvalues, vectors = np.linalg.eigh(covariance)
+        root = (vectors * np.sqrt(np.maximum(eigenvalues, 0.0))[:, None, :]) @ vectors.transpose(0, 2, 1)
+    factor = _function(space, degree, root)
+    return Table(_function(space, degree, values), factor, ufl.dot(factor, ufl.transpose(factor)), degree, np.inf)
 
 
 def _moments(space: Space, samples: Samples, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -234,14 +203,12 @@ def _not_differentiable(samples: Samples, x: np.ndarray, f: np.ndarray, gradient
     """Compare the gradient with central differences at a few points; kinks may spoil some, not most of them."""
     if len(x) > 1 and not gradient.any() and np.ptp(f) > 0:
         return "varies, but its gradient is zero everywhere: is it differentiable (no rounding, argmax, detach)?"
-    some = np.linspace(0, len(x) - 1, min(8, len(x))).astype(int)
-    if not len(some):
+    if not len(x):
         return None
-    step = 1e-6 * max(1.0, float(np.ptp(x)))
-    differences = np.empty((len(some), x.shape[1]))
-    for axis, e in enumerate(step * np.eye(x.shape[1])):
-        ends = [samples.losses_and_gradients(x[some] + s * e)[0].mean(axis=1) for s in (1.0, -1.0)]
-        differences[:, axis] = (ends[0] - ends[1]) / (2 * step)
+    some = np.linspace(0, len(x) - 1, min(8, len(x))).astype(int)
+    steps = 1e-6 * max(1.0, float(np.ptp(x))) * np.eye(x.shape[1])
+    ends = [[samples.losses_and_gradients(x[some] + s * e)[0].mean(axis=1) for e in steps] for s in (1.0, -1.0)]
+    differences = np.subtract(*ends).T / (2 * steps[0, 0])
     scale = np.abs(differences).max() + 1e-6 * (np.abs(f).max() + 1e-300)
     wrong = np.abs(differences - gradient[some]).max(axis=1) > 1e-3 * scale
     if 2 * np.count_nonzero(wrong) <= len(some):
@@ -251,10 +218,3 @@ def _not_differentiable(samples: Samples, x: np.ndarray, f: np.ndarray, gradient
         f"{gradient[some[0]]}, differences {differences[0]}. Is it differentiable (no rounding, argmax, detach), "
         "and in double precision?"
     )
-
-
-def _probe(space: Space) -> np.ndarray:
-    """Points of the reference cell in its middle and towards its corners, none of them a node up to degree 8."""
-    d = space.mesh.topology.dim
-    middle, corners = np.array([0.3819, 0.2764, 0.1459][:d]), np.vstack([np.zeros(d), np.eye(d)])
-    return np.vstack([middle, corners + 0.15 * (middle - corners)])

@@ -58,27 +58,25 @@ class Space:
         mesh: dolfinx mesh, geometric dimension d.
         degree: polynomial degree of tabulated sources.
         dim: number of leading coordinates that sources see: d, or d/2 for a kinetic process on (x, v).
-        parameters: the named numbers of the process as ``fem.Constant``; changing them recompiles nothing.
-        numbers: what these numbers are, also of those that no source has asked for yet.
+        numbers: the named numbers of the process, also those that no source has asked for yet.
         given: names of the numbers that the user has named.
-        copies: what constants and Functions in the user's formulas were when they were first seen.
-        tables: tabulated sources that serve several coefficients.
-        quadrature: degree of the rule at whose points tabulated sources are exact; None: they are interpolated.
-        exact: sources at quadrature points that serve several coefficients.
+        parameters: the numbers as ``fem.Constant``; changing them recompiles nothing.
+        tables: tabulated samples, which serve several coefficients.
         inexact: names of the sources whose interpolation misses them by more than a thousandth.
+        copies: what constants and Functions in the user's formulas were when they were first seen.
+        quadrature: degree of the rule at whose points tabulated sources are exact; None: they are interpolated.
     """
 
     mesh: dolfinx.mesh.Mesh
     degree: int
     dim: int
-    parameters: dict[str, fem.Constant] = field(default_factory=dict)
-    tables: dict[Any, Any] = field(default_factory=dict)
-    quadrature: int | None = None
-    inexact: dict[str, float] = field(default_factory=dict)
-    exact: dict[Any, Any] = field(default_factory=dict)
     numbers: Mapping[str, float] = field(default_factory=dict)
     given: frozenset[str] = frozenset()
+    parameters: dict[str, fem.Constant] = field(default_factory=dict)
+    tables: dict[Any, Any] = field(default_factory=dict)
+    inexact: dict[str, float] = field(default_factory=dict)
     copies: dict[Any, Any] = field(default_factory=dict)
+    quadrature: int | None = None
 
     @property
     def x(self) -> Expr:
@@ -113,8 +111,7 @@ class Space:
     def named(self, source: Callable[..., Any], what: str) -> dict[str, Any]:
         """The numbers that a callable of x asks for by name, as constants."""
         wanted = wanted_by(source, self.given)
-        missing = [name for name in wanted if name not in self.numbers]
-        if missing:
+        if missing := [name for name in wanted if name not in self.numbers]:
             known = ", ".join(sorted(self.numbers)) or "(none)"
             raise ValueError(
                 f"{what} asks for {', '.join(missing)} besides x; the process has the numbers {known}. Name it in "
@@ -130,7 +127,9 @@ class Space:
                 copies[c] = self.constant(self.copies.setdefault(c, np.array(c.value)))
         for f in extract_coefficients(expression):
             if isinstance(f, fem.Function):
-                copies[f] = self.copies[f] if f in self.copies else self.copies.setdefault(f, f.copy())
+                if f not in self.copies:
+                    self.copies[f] = f.copy()
+                copies[f] = self.copies[f]
         return ufl.replace(expression, copies) if copies else expression
 
     def inherit(self, model: "Space") -> None:

@@ -20,9 +20,7 @@ def _with_potential(cls: C) -> C:
 
     @wraps(made)
     def init(self: Any, *given: Any, **named: Any) -> None:
-        if "potential" in named:
-            named["loss"] = named.pop("potential")
-        made(self, *given, **named)
+        made(self, *given, **{"loss" if name == "potential" else name: value for name, value in named.items()})
 
     cls.__init__ = init  # type: ignore[method-assign, assignment]
     return cls
@@ -96,13 +94,7 @@ class UnderdampedLangevin(Process):
         D = gamma * T / m * ufl.Identity(space.dim)
         return on_phase_space(space, gamma, space.grad(self.loss_on(space)) / m, D)
 
-    def inside(self, space: Space) -> tuple[Expr, Expr]:
-        """The same, as ∇·D = 0."""
-        return (c := self.coefficients(space)).D, c.beta
-
     def energy(self, space: Space) -> Expr:
         """E = U + m|v|²/2."""
         U = self.loss_on(space)
-        whole = super().energy(space)
-        assert whole is not None  # there is a potential
-        return U + space.parameter("mass", self.mass) * (whole - U)
+        return U + space.parameter("mass", self.mass) * (super().energy(space) - U)

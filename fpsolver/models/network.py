@@ -7,16 +7,14 @@ that Σv = Jᵀ(c − mean c)/N with c = Jv costs two, and networks of 1e5 weigh
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any
 
 import numpy as np
 
 from .._arguments import check_integer, check_positive
 from ._autodiff import Library, check_losses, described, jax_library, torch_library
-from ._examine import unsuitable
 from .noise import PerSample
-from .samples import Samples, differentiated
+from .samples import Samples
 
 Vector = np.ndarray
 
@@ -70,12 +68,43 @@ class Network:
             ValueError: losses of the wrong shape or type, that are not finite at the model's own weights, are random,
                 depend on the other samples of the batch, or do not belong to their derivatives.
         """
-        return _from_torch(model, loss, data)
+        library = torch_library("Network.from_torch")
+        import torch
+        from torch.func import functional_call
+
+        if not isinstance(model, torch.nn.Module):
+            kind = type(model).__name__
+            raise TypeError(f"Network.from_torch: the model is a {kind}; a torch.nn.Module was expected.")
+        model = copy.deepcopy(model).double().eval()
+        named = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+        if not named:
+            frozen = sum(1 for _ in model.parameters())
+            raise TypeError(
+                f"Network.from_torch: the model has no weights: none of its {frozen} parameter arrays requires a "
+                "gradient."
+            )
+
+        def outputs(w: Any, inputs: Any) -> Any:
+            pieces = torch.split(w, [p.numel() for p in named.values()])
+            params = {name: piece.reshape(p.shape) for (name, p), piece in zip(named.items(), pieces, strict=True)}
+            return functional_call(model, params, (inputs,))
+
+        weights = torch.cat([p.reshape(-1) for p in named.values()]).numpy().copy()
+        return _built(library, weights, [tuple(p.shape) for p in named.values()], outputs, loss, data)
 
     @classmethod
     def from_jax(cls, apply: Callable[..., Any], params: Any, loss: Callable[..., Any], data: Any) -> "Network":
         """A JAX function apply(params, inputs) -> outputs with a tree of weights; see :meth:`from_torch`."""
-        return _from_jax(apply, params, loss, data)
+        library = jax_library("Network.from_jax")
+        import jax
+        from jax.flatten_util import ravel_pytree
+
+        with jax.enable_x64(True):
+            weights, unravel = ravel_pytree(jax.tree.map(lambda p: np.asarray(p, dtype=float), params))
+        if not len(weights):
+            raise TypeError("Network.from_jax: the model has no weights: params is an empty tree.")
+        shapes = [tuple(np.shape(p)) for p in jax.tree.leaves(params)]
+        return _built(library, np.array(weights), shapes, lambda w, inputs: apply(unravel(w), inputs), loss, data)
 
     def point(self, weights: Any, what: str) -> Vector:
         """Weights as an array (P,) of finite numbers; by default those that the network was given with.
@@ -112,18 +141,12 @@ class Network:
         self, origin: Vector, directions: np.ndarray, chunk: int | None = None, rtol: float = 1e-3
     ) -> PerSample:
         """The samples as functions of x in origin + directions x, for :class:`~fpsolver.SGD`; see :class:`Slice`."""
-        origin = self.point(origin, "a slice's origin")
-        return PerSample(self._restricted(origin, directions, chunk, rtol))
+        return PerSample(self._restricted(self.point(origin, "a slice's origin"), directions, chunk, rtol))
 
     def sgd(
-        self,
-        learning_rate: float,
-        steps: int,
-        batch_size: int = 1,
-        start: Vector | None = None,
-        seed: int = 0,
+        self, learning_rate: float, steps: int, batch_size: int = 1, start: Vector | None = None, seed: int = 0,
         every: int = 1,
-    ) -> np.ndarray:
+    ) -> np.ndarray:  # fmt: skip
         """Train: weights after every ``every`` steps of mini-batch SGD (with replacement), shape (1 + steps/every, P).
 
         Raises:
@@ -131,68 +154,23 @@ class Network:
                 no integers, weights of another network, or training that diverges.
         """
         check_positive("sgd: learning_rate", learning_rate)
-        if not isinstance(batch_size, Integral) or not 1 <= batch_size <= self.size:
-            raise ValueError(f"sgd: batch_size is {batch_size!r}; there are {self.size} samples.")
+        batch_size = check_integer("sgd: batch_size", batch_size, most=self.size)
         steps, every = check_integer("sgd: steps", steps, 0), check_integer("sgd: every", every)
         random, w = np.random.default_rng(seed), self.point(start, "sgd").copy()
         path = [w.copy()]
         for step in range(1, steps + 1):
             w -= learning_rate * self.batch_gradient(w, random.integers(0, self.size, batch_size))
-            if step % every == 0 or step == steps:
-                if not np.isfinite(w).all():
-                    raise ValueError(
-                        f"sgd diverges: weights are not finite after {step} steps; lower the learning rate."
-                    )
+            if not np.isfinite(w).all():
+                raise ValueError(f"sgd diverges: weights are not finite after {step} steps; lower the learning rate.")
             if step % every == 0:
                 path.append(w.copy())
         return np.array(path)
 
 
-def _from_torch(model: Any, loss: Callable[..., Any], data: Any) -> Network:
-    library = torch_library("Network.from_torch")
-    import torch
-    from torch.func import functional_call
-
-    if not isinstance(model, torch.nn.Module):
-        raise TypeError(f"Network.from_torch: the model is a {type(model).__name__}; a torch.nn.Module was expected.")
-    model = copy.deepcopy(model).double().eval()
-    named = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
-    if not named:
-        frozen = sum(1 for _ in model.parameters())
-        raise TypeError(
-            f"Network.from_torch: the model has no weights: none of its {frozen} parameter arrays requires a gradient."
-        )
-
-    def outputs(w: Any, inputs: Any) -> Any:
-        pieces = torch.split(w, [p.numel() for p in named.values()])
-        params = {name: piece.reshape(p.shape) for (name, p), piece in zip(named.items(), pieces, strict=True)}
-        return functional_call(model, params, (inputs,))
-
-    weights = torch.cat([p.reshape(-1) for p in named.values()]).numpy().copy()
-    return _built(library, weights, [tuple(p.shape) for p in named.values()], outputs, loss, data)
-
-
-def _from_jax(apply: Callable[..., Any], params: Any, loss: Callable[..., Any], data: Any) -> Network:
-    library = jax_library("Network.from_jax")
-    import jax
-    from jax.flatten_util import ravel_pytree
-
-    with jax.enable_x64(True):
-        weights, unravel = ravel_pytree(jax.tree.map(lambda p: np.asarray(p, dtype=float), params))
-    if not len(weights):
-        raise TypeError("Network.from_jax: the model has no weights: params is an empty tree.")
-    shapes = [tuple(np.shape(p)) for p in jax.tree.leaves(params)]
-    return _built(library, np.array(weights), shapes, lambda w, inputs: apply(unravel(w), inputs), loss, data)
-
-
 def _built(
-    library: Library,
-    weights: Vector,
-    shapes: list[tuple[int, ...]],
-    outputs: Callable[[Any, Any], Any],
-    loss: Callable[..., Any],
-    data: Any,
-) -> Network:
+    library: Library, weights: Vector, shapes: list[tuple[int, ...]], outputs: Callable[[Any, Any], Any],
+    loss: Callable[..., Any], data: Any,
+) -> Network:  # fmt: skip
     """The network, if it can be evaluated and differentiated, and its losses are functions of weights and samples."""
     arrays, func, numpy = library.data(data), library.func, library.numpy
 
@@ -206,7 +184,7 @@ def _built(
     def restricted(origin: Vector, V: np.ndarray, chunk: int | None, rtol: float) -> Samples:
         o, D = library.array(origin), library.array(V)
         part = lambda x, *batch: losses(o + D @ x, *batch)  # noqa: E731
-        return differentiated(library, part, data, chunk, rtol, V.shape[1], batched=True)
+        return Samples(library, part, data, chunk, rtol, V.shape[1], batched=True)
 
     everything = lambda w: losses(w, *arrays)  # noqa: E731
     mean_gradient = func.grad(lambda w, *batch: losses(w, *batch).mean())
@@ -227,7 +205,7 @@ def _built(
         _restricted=restricted,
     )
     try:
-        problem = unsuitable(weights, network.losses, network.jvp)
+        problem = _unsuitable(network)
     except Exception as error:
         raise ValueError(
             f"{library.what}: model and loss fail on {network.size} samples of {described(arrays)}: "
@@ -238,3 +216,34 @@ def _built(
     if problem:
         raise ValueError(f"{library.what}: the losses {problem}")
     return network
+
+
+def _unsuitable(network: Network) -> str | None:
+    """What is wrong with the losses at the network's own weights: they are not what they are taken for."""
+    w, losses, jvp = network.weights, network.losses, network.jvp
+    f = losses(w)
+    if not np.isfinite(f).all():
+        bad = np.flatnonzero(~np.isfinite(f))
+        return f"of {len(bad)} of the {len(f)} samples are not finite, that of sample {bad[0]} is {f[bad[0]]}."
+    small = 1e-9 * float(np.abs(f).max())
+    if not np.allclose(f, losses(w), rtol=1e-6, atol=small):
+        return "are random: they differ from call to call (drop-out that evaluation mode does not switch off?)."
+    if not np.allclose(f[:2], losses(w, np.arange(2)), rtol=1e-6, atol=small):
+        return "of samples depend on the others of their batch (batch normalisation without running statistics?)."
+    # derivatives in a random direction against differences, over all samples: few of them are near kinks
+    v = np.random.default_rng(0).standard_normal(len(w))
+    v *= max(1.0, float(np.linalg.norm(w))) / np.linalg.norm(v)
+    slopes, advice = jvp(w, v), "is the model differentiable (no rounding, argmax, detach)"
+    if not slopes.any() and not jvp(w + v, v).any():
+        return f"do not change with the weights, as far as automatic differentiation sees: {advice}?"
+    h = 1e-7  # so small that single precision shows
+    ahead, behind = losses(w + h * v), losses(w - h * v)
+    differences = (ahead - behind) / (2 * h)
+    scale = sum(float(np.linalg.norm(a)) for a in (differences, (ahead - f) / h, (behind - f) / h))
+    if np.linalg.norm(slopes - differences) <= 1e-2 * scale + 1e-7 * float(np.linalg.norm(f)):
+        return None
+    worst = int(np.argmax(np.abs(slopes - differences)))
+    return (
+        f"do not belong to their derivatives: in a random direction that of sample {worst} is {slopes[worst]:.6g}, by "
+        f"differences {differences[worst]:.6g}: {advice}, and in double precision?"
+    )

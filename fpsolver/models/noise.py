@@ -13,9 +13,9 @@ from ufl.core.expr import Expr
 
 from ._autodiff import jax_library, torch_library
 from ._batched import real_array
-from ._tabulate import mean_gradient, tabulate_samples
+from ._tabulate import tabulate_samples
 from .fields import Batched, Space, is_number
-from .samples import Samples, differentiated
+from .samples import Samples
 
 
 class Noise(ABC):
@@ -124,12 +124,12 @@ class PerSample(Noise):
             ImportError: PyTorch is missing.
             ValueError: data of different lengths, or of less than two samples.
         """
-        return cls(differentiated(torch_library("from_torch"), f, data, chunk, rtol))
+        return cls(Samples(torch_library("from_torch"), f, data, chunk, rtol))
 
     @classmethod
     def from_jax(cls, f: Callable[..., Any], data: Any, *, chunk: int | None = None, rtol: float = 1e-3) -> "PerSample":
         """Losses written with JAX; see :meth:`from_torch`.  f is compiled, and evaluated in double precision."""
-        return cls(differentiated(jax_library("from_jax"), f, data, chunk, rtol))
+        return cls(Samples(jax_library("from_jax"), f, data, chunk, rtol))
 
     def __post_init__(self) -> None:
         if isinstance(self.samples, Batched | Samples):
@@ -147,22 +147,17 @@ class PerSample(Noise):
         return self.samples.size if isinstance(self.samples, Samples) else len(self.samples)
 
     def losses(self, space: Space) -> list[Expr]:
-        """The N per-sample losses as UFL.
-
-        Raises:
-            ValueError: gradients were given instead of losses, so the mean loss is unknown.
-            TypeError: the losses are functions of PyTorch or JAX.
-        """
-        if isinstance(self.samples, Samples):
-            raise TypeError("the losses are functions of PyTorch or JAX, which have no UFL form.")
+        """The N per-sample losses as UFL, where they were given as formulas."""
         return [space.scalar(f, f"PerSample: loss of sample {i}") for i, f in enumerate(self._formulas())]
 
     def _formulas(self) -> Sequence[Callable[[Any], Any]]:
+        if isinstance(self.samples, Samples):
+            raise TypeError("the losses are functions of PyTorch or JAX, which have no UFL form.")
         if isinstance(self.samples, Batched):
             raise ValueError(
                 "PerSample(fp.batched(grads)) knows gradients, not losses: give the process its loss= explicitly."
             )
-        return self.samples  # type: ignore[return-value]
+        return self.samples
 
     def mean_loss(self, space: Space) -> Expr:
         """f = (1/N) Σ f_i."""
@@ -174,7 +169,7 @@ class PerSample(Noise):
     def mean_gradient(self, space: Space) -> Expr:
         """∇f."""
         if isinstance(self.samples, Samples):
-            return mean_gradient(space, self.samples)
+            return tabulate_samples(space, self.samples)[1]
         return space.grad(self.mean_loss(space))
 
     def mean_source(self, bind: Callable[[Any], Any]) -> Any:
@@ -189,7 +184,7 @@ class PerSample(Noise):
         if isinstance(self.samples, Batched):
             return self._tabulated(space, self.samples.function)
         if isinstance(self.samples, Samples):
-            return self._shared(space, self.samples.size, tabulate_samples(space, self.samples)[1])
+            return self._shared(space, self.samples.size, tabulate_samples(space, self.samples)[2])
         gradients = [space.grad(f) for f in self.losses(space)]
         mean = sum(gradients[1:], gradients[0]) / len(gradients)
         return self._shared(space, len(gradients), _mean_outer([g - mean for g in gradients]))

@@ -38,7 +38,7 @@ class Noisy(Process):
 
     loss = property(lambda self: self.process.loss_source())
     scaling, copies, kinetic, parameters = map(_of_process, ("scaling", "copies", "kinetic", "parameters"))
-    time_per_step, space, gradient_noise = map(_of_process, ("time_per_step", "space", "gradient_noise"))
+    time_per_step, space, noise = map(_of_process, ("time_per_step", "space", "noise"))
     loss_on, loss_source, timed, energy = map(_of_process, ("loss_on", "loss_source", "timed", "energy"))
 
     @property
@@ -52,20 +52,13 @@ class Noisy(Process):
         return None if level is None else level + float(self.delta)
 
     def coefficients(self, space: Space) -> Coefficients:
-        """D + δI and the same β, as ∇·(δI) = 0."""
+        """D + δI and the same drifts, as ∇·(δI) = 0."""
         c = self.process.coefficients(space)
         return replace(c, D=c.D + space.parameter("delta", self.delta) * ufl.Identity(c.D.ufl_shape[0]))
 
-    def inside(self, space: Space) -> tuple[Expr, Expr] | None:
-        """D + δI and the same drift."""
-        if (found := self.process.inside(space)) is None:
-            return None
-        return found[0] + space.parameter("delta", self.delta) * ufl.Identity(found[0].ufl_shape[0]), found[1]
-
     def potential(self, space: Space) -> Expr | None:
         """U D/(D + δ) where the process has a potential U, and hence isotropic noise of constant level D."""
-        U = self.process.potential(space)
-        if U is None:
+        if (U := self.process.potential(space)) is None:
             return None
         D = self.process.coefficients(space).D[0, 0]
         return U * D / (D + space.parameter("delta", self.delta))

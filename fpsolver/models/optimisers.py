@@ -123,10 +123,6 @@ class Optimiser(Process):
         samples = self._samples()
         return samples.mean_gradient(space) if samples else space.grad(self.loss_on(space))
 
-    def gradient_noise(self) -> Noise:
-        """Σ for batches of one sample."""
-        return self.noise
-
 
 @dataclass(frozen=True)
 class ClippedSGD(Optimiser):

@@ -29,9 +29,9 @@ class Coefficients:
         beta: β, shape (d,): b − ∇·D, with the derivative that UFL takes cell by cell.
         share: how much of ∇·D was taken off the drift: 1 (Itô), ½ (Stratonovich), 0 (divergence form).  Where D jumps,
             the derivative is not the divergence, and the forms need to know.
-        drift: the Itô drift b, if ∇·D was taken off it; it can be left out, and is then made from the others.
-        inside: D and the Itô drift b at the points of a quadrature degree, where they are tabulated and the tables miss
-            them by more than a little; None: D and β are what they are everywhere.
+        drift: the Itô drift b, where it needs no derivative of D or of tabulated sources; it can be left out.
+        inside: D and b at the points of a quadrature degree, where they are tabulated and the tables miss them by more
+            than a little; None: D and β are what they are everywhere.
     """
 
     D: Expr
@@ -72,10 +72,6 @@ class Process(ABC):
     def coefficients(self, space: Space) -> Coefficients:
         """D and β = b − ∇·D on the mesh of ``space``."""
 
-    def inside(self, space: Space) -> tuple[Expr, Expr] | None:
-        """D and the Itô drift b without derivatives of tabulated sources; None: this process has no such form."""
-        return None
-
     def potential(self, space: Space) -> Expr | None:
         """U with invariant density ∝ e^{−U} and no current, where it is known in closed form; None otherwise."""
         return None
@@ -100,10 +96,6 @@ class Process(ABC):
         """ε where D = εI everywhere and the drift is −∇f, known in closed form; None otherwise."""
         return None
 
-    def gradient_noise(self) -> Noise | None:
-        """The noise of the gradients of which it is a descent; None for other processes."""
-        return None
-
     def weights(self, dim: int) -> int:
         """How many of ``dim`` coordinates sources see.
 
@@ -111,10 +103,9 @@ class Process(ABC):
             ValueError: ``dim`` is no multiple of the coordinates per weight.
         """
         if dim % self.copies:
-            multiple = "even" if self.copies == 2 else f"a multiple of {self.copies}"
             raise ValueError(
-                f"{type(self).__name__} has {self.copies} coordinates per weight: the domain's dimension must be "
-                f"{multiple}, it is {dim}."
+                f"{type(self).__name__} has {self.copies} coordinates per weight: the domain's dimension must be a "
+                f"multiple of that, it is {dim}."
             )
         return dim // self.copies
 
@@ -124,13 +115,11 @@ class Process(ABC):
 
     def numbers(self) -> dict[str, float]:
         """All that can change without recompiling anything: ``{"learning_rate": 0.1, ...}`` and what the user named."""
-        numbers = {f.name: float(getattr(self, f.name)) for f in fields(self) if is_number(getattr(self, f.name))}  # type: ignore[arg-type]
-        numbers |= {"t": 0.0} if self.timed else {}
-        numbers |= self.parameters
-        noise = getattr(self, "noise", None)
-        if noise is not None and (s := isotropic_level(noise)) is not None:
-            numbers["s"] = s
-        return numbers
+        given = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        numbers = {name: float(value) for name, value in given.items() if is_number(value)}
+        numbers |= ({"t": 0.0} if self.timed else {}) | self.parameters
+        level = isotropic_level(given["noise"]) if "noise" in given else None
+        return numbers if level is None else numbers | {"s": level}
 
     def with_parameters(self, **changes: float) -> Self:
         """The same process with other numbers.
@@ -138,16 +127,15 @@ class Process(ABC):
         Raises:
             ValueError: unknown name; the known ones are listed.
         """
-        known = self.numbers()
+        known, new = self.numbers(), dict[str, Any](changes)
         for name in changes:
             if name not in known:
                 raise ValueError(f"{type(self).__name__} has no numeric parameter {name!r}; it has {sorted(known)}.")
-        if "s" in changes:
-            changes["noise"] = with_isotropic_level(self.noise, changes.pop("s"))  # type: ignore
-        named = [name for name in changes if name in self.parameters or name == "t"]
-        if named:
-            changes["parameters"] = {**self.parameters, **{name: changes.pop(name) for name in named}}  # type: ignore
-        return replace(self, **changes)  # type: ignore[type-var]
+            if name == "s":
+                new["noise"] = with_isotropic_level(self.noise, new.pop(name))  # type: ignore
+            elif name in self.parameters or name == "t":
+                new["parameters"] = new.get("parameters", self.parameters) | {name: new.pop(name)}
+        return replace(self, **new)  # type: ignore[type-var]
 
 
 def space_of(process: Process, mesh: Any, degree: int, dim: int) -> Space:
@@ -185,7 +173,7 @@ def on_phase_space(space: Space, gamma: Any, force: Expr, D: Expr) -> Coefficien
     v = [X[m + i] for i in range(m)]
     b = [*v, *(-gamma * v[i] - force[i] for i in range(m))]
     rows = [[D[i, j] if min(i, j) >= 0 else ufl.as_ufl(0) for j in range(-m, m)] for i in range(-m, m)]
-    return Coefficients(ufl.as_matrix(rows), ufl.as_vector(b))
+    return Coefficients(ufl.as_matrix(rows), ufl.as_vector(b), drift=ufl.as_vector(b))  # ∇·D = 0
 
 
 @dataclass(frozen=True)
@@ -219,7 +207,8 @@ class SDE(Process):
 
     def coefficients(self, space: Space) -> Coefficients:
         """β = b − ∇·D (Itô), b − ½∇·D (Stratonovich), b (divergence form)."""
-        drift = self._drift(space)
+        given = space.parameter("drift", self.drift) if is_number(self.drift) else self.drift
+        drift = space.vector(given, "SDE: drift")
         if is_number(self.diffusion):
             return Coefficients(space.parameter("diffusion", self.diffusion) * ufl.Identity(space.dim), drift)
         D = space.matrix(self.diffusion, "SDE: diffusion")
@@ -227,15 +216,6 @@ class SDE(Process):
             _check_stratonovich(D, space)
         share = SHARES[self.convention]
         return Coefficients(D, drift - share * space.div(D) if share else drift, share, drift if share == 1 else None)
-
-    def inside(self, space: Space) -> tuple[Expr, Expr] | None:
-        """As given, in the Itô convention."""
-        if self.convention != "ito":
-            return None
-        return space.matrix(self.diffusion, "SDE: diffusion"), self._drift(space)
-
-    def _drift(self, space: Space) -> Expr:
-        return space.vector(space.parameter("drift", self.drift) if is_number(self.drift) else self.drift, "SDE: drift")
 
     def potential(self, space: Space) -> Expr | None:
         """The potential that was given."""

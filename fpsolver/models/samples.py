@@ -5,7 +5,6 @@ evaluations, however many weights x stands for.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,15 +12,13 @@ import numpy as np
 from .._arguments import check_integer, check_share
 from ._autodiff import Library, check_losses, described
 
-# (points (n, d), indices (n, B) or None for all samples) -> losses (n, B), gradients (n, B, d)
-Evaluate = Callable[[np.ndarray, np.ndarray | None], tuple[np.ndarray, np.ndarray]]
-
 _NUMBERS = 2**21  # in the largest array of an evaluation: 16 MB, of which about six live at a time; more is not faster
 
 
-@dataclass(frozen=True)
 class Samples:
-    """N differentiable losses f_i(x).
+    """N differentiable losses f_i(x) of a PyTorch or JAX function; see :meth:`fpsolver.PerSample.from_torch`.
+
+    With ``batched``, f(x, *batch) gives the losses of all samples of a batch at once.
 
     Attributes:
         size: N.
@@ -31,14 +28,28 @@ class Samples:
         rtol: largest error of tabulation, relative to the largest value, that a generator accepts.
     """
 
-    size: int
-    data: str
-    dim: int | None
-    chunk: int | None
-    rtol: float
-    _evaluate: Evaluate
-    _largest: Callable[[np.ndarray, np.ndarray | None], int]  # numbers in the largest array of an evaluation
-    _known: dict[tuple[int, int], int] = field(default_factory=dict, compare=False, repr=False)
+    def __init__(
+        self, library: Library, f: Callable[..., Any], data: Any, chunk: int | None, rtol: float,
+        dim: int | None = None, batched: bool = False,
+    ):  # fmt: skip
+        what, vmap, self._library, self._arrays = library.what, library.func.vmap, library, library.data(data)
+        if not callable(f):
+            raise TypeError(f"{what}: the loss is a {type(f).__name__}; a function f(x, *sample) was expected.")
+        self.size, self.data, self.dim = len(self._arrays[0]), described(self._arrays), dim
+        self.chunk = None if chunk is None else check_integer(f"{what}: chunk", chunk)
+        self.rtol = check_share(f"{what}: rtol", rtol)
+        one = lambda x, *sample: check_losses(f(x, *sample), (), what, "one sample", "a scalar was expected")  # noqa: E731
+        losses = f if batched else lambda x, *batch: vmap(one, (None, *[0] * len(batch)))(x, *batch)
+
+        def value_and_gradients(x: Any, *batch: Any) -> tuple[Any, Any]:
+            along = [(library.array(e),) for e in np.eye(len(x))]
+            pairs = [library.func.jvp(lambda y: losses(y, *batch), (x,), e) for e in along]
+            return pairs[0][0], library.stack([derivative for _, derivative in pairs], -1)
+
+        # at each point, of all samples and of those of its own
+        self._functions = vmap(value_and_gradients, (0, *[None] * len(self._arrays))), vmap(value_and_gradients)
+        self._compiled = [library.numpy(function) for function in self._functions]
+        self._known: dict[tuple[int, int], int] = {}
 
     def losses_and_gradients(self, x: np.ndarray, index: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Losses (n, B) and gradients (n, B, d) of the samples ``index`` (n, B) at points (n, d); None: of all N.
@@ -69,72 +80,36 @@ class Samples:
             covariance[rows] = centred.transpose(0, 2, 1) @ centred / self.size
         return mean, gradient, covariance
 
+    def _data(self, index: np.ndarray | None) -> list[Any]:
+        return self._arrays if index is None else [a[index] for a in self._arrays]
+
+    def _evaluate(self, x: np.ndarray, index: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        n = len(x)
+        if self._library.pads:  # the last row repeated up to a power of two
+            rows = np.minimum(np.arange(1 << (n - 1).bit_length() if n else 0), n - 1)
+            x, index = x[rows], None if index is None else index[rows]
+        f, g = self._compiled[index is not None](x, *self._data(index))
+        return f[:n], g[:n]
+
     def _pieces(self, x: np.ndarray, index: np.ndarray | None, width: int) -> Iterator[tuple[slice, slice]]:
         """Some points with all their samples, or one point with some of them."""
         if not len(x):
             return
-        budget, each = (_NUMBERS, self._numbers(x, index, width)) if self.chunk is None else (self.chunk, width)
+        budget, each = (_NUMBERS, self._largest(x, index, width)) if self.chunk is None else (self.chunk, width)
         points = _power_of_two(budget // each)  # which JAX need not pad
         samples = width if budget >= each else max(1, width * budget // each)
         for i in range(0, len(x), points):
             for j in range(0, width, samples):
                 yield slice(i, i + points), slice(j, min(j + samples, width))
 
-    def _numbers(self, x: np.ndarray, index: np.ndarray | None, width: int) -> int:
-        """In the largest array that is made for one point, measured once per kind of call."""
-        kind = x.shape[1], 0 if index is None else width
+    def _largest(self, x: np.ndarray, index: np.ndarray | None, width: int) -> int:
+        """Numbers in the largest array that is made for one point, measured once per kind of call."""
+        kind, index = (x.shape[1], 0 if index is None else width), None if index is None else index[:1]
         if kind not in self._known:
-            self._known[kind] = max(1, self._largest(x[:1], None if index is None else index[:1]))
+            function = self._functions[index is not None]
+            self._known[kind] = max(1, self._library.largest(function, x[:1], *self._data(index)))
         return self._known[kind]
 
 
 def _power_of_two(n: int) -> int:
     return 1 << max(0, n.bit_length() - 1)
-
-
-def differentiated(
-    library: Library,
-    f: Callable[..., Any],
-    data: Any,
-    chunk: int | None,
-    rtol: float,
-    dim: int | None = None,
-    batched: bool = False,
-) -> Samples:
-    """Samples of a PyTorch or JAX function; see :meth:`fpsolver.PerSample.from_torch`.
-
-    ``dim``: number of coordinates.  ``batched``: f(x, *batch) gives the losses of all samples of a batch at once.
-    """
-    what, arrays, jvp, vmap = library.what, library.data(data), library.func.jvp, library.func.vmap
-    if not callable(f):
-        raise TypeError(f"{what}: the loss is a {type(f).__name__}; a function f(x, *sample) was expected.")
-    one = lambda x, *sample: check_losses(f(x, *sample), (), what, "one sample", "a scalar was expected")  # noqa: E731
-    losses = f if batched else lambda x, *batch: vmap(one, (None, *[0] * len(batch)))(x, *batch)
-
-    def value_and_gradients(x: Any, *batch: Any) -> tuple[Any, Any]:
-        pairs = [jvp(lambda y: losses(y, *batch), (x,), (library.array(e),)) for e in np.eye(len(x))]
-        return pairs[0][0], library.stack([derivative for _, derivative in pairs], -1)
-
-    all_samples, given_ones = vmap(value_and_gradients, (0, *[None] * len(arrays))), vmap(value_and_gradients)
-    every, some = library.numpy(all_samples), library.numpy(given_ones)
-    padded = _padded if library.pads else lambda a: a
-
-    def evaluate(x: np.ndarray, index: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        n, x = len(x), padded(x)
-        values, gradients = every(x, *arrays) if index is None else some(x, *(a[padded(index)] for a in arrays))
-        return values[:n], gradients[:n]
-
-    def largest(x: np.ndarray, index: np.ndarray | None) -> int:
-        if index is None:
-            return library.largest(all_samples, x, *arrays)
-        return library.largest(given_ones, x, *(a[index] for a in arrays))
-
-    chunk = None if chunk is None else check_integer(f"{what}: chunk", chunk)
-    rtol = check_share(f"{what}: rtol", rtol)
-    return Samples(len(arrays[0]), described(arrays), dim, chunk, rtol, evaluate, largest)
-
-
-def _padded(x: np.ndarray) -> np.ndarray:
-    """The last row repeated up to a power of two."""
-    missing = (1 << (len(x) - 1).bit_length()) - len(x) if len(x) else 0
-    return np.concatenate([x, np.repeat(x[-1:], missing, axis=0)])

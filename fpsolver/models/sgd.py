@@ -53,14 +53,8 @@ class SGD(Optimiser):
     def coefficients(self, space: Space) -> Coefficients:
         """D = η/(2B) Σ, β = −∇f − ∇·D with the modified f for order two."""
         D = self._level(space) * self.noise.covariance(space)
-        drift = -space.grad(self._modified_loss(space))
-        return Coefficients(D, drift - ufl.div(D), 1.0, drift)
-
-    def inside(self, space: Space) -> tuple[Expr, Expr] | None:
-        """To first order, D and −∇f."""
-        if self.order != 1:
-            return None
-        return self._level(space) * self.noise.covariance(space), -self.gradient(space)
+        drift = -self.gradient(space) if self.order == 1 else -space.grad(self._modified_loss(space))
+        return Coefficients(D, drift - ufl.div(D), 1.0, drift if self.order == 1 else None)
 
     def isotropic_diffusion(self) -> float | None:
         """ηs/2B for isotropic noise of constant level s."""
@@ -69,11 +63,9 @@ class SGD(Optimiser):
         return float(self.learning_rate * self.noise.s / (2 * self.batch_size))
 
     def _modified_loss(self, space: Space) -> Expr:
-        f = self.loss_on(space)
-        if self.order == 1:
-            return f
-        g = space.grad(f)
-        return f + space.parameter("learning_rate", self.learning_rate) / 4 * ufl.dot(g, g)
+        f, g = self.loss_on(space), self.gradient(space)
+        eta = space.parameter("learning_rate", self.learning_rate)
+        return f if self.order == 1 else f + eta / 4 * ufl.dot(g, g)
 
     def potential(self, space: Space) -> Expr | None:
         """U = 2Bf/(ηs) for isotropic noise of constant level s; Itô SGD with any other Σ(x) is not Gibbs."""
@@ -107,7 +99,3 @@ class MomentumSGD(HeavyBall):
         B = space.parameter("batch_size", self.batch_size)
         gamma = (1 - space.parameter("momentum", self.momentum)) / root
         return on_phase_space(space, gamma, self.gradient(space), root / (2 * B) * self.noise.covariance(space))
-
-    def inside(self, space: Space) -> tuple[Expr, Expr]:
-        """The same, as ∇·D = 0."""
-        return (c := self.coefficients(space)).D, c.beta

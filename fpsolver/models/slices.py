@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .._answer import Answer
+from .._answer import Answer, place
 from .._arguments import check_integer
 from .network import Network
 from .noise import PerSample
@@ -88,15 +88,12 @@ class Slice:
         Li, Xu, Taylor, Studer, Goldstein, Visualizing the loss landscape of neural nets, NeurIPS 2018, section 4.
         """
         base = network.point(origin, "Slice.random")
-        random = np.random.default_rng(seed)
-        columns = []
-        for _ in range(check_integer("Slice.random: dim", dim, most=3)):
-            pieces, at = [], 0
-            for shape in network.shapes:
-                size = int(np.prod(shape))
-                pieces.append(_filter_normalised(random, base[at : at + size].reshape(shape), network.filter_axis))
-                at += size
-            columns.append(np.concatenate(pieces))
+        random, ends = np.random.default_rng(seed), np.cumsum([int(np.prod(shape)) for shape in network.shapes])
+        arrays = [a.reshape(s) for a, s in zip(np.split(base, ends[:-1]), network.shapes, strict=True)]
+        columns = [
+            np.concatenate([_filter_normalised(random, a, network.filter_axis) for a in arrays])
+            for _ in range(check_integer("Slice.random: dim", dim, most=3))
+        ]
         return cls(base, _orthonormal(columns, "random"), "random, filter-normalised")
 
     @classmethod
@@ -130,15 +127,13 @@ class Slice:
     def curvature(cls, network: Network, dim: int = 2, origin: Any = None) -> "Slice":
         """The eigenvectors of the largest (in modulus) eigenvalues of the mean loss' Hessian at a point."""
         w = network.point(origin, "Slice.curvature")
-        values, V = _leading(lambda v: network.hvp(w, v), len(w), dim, "curvature", "Hessian")
-        return cls(w, V, f"Hessian eigenvalues {', '.join(f'{v:.4g}' for v in values)}")
+        return cls(w, *_leading(lambda v: network.hvp(w, v), len(w), dim, "curvature", "Hessian"))
 
     @classmethod
     def noisiest(cls, network: Network, dim: int = 2, origin: Any = None) -> "Slice":
         """The eigenvectors of the largest eigenvalues of the gradient noise' covariance at a point."""
         w = network.point(origin, "Slice.noisiest")
-        values, V = _leading(lambda v: network.noise(w, v), len(w), dim, "noisiest", "covariance")
-        return cls(w, V, f"noise eigenvalues {', '.join(f'{v:.4g}' for v in values)}")
+        return cls(w, *_leading(lambda v: network.noise(w, v), len(w), dim, "noisiest", "covariance"))
 
 
 @dataclass(frozen=True)
@@ -156,10 +151,9 @@ class LeftOut(Answer):
     drift: np.ndarray
 
     def __repr__(self) -> str:
-        places = [", ".join(f"{c:.3g}" for c in x) for x in self.points]
-        rows = zip(places, self.noise, self.drift, strict=True)
+        rows = zip(self.points, self.noise, self.drift, strict=True)
         head = f"{'point':>28} {'noise outside':>14} {'drift outside':>14}"
-        return "\n".join([head, *(f"{where:>28} {noise:14.1%} {drift:14.1%}" for where, noise, drift in rows)])
+        return "\n".join([head, *(f"{place(x, 3):>28} {noise:14.1%} {drift:14.1%}" for x, noise, drift in rows)])
 
 
 def _outside(total: float, inside: float) -> float:
@@ -189,8 +183,8 @@ def _orthonormal(columns: list[np.ndarray], what: str) -> np.ndarray:
 
 def _leading(
     apply: Callable[[np.ndarray], np.ndarray], size: int, dim: int, what: str, matrix: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """Eigenpairs of largest modulus, in descending order, of a symmetric operator."""
+) -> tuple[np.ndarray, str]:
+    """Eigenvectors of a symmetric operator to the eigenvalues of largest modulus, and what these are."""
     from scipy.sparse.linalg import LinearOperator, eigsh
 
     k = check_integer(f"Slice.{what}: dim", dim, most=3)
@@ -198,16 +192,15 @@ def _leading(
     image = apply(start)
     if not np.isfinite(image).all():
         raise ValueError(f"Slice.{what}: the {matrix} is not finite at this point.")
+    values, vectors = np.zeros(0), np.zeros((size, 0))
     if size <= 16:  # too few for Lanczos
         values, vectors = np.linalg.eigh(np.column_stack([apply(e) for e in np.eye(size)]))
     elif image.any():
         operator = LinearOperator((size, size), matvec=lambda v: apply(np.ascontiguousarray(v).ravel()), dtype=float)
         values, vectors = eigsh(operator, k=k, which="LM", tol=1e-6, v0=start)
-    else:
-        values, vectors = np.zeros(0), np.zeros((size, 0))
     order = np.argsort(-np.abs(values))[:k]
     values, vectors = values[order], vectors[:, order]
     rank = np.count_nonzero(np.abs(values) > 1e-10 * np.abs(values).max(initial=0.0))
     if rank < k:
         raise ValueError(f"Slice.{what}: the {matrix} has rank {rank} at this point; {k} direction(s) were asked for.")
-    return values, np.linalg.qr(vectors)[0]
+    return np.linalg.qr(vectors)[0], f"eigenvalues of the {matrix} {', '.join(f'{v:.4g}' for v in values)}"

@@ -13,7 +13,7 @@ from .._answer import place
 from .._errors import together
 from ..evolution.initial import Dirac, Gaussian
 from ..pointwise.algorithm import Descent
-from ..pointwise.dynamics import Diffusion, chunked
+from ..pointwise.dynamics import diffusion
 from ..pointwise.family import Backend
 from ..pointwise.native import NotCompilable
 from ..pointwise.walls import Walls
@@ -147,8 +147,7 @@ def _mover(plan: Plan) -> tuple[Advance, str]:
 
 
 def _diffusion(plan: Plan, backend: Backend) -> Advance:
-    diffusion = Diffusion(plan.process, plan.dim, backend, tuple(plan.varying))
-    coefficients = chunked(diffusion, diffusion.temporaries)
+    coefficients = diffusion(plan.process, plan.dim, backend, tuple(plan.varying))
 
     def advance(swarm: Swarm, walls: Walls | None, t: float, dt: float) -> None:
         now = [np.full((1, swarm.x.shape[1]), value(t)) for value in plan.varying.values()]

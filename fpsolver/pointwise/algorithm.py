@@ -1,9 +1,8 @@
 """One step of an algorithm as a map Φ_b of its state, b being the batch drawn: what paths and the chain share."""
 
-from abc import ABC, abstractmethod
 from itertools import combinations, combinations_with_replacement
 from math import comb, factorial, prod
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -16,32 +15,8 @@ from .native import NotCompilable
 Array = np.ndarray[Any, Any]
 
 
-class Numbers(Protocol):
-    """Random numbers for n paths."""
-
-    def normal(self, rows: int) -> Array:
-        """Standard normal, shape (rows, n)."""
-
-    def samples(self, N: int, B: int, replacement: bool) -> Array:
-        """Indices of a batch each, shape (B, n)."""
-
-
-class Algorithm(ABC):
-    """X' = Φ_b(X) in ``dim`` coordinates, b drawn afresh in each step."""
-
-    dim: int
-
-    @abstractmethod
-    def draw(self, numbers: Numbers) -> tuple[Any, ...]:
-        """What one step of each of n paths draws: arrays (..., n) or None."""
-
-    @abstractmethod
-    def step(self, x: Array, *drawn: Any) -> Array:
-        """States (d, n) after one step from x (d, n)."""
-
-
-class Descent(Algorithm):
-    """Steps of an algorithm that takes one stochastic gradient each.
+class Descent:
+    """X' = Φ_b(X) in ``dim`` coordinates, b drawn afresh in each step, which takes one stochastic gradient.
 
     g_b is the mean gradient of the B samples in the batch, plus ∇f − mean gradient where the loss is given beside the
     samples, plus −std/B Σ_{i∈b} ξ_i ∇m_i for labels that are drawn anew, plus Σ^{1/2} ξ/√B for noise of which only the
@@ -59,11 +34,12 @@ class Descent(Algorithm):
         self.process, self.dim = process, dim
         self.space = PointSpace(dim, process.weights(dim), process)
         self.gradient, self.batch_size = Gradient(process, self.space, backend), int(process.batch_size)
-        self.gaussian = self.gradient.uses_labels or self.gradient.uses_normals
+        self.gaussian = bool(self.gradient.models or self.gradient.root)
         family = self.gradient.family
         everyone = family is not None and family.native is None and process.loss is not None
-        self._step = chunked(self._one, self.space.dim * (self.gradient.samples if everyone else self.batch_size))
-        self.samples = self.gradient.samples if self.gradient.uses_samples else 1
+        # states (d, n) after one step with what draw() gave
+        self.step = chunked(self._one, self.space.dim * (self.gradient.samples if everyone else self.batch_size))
+        self.samples = self.gradient.samples
 
     @classmethod
     def of(cls, process: Optimiser, dim: int) -> "Descent":
@@ -73,16 +49,15 @@ class Descent(Algorithm):
         except NotCompilable:
             return cls(process, dim)
 
-    def draw(self, numbers: Numbers) -> tuple[Any, ...]:
-        """(samples (B, n) or None, noise of their labels (B, n) or None, normal numbers (dim of x, n) or None)."""
-        g, B = self.gradient, self.batch_size
-        sample = numbers.samples(g.samples, B, g.replacement) if g.uses_samples else None
-        label = numbers.normal(B) if g.uses_labels else None
-        return sample, label, numbers.normal(self.space.dim) if g.uses_normals else None
+    def draw(self, numbers: Any) -> tuple[Any, ...]:
+        """(samples (B, n) or None, noise of their labels (B, n) or None, normal numbers (dim of x, n) or None).
 
-    def step(self, x: Array, *drawn: Any) -> Array:
-        """States (d, n) after one step with what :meth:`draw` gave."""
-        return self._step(x, *drawn)
+        ``numbers`` gives n of each: normal(rows) standard normal ones, samples(N, B, replacement) indices of batches.
+        """
+        g, B = self.gradient, self.batch_size
+        sample = numbers.samples(g.samples, B, g.replacement) if g.family or g.models else None
+        label = numbers.normal(B) if g.models else None
+        return sample, label, numbers.normal(self.space.dim) if g.root else None
 
     def _one(self, x: Array, sample: Any, label: Any, normal: Any) -> Array:
         return self.process.move(x, self.gradient.batch(self.process.look(x), sample, label, normal))

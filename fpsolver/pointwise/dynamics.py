@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import ufl
 
-from ..models.noise import LabelNoise, Noise, PerSample, parts_of, samples_of
+from ..models.noise import LabelNoise, Noise, PerSample, Sum, parts_of, samples_of
 from ..models.process import Process
 from ..models.sgd import SGD, MomentumSGD
 from .family import Backend, Family, gradients_of, gradients_of_formulas, lambdify, stack
@@ -63,45 +63,31 @@ def semidefinite_root(matrix: Array) -> Array:
     return np.stack(columns, axis=1)
 
 
-class Diffusion:
-    """Drift b and a factor S with S Sᵀ = 2D of any process of ``dim`` coordinates, and of ``varying`` numbers."""
+def diffusion(process: Process, dim: int, backend: Backend = "numpy", varying: Sequence[str] = ()) -> Coefficients:
+    """Drift b (d, n) and a factor S (d, K, n) with S Sᵀ = 2D at points (d, n), numbers ``varying`` below them.
 
-    def __init__(self, process: Process, dim: int, backend: Backend = "numpy", varying: Sequence[str] = ()):
-        self.dim, self.backend, self.varying = dim, backend, varying
-        self.temporaries = dim * dim
-        descent = isinstance(process, SGD | MomentumSGD)
-        self._coefficients = self._gradient_descent(process) if descent else self._general(process)
+    The last axis of S has length one where S is constant.
+    """
+    space = PointSpace(dim, process.weights(dim), process, varying)
+    if not isinstance(process, SGD | MomentumSGD):
+        c = process.coefficients(space)
+        drift = c.beta + space.div(c.D) if c.drift is None else c.drift
+        b, root = lambdify([drift], space, backend), _root(2 * c.D, space, backend)
+        return chunked(lambda x: (b(x), root(x).reshape(dim, dim, -1)), dim * dim)
+    d, step, gradient = space.dim, process.time_per_step, Gradient(process, space, backend)
+    scale = np.sqrt(step / process.batch_size)
+    friction = None if isinstance(process, SGD) else (1 - process.momentum) / step
 
-    def __call__(self, x: Array) -> tuple[Array, Array]:
-        """(b (d, n), S (d, K, n)); the last axis of S has length one where S is constant."""
-        return self._coefficients(x)
+    def descent(x: Array) -> tuple[Array, Array]:
+        mean, columns = gradient.moments(x)
+        S = scale * (triangular_root(columns) if columns.shape[1] > d else columns)
+        if friction is None:
+            return -mean, S
+        v = x[d : 2 * d]
+        return np.concatenate((v, -friction * v - mean)), np.concatenate((np.zeros_like(S), S))
 
-    def _general(self, process: Process) -> Coefficients:
-        space, d = PointSpace(self.dim, process.weights(self.dim), process, self.varying), self.dim
-        if (known := process.inside(space)) is None:
-            c = process.coefficients(space)
-            known = c.D, c.beta + space.div(c.D)
-        b, root = lambdify([known[1]], space, self.backend), _root(2 * known[0], space, self.backend)
-        return lambda x: (b(x), root(x).reshape(d, d, -1))
-
-    def _gradient_descent(self, process: Any) -> Coefficients:
-        space = PointSpace(self.dim, process.weights(self.dim), process, self.varying)
-        d, step = space.dim, process.time_per_step
-        gradient = Gradient(process, space, self.backend)
-        compiled = gradient.family is not None and gradient.family.native is not None
-        self.temporaries = d * d if compiled else max(d * d, d * gradient.samples)
-        scale = np.sqrt(step / process.batch_size)
-
-        def coefficients(x: Array) -> tuple[Array, Array]:
-            mean, columns = gradient.moments(x)
-            S = scale * (triangular_root(columns) if columns.shape[1] > d else columns)
-            if not process.kinetic:
-                return -mean, S
-            gamma = (1 - process.momentum) / step
-            v = x[d : 2 * d]
-            return np.concatenate((v, -gamma * v - mean)), np.concatenate((np.zeros_like(S), S))
-
-        return coefficients
+    compiled = gradient.family is not None and gradient.family.native is not None
+    return chunked(descent, d * d if compiled else max(d * d, d * gradient.samples))
 
 
 def _root(matrix: Any, space: PointSpace, backend: Backend) -> Callable[[Array], Array]:
@@ -118,8 +104,8 @@ def _root(matrix: Any, space: PointSpace, backend: Backend) -> Callable[[Array],
 class Gradient:
     """The stochastic gradient of an SGD process.
 
-    A step draws indices of samples, (B, n), if there are ``samples`` = N > 1, noise of their labels, (B, n), if it
-    ``uses_labels``, and d normal numbers per path for noise of given covariance, if it ``uses_normals``.
+    A step draws indices of samples, (B, n), if there are some: of a ``family`` of losses or of ``models``; noise of the
+    labels of these, (B, n); and d normal numbers per path if noise has a given covariance, with the factor ``root``.
     """
 
     def __init__(self, process: Any, space: PointSpace, backend: Backend = "numpy", values: bool = False):
@@ -128,7 +114,7 @@ class Gradient:
         per_sample = samples_of(noise)
         labels = [p for p in parts_of(noise) if isinstance(p, LabelNoise)]
         rest = [p for p in parts_of(noise) if not isinstance(p, PerSample | LabelNoise)]
-        if len(labels) > 1 or len([p for p in parts_of(noise) if isinstance(p, PerSample)]) > 1:
+        if len(labels) > 1 or (per_sample is None and any(isinstance(p, PerSample) for p in parts_of(noise))):
             raise ValueError("paths take one PerSample and one LabelNoise at most; join their samples in one.")
         self.family = gradients_of(per_sample, space, backend, values) if per_sample else None
         self.models = gradients_of_formulas(labels[0].outputs(space), space, backend) if labels else None
@@ -143,12 +129,7 @@ class Gradient:
             f = space.scalar(process.loss, f"{type(process).__name__}: loss")
             self.loss = lambdify([space.grad(f)], space, backend)
         self.modified = self._modified(per_sample) if getattr(process, "order", 1) == 2 else None
-        self.root = None
-        if rest:
-            covariance = sum((p.covariance(space) for p in rest[1:]), rest[0].covariance(space))
-            self.root = _root(covariance, space, backend)
-        self.uses_samples = self.family is not None or self.models is not None
-        self.uses_labels, self.uses_normals = self.models is not None, self.root is not None
+        self.root = _root(Sum(tuple(rest)).covariance(space), space, backend) if rest else None
 
     def _modified(self, noise: PerSample | None) -> Callable[[Array], Array]:
         """∇(f + (η/4)|∇f|²) = ∇f + (η/2) ∇∇f ∇f."""
@@ -158,11 +139,9 @@ class Gradient:
             g = space.grad(f)
             return [g, ufl.as_matrix([[g[i].dx(j) for j in range(d)] for i in range(d)])]
 
-        if self.process.loss is not None:
-            known = lambdify(both(space.scalar(self.process.loss, "SGD: loss")), space, self.backend)
-        else:
-            assert noise is not None
-            known = Family([both(f) for f in noise.losses(space)], space, self.backend).average
+        given = self.process.loss
+        losses = [space.scalar(given, "SGD: loss")] if noise is None or given is not None else noise.losses(space)
+        known = Family([both(f) for f in losses], space, self.backend).average
 
         def gradient(x: Array) -> Array:
             found = known(x)
@@ -173,12 +152,9 @@ class Gradient:
 
     def moments(self, x: Array) -> tuple[Array, Array]:
         """Mean (d, n), modified to second order, and a factor (d, K, n) of the covariance for batches of one sample."""
-        columns, d, n = [], self.space.dim, x.shape[1]
-        given = self.modified or self.loss
-        mean = given(x) if given else None
+        columns, d, n, mean = [], self.space.dim, x.shape[1], np.zeros(0)
         if self.family is not None:
-            average, factor = self.family.scatter(x)
-            mean = average if mean is None else mean
+            mean, factor = self.family.scatter(x)
             if not self.replacement:  # what drawing without it leaves of the covariance
                 factor = factor * np.sqrt((self.samples - self.process.batch_size) / (self.samples - 1))
             columns.append(factor)
@@ -186,7 +162,8 @@ class Gradient:
             columns.append(self.models.scatter(x, centred=False)[1] * self.std)
         if self.root is not None:
             columns.append(np.broadcast_to(self.root(x), (d, d, n)))
-        assert mean is not None
+        if given := self.modified or self.loss:
+            mean = given(x)
         return mean, columns[0] if len(columns) == 1 else np.concatenate(columns, axis=1)
 
     def batch(self, x: Array, sample: Any, label: Any, normal: Any) -> Array:

@@ -8,7 +8,7 @@ import numpy as np
 import ufl
 from ufl.core.expr import Expr
 
-from ..models.fields import Batched, is_number
+from ..models.fields import Batched
 from ..models.noise import PerSample
 from ..models.samples import Samples
 from .lambdify import PointSpace, generate
@@ -28,9 +28,9 @@ class Quantities(ABC):
     def everyone(self, x: Array) -> Array:
         """Of all samples: shape (components, N, n), samples in an order of their own."""
 
-    @abstractmethod
     def chosen(self, x: Array, sample: Array) -> Array:
         """Of the samples of number ``sample`` (B, n): shape (components, B, n)."""
+        return np.take_along_axis(self.everyone(x), sample[None], axis=1)
 
     def average(self, x: Array) -> Array:
         """Mean over all samples, shape (components, n)."""
@@ -96,12 +96,11 @@ class Family(Quantities):
 
     def chosen(self, x: Array, sample: Array) -> Array:
         """By every kind's function."""
-        place, result = self.place[sample], None
+        place, result = self.place[sample], np.zeros(1)
         for k, (function, numbers) in enumerate(zip(self.functions, self.numbers, strict=True)):
             c = [row[0] if (row == row[0]).all() else row[place % len(row)] for row in numbers]
             found = stack(function(x[:, None], c), sample.shape)
-            result = found if result is None else np.where(self.kind[sample] == k, found, result)
-        assert result is not None
+            result = np.where(self.kind[sample] == k, found, result) if k else found
         return result
 
 
@@ -119,9 +118,6 @@ class _Tabulated(Quantities):
             raise ValueError(f"PerSample(fp.batched(grads)): grads returned shape {g.shape} for {points.shape} points.")
         return g.transpose(2, 1, 0)
 
-    def chosen(self, x: Array, sample: Array) -> Array:
-        return np.take_along_axis(self.everyone(x), sample[None], axis=1)
-
 
 class _Differentiated(Quantities):
     """Losses, if ``values``, and gradients of PyTorch's and JAX's samples."""
@@ -130,14 +126,12 @@ class _Differentiated(Quantities):
         self.samples, self.size, self.dim, self.values = samples, samples.size, dim, values
 
     def everyone(self, x: Array) -> Array:
-        return self._arranged(*self.samples.losses_and_gradients(x[: self.dim].T))
+        return self.chosen(x, None)
 
-    def chosen(self, x: Array, sample: Array) -> Array:
-        return self._arranged(*self.samples.losses_and_gradients(x[: self.dim].T, np.ascontiguousarray(sample.T)))
-
-    def _arranged(self, f: Array, g: Array) -> Array:
-        gradients = g.transpose(2, 1, 0)
-        return np.concatenate((f.T[None], gradients)) if self.values else gradients
+    def chosen(self, x: Array, sample: Array | None) -> Array:
+        index = None if sample is None else np.ascontiguousarray(sample.T)
+        f, g = self.samples.losses_and_gradients(x[: self.dim].T, index)
+        return np.concatenate((f.T[None], g.transpose(2, 1, 0))) if self.values else g.transpose(2, 1, 0)
 
 
 def gradients_of(noise: PerSample, space: PointSpace, backend: Backend, values: bool = False) -> Quantities:
@@ -158,8 +152,8 @@ def gradients_of_formulas(f: Sequence[Expr], space: PointSpace, backend: Backend
 
 def lambdify(expressions: Any, space: PointSpace, backend: Backend = "numpy") -> Callable[[Array], Array]:
     """A function that maps points (d, n) to the components of one UFL expression or several, shape (components, n)."""
-    one = isinstance(expressions, Expr) or is_number(expressions)
-    return Family([[ufl.as_ufl(e) for e in ([expressions] if one else expressions)]], space, backend).average
+    several = expressions if isinstance(expressions, Sequence) else [expressions]
+    return Family([[ufl.as_ufl(e) for e in several]], space, backend).average
 
 
 def stack(values: Sequence[Any], shape: tuple[int, ...]) -> Array:

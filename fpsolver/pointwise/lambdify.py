@@ -23,6 +23,8 @@ from ufl.core.expr import Expr
 from ..models.fields import Batched, Space
 from ..models.process import Process
 
+Callback = Callable[[np.ndarray], np.ndarray]
+
 _FUNCTIONS = {
     "Sqrt": "sqrt", "Exp": "exp", "Ln": "log", "Cos": "cos", "Sin": "sin", "Tan": "tan", "Cosh": "cosh",
     "Sinh": "sinh", "Tanh": "tanh", "Acos": "arccos", "Asin": "arcsin", "Atan": "arctan", "Abs": "abs",
@@ -59,8 +61,8 @@ class PointSpace(Space):
 
     def parameter(self, name: str, value: float) -> Any:
         """The number itself, remembered by its name."""
-        X = ufl.SpatialCoordinate(self.mesh)
-        self.parameters[name] = X[self.varying[name]] if name in self.varying else ufl.as_ufl(float(value))
+        X, i = ufl.SpatialCoordinate(self.mesh), self.varying.get(name)
+        self.parameters[name] = ufl.as_ufl(float(value)) if i is None else X[i]
         return self.parameters[name]
 
     def div(self, D: Expr) -> Expr:
@@ -97,10 +99,8 @@ def finite_difference(f: Callable[[np.ndarray], Any], x: np.ndarray) -> np.ndarr
     """
     h = 1e-3 * np.maximum(1.0, np.abs(x))
     columns = []
-    for i in range(x.shape[1]):
-        e = np.zeros_like(x)
-        e[:, i] = h[:, i]
-        near, far = np.asarray(f(x + e)) - np.asarray(f(x - e)), np.asarray(f(x + 2 * e)) - np.asarray(f(x - 2 * e))
+    for i, axis in enumerate(np.eye(x.shape[1])):
+        near, far = (np.subtract(f(x + e), f(x - e)) for e in (h * axis, 2 * h * axis))
         columns.append((8 * near - far) / (12 * h[:, i]))
     return np.stack(columns, axis=-1)
 
@@ -112,7 +112,7 @@ class _Writer:
     space: PointSpace
     lines: list[str] = field(default_factory=list)
     numbers: list[float] = field(default_factory=list)
-    callbacks: list[Callable[[np.ndarray], np.ndarray]] = field(default_factory=list)
+    callbacks: list[Callback] = field(default_factory=list)
     known: dict[Any, str] = field(default_factory=dict)
 
     def name(self, code: str) -> str:
@@ -157,11 +157,12 @@ class _Writer:
             case classes.IndexSum():
                 (index,) = ops[1]
                 terms = [self.emit(ops[0], at, {**env, index.count(): k}) for k in range(e.dimension())]
-                return self._sum(terms)
+                return self._joined("+", "0.0", terms)
             case classes.Sum():
-                return self._sum([self.emit(o, at, env) for o in ops])
+                return self._joined("+", "0.0", [self.emit(o, at, env) for o in ops])
             case classes.Product():
-                return self._product([self.emit(o, (), env) for o in ops])
+                factors = [self.emit(o, (), env) for o in ops]
+                return "0.0" if "0.0" in factors else self._joined("*", "1.0", factors)
             case classes.Division():
                 a, b = self.emit(ops[0], at, env), self.emit(ops[1], (), env)
                 return a if a == "0.0" or b == "1.0" else self.name(f"{a} / {b}")
@@ -183,12 +184,6 @@ class _Writer:
             f"paths cannot evaluate the UFL node {kind}: expected arithmetic, powers, elementary functions, "
             "conditionals, max and min of x. Wrap a numpy function of an (n, d) array in fp.batched()."
         )
-
-    def _sum(self, terms: list[str]) -> str:
-        return self._joined("+", "0.0", terms)
-
-    def _product(self, factors: list[str]) -> str:
-        return "0.0" if "0.0" in factors else self._joined("*", "1.0", factors)
 
     def _joined(self, sign: str, neutral: str, operands: list[str]) -> str:
         first, *rest = [o for o in operands if o != neutral] or [neutral]
@@ -222,24 +217,20 @@ def _value(index: Any, env: dict[int, int]) -> int:
     return int(index) if isinstance(index, classes.FixedIndex) else env[index.count()]
 
 
-def _callback(
-    function: Callable[[np.ndarray], Any], dim: int, shape: tuple[int, ...], gradient: bool
-) -> Callable[[np.ndarray], np.ndarray]:
+def _callback(function: Callable[[np.ndarray], Any], dim: int, shape: tuple[int, ...], gradient: bool) -> Callback:
     """A batched function, or its gradient, with coordinates first, as the code has them."""
-    wanted = () if gradient else shape
 
     def checked(points: np.ndarray) -> np.ndarray:
-        found = np.asarray(function(points), dtype=float)
-        if found.shape != (len(points), *wanted):
-            raise ValueError(f"a batched function returned shape {found.shape}; expected {(len(points), *wanted)}.")
+        found, wanted = np.asarray(function(points), dtype=float), (len(points), *(() if gradient else shape))
+        if found.shape != wanted:
+            raise ValueError(f"a batched function returned shape {found.shape}; expected {wanted}.")
         return found
 
     def values(x: np.ndarray) -> np.ndarray:
         points = np.ascontiguousarray(x[:dim].T)
-        if gradient:
-            g = finite_difference(checked, points)
-            return np.vstack([g.T, np.zeros((len(x) - dim, len(points)))])
-        return np.moveaxis(checked(points), 0, -1)
+        if not gradient:
+            return np.moveaxis(checked(points), 0, -1)
+        return np.vstack([finite_difference(checked, points).T, np.zeros((len(x) - dim, len(points)))])
 
     return values
 
@@ -253,7 +244,7 @@ class Code:
 
     source: str
     numbers: tuple[float, ...]
-    callbacks: tuple[Callable[[np.ndarray], np.ndarray], ...]
+    callbacks: tuple[Callback, ...]
 
     def compile(self) -> Callable[[Any, Sequence[Any]], tuple[Any, ...]]:
         """The function (x, c) -> one value per expression: arrays, or floats for what does not depend on x."""

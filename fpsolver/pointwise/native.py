@@ -143,12 +143,10 @@ class Native:
 
     def batch(self, x: Array, sample: Array) -> Array:
         """Mean (M, n) over the samples ``sample`` (B, n) at points (d, n)."""
-        n, mean = x.shape[1], np.empty((self.components, x.shape[1]))
+        mean = np.empty((self.components, x.shape[1]))
         x, sample = np.ascontiguousarray(x[: self.dim]), np.ascontiguousarray(sample, dtype=np.longlong)
-        self.library.batch(
-            _integer(n), _integer(self.size), _integer(len(sample)), _at(self.kind), _at(self.uniform),
-            _at(self.numbers), _at(x), _at(sample), _at(mean),
-        )  # fmt: skip
+        data = (self.kind, self.uniform, self.numbers, x, sample, mean)
+        self.library.batch(*map(ctypes.c_longlong, (x.shape[1], self.size, len(sample))), *map(_at, data))
         return mean
 
     def moments(self, x: Array, centred: bool = True, root: bool = True) -> tuple[Array, Array]:
@@ -156,16 +154,10 @@ class Native:
         n, M = x.shape[1], self.components
         mean, L = np.empty((M, n)), np.empty((M, M, n if root else 0))
         x = np.ascontiguousarray(x[: self.dim])
-        failed = self.library.moments(
-            _integer(n), _integer(self.size), ctypes.c_int(centred), _at(self.kind), _at(self.numbers), _at(x),
-            _at(mean), _at(L) if root else None,
-        )  # fmt: skip
-        if failed:
+        sizes, data = map(ctypes.c_longlong, (n, self.size)), map(_at, (self.kind, self.numbers, x, mean))
+        if self.library.moments(*sizes, ctypes.c_int(centred), *data, _at(L) if root else None):
             raise MemoryError(f"no memory for the gradients of {self.size} samples.")
         return mean, L
-
-
-_integer = ctypes.c_longlong
 
 
 def _at(a: Array) -> ctypes.c_void_p:

@@ -135,10 +135,9 @@ def drift_and_noise_at(gen: Generator) -> Callable[[Array], Array] | None:
         return None
     space = PointSpace(d, process.weights(d), process)
     with together(gen.domain.comm):
-        if (known := process.inside(space)) is None:
-            c = process.coefficients(space)
-            known = c.D, c.beta + space.div(c.D)
-        return at_points([known[1], 2 * ufl.tr(known[0])], space)
+        c = process.coefficients(space)
+        drift = c.beta + space.div(c.D) if c.drift is None else c.drift
+        return at_points([drift, 2 * ufl.tr(c.D)], space)
 
 
 @dataclass(frozen=True)

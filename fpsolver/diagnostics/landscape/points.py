@@ -136,8 +136,10 @@ def covariance_at(process: Any, points: np.ndarray, comm: MPI.Comm) -> np.ndarra
 
     None for other processes, and with dolfinx Functions in the noise.
     """
-    noise = process.gradient_noise() if isinstance(process, Process) and not process.kinetic else None
-    if noise is None or any(isinstance(v, fem.Function) for p in parts_of(noise) for v in vars(p).values()):
+    noise = getattr(process, "noise", None) if isinstance(process, Process) and not process.kinetic else None
+    if not isinstance(noise, Noise):
+        return None
+    if any(isinstance(value, fem.Function) for part in parts_of(noise) for value in vars(part).values()):
         return None
     with together(comm):
         one = getattr(process, "process", process).with_parameters(batch_size=1.0)  # without further noise
