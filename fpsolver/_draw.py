@@ -9,7 +9,6 @@ from mpi4py import MPI
 
 import numpy as np
 from dolfinx import fem
-from dolfinx import mesh as dmesh
 
 from . import _compat
 from ._sample import Array, degree, lagrange, lattice, own_cells, push_forward
@@ -20,22 +19,8 @@ if TYPE_CHECKING:
 
 Window = Array | None  # lowest and highest coordinates, shape (2, d)
 
-RC = {
-    "font.size": 9.0,
-    "axes.titlesize": "medium",
-    "legend.fontsize": "small",
-    "legend.framealpha": 0.9,
-    "lines.linewidth": 1.4,
-    "axes.linewidth": 0.7,
-    "image.cmap": "viridis",
-}
-_SYMBOLS = {
-    "mean exit time": r"$\tau$",
-    "density": "$p$",
-    "invariant density": r"$p_\infty$",
-    "committor": "$q$",
-    "loss": "$f$",
-}
+RC = {"font.size": 9.0, "axes.titlesize": "medium", "legend.fontsize": "small", "lines.linewidth": 1.4}
+_SYMBOLS = {"mean exit time": r"$\tau$", "density": "$p$", "invariant density": r"$p_\infty$", "committor": "$q$"}
 _OUTSIDE = {False: 1e-3, True: 1e-6}  # share of the mass that a picture may leave out, linear and logarithmic
 _DECADES = {False: 1e-12, True: 1e-8}  # of a logarithmic picture; densities have noise below
 _MARGIN = 0.15
@@ -57,7 +42,7 @@ def sample(f: Any, budget: int = 200_000) -> Sample:
     """Evaluate a scalar function on a lattice in each cell (collective).
 
     Raises:
-        ValueError: if it is not a scalar function.
+        ValueError: it is not a scalar function.
     """
     if not isinstance(f, fem.Function):
         raise ValueError(f"expected a DOLFINx function or a solution to draw, got {type(f).__name__}")
@@ -83,18 +68,6 @@ def sample(f: Any, budget: int = 200_000) -> Sample:
     return Sample(mesh.comm, dim, points, np.concatenate(values), (first + small).reshape(-1, dim + 1))
 
 
-def facet_curves(mesh: dmesh.Mesh, facets: Array, n: int = 6) -> Array:
-    """Polygons along edges of triangles, shape (edges, points, 2); ``facets`` are pairs (cell, local facet)."""
-    corners = np.array([(0.0, 0.0), (1.0, 0.0), (0.0, 1.0)])
-    n = n if _compat.coordinate_map(mesh).degree > 1 else 1
-    s = np.linspace(0, 1, n + 1)[:, None]
-    curves = np.empty((len(facets), n + 1, 2))
-    for i, (a, b) in enumerate(((1, 2), (0, 2), (0, 1))):  # edge i is opposite to vertex i
-        mine = facets[:, 1] == i
-        curves[mine] = push_forward(mesh, corners[a] * (1 - s) + corners[b] * s, facets[mine, 0])
-    return curves
-
-
 @dataclass(frozen=True)
 class Style:
     """How a field is drawn; of a density only the part with the mass is looked at."""
@@ -107,7 +80,9 @@ class Style:
     contours: int
 
 
-def style(name: str, log: bool, label: str | None, axes: Sequence[str], cmap: str | None, contours: int) -> Style:
+def style(
+    name: str, axes: Sequence[str], log: bool = False, label: str | None = None, cmap: Any = None, contours: int = 0
+) -> Style:
     """What the name of a field says where nothing else is asked for."""
     density = "density" in name or name.startswith("ergodic law")
     if label is None:

@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib.machinery import EXTENSION_SUFFIXES
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -46,15 +46,12 @@ def _find(module_name: str, object_names: Sequence[str], cache_dir: Any, timeout
     ready = folder / f"{module_name}.c.cached"
     if str(folder / module_name) not in _loaded and not ready.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        begin, said = time.monotonic(), False
-        while not _lock(folder, module_name) and not ready.exists():  # whoever has locked it compiles it
-            time.sleep(0.05)
-            if not said and time.monotonic() - begin > PATIENCE:
-                said = True
-                logger.info("another process compiles %s: waiting for it", module_name)
+        with _said(f"another process compiles {module_name}: waiting for it"):
+            while not _lock(folder, module_name) and not ready.exists():  # whoever has locked it compiles it
+                time.sleep(0.05)
         if not ready.exists():
             return None, None
-        _unlock(folder, module_name)
+        _lock(folder, module_name, fcntl.LOCK_UN)
     return _load(folder, module_name, object_names)
 
 
@@ -84,7 +81,9 @@ def _build(
             shutil.rmtree(left, ignore_errors=True)
         if ours:
             source.write_text(_OURS)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=f"{module_name}.building") as place, _said(objects):
+        what = "; ".join(map(_described, objects))
+        building = tempfile.TemporaryDirectory(dir=folder, prefix=f"{module_name}.building")
+        with building as place, _said(f"compiling {what} ...", f"compiled {what} in"):
             result = _compile(decl, objects, names, module_name, options, Path(place), *more, **others)
             made = {p.suffix: p for p in Path(place).iterdir()}
             os.replace(made[".so"], folder / made[".so"].name)
@@ -97,7 +96,7 @@ def _build(
         raise
     finally:
         jit.root_logger.handlers = handlers  # FFCx leaves its own behind where it fails
-        _unlock(folder, module_name)
+        _lock(folder, module_name, fcntl.LOCK_UN)
 
 
 def _is_ours(source: Path) -> bool:
@@ -112,11 +111,12 @@ def _is_ours(source: Path) -> bool:
 # -- One lock per module: a byte of one file, which the system frees when the process ends, however it does
 
 
-def _lock(folder: Path, module_name: str) -> bool:
+def _lock(folder: Path, module_name: str, operation: int = fcntl.LOCK_EX | fcntl.LOCK_NB) -> bool:
     if folder not in _locks:
         _locks[folder] = os.open(folder / "fpsolver.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
-        fcntl.lockf(_locks[folder], fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _byte(module_name))
+        byte = int(hashlib.sha256(module_name.encode()).hexdigest()[:12], 16)
+        fcntl.lockf(_locks[folder], operation, 1, byte)
     except (BlockingIOError, PermissionError):
         return False
     except OSError as e:  # a file system without locks
@@ -124,23 +124,13 @@ def _lock(folder: Path, module_name: str) -> bool:
     return True
 
 
-def _unlock(folder: Path, module_name: str) -> None:
-    with suppress(OSError, KeyError):
-        fcntl.lockf(_locks[folder], fcntl.LOCK_UN, 1, _byte(module_name))
-
-
-def _byte(module_name: str) -> int:
-    return int(hashlib.sha256(module_name.encode()).hexdigest()[:12], 16)
-
-
 # -- What takes long
 
 
 @contextmanager
-def _said(objects: Any) -> Iterator[None]:
-    """Log what is being compiled if it takes long, and how long it took."""
-    begin, what = time.monotonic(), "; ".join(_described(o) for o in objects)
-    timer = threading.Timer(PATIENCE, lambda: logger.info("compiling %s ...", what))
+def _said(what: str, done: str = "waited") -> Iterator[None]:
+    """Log what is being done if it takes long, and how long it took."""
+    begin, timer = time.monotonic(), threading.Timer(PATIENCE, logger.info, (what,))
     timer.daemon = True
     timer.start()
     try:
@@ -148,7 +138,7 @@ def _said(objects: Any) -> Iterator[None]:
     finally:
         timer.cancel()
         if (seconds := time.monotonic() - begin) > PATIENCE:
-            logger.info("compiled %s in %.0f s", what, seconds)
+            logger.info("%s %.0f s", done, seconds)
 
 
 def _described(source: Any) -> str:

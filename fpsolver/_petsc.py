@@ -17,34 +17,36 @@ import petsc4py
 import numpy as np
 
 
-def _petsc_arguments(arguments: list[str]) -> list[str]:
+def _petsc_arguments() -> list[tuple[str, ...]]:
     """The arguments that are meant for PETSc, with their values; it would complain of the others at the end."""
-    chosen: list[str] = []
-    for arg, follows in zip(arguments, [*arguments[1:], ""], strict=False):
+    chosen: list[tuple[str, ...]] = []
+    for arg, follows in zip(sys.argv[1:], [*sys.argv[2:], ""], strict=False):
         if arg.startswith(("-fp_", "-log_", "-info", "-malloc_", "-options_")):
             is_value = follows and (not follows.startswith("-") or follows[1:2].isdigit())
-            chosen += [arg, follows] if is_value else [arg]
+            chosen.append((arg, follows) if is_value else (arg,))
     return chosen
 
 
-petsc4py.init(["fpsolver", *_petsc_arguments(sys.argv[1:])])
+petsc4py.init(["fpsolver", *(word for option in _petsc_arguments() for word in option)])
 
 from petsc4py import PETSc  # noqa: E402
 
-from ._errors import NotConverged  # noqa: E402
+from ._errors import NotConverged, import_optional  # noqa: E402
 from ._log import logger  # noqa: E402
 
 PREFIXES = ("fp_evolve_", "fp_exit_", "fp_stationary_", "fp_spectrum_")
 
 Options = Mapping[str, Any]
 
-_KSP_REASONS = {v: k for k, v in vars(PETSc.KSP.ConvergedReason).items() if isinstance(v, int) and v < 0}
-
 
 def ksp_failure(ksp: PETSc.KSP) -> str | None:
     """The name of the reason for which a solver has stopped before it converged; None if it has converged."""
     reason = ksp.getConvergedReason()
-    return _KSP_REASONS.get(reason, f"KSP reason {reason}") if reason < 0 else None
+    return _name_of(PETSc.KSP.ConvergedReason, reason) if reason < 0 else None
+
+
+def _name_of(reasons: type, reason: int) -> str:
+    return next((name for name, value in vars(reasons).items() if value == reason), f"reason {reason}")
 
 
 _ADVICE = {
@@ -55,8 +57,8 @@ _ADVICE = {
     "(-{p}ksp_type gmres -{p}pc_type hypre).",
     "DIVERGED_BACKWARD_ERROR": "The direct solver lost all accuracy: the matrix is singular to rounding. Is the "
     "absorbing part reachable from everywhere, is the barrier so high that exit times exceed 1/rounding?",
+    "": "Look at -{p}ksp_monitor_true_residual; a direct solve is -{p}ksp_type preonly -{p}pc_type lu.",
 }
-_ADVICE_OTHER = "Look at -{p}ksp_monitor_true_residual; a direct solve is -{p}ksp_type preonly -{p}pc_type lu."
 
 
 def _was_used(name: str) -> bool:
@@ -69,10 +71,9 @@ def _was_used(name: str) -> bool:
 def _adopt_command_line(database: PETSc.Options) -> None:
     """Read our options from ``sys.argv`` where another package initialised PETSc without it."""
     present = database.getAll()
-    words = _petsc_arguments(sys.argv[1:])
-    for arg, follows in zip(words, [*words[1:], ""], strict=False):
-        if arg.startswith("-fp_") and arg[1:] not in present:
-            database.insertString(arg if follows.startswith("-fp_") else f"{arg} {follows}")
+    for option in _petsc_arguments():
+        if option[0].startswith("-fp_") and option[0][1:] not in present:
+            database.insertString(" ".join(option))
     for name in database.getAll():
         if name.startswith("fp_") and not name.startswith(PREFIXES):
             warn_once(name, f"option -{name} has no known prefix; known are {', '.join('-' + p for p in PREFIXES)}")
@@ -113,8 +114,8 @@ def inserted_options(prefix: str, given: Options | None, preset: Options) -> Ite
         for name in database.getAll():
             short = name.removeprefix(prefix)
             if name.startswith(prefix) and short not in preset and not _was_used(name):
-                near = [f"did you mean -{prefix}{n}" for n in difflib.get_close_matches(short, _COMMON_OPTIONS, n=1)]
-                advice = near[0] if near else "is it spelt as in PETSc's manual"
+                near = difflib.get_close_matches(short, _COMMON_OPTIONS, n=1)
+                advice = f"did you mean -{prefix}{near[0]}" if near else "is it spelt as in PETSc's manual"
                 warn_once(name, f"option -{name} was not used by any solver; {advice}?")
     finally:
         for name in mine:
@@ -137,15 +138,9 @@ def direct_preset(comm: Any, dim: int) -> dict[str, Any]:
     In 1D and 2D with the QAMD ordering (icntl_7 = 6): continuous P4 with 132 k unknowns factors in 0.41 s against
     0.51 s with MUMPS' own choice, on two ranks in 0.23 against 0.44 s; for discontinuous P4 both take the same.
     """
-    mumps = PETSc.Sys.hasExternalPackage("mumps")
-    preset: dict[str, Any] = {
-        "ksp_type": "preonly",
-        "pc_type": "lu",
-        "pc_factor_mat_solver_type": "mumps" if mumps else "superlu_dist",
-    }
-    if mumps and dim < 3:
-        preset["mat_mumps_icntl_7"] = 6
-    return preset
+    package = "mumps" if PETSc.Sys.hasExternalPackage("mumps") else "superlu_dist"
+    ordering = {"mat_mumps_icntl_7": 6} if package == "mumps" and dim < 3 else {}
+    return {"ksp_type": "preonly", "pc_type": "lu", "pc_factor_mat_solver_type": package, **ordering}
 
 
 def multigrid_preset() -> dict[str, Any]:
@@ -154,29 +149,20 @@ def multigrid_preset() -> dict[str, Any]:
     The coarsening is the one measured for tetrahedra: 15 microseconds per unknown against 33 with hypre's defaults.
     """
     return {
-        "ksp_type": "gmres",
-        "ksp_rtol": 1e-12,
-        "ksp_max_it": 400,
-        "ksp_gmres_restart": 100,
-        "pc_type": "hypre",
-        "pc_hypre_type": "boomeramg",
+        "ksp_type": "gmres", "ksp_rtol": 1e-12, "ksp_max_it": 400, "ksp_gmres_restart": 100,
+        "pc_type": "hypre", "pc_hypre_type": "boomeramg",
         "pc_hypre_boomeramg_coarsen_type": "HMIS",
         "pc_hypre_boomeramg_interp_type": "ext+i",
         "pc_hypre_boomeramg_agg_nl": 1,
         "pc_hypre_boomeramg_P_max": 4,
         "pc_hypre_boomeramg_strong_threshold": 0.5,
-    }
+    }  # fmt: skip
 
 
 class LinearSolver:
     """A x = b and Aᵀ x = b for one matrix, set up once and reused; every solve is checked.
 
-    Args:
-        A: assembled square matrix.
-        prefix: one of :data:`PREFIXES`.
-        what: what is being solved, for error messages ("mean exit time").
-        preset: options that hold unless the user says otherwise.
-        options: the user's options, without the prefix.
+    ``what`` is solved, for messages; ``preset`` holds unless the user's ``options``, without the prefix, say otherwise.
     """
 
     def __init__(self, A: PETSc.Mat, prefix: str, what: str, preset: Options, options: Options | None = None):
@@ -212,9 +198,6 @@ class LinearSolver:
             return
         (self.ksp.solveTranspose if transpose else self.ksp.solve)(b, x)
         self.iterations = self.ksp.getIterationNumber()
-        self._check(b, x, transpose)
-
-    def _check(self, b: PETSc.Vec, x: PETSc.Vec, transpose: bool) -> None:
         (self.A.multTranspose if transpose else self.A.mult)(x, self._work)
         self._work.aypx(-1.0, b)
         norm_r, norm_b, norm_x = (v.norm(PETSc.NormType.INFINITY) for v in (self._work, b, x))
@@ -231,7 +214,7 @@ class LinearSolver:
         if pc.getType() in ("lu", "cholesky") and pc.getFactorSolverType() == "mumps":
             factor = pc.getFactorMatrix()
             info = f" (MUMPS INFOG(1) = {factor.getMumpsInfog(1)}, INFOG(2) = {factor.getMumpsInfog(2)})"
-        advice = _ADVICE.get(reason, _ADVICE_OTHER).format(p=self.prefix, info=info)
+        advice = _ADVICE.get(reason, _ADVICE[""]).format(p=self.prefix, info=info)
         return NotConverged(self.what, reason, self.iterations, self.residual, self.prefix, advice)
 
     def destroy(self) -> None:
@@ -255,10 +238,9 @@ def eigenpairs(
         ImportError: slepc4py is missing.
         NotConverged: fewer than ``k`` converged.
     """
-    try:
-        from slepc4py import SLEPc
-    except ImportError as error:
-        raise ImportError(f"{what} needs slepc4py: install python3-slepc4py (apt) or slepc4py (conda).") from error
+    import_optional("slepc4py", what)
+    from slepc4py import SLEPc
+
     size = matrices[0].getSize()[0]
     eps = SLEPc.EPS().create(matrices[0].comm)
     eps.setOptionsPrefix("fp_spectrum_")
@@ -277,8 +259,7 @@ def eigenpairs(
     converged = eps.getConverged()
     if converged < k:
         residual = max((eps.computeError(i) for i in range(converged)), default=float("nan"))
-        names = {v: name for name, v in vars(SLEPc.EPS.ConvergedReason).items() if isinstance(v, int)}
-        reason, its = names.get(eps.getConvergedReason(), "EPS reason unknown"), eps.getIterationNumber()
+        reason, its = _name_of(SLEPc.EPS.ConvergedReason, eps.getConvergedReason()), eps.getIterationNumber()
         advice = f"{converged} of {k} modes converged; allow more work (-fp_spectrum_eps_max_it, -fp_spectrum_eps_ncv)."
         raise NotConverged(what, reason, its, residual, "fp_spectrum_", advice)
     re, im = matrices[0].createVecs("right"), matrices[0].createVecs("right")

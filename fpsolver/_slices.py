@@ -26,12 +26,13 @@ def slices(data: Any, norm: Any, cmap: str) -> Any:
     import_optional("pyvista", "a picture in 3D")
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder, "field.npz"), Path(folder, "field.png")
-        log = type(norm).__name__ == "LogNorm"
-        np.savez(
-            source, points=data.points, cells=_oriented(data.points, data.cells), values=data.values, cmap=cmap, log=log
-        )
-        limits = [repr(float(v)) for v in (norm.vmin, norm.vmax)]
-        command = [sys.executable, str(Path(__file__).resolve()), str(source), str(target), *limits]
+        # the vertices of tetrahedra in VTK's order, from which it knows the outer side of the surface
+        x, cells = data.points[data.cells], data.cells.copy()
+        turned = np.linalg.det(x[:, 1:] - x[:, :1]) < 0
+        cells[turned, 2:] = cells[turned, :1:-1]
+        drawn: Any = {"cmap": cmap, "log": type(norm).__name__ == "LogNorm", "limits": (norm.vmin, norm.vmax)}
+        np.savez(source, points=data.points, cells=cells, values=data.values, **drawn)
+        command = [sys.executable, str(Path(__file__).resolve()), str(source), str(target)]
         if not os.environ.get("DISPLAY") and shutil.which("xvfb-run"):
             command = ["xvfb-run", "-a", *command]
         # the child is no rank of this computation
@@ -48,9 +49,8 @@ def slices(data: Any, norm: Any, cmap: str) -> Any:
 def _run(command: list[str], env: dict[str, str], log: Path, patience: float = 120.0) -> str:
     """Run a command and all that it starts, and return the last line of its messages."""
     with log.open("w") as out:
-        process = subprocess.Popen(
-            command, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
-        )
+        streams: Any = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": out}
+        process = subprocess.Popen(command, env=env, start_new_session=True, **streams)
         try:
             process.wait(patience)
         except subprocess.TimeoutExpired:
@@ -60,16 +60,7 @@ def _run(command: list[str], env: dict[str, str], log: Path, patience: float = 1
     return (log.read_text(errors="replace").strip().splitlines() or ["no message"])[-1]
 
 
-def _oriented(points: Any, cells: Any) -> Any:
-    """The tetrahedra with their vertices in VTK's order, from which it knows the outer side of the surface."""
-    x = points[cells]
-    turned = np.linalg.det(x[:, 1:] - x[:, :1]) < 0
-    cells = cells.copy()
-    cells[turned, 2:] = cells[turned, :1:-1]
-    return cells
-
-
-def _render(source: str, target: str, low: str, high: str) -> None:
+def _render(source: str, target: str) -> None:
     pyvista: Any = importlib.import_module("pyvista")
     f = np.load(source)
     grid = pyvista.UnstructuredGrid({pyvista.CellType.TETRA: f["cells"]}, f["points"])
@@ -83,7 +74,7 @@ def _render(source: str, target: str, low: str, high: str) -> None:
     if edges.n_points:
         plotter.add_mesh(edges, color="black", line_width=1)
     plotter.add_mesh(
-        grid.slice_orthogonal(), scalars="values", cmap=str(f["cmap"]), clim=(float(low), float(high)),
+        grid.slice_orthogonal(), scalars="values", cmap=str(f["cmap"]), clim=tuple(f["limits"]),
         log_scale=bool(f["log"]), show_scalar_bar=False, lighting=False,
     )  # fmt: skip
     plotter.show_axes()

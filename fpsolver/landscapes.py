@@ -15,15 +15,7 @@ Point = tuple[float, ...]
 
 @dataclass(frozen=True)
 class Landscape:
-    """A loss with its critical points.
-
-    Attributes:
-        function: f(x), with x[i] the i-th coordinate, UFL or array.
-        dim: number of coordinates.
-        minima: local minima, the deepest first.
-        saddles: saddles of index one, the lowest first.
-        source: where it comes from.
-    """
+    """A loss f(x) with its critical points: local minima, the deepest first, and saddles of index one, lowest first."""
 
     function: Callable[[Any], Any]
     dim: int
@@ -84,30 +76,22 @@ def _muller_brown(x: Any) -> Any:
 
 
 muller_brown = Landscape(
-    _muller_brown,
-    2,
+    _muller_brown, 2,
     ((-0.558223634633, 1.441725841805), (0.623499404931, 0.028037758529), (-0.050010822998, 0.466694104872)),
     ((0.212486582001, 0.292988325107), (-0.822001558733, 0.624312802815)),
     "Müller, Brown, Theor. Chim. Acta 53 (1979); minima -146.69951721, -108.16672412, -80.76781813",
-)
+)  # fmt: skip
 
 
 def _three_hole(x: Any) -> Any:
-    X, Y = x[0], x[1]
-    return (
-        3 * _exp(-(X**2) - (Y - 1 / 3) ** 2)
-        - 3 * _exp(-(X**2) - (Y - 5 / 3) ** 2)
-        - 5 * _exp(-((X - 1) ** 2) - Y**2)
-        - 5 * _exp(-((X + 1) ** 2) - Y**2)
-        + 0.2 * X**4
-        + 0.2 * (Y - 1 / 3) ** 4
-    )
+    holes = ((3, 0, 1 / 3), (-3, 0, 5 / 3), (-5, 1, 0), (-5, -1, 0))
+    walls = 0.2 * x[0] ** 4 + 0.2 * (x[1] - 1 / 3) ** 4
+    return walls + sum(A * _exp(-((x[0] - X) ** 2) - (x[1] - Y) ** 2) for A, X, Y in holes)
 
 
 three_hole = Landscape(
-    _three_hole,
-    2,
+    _three_hole, 2,
     ((-1.048054992824, -0.0420936663067), (1.048054992824, -0.0420936663067), (0.0, 1.537082004449)),
     ((-0.6172723078765, 1.102734517508), (0.6172723078765, 1.102734517508), (0.0, -0.3158265504781)),
     "Metzner, Schütte, Vanden-Eijnden, J. Chem. Phys. 125, 084110 (2006)",
-)
+)  # fmt: skip

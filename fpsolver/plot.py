@@ -5,7 +5,7 @@ cells are seen.  Densities are shown where their mass is.  Pictures have no stat
 its own, in one style, returned on rank 0.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from mpi4py import MPI
 
 import numpy as np
 
-from . import _draw
+from . import _compat, _draw
 from ._errors import import_optional, on_root
 from ._files import write_figure
 from ._sample import own_cells
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["field", "lines", "mesh", "save", "series", "styled"]
+__all__ = ["field", "mesh", "save", "series", "styled"]
 
 
 def field(
@@ -58,10 +58,10 @@ def field(
         The figure on rank 0, None elsewhere.
 
     Raises:
-        ValueError: if the field is not scalar.
-        ModuleNotFoundError: if matplotlib, or in 3D pyvista, is missing.
+        ValueError: the field is not scalar.
+        ModuleNotFoundError: matplotlib, or in 3D pyvista, is missing.
     """
-    data, style = _shown([solution], solution, log, label, axes, cmap, contours)
+    data, style = _shown([solution], solution, axes, log=log, label=label, cmap=cmap, contours=contours)
 
     def draw() -> Any:
         window = None if ax else _draw.window(data, style)
@@ -78,54 +78,18 @@ def field(
     return _finish(data[0].comm, draw, path)
 
 
-def lines(
-    functions: Any,
-    ax: "Axes | None" = None,
-    path: str | Path | None = None,
-    *,
-    log: bool = False,
-    label: str | None = None,
-    title: str = "",
-    axes: Sequence[str] | None = None,
-) -> "Figure | None":
-    """Draw one or several functions of one variable into the same axes: one, a list, or {label of the curve: function}.
-
-    Everything else as in :func:`field`.
-    """
-    many = isinstance(functions, Sequence) or hasattr(functions, "times")
-    named = functions if isinstance(functions, Mapping) else dict(enumerate(functions if many else [functions]))
-    data, style = _shown(list(named.values()), next(iter(named.values())), log, label, axes)
-    if any(d.dim != 1 for d in data):
-        raise ValueError("plot.lines draws functions of one variable; use plot.field or plot.series")
-
-    def draw() -> Any:
-        window, labelled = None if ax else _draw.window(data, style), isinstance(functions, Mapping)
-        a = ax or _draw.figure(1, 1)[1][0]
-        low, high = _draw.limits(data, style)
-        for i, (name, d) in enumerate(zip(named, data, strict=True)):
-            _draw.draw(a, d, style, low, high, window, color=f"C{i}", label=str(name) if labelled else None)
-        if labelled:
-            a.legend()
-        a.set(xlabel=style.axes[0], ylabel=style.label, title=title)
-        return a.figure
-
-    return _finish(data[0].comm, draw, path)
-
-
 def series(
     functions: Sequence[Any],
     titles: Sequence[str] | None = None,
     path: str | Path | None = None,
     *,
-    log: bool = False,
-    label: str | None = None,
     axes: Sequence[str] | None = None,
-    cmap: str | None = None,
     columns: int = 4,
+    **style_options: Any,
 ) -> "Figure | None":
     """Draw a filmstrip of several fields, or of an evolution, on the same scale, with some ``columns`` in a row.
 
-    Titles are the times where there are any.  Everything else as in :func:`field`.
+    Titles are the times where there are any.  ``log``, ``label``, ``cmap`` and ``contours`` as in :func:`field`.
     """
     if titles is None:
         times = getattr(functions, "times", None)
@@ -134,7 +98,7 @@ def series(
         raise ValueError(
             f"plot.series: {len(functions)} functions and {len(titles)} titles; expected one title for each"
         )
-    data, style = _shown([functions[i] for i in range(len(functions))], functions, log, label, axes, cmap)
+    data, style = _shown([functions[i] for i in range(len(functions))], functions, axes, **style_options)
 
     def draw() -> Any:
         width, window = min(columns, len(data)), _draw.window(data, style)
@@ -164,25 +128,26 @@ def mesh(
     """Draw the mesh of a domain in the plane, with its boundary parts in colours, see :func:`field`."""
     if domain.dim != 2:
         raise ValueError(f"plot.mesh draws domains in 2D, got {domain!r}")
-    msh, comm = domain.mesh, domain.comm
-    inside = _draw.facet_curves(msh, np.indices((len(own_cells(msh)), 3)).reshape(2, -1).T)
-    parts = {name: _draw.facet_curves(msh, domain.integration_facets(name).reshape(-1, 2)) for name in domain.parts}
-    edges = comm.gather((inside, parts), root=0) or []
+    vertices = domain.mesh.geometry.x[_compat.geometry_dofmap(domain.mesh)[own_cells(domain.mesh), :3], :2]
+    facets = domain.boundary
+    parts = {name: facets.corners[np.searchsorted(facets.facets, domain.facets(name))] for name in domain.parts}
+    pieces = domain.comm.gather((vertices, parts), root=0) or []
 
     def draw() -> Any:
         from matplotlib.collections import LineCollection
 
         a = ax or _draw.figure(1, 1)[1][0]
-        a.add_collection(LineCollection(np.concatenate([e for e, _ in edges]), colors="0.7", linewidths=0.4))
+        inside = np.concatenate([v[:, [0, 1, 2, 0]] for v, _ in pieces])
+        a.add_collection(LineCollection(inside, colors="0.7", linewidths=0.4))
         for i, name in enumerate(parts):
-            part = np.concatenate([p[name] for _, p in edges])
+            part = np.concatenate([p[name] for _, p in pieces])
             a.add_collection(LineCollection(part, colors=f"C{i}", linewidths=2, label=name))
         a.autoscale()
         a.set(aspect="equal", xlabel="$x$", ylabel="$y$", title=title)
         a.legend(loc="upper left", bbox_to_anchor=(1, 1))
         return a.figure
 
-    return _finish(comm, draw, path)
+    return _finish(domain.comm, draw, path)
 
 
 def save(fig: "Figure | None", path: str | Path, comm: MPI.Comm = MPI.COMM_WORLD) -> None:
@@ -191,10 +156,9 @@ def save(fig: "Figure | None", path: str | Path, comm: MPI.Comm = MPI.COMM_WORLD
 
 
 def _shown(
-    functions: list[Any], answer: Any, log: bool, label: str | None, axes: Sequence[str] | None, cmap: Any = None,
-    contours: int = 0,
-) -> tuple[list[_draw.Sample], _draw.Style]:  # fmt: skip
-    """Fields to draw on rank 0, and how ``answer`` or else the first of them says so (collective)."""
+    functions: list[Any], answer: Any, axes: Sequence[str] | None, **options: Any
+) -> tuple[list[_draw.Sample], _draw.Style]:
+    """Fields to draw on rank 0, and how, as the name of ``answer`` or else of the first of them says (collective)."""
     data = [_draw.sample(getattr(f, "function", f)) for f in functions]
     name = getattr(answer, "name", None)
     if not isinstance(name, str):
@@ -202,7 +166,7 @@ def _shown(
     if axes is None:
         process = getattr(getattr(answer, "generator", None), "process", None)
         axes = ("$x$", "$v$") if getattr(process, "kinetic", False) else ("$x$", "$y$", "$z$")
-    return data, _draw.style(name.replace("_", " "), log, label, axes, cmap, contours)
+    return data, _draw.style(name.replace("_", " "), axes, **options)
 
 
 def styled(draw: Callable[[], Any]) -> Any:

@@ -11,7 +11,7 @@ import pytest
 from dolfinx import fem
 
 from fpsolver import Domain, io, plot
-from fpsolver._draw import facet_curves, sample
+from fpsolver._draw import sample
 from fpsolver._sample import lattice
 
 pytestmark = pytest.mark.parallel
@@ -151,8 +151,6 @@ def test_samples_follow_curved_cells():
     if WORLD.rank == 0:
         edges = data.points[data.cells[:, 1:]] - data.points[data.cells[:, :1]]
         assert np.isclose(np.abs(np.linalg.det(edges)).sum() / 2, np.pi, rtol=1e-2)
-    curve = facet_curves(domain.mesh, domain.integration_facets("boundary").reshape(-1, 2))
-    assert np.allclose(np.linalg.norm(curve, axis=2), 1, atol=1e-3)
 
 
 def drawn(path: Path) -> bool:
@@ -171,7 +169,6 @@ def test_pictures(tmp_dir):
         "curve": lambda p: plot.field(f, path=p, log=True),
         "colours": lambda p: plot.field(SimpleNamespace(function=g), path=p, contours=5, title="a title"),
         "logarithm": lambda p: plot.field(g, path=p, log=True, limits=(1e-2, 1)),
-        "lines": lambda p: plot.lines({"one": f, "two": f}, path=p),
         "strip": lambda p: plot.series([g, g, g], titles=["a", "b", "c"], path=p, columns=2),
         "curves": lambda p: plot.series([f, f], path=p),
         "mesh": lambda p: plot.mesh(plane, path=p),
@@ -205,8 +202,6 @@ def test_what_cannot_be_drawn():
         plot.field(function(plane, "Lagrange", 1, lambda x: x[:2], shape=(2,)))
     with pytest.raises(ValueError, match="got int"):
         plot.field(3)
-    with pytest.raises(ValueError, match="one variable"):
-        plot.lines(f)
     with pytest.raises(ValueError, match="one title for each"):
         plot.series([f], titles=[])
     with pytest.raises(ValueError, match="draws domains in 2D"):

@@ -26,11 +26,11 @@ class Noise(ABC):
         """Σ(x), shape (dim, dim), for batches of one sample."""
 
     def __add__(self, other: "Noise") -> "Noise":
-        parts = [*parts_of(self), *parts_of(other)]
-        level = [p for p in parts if isinstance(p, Isotropic) and is_number(p.s)]
-        if len(level) > 1:  # one number, so that the level "s" stays one parameter of the process
-            parts = [p for p in parts if p not in level] + [Isotropic(sum(p.s for p in level))]
-        return Sum(tuple(parts))
+        parts = (*parts_of(self), *parts_of(other))
+        levels = [p.s for p in parts if _is_level(p)]
+        if len(levels) > 1:  # one number, so that the level "s" stays one parameter of the process
+            parts = (*(p for p in parts if not _is_level(p)), Isotropic(sum(levels)))
+        return Sum(parts)
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Sum(Noise):
 
     def covariance(self, space: Space) -> Expr:
         """Σ of the parts."""
-        return sum((p.covariance(space) for p in self.parts[1:]), self.parts[0].covariance(space))
+        return total([p.covariance(space) for p in self.parts])
 
 
 def parts_of(noise: Noise) -> tuple[Noise, ...]:
@@ -55,14 +55,18 @@ def samples_of(noise: Noise) -> "PerSample | None":
     return found[0] if len(found) == 1 else None
 
 
+def _is_level(noise: Any) -> bool:
+    return isinstance(noise, Isotropic) and is_number(noise.s)
+
+
 def isotropic_level(noise: Noise) -> float | None:
     """The number s of the ``Isotropic(s)`` in ``noise``, None if there is none."""
-    return next((float(p.s) for p in parts_of(noise) if isinstance(p, Isotropic) and is_number(p.s)), None)
+    return next((float(p.s) for p in parts_of(noise) if _is_level(p)), None)  # type: ignore[attr-defined]
 
 
 def with_isotropic_level(noise: Noise, s: float) -> Noise:
     """``noise`` with its ``Isotropic`` set to level ``s``."""
-    parts = tuple(Isotropic(s) if isinstance(p, Isotropic) and is_number(p.s) else p for p in parts_of(noise))
+    parts = tuple(Isotropic(s) if _is_level(p) else p for p in parts_of(noise))
     return Sum(parts) if len(parts) > 1 else parts[0]
 
 
@@ -73,7 +77,7 @@ class Isotropic(Noise):
     s: Any
 
     def covariance(self, space: Space) -> Expr:
-        """s times the identity."""
+        """S = s I."""
         s = space.parameter("s", self.s) if is_number(self.s) else space.scalar(self.s, "Isotropic(s)")
         return s * ufl.Identity(space.dim)
 
@@ -115,14 +119,10 @@ class PerSample(Noise):
         Args:
             f: f(x, *sample) -> scalar tensor, the loss of one sample at the point x, a float64 tensor of shape (d,).
                 It must be traceable by ``torch.func.vmap``: no ``.item()``, no branches on values.
-            data: tuple of arrays or tensors whose first axis counts the samples.
+            data: tuple of arrays or tensors whose first axis counts the samples, two or more.
             chunk: pairs of a point and a sample evaluated at a time; fewer need less memory.
             rtol: largest error, relative to the largest value, with which loss and Σ are tabulated on a mesh: their
                 degree is raised until it is met.
-
-        Raises:
-            ImportError: PyTorch is missing.
-            ValueError: data of different lengths, or of less than two samples.
         """
         return cls(Samples(torch_library("from_torch"), f, data, chunk, rtol))
 
@@ -164,7 +164,7 @@ class PerSample(Noise):
         if isinstance(self.samples, Samples):
             return tabulate_samples(space, self.samples)[0]
         losses = self.losses(space)
-        return sum(losses[1:], losses[0]) / len(losses)
+        return total(losses) / len(losses)
 
     def mean_gradient(self, space: Space) -> Expr:
         """∇f."""
@@ -177,7 +177,7 @@ class PerSample(Noise):
         if isinstance(self.samples, Samples):
             return self.samples
         losses = [bind(f) for f in self._formulas()]
-        return lambda x: sum(f(x) for f in losses[1:]) / len(losses) + losses[0](x) / len(losses)
+        return lambda x: total([f(x) for f in losses]) / len(losses)
 
     def covariance(self, space: Space) -> Expr:
         """σ σᵀ from symbolic gradients or from tabulated ones."""
@@ -186,7 +186,7 @@ class PerSample(Noise):
         if isinstance(self.samples, Samples):
             return self._shared(space, self.samples.size, tabulate_samples(space, self.samples)[2])
         gradients = [space.grad(f) for f in self.losses(space)]
-        mean = sum(gradients[1:], gradients[0]) / len(gradients)
+        mean = total(gradients) / len(gradients)
         return self._shared(space, len(gradients), _mean_outer([g - mean for g in gradients]))
 
     def _shared(self, space: Space, N: int, Sigma: Expr) -> Expr:
@@ -219,13 +219,9 @@ class PerSample(Noise):
 class LabelNoise(Noise):
     """Fresh Gaussian noise on the labels in every step: Σ = std² (1/N) Σ_i ∇m_i ∇m_iᵀ.
 
-    For squared losses f_i = ½ (m_i(x) − y_i)² with outputs m_i; a label y_i + std·ξ changes the gradient by
-    −std·ξ ∇m_i.
-    It comes on top of the noise of drawing samples: ``PerSample(losses) + LabelNoise(outputs, 0.1)``.
-
-    Attributes:
-        models: outputs m_i as callables of x giving UFL, one per sample.
-        std: standard deviation of the labels' noise.
+    For squared losses f_i = ½ (m_i(x) − y_i)² with outputs m_i, callables of x giving UFL: a label y_i + std·ξ changes
+    the gradient by −std·ξ ∇m_i.  It comes on top of the noise of drawing samples:
+    ``PerSample(losses) + LabelNoise(outputs, 0.1)``.
     """
 
     models: Sequence[Callable[[Any], Any]]
@@ -247,4 +243,9 @@ class LabelNoise(Noise):
 
 
 def _mean_outer(columns: Sequence[Expr]) -> Expr:
-    return sum((ufl.outer(c, c) for c in columns[1:]), ufl.outer(columns[0], columns[0])) / len(columns)
+    return total([ufl.outer(c, c) for c in columns]) / len(columns)
+
+
+def total(terms: Sequence[Any]) -> Any:
+    """The sum of expressions of any shape, to which 0 cannot be added."""
+    return sum(terms[1:], terms[0])

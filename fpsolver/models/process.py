@@ -224,10 +224,10 @@ class SDE(Process):
 
 def _check_stratonovich(D: Expr, space: Space) -> None:
     """½ Σ_k (σ_k·∇)σ_k depends on the factor σ, not on D alone, unless D is scalar or constant."""
-    nodes = {type(o) for o in ufl.corealg.traversal.unique_pre_traversal(D)}
-    isotropic = isinstance(D, ufl.classes.ComponentTensor) and ufl.classes.Identity in nodes
-    constant = not any(issubclass(o, ufl.classes.SpatialCoordinate | ufl.classes.Coefficient) for o in nodes)
-    if space.dim > 1 and not isotropic and not constant:
+    nodes = list(ufl.corealg.traversal.unique_pre_traversal(D))
+    isotropic = isinstance(D, ufl.classes.ComponentTensor) and any(isinstance(o, ufl.Identity) for o in nodes)
+    varies = any(isinstance(o, ufl.classes.SpatialCoordinate | ufl.classes.Coefficient) for o in nodes)
+    if space.dim > 1 and varies and not isotropic:
         raise ValueError(
             "SDE: in more than one dimension a Stratonovich drift is determined by the factor σ, not by the matrix "
             "D(x). Give a scalar D(x) or a constant matrix, or convert the drift yourself: "
