@@ -34,9 +34,8 @@ def by_hand(x, a=A, y=Y):
 
 
 @pytest.mark.parametrize("kind", ["torch", "jax"])
-@pytest.mark.parametrize("chunk", [None, 1, 9])
-def test_losses_gradients_and_covariance_are_those_of_the_formula(kind, chunk):
-    samples = neurons(kind, chunk=chunk).samples
+def test_losses_gradients_and_covariance_are_those_of_the_formula(kind):
+    samples = neurons(kind).samples
     x = random.normal(size=(7, 2))
     f, g = by_hand(x)
     found = samples.losses_and_gradients(x)
@@ -271,10 +270,6 @@ def test_unsuitable_data():
         fp.PerSample.from_torch(f, (A, Y[:3]))
     with pytest.raises(ValueError, match=r"data has \[1\] samples.*at least two"):
         fp.PerSample.from_torch(f, A[:1])
-    with pytest.raises(ValueError, match="chunk is 0"):
-        fp.PerSample.from_torch(f, A, chunk=0)
-    with pytest.raises(ValueError, match="chunk is 'a'"):
-        fp.PerSample.from_torch(f, A, chunk="a")
     with pytest.raises(ValueError, match="rtol is 2"):
         fp.PerSample.from_torch(f, A, rtol=2)
     with pytest.raises(ValueError, match="rtol is 'a'"):

@@ -378,7 +378,7 @@ def test_a_large_network_with_many_samples():
     assert report.noise[0] == pytest.approx(1 - along.var() / trace, rel=1e-8)
     assert report.drift[0] == pytest.approx(1 - along.mean() ** 2 / drift, rel=1e-8)
 
-    noise = s.noise(network, chunk=20_000)
+    noise = s.noise(network)
     _, gradient, covariance = noise.samples.moments(np.zeros((1, 1)))
     assert gradient[0, 0] == pytest.approx(along.mean(), rel=1e-8)
     assert covariance[0, 0, 0] == pytest.approx(along.var(), rel=1e-8)

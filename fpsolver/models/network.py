@@ -50,7 +50,7 @@ class Network:
     batch_gradient: Callable[[Vector, Vector], Vector]
     sample_gradients: Callable[[Vector, Vector], np.ndarray]
     filter_axis: int
-    _restricted: Callable[[Vector, np.ndarray, int | None, float], Samples]
+    _restricted: Callable[[Vector, np.ndarray, float], Samples]
 
     @classmethod
     def from_torch(cls, model: Any, loss: Callable[..., Any], data: Any) -> "Network":
@@ -137,11 +137,9 @@ class Network:
             square += float(np.vdot(centred, centred))
         return square / self.size
 
-    def restricted(
-        self, origin: Vector, directions: np.ndarray, chunk: int | None = None, rtol: float = 1e-3
-    ) -> PerSample:
+    def restricted(self, origin: Vector, directions: np.ndarray, rtol: float = 1e-3) -> PerSample:
         """The samples as functions of x in origin + directions x, for :class:`~fpsolver.SGD`; see :class:`Slice`."""
-        return PerSample(self._restricted(self.point(origin, "a slice's origin"), directions, chunk, rtol))
+        return PerSample(self._restricted(self.point(origin, "a slice's origin"), directions, rtol))
 
     def sgd(
         self, learning_rate: float, steps: int, batch_size: int = 1, start: Vector | None = None, seed: int = 0,
@@ -181,10 +179,10 @@ def _built(
         expected = f"expected ({n},), one for each sample (reduction='none')"
         return check_losses(loss(outputs(w, batch[0]), *batch[1:]), (n,), "Network", f"{n} samples", expected)
 
-    def restricted(origin: Vector, V: np.ndarray, chunk: int | None, rtol: float) -> Samples:
+    def restricted(origin: Vector, V: np.ndarray, rtol: float) -> Samples:
         o, D = library.array(origin), library.array(V)
         part = lambda x, *batch: losses(o + D @ x, *batch)  # noqa: E731
-        return Samples(library, part, data, chunk, rtol, V.shape[1], batched=True)
+        return Samples(library, part, data, rtol, V.shape[1], batched=True)
 
     everything = lambda w: losses(w, *arrays)  # noqa: E731
     mean_gradient = func.grad(lambda w, *batch: losses(w, *batch).mean())

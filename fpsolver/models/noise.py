@@ -111,25 +111,22 @@ class PerSample(Noise):
     replacement: bool = True
 
     @classmethod
-    def from_torch(
-        cls, f: Callable[..., Any], data: Any, *, chunk: int | None = None, rtol: float = 1e-3
-    ) -> "PerSample":
+    def from_torch(cls, f: Callable[..., Any], data: Any, *, rtol: float = 1e-3) -> "PerSample":
         """Losses written with PyTorch and differentiated by it; thousands of samples are cheap.
 
         Args:
             f: f(x, *sample) -> scalar tensor, the loss of one sample at the point x, a float64 tensor of shape (d,).
                 It must be traceable by ``torch.func.vmap``: no ``.item()``, no branches on values.
             data: tuple of arrays or tensors whose first axis counts the samples, two or more.
-            chunk: pairs of a point and a sample evaluated at a time; fewer need less memory.
             rtol: largest error, relative to the largest value, with which loss and Σ are tabulated on a mesh: their
                 degree is raised until it is met.
         """
-        return cls(Samples(torch_library("from_torch"), f, data, chunk, rtol))
+        return cls(Samples(torch_library("from_torch"), f, data, rtol))
 
     @classmethod
-    def from_jax(cls, f: Callable[..., Any], data: Any, *, chunk: int | None = None, rtol: float = 1e-3) -> "PerSample":
+    def from_jax(cls, f: Callable[..., Any], data: Any, *, rtol: float = 1e-3) -> "PerSample":
         """Losses written with JAX; see :meth:`from_torch`.  f is compiled, and evaluated in double precision."""
-        return cls(Samples(jax_library("from_jax"), f, data, chunk, rtol))
+        return cls(Samples(jax_library("from_jax"), f, data, rtol))
 
     def __post_init__(self) -> None:
         if isinstance(self.samples, Batched | Samples):

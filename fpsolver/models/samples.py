@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .._arguments import check_integer, check_share
+from .._arguments import check_share
 from ._autodiff import Library, check_losses, described
 
 _NUMBERS = 2**21  # in the largest array of an evaluation: 16 MB, of which about six live at a time; more is not faster
@@ -24,19 +24,22 @@ class Samples:
         size: N.
         data: types and shapes of one sample's data, for messages.
         dim: d, where it is known.
-        chunk: how many point-sample pairs are evaluated at a time; None: as many as keep arrays in tens of megabytes.
         rtol: largest error of tabulation, relative to the largest value, that a generator accepts.
     """
 
     def __init__(
-        self, library: Library, f: Callable[..., Any], data: Any, chunk: int | None, rtol: float,
-        dim: int | None = None, batched: bool = False,
-    ):  # fmt: skip
+        self,
+        library: Library,
+        f: Callable[..., Any],
+        data: Any,
+        rtol: float,
+        dim: int | None = None,
+        batched: bool = False,
+    ):
         what, vmap, self._library, self._arrays = library.what, library.func.vmap, library, library.data(data)
         if not callable(f):
             raise TypeError(f"{what}: the loss is a {type(f).__name__}; a function f(x, *sample) was expected.")
         self.size, self.data, self.dim = len(self._arrays[0]), described(self._arrays), dim
-        self.chunk = None if chunk is None else check_integer(f"{what}: chunk", chunk)
         self.rtol = check_share(f"{what}: rtol", rtol)
         one = lambda x, *sample: check_losses(f(x, *sample), (), what, "one sample", "a scalar was expected")  # noqa: E731
         losses = f if batched else lambda x, *batch: vmap(one, (None, *[0] * len(batch)))(x, *batch)
@@ -95,9 +98,9 @@ class Samples:
         """Some points with all their samples, or one point with some of them."""
         if not len(x):
             return
-        budget, each = (_NUMBERS, self._largest(x, index, width)) if self.chunk is None else (self.chunk, width)
-        points = _power_of_two(budget // each)  # which JAX need not pad
-        samples = width if budget >= each else max(1, width * budget // each)
+        each = self._largest(x, index, width)
+        points = _power_of_two(_NUMBERS // each)  # which JAX need not pad
+        samples = width if _NUMBERS >= each else max(1, width * _NUMBERS // each)
         for i in range(0, len(x), points):
             for j in range(0, width, samples):
                 yield slice(i, i + points), slice(j, min(j + samples, width))

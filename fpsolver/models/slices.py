@@ -66,9 +66,9 @@ class Slice:
         """Distance of weights (n, P) from the slice, shape (n,)."""
         return np.linalg.norm(np.atleast_2d(weights) - self.weights(self.coordinates(weights)), axis=1)
 
-    def noise(self, network: Network, chunk: int | None = None, rtol: float = 1e-3) -> PerSample:
+    def noise(self, network: Network, rtol: float = 1e-3) -> PerSample:
         """The network's samples in the slice, for ``SGD(None, slice.noise(network), learning_rate, batch_size)``."""
-        return network.restricted(self.origin, self.directions, chunk, rtol)
+        return network.restricted(self.origin, self.directions, rtol)
 
     def left_out(self, network: Network, points: np.ndarray) -> "LeftOut":
         """The parts of noise and drift that are orthogonal to the slice, at points (n, d) of it."""
