@@ -64,10 +64,9 @@ from .longtime.noisy import VanishingNoiseLimit, vanishing_noise_limit, wasserst
 from .longtime.spectrum import QuasiStationary, Spectrum, quasi_stationary, spectrum
 from .longtime.stationary import stationary
 from .models.fields import batched
-from .models.langevin import Langevin, UnderdampedLangevin
+from .models.langevin import Langevin, Noisy, UnderdampedLangevin
 from .models.network import Network
 from .models.noise import Covariance, Isotropic, LabelNoise, Noise, PerSample
-from .models.noisy import Noisy
 from .models.optimisers import Adam, ClippedSGD, Nesterov, RMSprop, SignSGD
 from .models.process import SDE, Coefficients, Process
 from .models.sgd import SGD, MomentumSGD

@@ -14,8 +14,7 @@ class Answer:
     def _repr_html_(self) -> str:
         first, _, rest = str(self).partition("\n")
         style = "color:#b00020" if WARNING in first else ""
-        details = f'<pre style="margin:0.2em 0;font-size:85%">{escape(rest)}</pre>' if rest else ""
-        return f'<div><b style="{style}">{escape(first)}</b>{details}</div>'
+        return f'<div><b style="{style}">{escape(first)}</b><pre style="font-size:85%">{escape(rest)}</pre></div>'
 
 
 WARNING = "WARNING"
@@ -56,14 +55,8 @@ def steps_of(process: Any, power: int = 1) -> float | None:
 
 
 def need_steps(unit: float | None, name: str) -> float:
-    """The same where there are steps to count.
-
-    Raises:
-        ValueError: there are none.
-    """
+    """The same where there are steps to count, else an error."""
     if unit is None:
-        raise ValueError(
-            f"in_steps: {name} is no time of an algorithm; a time, rate or moment of fp.SGD or fp.MomentumSGD was "
-            "expected."
-        )
+        expected = "a time, rate or moment of fp.SGD or fp.MomentumSGD was expected"
+        raise ValueError(f"in_steps: {name} is no time of an algorithm; {expected}.")
     return unit

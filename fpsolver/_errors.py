@@ -9,7 +9,7 @@ import pickle
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import ModuleType, TracebackType
 from typing import Any, TypeVar
 
@@ -23,8 +23,7 @@ class NotConverged(RuntimeError):
 
     Attributes:
         reason: name of PETSc's or SLEPc's reason, e.g. ``"DIVERGED_MAX_IT"``.
-        iterations: iterations done.
-        residual: last relative residual.
+        iterations, residual: those done, and the last relative residual.
         prefix: options prefix of the solver, e.g. ``"fp_exit_"``.
         partial: what was obtained until then, where the function says so; otherwise None.
     """
@@ -41,9 +40,9 @@ class NotConverged(RuntimeError):
 
 def agree(comm: MPI.Comm, problem: str | None, error: type[Exception] = ValueError) -> None:
     """Raise ``error`` on every rank if any found a problem, with the message of the lowest that did (collective)."""
-    first = comm.allreduce(comm.rank if problem is not None else comm.size, op=MPI.MIN)
-    if first < comm.size:
-        raise error(comm.bcast(problem, root=first))
+    with together(comm):
+        if problem is not None:
+            raise error(problem)
 
 
 @contextmanager
@@ -61,20 +60,18 @@ def together(comm: MPI.Comm) -> Iterator[None]:
     first = comm.allreduce(comm.size if mine is None else comm.rank, op=MPI.MIN)
     if first == comm.size:
         return
-    theirs = comm.bcast(_portable(mine) if mine is not None and comm.rank == first else None, root=first)
+    theirs = comm.bcast(_portable(mine), root=first)
     if mine is not None and comm.rank == first:
         raise mine
     raise theirs from mine
 
 
-def _portable(error: BaseException) -> BaseException:
+def _portable(error: BaseException | None) -> BaseException:
     """The exception itself if other ranks can rebuild it from its pickle, else a RuntimeError that tells of it."""
-    try:
+    with suppress(Exception):
         copy = pickle.loads(pickle.dumps(error))
         if type(copy) is type(error) and str(copy) == str(error):
-            return error
-    except Exception:
-        pass
+            return copy
     return RuntimeError(f"{type(error).__name__}: {error}")
 
 

@@ -2,7 +2,8 @@
 
 FFCx reserves a module of its cache by an empty C file and waits for a mark that the module is ready; where the process
 that reserved it was killed, every later run waits until the time-out.  Here a reservation is a lock, which the system
-takes back when its process ends, and a module is built in a folder of its own and moved into the cache when whole.
+takes back when its process ends, and a module is built in a folder of its own and moved, when whole, into a folder of
+the cache that other programs do not use.
 """
 
 import fcntl
@@ -26,10 +27,7 @@ from ._log import logger
 
 PATIENCE = 2.0
 """Seconds after which the log says what is being compiled."""
-FOREIGN = 600.0
-"""Seconds after which a reservation of another program, whose life cannot be told from its lock, counts as dead."""
 
-_OURS = "/* being compiled by fpsolver */\n"
 _compile = jit._compile_objects
 _loaded: dict[str, tuple[Any, Any]] = {}
 _locks: dict[Path, int] = {}
@@ -40,72 +38,57 @@ def install() -> None:
     jit.get_cached_module, jit._compile_objects, jit._load_objects = _find, _build, _load
 
 
+def _file(cache_dir: Any, module_name: str) -> Path | None:
+    """A compiled module, None if there is none yet."""
+    paths = (Path(cache_dir) / "fpsolver" / (module_name + suffix) for suffix in EXTENSION_SUFFIXES)
+    return next((path for path in paths if path.exists()), None)
+
+
 def _find(module_name: str, object_names: Sequence[str], cache_dir: Any, timeout: int) -> tuple[Any, Any]:
     """Objects of a compiled module and the module; (None, None) if this process is to compile it, which is locked."""
-    folder = Path(cache_dir)
-    ready = folder / f"{module_name}.c.cached"
-    if str(folder / module_name) not in _loaded and not ready.exists():
+    folder = Path(cache_dir) / "fpsolver"
+    if not _file(cache_dir, module_name):
         folder.mkdir(parents=True, exist_ok=True)
         with _said(f"another process compiles {module_name}: waiting for it"):
-            while not _lock(folder, module_name) and not ready.exists():  # whoever has locked it compiles it
+            while not _lock(folder, module_name) and not _file(cache_dir, module_name):  # whoever has it compiles it
                 time.sleep(0.05)
-        if not ready.exists():
+        if not _file(cache_dir, module_name):
             return None, None
         _lock(folder, module_name, fcntl.LOCK_UN)
-    return _load(folder, module_name, object_names)
+    return _load(cache_dir, module_name, object_names)
 
 
 def _load(cache_dir: Any, module_name: str, object_names: Sequence[str]) -> tuple[Any, Any]:
-    """Import a module once, by its file's name: FFCx lists the whole cache each time."""
-    path = Path(cache_dir) / module_name
-    if str(path) not in _loaded:
-        files = [path.with_name(module_name + suffix) for suffix in EXTENSION_SUFFIXES]
-        spec = spec_from_file_location(module_name, next((f for f in files if f.exists()), files[0]))
+    """Import a module once."""
+    path = str(_file(cache_dir, module_name))
+    if path not in _loaded:
+        spec = spec_from_file_location(module_name, path)
         assert spec is not None and spec.loader is not None
         module = module_from_spec(spec)
         spec.loader.exec_module(module)
-        _loaded[str(path)] = [getattr(module.lib, name) for name in object_names], module
-    return _loaded[str(path)]
+        _loaded[path] = [getattr(module.lib, name) for name in object_names], module
+    return _loaded[path]
 
 
 def _build(
     decl: str, objects: Any, names: Any, module_name: str, options: Any, cache_dir: Any, *more: Any, **others: Any
 ) -> Any:
     """Compile in a folder of its own and move the result into the cache."""
-    folder = Path(cache_dir)
-    source = folder / f"{module_name}.c"
+    folder, what = Path(cache_dir) / "fpsolver", "; ".join(map(_described, objects))
     handlers = jit.root_logger.handlers.copy()
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(f"{module_name}.building*"):
+        shutil.rmtree(left, ignore_errors=True)
+    building = tempfile.TemporaryDirectory(dir=folder, prefix=f"{module_name}.building")
     try:
-        ours = _is_ours(source)
-        for left in folder.glob(f"{module_name}.building*"):
-            shutil.rmtree(left, ignore_errors=True)
-        if ours:
-            source.write_text(_OURS)
-        what = "; ".join(map(_described, objects))
-        building = tempfile.TemporaryDirectory(dir=folder, prefix=f"{module_name}.building")
         with building as place, _said(f"compiling {what} ...", f"compiled {what} in"):
             result = _compile(decl, objects, names, module_name, options, Path(place), *more, **others)
-            made = {p.suffix: p for p in Path(place).iterdir()}
-            os.replace(made[".so"], folder / made[".so"].name)
-            for suffix in (".c", ".cached") if ours else ():
-                os.replace(made[suffix], folder / made[suffix].name)
+            (made,) = Path(place).glob("*.so")
+            os.replace(made, folder / made.name)
         return result
-    except BaseException:
-        if _is_ours(source):
-            source.unlink(missing_ok=True)
-        raise
     finally:
         jit.root_logger.handlers = handlers  # FFCx leaves its own behind where it fails
         _lock(folder, module_name, fcntl.LOCK_UN)
-
-
-def _is_ours(source: Path) -> bool:
-    """Whether nobody has reserved a module, or one of our processes, or somebody long ago."""
-    try:
-        with source.open() as file:
-            return file.read(len(_OURS)) == _OURS or time.time() - source.stat().st_mtime > FOREIGN
-    except FileNotFoundError:
-        return True
 
 
 # -- One lock per module: a byte of one file, which the system frees when the process ends, however it does

@@ -21,11 +21,10 @@ _told: list[set[str]] = []
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    if MPI.COMM_WORLD.rank or (_told and record.levelno >= logging.WARNING and record.msg in _told[-1]):
-        return False
-    if _told and record.levelno >= logging.WARNING:
-        _told[-1].add(record.msg)
-    return True
+    told = _told[-1] if _told and record.levelno >= logging.WARNING else set()
+    news = MPI.COMM_WORLD.rank == 0 and record.msg not in told
+    told.add(record.msg)
+    return news
 
 
 logger.addFilter(_is_news)
@@ -41,12 +40,9 @@ def once(told: set[str]) -> Iterator[None]:
         _told.pop()
 
 
-_SILENT = logging.CRITICAL + 1
-
-
 def set_log_level(level: int | str) -> None:
     """Print the package's log on rank 0 from this level on (``"SILENT"`` for nothing)."""
-    logger.setLevel(_SILENT if level == "SILENT" else level)
+    logger.setLevel(logging.CRITICAL + 1 if level == "SILENT" else level)
     if not any(type(h) is logging.StreamHandler for h in logger.handlers):
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("fpsolver %(levelname)s: %(message)s"))
@@ -65,16 +61,13 @@ def progress(steps: Iterable[T], what: str, total: int, every: float = 2.0) -> I
     """
     start = last = time.perf_counter()
     live = sys.stderr.isatty() and MPI.COMM_WORLD.rank == 0 and logger.isEnabledFor(logging.INFO)
-    shown = False
     for done, step in enumerate(steps):
-        now = time.perf_counter()
-        if now - last > every:
+        if (now := time.perf_counter()) - last > every:
             last, message = now, f"{what}: {done} of {total}, {now - start:.0f} s"
             if live:
                 print(f"\r{message}", end="", file=sys.stderr, flush=True)
-                shown = True
             else:
                 logger.info(message)
         yield step
-    if shown:
+    if live and last > start:
         print(file=sys.stderr)

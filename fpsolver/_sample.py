@@ -81,26 +81,23 @@ def lattice(dim: int, n: int) -> tuple[Array, Array]:
             if all(a >= b for p in path for a, b in pairwise(p)):
                 cells.append([numbers.setdefault(p, len(numbers)) for p in path])
     levels = np.array(list(numbers), dtype=np.float64)
-    X = np.clip((levels - np.column_stack((levels[:, 1:], np.zeros(len(levels))))) / n, 0, 1)
-    return X, np.array(cells)
+    return np.clip(-np.diff(levels, axis=1, append=0.0) / n, 0, 1), np.array(cells)
 
 
 # -- Values in cells
 
 
-def compiled(
-    mesh: dmesh.Mesh, expression: Expr | list[Expr], X: Array, comm: MPI.Comm | None = None
-) -> Callable[[Array], Array]:
+def compiled(mesh: dmesh.Mesh, expression: Expr | list[Expr], X: Array) -> Callable[[Array], Array]:
     """A function that gives the values of UFL at reference points, shape (entities, points, ...).
 
-    Its argument is an array of cells, or of pairs of a cell and its local facet.  Making it is collective on ``comm``
-    (by default that of the mesh), calling it is not.
+    Its argument is an array of cells, or of pairs of a cell and its local facet.  Making it is collective,
+    calling it is not.
     """
     expression = ufl.as_vector(expression) if isinstance(expression, list) else expression
     shape = expression.ufl_shape
     row = [expression[i] for i in np.ndindex(*shape)] if shape else [expression]
     row.append(ufl.SpatialCoordinate(mesh)[0])  # makes constants belong to the mesh
-    table = fem.Expression(ufl.as_vector(row), X, comm=comm)
+    table = fem.Expression(ufl.as_vector(row), X)
 
     def values(entities: Array) -> Array:
         if not len(entities):
@@ -145,7 +142,7 @@ def neighbours(mesh: dmesh.Mesh, facets: Array | None = None) -> tuple[Array, Ar
         facets = np.arange(mesh.topology.index_map(dim - 1).size_local)
     first, count = to_cell.offsets[facets], to_cell.offsets[facets + 1] - to_cell.offsets[facets]
     around = to_facet.array.reshape(-1, dim + 1)
-    cells, local = np.full((len(facets), 2), -1, np.int32), np.full((len(facets), 2), -1, np.int32)
+    cells, local = np.full((2, len(facets), 2), -1, np.int32)
     for side in range(2):
         has = np.flatnonzero(count > side)
         cells[has, side] = to_cell.array[first[has] + side]
@@ -192,7 +189,6 @@ def smallest(comm: MPI.Comm, values: Any, most: float = np.inf) -> float:
 
 def total(comm: MPI.Comm, values: Any) -> Array:
     """Sum over all ranks of arrays of one shape (collective)."""
-    mine = np.array(values, dtype=float, order="C")
-    result = np.empty_like(mine)
-    comm.Allreduce(mine, result)
+    result = np.array(values, dtype=float, order="C")
+    comm.Allreduce(MPI.IN_PLACE, result)
     return result

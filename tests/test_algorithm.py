@@ -7,7 +7,7 @@ import pytest
 
 import fpsolver as fp
 from fpsolver.montecarlo._paths import Draws
-from fpsolver.pointwise.algorithm import Descent
+from fpsolver.pointwise.dynamics import Descent
 from fpsolver.pointwise.meeting import land
 from fpsolver.pointwise.walls import walls_of
 
@@ -38,7 +38,7 @@ def test_more_batches_than_wanted_are_counted():
     with pytest.raises(ValueError, match="10 different batches, more than 9"):
         algorithm.all_batches(9)
     with pytest.raises(ValueError, match=r"batch_size is 1\.5"):
-        Descent.of(fp.SGD(None, fp.PerSample(THREE), 0.1, 1.5), 2)
+        _ = Descent.of(fp.SGD(None, fp.PerSample(THREE), 0.1, 1.5), 2).batch_size
     assert Descent.of(fp.SGD(lambda x: x[0], fp.Isotropic(1.0), 0.1, 4), 2).batches == 1
 
 

@@ -95,13 +95,13 @@ def test_momentum_must_be_below_one():
 
 
 def test_unknown_convention():
-    refused(lambda: fp.SDE(0.0, 1.0, "itô"), ValueError, "'itô'", "ito, stratonovich, divergence")
+    refused(lambda: fp.SDE(0.0, 1.0, "itô"), ValueError, "'itô'", "'ito', 'stratonovich', 'divergence'")
 
 
 def test_noise_must_be_a_noise():
     refused(lambda: fp.SGD(lambda x: x[0] ** 2, 0.5, 0.1), TypeError, "noise is a float", "fp.Isotropic")
     refused(lambda: fp.SGD(None, fp.Isotropic(1.0), 0.1), ValueError, "loss=None", "PerSample")
-    refused(lambda: fp.PerSample([lambda x: x[0]]), ValueError, "1 sample", "at least two")
+    refused(lambda: fp.PerSample([lambda x: x[0]]), ValueError, "samples is 1", "at least two")
     refused(lambda: fp.PerSample(3), TypeError, "sequence of losses")
 
 
@@ -199,7 +199,7 @@ def test_batched_gradients():
 
 def test_momentum_needs_an_even_dimension():
     process = fp.MomentumSGD(lambda x: x[0] ** 2, fp.Isotropic(1.0), 0.1, 0.9)
-    refused(lambda: fp.Generator(process, _line()), ValueError, "even", "1")
+    refused(lambda: fp.Generator(process, _line()), ValueError, "multiple of that", "1")
 
 
 # ---------------------------------------------------------------- boundaries

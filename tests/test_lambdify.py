@@ -63,20 +63,19 @@ def test_numbers_only_differ_between_members_of_a_family():
     slope = (np.sin(z) - data[:, 1:]) * np.cos(z)
     first = np.vstack((slope * data[:, :1], np.sinh(x[0])[None]))
     everyone = family.everyone(x)
-    order = np.concatenate(family.members)
-    np.testing.assert_allclose(everyone[0], value[order], atol=1e-13)
-    np.testing.assert_allclose(everyone[1], first[order], atol=1e-13)
+    np.testing.assert_allclose(everyone[0], value, atol=1e-13)
+    np.testing.assert_allclose(everyone[1], first, atol=1e-13)
     sample = np.random.default_rng(3).integers(31, size=(4, 50))
     chosen = family.chosen(x, sample)
     assert chosen.shape == (3, 4, 50)
     np.testing.assert_allclose(chosen[1], first[sample, np.arange(50)], atol=1e-13)
     compiled = Family([[f := space.scalar(loss, "f"), space.grad(f)] for loss in losses], space, "c")
     np.testing.assert_allclose(compiled.batch(x, sample), chosen.mean(axis=1), atol=1e-13)
-    np.testing.assert_allclose(compiled.average(x), everyone.mean(axis=1), atol=1e-13)
+    np.testing.assert_allclose(compiled.everyone(x), everyone, atol=1e-13)
 
 
 def test_compiled_moments_are_those_of_numpy():
-    """Means, covariances and second moments, for few samples and degenerate ones; 77 points fill no whole groups."""
+    """Means, covariances and second moments; 77 points fill no whole groups."""
     x = np.random.default_rng(1).normal(size=(3, 77))
     for N in (1, 2, 50):
         numbers = np.random.default_rng(N).normal(size=(N, 3))
@@ -91,7 +90,7 @@ def test_compiled_moments_are_those_of_numpy():
             np.testing.assert_allclose(found, mean, atol=1e-13)
             exact = np.einsum("ikn,jkn->ijn", S, S)
             np.testing.assert_allclose(np.einsum("ikn,jkn->ijn", L, L), exact, atol=1e-12 * (1 + exact.max()))
-            assert L.shape == (3, 3, 77) and not L[0, 1:].any() and not L[2].any()
+            assert L.shape == (3, N, 77) and not L[2].any()
 
 
 def test_a_compiled_result_does_not_depend_on_the_other_points():

@@ -266,9 +266,9 @@ def test_batches_and_learning_rates_that_do_not_fit():
 def test_unsuitable_data():
     pytest.importorskip("torch")
     f = lambda w, a: w @ a  # noqa: E731
-    with pytest.raises(ValueError, match=r"data has \[3, 4\] samples"):
+    with pytest.raises(ValueError, match=r"in data is \[3, 4\]"):
         fp.PerSample.from_torch(f, (A, Y[:3]))
-    with pytest.raises(ValueError, match=r"data has \[1\] samples.*at least two"):
+    with pytest.raises(ValueError, match=r"in data is \[1\].*at least two"):
         fp.PerSample.from_torch(f, A[:1])
     with pytest.raises(ValueError, match="rtol is 2"):
         fp.PerSample.from_torch(f, A, rtol=2)

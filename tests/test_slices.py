@@ -183,7 +183,7 @@ def test_bad_slices():
         fp.Slice.random(network, 4)
     with pytest.raises(ValueError, match=r"spans 1 direction\(s\); 2 were asked for"):
         fp.Slice.principal(np.array([w, w + 1, w + 2]), 2)
-    with pytest.raises(ValueError, match=r"expected \(T, P\)"):
+    with pytest.raises(ValueError, match=r"\(26,\); \(T, P\) with T >= 2 was expected"):
         fp.Slice.principal(w)
     with pytest.raises(ValueError, match="batch_size is 41; an integer between 1 and 40"):
         network.sgd(0.1, 1, batch_size=41)
@@ -196,7 +196,7 @@ def test_bad_slices():
 def test_slices_that_do_not_fit():
     network = torch_network()
     w, V = network.weights, np.eye(26)
-    with pytest.raises(ValueError, match=r"origin has shape \(26,\), directions \(26, 4\); expected"):
+    with pytest.raises(ValueError, match=r"origin and directions is \(\(26,\), \(26, 4\)\); \(P,\) and \(P, d\)"):
         fp.Slice(w, V[:, :4], "")
     with pytest.raises(ValueError, match=r"the directions are not orthonormal \(VᵀV differs from I by 3\)"):
         fp.Slice(w, 2 * V[:, :1], "")
@@ -204,19 +204,19 @@ def test_slices_that_do_not_fit():
         fp.Slice(w, V[:, [0, 0]], "")
     with pytest.raises(ValueError, match="not finite"):
         fp.Slice(w, V[:, :2] * np.nan, "")
-    with pytest.raises(ValueError, match=r"points of shapes \(26,\), \(5,\); .* expected"):
+    with pytest.raises(ValueError, match=r"shapes is \[\(26,\), \(5,\)\]; .* expected"):
         fp.Slice.through([w, w[:5]])
     with pytest.raises(ValueError, match="trajectory is not finite"):
         fp.Slice.principal(np.full((3, 5), np.nan))
     s = fp.Slice(w, V[:, :2], "")
-    with pytest.raises(ValueError, match=r"points of shape \(1, 3\); expected \(n, 2\)"):
+    with pytest.raises(ValueError, match=r"shape is \(1, 3\); \(n, 2\) was expected"):
         s.left_out(network, [(0.0, 0.0, 0.0)])
     with pytest.raises(ValueError, match=r"functions of 2 coordinate\(s\), the points have 1"):
         fp.Generator(fp.SGD(None, s.noise(network), 0.1), fp.Domain.interval(-1, 1, 4))
-    with pytest.raises(ValueError, match=r"origin: the weights have shape \(5,\); \(26,\) finite numbers"):
+    with pytest.raises(ValueError, match=r"origin: the weights' shape is \(5,\); \(26,\) was expected"):
         fp.Slice(w[:5], V[:5, :2], "").noise(network)
     for make in (fp.Slice.noisiest, fp.Slice.curvature, fp.Slice.random):
-        with pytest.raises(ValueError, match=f"{make.__name__}: the weights have shape"):
+        with pytest.raises(ValueError, match=f"{make.__name__}: the weights' shape is"):
             make(network, 1, origin=w[:5])
         with pytest.raises(ValueError, match=f"{make.__name__}: the weights are not finite"):
             make(network, 1, origin=w * np.nan)
@@ -258,7 +258,7 @@ def test_training_that_cannot_be():
         network.sgd(np.nan, 1)
     with pytest.raises(ValueError, match=r"batch_size is 1\.5"):
         network.sgd(0.1, 1, batch_size=1.5)
-    with pytest.raises(ValueError, match=r"sgd: the weights have shape \(3,\)"):
+    with pytest.raises(ValueError, match=r"sgd: the weights' shape is \(3,\)"):
         network.sgd(0.1, 1, start=np.zeros(3))
     with np.errstate(all="ignore"), pytest.raises(ValueError, match=r"not finite after \d+ steps"):
         linear(X).sgd(1e9, 60, every=100)

@@ -15,7 +15,7 @@ from .._errors import together
 from ..domains.domain import Domain
 from ..models.optimisers import Optimiser
 from ..models.sgd import SGD
-from ..pointwise.algorithm import Descent
+from ..pointwise.dynamics import Descent
 from ._cells import mixed, uniform
 from ._points import lattice
 

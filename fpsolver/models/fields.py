@@ -21,7 +21,7 @@ from ufl.algorithms import extract_coefficients
 from ufl.algorithms.analysis import extract_constants
 from ufl.core.expr import Expr
 
-from .._arguments import is_number
+from .._arguments import expect, is_number
 from .._errors import together
 from ._batched import tabulate
 
@@ -41,9 +41,6 @@ def batched(function: Callable[[np.ndarray], Any]) -> Batched:
     combination of semi-definite matrices is semi-definite; higher degrees do not keep that).
 
     ``function`` is called with a numpy array in double precision, and may return a numpy, PyTorch or JAX array.
-
-    Raises:
-        TypeError: it is no function.
     """
     if not callable(function):
         raise TypeError(f"batched: a function of an (n, d) array was expected, not a {type(function).__name__}.")
@@ -82,7 +79,7 @@ class Space:
     def x(self) -> Expr:
         """The leading ``dim`` coordinates."""
         X = ufl.SpatialCoordinate(self.mesh)
-        return X if self.dim == self.mesh.geometry.dim else ufl.as_vector([X[i] for i in range(self.dim)])
+        return X if self.dim == X.ufl_shape[0] else ufl.as_vector([X[i] for i in range(self.dim)])
 
     def grad(self, f: Expr) -> Expr:
         """Gradient with respect to :attr:`x`, shape (dim,)."""
@@ -174,7 +171,7 @@ class Space:
         """A function of many points, or a dolfinx Function."""
         if isinstance(source, Batched):
             return tabulate(self, source, what, shape)
-        if source.function_space.mesh is not self.mesh and source.function_space.mesh != self.mesh:
+        if source.function_space.mesh != self.mesh:
             raise ValueError(f"{what}: the Function lives on another mesh than the domain's; interpolate it first.")
         return self.owned(source)
 
@@ -191,19 +188,12 @@ def wanted_by(source: Any, given: frozenset[str] = frozenset()) -> list[str]:
     return [a.name for a in named if a.name in given or a.default is a.empty]
 
 
-def bound(source: Any, numbers: Mapping[str, float], given: frozenset[str]) -> Any:
-    """A callable of x alone, with a process' numbers put in; any other source as it is."""
-    values = {name: numbers[name] for name in wanted_by(source, given) if name in numbers}
-    return (lambda x: source(x, **values)) if values else source
-
-
 def _as_ufl(space: Space, value: Any, what: str) -> Expr:
     """Numbers become constants, zeros stay zeros (UFL drops their terms), sequences become tensors."""
     if isinstance(value, Expr):
         return value
     if is_number(value):
-        if not np.isfinite(float(value)):
-            raise ValueError(f"{what} is {value}; a finite number was expected.")
+        expect(what, value, "a finite number", np.isfinite(float(value)))
         return ufl.as_ufl(0) if value == 0 else space.constant(value)
     if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str):
         items = [_as_ufl(space, v, what) for v in value]
@@ -227,9 +217,7 @@ def _fit(expression: Expr, what: str, shape: tuple[int, ...]) -> Expr:
     if found == (1,) and shape in ((), (1, 1)):
         return expression[0] if shape == () else ufl.as_matrix([[expression[0]]])
     names = {0: "a scalar", 1: f"a vector of length {shape[0] if shape else 0}", 2: f"a matrix of shape {shape}"}
-    raise ValueError(
-        f"{what} has shape {found}; {names[len(shape)]} was expected in {max(shape, default=1)} dimension(s)."
-    )
+    raise ValueError(f"{what} has shape {found}; {names[len(shape)]} was expected.")
 
 
 def integrate(mesh: dolfinx.mesh.Mesh, expression: Expr, degree: int, measure: ufl.Measure = ufl.dx) -> float:

@@ -1,15 +1,16 @@
-"""Langevin dynamics: a potential and a temperature."""
+"""Langevin dynamics, a potential and a temperature; isotropic noise added to any process."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import wraps
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
+import numpy as np
 import ufl
 from ufl.core.expr import Expr
 
-from .._arguments import check_positive
+from .._arguments import check_positive, expect, is_number
 from .fields import Space
-from .process import Coefficients, Process, on_phase_space, own_numbers
+from .process import Coefficients, Process, on_phase_space
 
 C = TypeVar("C", bound=type[Process])
 
@@ -31,18 +32,14 @@ def _with_potential(cls: C) -> C:
 class Langevin(Process):
     """Overdamped Langevin: b = −∇f, D = temperature · I, with invariant density ∝ e^{−f/temperature}.
 
-    Attributes:
-        loss: scalar source f; as an argument it may be called ``potential``.
-        temperature: ε.
-        parameters: numbers by name, as of :class:`SDE`.
+    The loss f is a scalar source and may be called ``potential``; ``parameters`` as of :class:`~fpsolver.SDE`.
     """
 
     loss: Any
     temperature: float
-    parameters: Any = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        own_numbers(self)
+        super().__post_init__()
         check_positive("Langevin: temperature", self.temperature)
 
     def coefficients(self, space: Space) -> Coefficients:
@@ -64,14 +61,8 @@ class Langevin(Process):
 class UnderdampedLangevin(Process):
     """dX = V dt, dV = −(γ V + ∇U/m) dt + √(2γT/m) dW on (x, v): noise in v only.
 
-    The invariant density is ∝ e^{−E/T} with the energy E = U + m|v|²/2 (Gibbs), for every friction.
-
-    Attributes:
-        loss: U, a scalar source of x, half of the coordinates; as an argument it may be called ``potential``.
-        temperature: T.
-        friction: γ, a rate.
-        mass: m.
-        parameters: numbers by name, as of :class:`~fpsolver.SDE`.
+    The invariant density is ∝ e^{−E/T} with the energy E = U + m|v|²/2 (Gibbs), for every friction γ, a rate.  The loss
+    U, of x alone, may be called ``potential``; ``parameters`` as of :class:`~fpsolver.SDE`.
     """
 
     copies = 2
@@ -81,10 +72,9 @@ class UnderdampedLangevin(Process):
     temperature: float
     friction: float
     mass: float = 1.0
-    parameters: Any = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        own_numbers(self)
+        super().__post_init__()
         for name in ("temperature", "friction", "mass"):
             check_positive(f"UnderdampedLangevin: {name}", getattr(self, name))
 
@@ -96,5 +86,60 @@ class UnderdampedLangevin(Process):
 
     def energy(self, space: Space) -> Expr:
         """E = U + m|v|²/2."""
-        U = self.loss_on(space)
-        return U + space.parameter("mass", self.mass) * (super().energy(space) - U)
+        U, whole = self.loss_on(space), super().energy(space)
+        assert whole is not None  # there is a potential
+        return U + space.parameter("mass", self.mass) * (whole - U)
+
+
+def _of_process(name: str) -> Any:
+    """What the process answers."""
+    return property(lambda self: getattr(self.process, name))
+
+
+@dataclass(frozen=True)
+class Noisy(Process):
+    """A process with additional isotropic noise √(2δ) dB: D + δI, in all coordinates, and the same drift.
+
+    δ >= 0 is a parameter, so that a sequence of δ takes one symbolic assembly: ``gen.replace(delta=...)``.
+    """
+
+    process: Process
+    delta: float
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.process, Process) or isinstance(self.process, Noisy):
+            raise TypeError(f"Noisy: a process was expected that is not noisy yet, not {type(self.process).__name__}.")
+        valid = is_number(self.delta) and 0 <= self.delta < np.inf
+        expect("Noisy: delta", self.delta, "a finite number of at least 0", valid)
+        object.__setattr__(self, "parameters", self.process.parameters)
+
+    scaling, copies, kinetic, timed = map(_of_process, ("scaling", "copies", "kinetic", "timed"))
+    time_per_step, space, noise, loss = map(_of_process, ("time_per_step", "space", "noise", "loss"))
+    loss_on, loss_source, energy = map(_of_process, ("loss_on", "loss_source", "energy"))
+
+    temperature = property(lambda self: float(self.process.temperature + self.delta))
+
+    def isotropic_diffusion(self) -> float | None:
+        """That of the process and δ."""
+        return None if (level := self.process.isotropic_diffusion()) is None else level + float(self.delta)
+
+    def coefficients(self, space: Space) -> Coefficients:
+        """D + δI and the same drifts, as ∇·(δI) = 0."""
+        c = self.process.coefficients(space)
+        return replace(c, D=c.D + space.parameter("delta", self.delta) * ufl.Identity(c.D.ufl_shape[0]))
+
+    def potential(self, space: Space) -> Expr | None:
+        """U D/(D + δ) where the process has a potential U, and hence isotropic noise of constant level D."""
+        if (U := self.process.potential(space)) is None:
+            return None
+        D = self.process.coefficients(space).D[0, 0]
+        return U * D / (D + space.parameter("delta", self.delta))
+
+    def numbers(self) -> dict[str, float]:
+        """Those of the process and ``"delta"``."""
+        return {**self.process.numbers(), "delta": float(self.delta)}
+
+    def with_parameters(self, **changes: float) -> Self:
+        """The same process with other numbers."""
+        delta = changes.pop("delta", self.delta)
+        return replace(self, process=self.process.with_parameters(**changes), delta=delta)

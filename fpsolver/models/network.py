@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from .._arguments import check_integer, check_positive
-from ._autodiff import Library, check_losses, described, jax_library, torch_library
+from .._arguments import check_integer, check_positive, expect
 from .noise import PerSample
-from .samples import Samples
+from .samples import Library, Samples, check_losses, described, jax_library, torch_library
 
 Vector = np.ndarray
 
@@ -63,8 +62,6 @@ class Network:
             data: (inputs, *targets), arrays or tensors whose first axis counts the samples.
 
         Raises:
-            ImportError: PyTorch is missing.
-            TypeError: the model is no module, or has no weights.
             ValueError: losses of the wrong shape or type, that are not finite at the model's own weights, are random,
                 depend on the other samples of the batch, or do not belong to their derivatives.
         """
@@ -79,10 +76,8 @@ class Network:
         named = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
         if not named:
             frozen = sum(1 for _ in model.parameters())
-            raise TypeError(
-                f"Network.from_torch: the model has no weights: none of its {frozen} parameter arrays requires a "
-                "gradient."
-            )
+            what = f"none of its {frozen} parameter arrays requires a gradient"
+            raise TypeError(f"Network.from_torch: the model has no weights: {what}.")
 
         def outputs(w: Any, inputs: Any) -> Any:
             pieces = torch.split(w, [p.numel() for p in named.values()])
@@ -107,17 +102,11 @@ class Network:
         return _built(library, np.array(weights), shapes, lambda w, inputs: apply(unravel(w), inputs), loss, data)
 
     def point(self, weights: Any, what: str) -> Vector:
-        """Weights as an array (P,) of finite numbers; by default those that the network was given with.
-
-        Raises:
-            ValueError: another shape, or values that are not finite.
-        """
+        """Weights as an array (P,), checked to be finite; by default those that the network was given with."""
         w = np.asarray(self.weights if weights is None else weights, dtype=float)
-        if w.shape != self.weights.shape or not np.isfinite(w).all():
-            found = f"have shape {w.shape}" if w.shape != self.weights.shape else "are not finite"
-            raise ValueError(
-                f"{what}: the weights {found}; {self.weights.shape} finite numbers were expected, as of the network."
-            )
+        expect(f"{what}: the weights' shape", w.shape, f"{self.weights.shape}", w.shape == self.weights.shape)
+        if not np.isfinite(w).all():
+            raise ValueError(f"{what}: the weights are not finite.")
         return w
 
     def gradient(self, weights: Vector) -> Vector:
@@ -145,12 +134,7 @@ class Network:
         self, learning_rate: float, steps: int, batch_size: int = 1, start: Vector | None = None, seed: int = 0,
         every: int = 1,
     ) -> np.ndarray:  # fmt: skip
-        """Train: weights after every ``every`` steps of mini-batch SGD (with replacement), shape (1 + steps/every, P).
-
-        Raises:
-            ValueError: a learning rate that is not positive, a batch larger than the data, numbers of steps that are
-                no integers, weights of another network, or training that diverges.
-        """
+        """Train: weights after every ``every`` steps of SGD (batches with replacement), shape (1 + steps/every, P)."""
         check_positive("sgd: learning_rate", learning_rate)
         batch_size = check_integer("sgd: batch_size", batch_size, most=self.size)
         steps, every = check_integer("sgd: steps", steps, 0), check_integer("sgd: every", every)
@@ -173,8 +157,8 @@ def _built(
     arrays, func, numpy = library.data(data), library.func, library.numpy
 
     def losses(w: Any, *batch: Any) -> Any:
-        if tuple(w.shape) != weights.shape:
-            raise ValueError(f"Network: the weights have shape {tuple(w.shape)}; expected {weights.shape}.")
+        fit = tuple(w.shape) == weights.shape
+        expect("Network: the weights' shape", tuple(w.shape), f"{weights.shape}", fit)
         n = len(batch[0])
         expected = f"expected ({n},), one for each sample (reduction='none')"
         return check_losses(loss(outputs(w, batch[0]), *batch[1:]), (n,), "Network", f"{n} samples", expected)

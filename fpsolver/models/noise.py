@@ -11,11 +11,11 @@ from typing import Any
 import ufl
 from ufl.core.expr import Expr
 
-from ._autodiff import jax_library, torch_library
+from .._arguments import expect, is_number
 from ._batched import real_array
 from ._tabulate import tabulate_samples
-from .fields import Batched, Space, is_number
-from .samples import Samples
+from .fields import Batched, Space
+from .samples import Samples, jax_library, torch_library
 
 
 class Noise(ABC):
@@ -27,9 +27,9 @@ class Noise(ABC):
 
     def __add__(self, other: "Noise") -> "Noise":
         parts = (*parts_of(self), *parts_of(other))
-        levels = [p.s for p in parts if _is_level(p)]
+        levels = [p.s for p in parts if is_level(p)]
         if len(levels) > 1:  # one number, so that the level "s" stays one parameter of the process
-            parts = (*(p for p in parts if not _is_level(p)), Isotropic(sum(levels)))
+            parts = (*(p for p in parts if not is_level(p)), Isotropic(sum(levels)))
         return Sum(parts)
 
 
@@ -44,7 +44,7 @@ class Sum(Noise):
         return total([p.covariance(space) for p in self.parts])
 
 
-def parts_of(noise: Noise) -> tuple[Noise, ...]:
+def parts_of(noise: Any) -> tuple[Any, ...]:
     """The summands of a noise."""
     return noise.parts if isinstance(noise, Sum) else (noise,)
 
@@ -55,19 +55,9 @@ def samples_of(noise: Noise) -> "PerSample | None":
     return found[0] if len(found) == 1 else None
 
 
-def _is_level(noise: Any) -> bool:
+def is_level(noise: Any) -> bool:
+    """Whether it is isotropic noise of constant level, the number "s" of a process."""
     return isinstance(noise, Isotropic) and is_number(noise.s)
-
-
-def isotropic_level(noise: Noise) -> float | None:
-    """The number s of the ``Isotropic(s)`` in ``noise``, None if there is none."""
-    return next((float(p.s) for p in parts_of(noise) if _is_level(p)), None)  # type: ignore[attr-defined]
-
-
-def with_isotropic_level(noise: Noise, s: float) -> Noise:
-    """``noise`` with its ``Isotropic`` set to level ``s``."""
-    parts = tuple(Isotropic(s) if _is_level(p) else p for p in parts_of(noise))
-    return Sum(parts) if len(parts) > 1 else parts[0]
 
 
 @dataclass(frozen=True)
@@ -133,8 +123,7 @@ class PerSample(Noise):
             return
         if not isinstance(self.samples, Sequence) or not all(callable(f) for f in self.samples):
             raise TypeError("PerSample expects a sequence of losses f_i(x), or fp.batched(grads).")
-        if len(self.samples) < 2:
-            raise ValueError(f"PerSample got {len(self.samples)} sample(s); a covariance needs at least two.")
+        expect("PerSample: the number of samples", len(self.samples), "at least two", len(self.samples) > 1)
 
     @property
     def size(self) -> int | None:
@@ -143,18 +132,17 @@ class PerSample(Noise):
             return None
         return self.samples.size if isinstance(self.samples, Samples) else len(self.samples)
 
-    def losses(self, space: Space) -> list[Expr]:
-        """The N per-sample losses as UFL, where they were given as formulas."""
-        return [space.scalar(f, f"PerSample: loss of sample {i}") for i, f in enumerate(self._formulas())]
-
-    def _formulas(self) -> Sequence[Callable[[Any], Any]]:
+    def formulas(self) -> Sequence[Callable[[Any], Any]]:
+        """The N per-sample losses, where they were given as formulas."""
         if isinstance(self.samples, Samples):
             raise TypeError("the losses are functions of PyTorch or JAX, which have no UFL form.")
         if isinstance(self.samples, Batched):
-            raise ValueError(
-                "PerSample(fp.batched(grads)) knows gradients, not losses: give the process its loss= explicitly."
-            )
+            raise ValueError("PerSample(fp.batched(grads)) knows gradients, not losses: give the process its loss=.")
         return self.samples
+
+    def losses(self, space: Space) -> list[Expr]:
+        """The same as UFL."""
+        return [space.scalar(f, f"PerSample: loss of sample {i}") for i, f in enumerate(self.formulas())]
 
     def mean_loss(self, space: Space) -> Expr:
         """f = (1/N) Σ f_i."""
@@ -168,13 +156,6 @@ class PerSample(Noise):
         if isinstance(self.samples, Samples):
             return tabulate_samples(space, self.samples)[1]
         return space.grad(self.mean_loss(space))
-
-    def mean_source(self, bind: Callable[[Any], Any]) -> Any:
-        """f as a source of coordinates; ``bind`` puts the process' numbers into a loss."""
-        if isinstance(self.samples, Samples):
-            return self.samples
-        losses = [bind(f) for f in self._formulas()]
-        return lambda x: total([f(x) for f in losses]) / len(losses)
 
     def covariance(self, space: Space) -> Expr:
         """σ σᵀ from symbolic gradients or from tabulated ones."""
@@ -227,8 +208,7 @@ class LabelNoise(Noise):
     def __post_init__(self) -> None:
         if not isinstance(self.models, Sequence) or not self.models or not all(callable(m) for m in self.models):
             raise TypeError("LabelNoise expects a sequence of outputs m_i(x), callables of x giving UFL.")
-        if not is_number(self.std) or not self.std >= 0:
-            raise ValueError(f"LabelNoise: std is {self.std!r}; a number of at least 0 was expected.")
+        expect("LabelNoise: std", self.std, "a number of at least 0", is_number(self.std) and self.std >= 0)
 
     def outputs(self, space: Space) -> list[Expr]:
         """The outputs m_i as UFL."""

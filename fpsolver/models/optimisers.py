@@ -1,19 +1,17 @@
-"""Algorithms as maps of their state: what all of them share, and those that are chains and no diffusions.
-
-:class:`~fpsolver.Chain` and ``simulate(method="sgd")`` take them all; SGD and momentum (sgd.py) are diffusions as well.
-"""
+"""Algorithms as maps of their state, for chains and paths; SGD and momentum (sgd.py) are diffusions as well."""
 
 from abc import abstractmethod
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any, Self
 
 import numpy as np
 from ufl.core.expr import Expr
 
-from .._arguments import check_positive
-from .fields import Space, bound, is_number
+from .._arguments import check_positive, expect, is_number
+from .fields import Space
 from .noise import Noise, PerSample, samples_of
-from .process import Coefficients, Process, own_numbers
+from .process import Coefficients, Process
+from .samples import Samples
 
 Array = np.ndarray[Any, Any]
 ELSEWHERE = {
@@ -47,7 +45,6 @@ class Optimiser(Process):
     loss: Any
     noise: Noise
     learning_rate: float
-    parameters: Any = field(default=None, kw_only=True)
 
     def __new__(cls, *given: Any, **named: Any) -> Self:
         """Say where arguments are that have these names elsewhere."""
@@ -63,28 +60,24 @@ class Optimiser(Process):
 
     def __post_init__(self) -> None:
         name = type(self).__name__
-        own_numbers(self)
-        check_positive(f"{name}: learning_rate", self.learning_rate)
-        check_positive(f"{name}: batch_size", self.batch_size)
+        super().__post_init__()
+        for positive in ("learning_rate", "batch_size", "threshold", "epsilon"):
+            check_positive(f"{name}: {positive}", getattr(self, positive, 1.0))
+        for share in ("momentum", "decay", "beta1", "beta2"):
+            value = getattr(self, share, 0.0)
+            expect(f"{name}: {share}", value, "a number in [0, 1)", is_number(value) and 0 <= value < 1)
         if not isinstance(self.noise, Noise):
-            raise TypeError(
-                f"{name}: noise is a {type(self.noise).__name__}; expected fp.Isotropic, fp.Covariance, fp.PerSample "
-                "or a sum of them."
-            )
+            kinds = "fp.Isotropic, fp.Covariance, fp.PerSample or a sum of them"
+            raise TypeError(f"{name}: noise is a {type(self.noise).__name__}; {kinds} was expected.")
         samples = samples_of(self.noise)
         if samples is not None and samples.size is not None and self.batch_size > samples.size:
             raise ValueError(f"{name}: batch_size is {self.batch_size:g}, but there are only {samples.size} samples.")
         if self.loss is None and samples is None:
             raise ValueError(f"{name}: loss=None needs a fp.PerSample noise, whose mean loss is then taken.")
-        for share in ("momentum", "decay", "beta1", "beta2"):
-            if not is_number(value := getattr(self, share, 0.0)) or not 0 <= value < 1:
-                raise ValueError(f"{name}: {share} is {value!r}; a number in [0, 1) was expected.")
-        for positive in ("threshold", "epsilon"):
-            check_positive(f"{name}: {positive}", getattr(self, positive, 1.0))
 
     @property
     def time_per_step(self) -> float:
-        """Time of one step of the algorithm: η."""
+        """η."""
         return self.learning_rate
 
     def look(self, state: Array) -> Array:
@@ -96,11 +89,7 @@ class Optimiser(Process):
         """States (d, ...) after a step with gradients g (weights, ...)."""
 
     def coefficients(self, space: Space) -> Coefficients:
-        """There are none.
-
-        Raises:
-            TypeError: always.
-        """
+        """There are none, which is an error."""
         raise TypeError(f"{type(self).__name__} is an algorithm, not a diffusion: ask fp.Chain, or fp.SGD's generator.")
 
     def _samples(self) -> PerSample | None:
@@ -113,10 +102,11 @@ class Optimiser(Process):
         return samples.mean_loss(space) if samples else super().loss_on(space)
 
     def loss_source(self) -> Any:
-        """The same as a source."""
+        """The loss, or the samples whose mean it is."""
         samples = self._samples()
-        bind = lambda source: bound(source, self.numbers(), frozenset(self.parameters))  # noqa: E731
-        return samples.mean_source(bind) if samples else super().loss_source()
+        if samples is None:
+            return self.loss
+        return samples.samples if isinstance(samples.samples, Samples) else samples.formulas()
 
     def gradient(self, space: Space) -> Expr:
         """∇f as UFL."""
@@ -157,7 +147,7 @@ class HeavyBall(Optimiser):
 
     @property
     def time_per_step(self) -> float:
-        """Time of one step of the algorithm: √η."""
+        """√η."""
         return float(np.sqrt(self.learning_rate))
 
     def move(self, state: Array, g: Array) -> Array:

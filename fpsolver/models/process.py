@@ -5,16 +5,16 @@ dX = b(X) dt + √(2D(X)) dW in the Itô sense.  Its generator is L u = ∇·(D�
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
-from types import MappingProxyType
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import ufl
 from ufl.core.expr import Expr
 
-from .fields import Space, bound, is_number, wanted_by
-from .noise import Noise, isotropic_level, with_isotropic_level
+from .._arguments import check_choice, expect, is_number
+from .fields import Space, wanted_by
+from .noise import Isotropic, Noise, Sum, is_level, parts_of
 
 SHARES = {"ito": 1.0, "stratonovich": 0.5, "divergence": 0.0}
 """How much of ∇·D each convention takes off the drift."""
@@ -49,19 +49,38 @@ class Coefficients:
         return ufl.inner(D, ufl.grad(ufl.grad(u))) + ufl.dot(b, ufl.grad(u))
 
 
+@dataclass(frozen=True)
 class Process(ABC):
-    """What every process provides."""
+    """What every process provides.
+
+    Attributes:
+        parameters: numbers by name, which formulas see as further arguments: ``lambda x, F: F * x[0]`` with
+            ``{"F": 1.0}``.  ``gen.replace(F=2.0)`` recompiles nothing.
+    """
+
+    parameters: Any = field(default=None, kw_only=True)
 
     scaling: ClassVar[tuple[str, ...]] = ()
     """Parameters by which coordinates or time are scaled, so that they cannot change on the way."""
     copies: ClassVar[int] = 1
     """Coordinates per coordinate that sources see, which are the first ones: 2 on (x, v)."""
-    kinetic: bool = False
+    kinetic: ClassVar[bool] = False
     """Whether it lives on (x, v) with the loss a function of x."""
-    parameters: Any = MappingProxyType({})
-    """Numbers that the user has named."""
-    timed: bool = False
+    timed: ClassVar[bool] = False
     """Whether formulas ask for the time t; with another value of the number t, the time stands still there."""
+
+    def __post_init__(self) -> None:
+        # copied, for others may change it later
+        what, given = type(self).__name__, {} if self.parameters is None else self.parameters
+        if not isinstance(given, Mapping):
+            raise TypeError(f'{what}: parameters is {given!r}; names and numbers, {{"F": 1.0}}, were expected.')
+        taken = {f.name for f in fields(self)} | {"s", "delta", "x"}
+        for name, value in given.items():
+            free = isinstance(name, str) and name.isidentifier() and name not in taken
+            expect(f"{what}: a name in parameters", name, f"one that is none of {sorted(taken)}", free)
+            expect(f"{what}: {name} in parameters", value, "a finite number", is_number(value) and np.isfinite(value))
+        object.__setattr__(self, "parameters", {name: float(value) for name, value in given.items()})
+        object.__setattr__(self, "timed", "t" not in given and any(map(_asks_for_time, vars(self).values())))
 
     @property
     def time_per_step(self) -> float | None:
@@ -82,8 +101,8 @@ class Process(ABC):
         return None if loss is None else space.scalar(loss, f"{type(self).__name__}: loss")
 
     def loss_source(self) -> Any:
-        """The same as a scalar source, of positions only; None for other processes."""
-        return bound(getattr(self, "loss", None), self.numbers(), frozenset(self.parameters))
+        """The source of it, of positions only, or the samples whose mean it is; None for other processes."""
+        return getattr(self, "loss", None)
 
     def energy(self, space: Space) -> Expr | None:
         """The loss, to which motion on (x, v) adds |v|²/2; None for other processes."""
@@ -109,17 +128,18 @@ class Process(ABC):
             )
         return dim // self.copies
 
-    def space(self, mesh: Any, degree: int) -> Space:
-        """The coordinates that this process' sources see."""
-        return space_of(self, mesh, degree, self.weights(mesh.geometry.dim))
+    def space(self, mesh: Any, degree: int, dim: int | None = None) -> Space:
+        """Where sources of ``dim`` coordinates, by default those of this process, become UFL that sees its numbers."""
+        dim = self.weights(mesh.geometry.dim) if dim is None else dim
+        return Space(mesh, degree, dim, numbers=self.numbers(), given=frozenset(self.parameters))
 
     def numbers(self) -> dict[str, float]:
         """All that can change without recompiling anything: ``{"learning_rate": 0.1, ...}`` and what the user named."""
         given = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
         numbers = {name: float(value) for name, value in given.items() if is_number(value)}
         numbers |= ({"t": 0.0} if self.timed else {}) | self.parameters
-        level = isotropic_level(given["noise"]) if "noise" in given else None
-        return numbers if level is None else numbers | {"s": level}
+        levels = [float(p.s) for p in parts_of(given.get("noise")) if is_level(p)]  # one at most
+        return numbers | ({"s": levels[0]} if levels else {})
 
     def with_parameters(self, **changes: float) -> Self:
         """The same process with other numbers.
@@ -132,39 +152,18 @@ class Process(ABC):
             if name not in known:
                 raise ValueError(f"{type(self).__name__} has no numeric parameter {name!r}; it has {sorted(known)}.")
             if name == "s":
-                new["noise"] = with_isotropic_level(self.noise, new.pop(name))  # type: ignore
+                s = new.pop(name)
+                parts = [Isotropic(s) if is_level(p) else p for p in parts_of(self.noise)]  # type: ignore
+                new["noise"] = Sum(tuple(parts)) if len(parts) > 1 else parts[0]
             elif name in self.parameters or name == "t":
                 new["parameters"] = new.get("parameters", self.parameters) | {name: new.pop(name)}
         return replace(self, **new)  # type: ignore[type-var]
-
-
-def space_of(process: Process, mesh: Any, degree: int, dim: int) -> Space:
-    """Where sources of ``dim`` coordinates become UFL that sees the numbers of a process."""
-    return Space(mesh, degree, dim, numbers=process.numbers(), given=frozenset(process.parameters))
 
 
 def _asks_for_time(source: Any) -> bool:
     """Whether a formula has an argument t, or one in a noise or a list has."""
     parts = vars(source).values() if isinstance(source, Noise) else source if isinstance(source, list | tuple) else ()
     return "t" in wanted_by(source) or any(map(_asks_for_time, parts))
-
-
-def own_numbers(process: Any) -> None:
-    """Copy ``parameters``, which others may change later, checked; see whether formulas ask for the time."""
-    what, given = type(process).__name__, process.parameters
-    if given is not None and not isinstance(given, Mapping):
-        raise TypeError(
-            f'{what}: parameters is a {type(given).__name__}; names and numbers, {{"F": 1.0}}, were expected.'
-        )
-    taken = {f.name for f in fields(process)} | {"s", "delta", "x"}
-    for name, value in (given or {}).items():
-        if not isinstance(name, str) or not name.isidentifier() or name in taken:
-            raise ValueError(f"{what}: parameters has {name!r}; a name was expected that is none of {sorted(taken)}.")
-        if not is_number(value) or not np.isfinite(value):
-            raise ValueError(f"{what}: parameters has {name} = {value!r}; a finite number was expected.")
-    object.__setattr__(process, "parameters", {name: float(value) for name, value in (given or {}).items()})
-    timed = "t" not in process.parameters and any(map(_asks_for_time, vars(process).values()))
-    object.__setattr__(process, "timed", timed)
 
 
 def on_phase_space(space: Space, gamma: Any, force: Expr, D: Expr) -> Coefficients:
@@ -190,20 +189,17 @@ class SDE(Process):
         gibbs: scalar source U if the invariant density e^{−U} without current is known, as in one dimension it always
             is: U = ln D − ∫ b/D (Itô).  The ``weighted`` scheme needs it; a generator checks β = −D∇U cell by cell.
             With that scheme D may jump where the mesh has facets.
-        parameters: numbers by name, which formulas see as further arguments: ``lambda x, F: F * x[0]`` with
-            ``{"F": 1.0}``.  ``gen.replace(F=2.0)`` recompiles nothing.
+        parameters: numbers by name, as of every process: ``lambda x, F: F * x[0]`` with ``{"F": 1.0}``.
     """
 
     drift: Any
     diffusion: Any
     convention: str = "ito"
     gibbs: Any = None
-    parameters: Any = None
 
     def __post_init__(self) -> None:
-        own_numbers(self)
-        if self.convention not in SHARES:
-            raise ValueError(f"SDE: convention is {self.convention!r}; one of {', '.join(SHARES)} was expected.")
+        super().__post_init__()
+        check_choice("SDE: convention", self.convention, list(SHARES))
 
     def coefficients(self, space: Space) -> Coefficients:
         """β = b − ∇·D (Itô), b − ½∇·D (Stratonovich), b (divergence form)."""

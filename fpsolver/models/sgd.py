@@ -6,8 +6,9 @@ from typing import Any, Literal
 import ufl
 from ufl.core.expr import Expr
 
-from .fields import Space, is_number
-from .noise import Isotropic
+from .._arguments import expect
+from .fields import Space
+from .noise import is_level
 from .optimisers import Array, HeavyBall, Optimiser
 from .process import Coefficients, on_phase_space
 
@@ -34,8 +35,7 @@ class SGD(Optimiser):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.order not in (1, 2):
-            raise ValueError(f"SGD: order is {self.order!r}; the weak order 1 or 2 was expected.")
+        expect("SGD: order", self.order, "the weak order 1 or 2", self.order in (1, 2))
 
     def numbers(self) -> dict[str, float]:
         """All that can change without recompiling; the order is none of them."""
@@ -58,9 +58,8 @@ class SGD(Optimiser):
 
     def isotropic_diffusion(self) -> float | None:
         """ηs/2B for isotropic noise of constant level s."""
-        if not isinstance(self.noise, Isotropic) or not is_number(self.noise.s):
-            return None
-        return float(self.learning_rate * self.noise.s / (2 * self.batch_size))
+        s = self.numbers()["s"] if is_level(self.noise) else None
+        return None if s is None else self.learning_rate * s / (2 * self.batch_size)
 
     def _modified_loss(self, space: Space) -> Expr:
         f, g = self.loss_on(space), self.gradient(space)
@@ -69,9 +68,9 @@ class SGD(Optimiser):
 
     def potential(self, space: Space) -> Expr | None:
         """U = 2Bf/(ηs) for isotropic noise of constant level s; Itô SGD with any other Σ(x) is not Gibbs."""
-        if not self.isotropic_diffusion() or not isinstance(self.noise, Isotropic):
+        if not self.isotropic_diffusion():
             return None
-        return self._modified_loss(space) / (self._level(space) * space.parameter("s", self.noise.s))
+        return self._modified_loss(space) / (self._level(space) * space.parameter("s", self.noise.s))  # type: ignore
 
 
 @dataclass(frozen=True)

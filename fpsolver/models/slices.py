@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from .._answer import Answer, place
-from .._arguments import check_integer
+from .._arguments import check_integer, expect
 from .network import Network
 from .noise import PerSample
 
@@ -29,14 +29,12 @@ class Slice:
     what: str
 
     def __post_init__(self) -> None:
-        origin, V = np.shape(self.origin), np.shape(self.directions)
-        if len(origin) != 1 or len(V) != 2 or V[0] != origin[0] or V[1] not in (1, 2, 3):
-            raise ValueError(
-                f"Slice: origin has shape {origin}, directions {V}; expected (P,) and (P, d) with d = 1, 2 or 3."
-            )
+        shapes = np.shape(self.origin), np.shape(self.directions)
+        fit = len(shapes[1]) == 2 and shapes[0] == shapes[1][:1] and shapes[1][1] in (1, 2, 3)
+        expect("Slice: the shapes of origin and directions", shapes, "(P,) and (P, d) with d = 1, 2 or 3", fit)
         if not np.isfinite(self.origin).all() or not np.isfinite(self.directions).all():
             raise ValueError("Slice: origin or directions are not finite.")
-        if (off := float(np.abs(self.directions.T @ self.directions - np.eye(V[1])).max())) > 1e-8:
+        if (off := float(np.abs(self.directions.T @ self.directions - np.eye(self.dim)).max())) > 1e-8:
             raise ValueError(
                 f"Slice: the directions are not orthonormal (VᵀV differs from I by {off:.1g}). Slice.through(origin, "
                 "origin + a, origin + b) makes them so, if they are independent."
@@ -54,8 +52,7 @@ class Slice:
     def _points(self, x: Any) -> np.ndarray:
         points = np.asarray(x, dtype=float)
         points = points.reshape(-1, 1) if points.ndim < 2 and self.dim == 1 else np.atleast_2d(points)
-        if points.ndim != 2 or points.shape[1] != self.dim:
-            raise ValueError(f"Slice: points of shape {np.shape(x)}; expected (n, {self.dim}).")
+        expect("Slice: the points' shape", points.shape, f"(n, {self.dim})", points.shape[1:] == (self.dim,))
         return points
 
     def coordinates(self, weights: np.ndarray) -> np.ndarray:
@@ -72,13 +69,13 @@ class Slice:
 
     def left_out(self, network: Network, points: np.ndarray) -> "LeftOut":
         """The parts of noise and drift that are orthogonal to the slice, at points (n, d) of it."""
-        noise, drift = [], []
+        rows = []
         for w in self.weights(points):
-            g = network.gradient(w)
-            drift.append(_outside(float(g @ g), float(np.sum((g @ self.directions) ** 2))))
-            inside = sum(float(v @ network.noise(w, v)) for v in self.directions.T)
-            noise.append(_outside(network.noise_trace(w), inside))
-        return LeftOut(self._points(points), np.array(noise), np.array(drift))
+            g, V = network.gradient(w), self.directions
+            noise = sum(float(v @ network.noise(w, v)) for v in V.T), network.noise_trace(w)
+            pairs = (noise, (float(np.sum((g @ V) ** 2)), float(g @ g)))
+            rows.append([max(0.0, 1.0 - inside / total) if total > 0 else 0.0 for inside, total in pairs])
+        return LeftOut(self._points(points), *np.array(rows).reshape(-1, 2).T)
 
     @classmethod
     def random(cls, network: Network, dim: int = 2, seed: int = 0, origin: Any = None) -> "Slice":
@@ -100,8 +97,8 @@ class Slice:
     def principal(cls, trajectory: np.ndarray, dim: int = 2) -> "Slice":
         """The principal directions of a trajectory (T, P) about its last point."""
         path = np.asarray(trajectory, dtype=float)
-        if path.ndim != 2 or len(path) < 2:
-            raise ValueError(f"Slice.principal: the trajectory has shape {path.shape}; expected (T, P) with T >= 2.")
+        several = path.ndim == 2 and len(path) > 1
+        expect("Slice.principal: the trajectory's shape", path.shape, "(T, P) with T >= 2", several)
         if not np.isfinite(path).all():
             raise ValueError("Slice.principal: the trajectory is not finite.")
         _, size, right = np.linalg.svd(path - path[-1], full_matrices=False)
@@ -115,11 +112,10 @@ class Slice:
     def through(cls, points: Sequence[np.ndarray]) -> "Slice":
         """The line, plane or space through two, three or four points, such as minima; the first is the origin."""
         given = [np.asarray(p, dtype=float) for p in points]
-        if not 2 <= len(given) <= 4:
-            raise ValueError(f"Slice.through: {len(given)} point(s); two, three or four were expected.")
-        if {p.shape for p in given} != {(given[0].size,)} or not all(np.isfinite(p).all() for p in given):
-            shapes = ", ".join(str(p.shape) for p in given)
-            raise ValueError(f"Slice.through: points of shapes {shapes}; finite numbers were expected, all (P,).")
+        expect("Slice.through: the number of points", len(given), "two, three or four", 2 <= len(given) <= 4)
+        shapes, finite = [p.shape for p in given], all(np.isfinite(p).all() for p in given)
+        alike = finite and set(shapes) == {(given[0].size,)}
+        expect("Slice.through: the points' shapes", shapes, "one shape (P,) of finite numbers", alike)
         columns = [p - given[0] for p in given[1:]]
         return cls(given[0], _orthonormal(columns, "through"), f"through {len(given)} points")
 
@@ -138,13 +134,7 @@ class Slice:
 
 @dataclass(frozen=True)
 class LeftOut(Answer):
-    """What a slice does not see, at points of it.
-
-    Attributes:
-        points: shape (n, d).
-        noise: share of tr Σ orthogonal to the slice, shape (n,).
-        drift: share of |∇f|² orthogonal to the slice, shape (n,).
-    """
+    """What a slice does not see: the shares of tr Σ and |∇f|² orthogonal to it, shape (n,), at points (n, d) of it."""
 
     points: np.ndarray
     noise: np.ndarray
@@ -154,10 +144,6 @@ class LeftOut(Answer):
         rows = zip(self.points, self.noise, self.drift, strict=True)
         head = f"{'point':>28} {'noise outside':>14} {'drift outside':>14}"
         return "\n".join([head, *(f"{place(x, 3):>28} {noise:14.1%} {drift:14.1%}" for x, noise, drift in rows)])
-
-
-def _outside(total: float, inside: float) -> float:
-    return max(0.0, 1.0 - inside / total) if total > 0 else 0.0
 
 
 def _filter_normalised(random: np.random.Generator, weights: np.ndarray, axis: int) -> np.ndarray:

@@ -128,7 +128,7 @@ def descend(swarm: Swarm, step: Callable[..., Array], walls: Walls | None, t: fl
     if near.size:
         met = land(walls, x[:, near], swarm.x[:, near])
         who = near[met.mirrored]
-        if who.size and walls.extent is not None:  # through half the domain: no chance of a random walk
+        if who.size:  # through half the domain: no chance of a random walk
             change = np.abs(swarm.x[:, who] - x[:, who])
             swarm.leapt[swarm.ids[who]] |= (change > walls.extent[:, None] / 2).any(axis=0)
         _finish(swarm, near, met, np.full(int(met.out.sum()), t))
@@ -139,8 +139,6 @@ def _near(swarm: Swarm, walls: Walls, before: Array, reach: Any) -> Array:
     if walls.quick:
         old, swarm.slack = swarm.slack, walls.depth(swarm.x)
         return np.flatnonzero(np.minimum(old, swarm.slack) <= reach)
-    if not walls.lipschitz:
-        return np.arange(swarm.x.shape[1])
     change = swarm.x - before
     swarm.slack -= np.sqrt((change * change).sum(axis=0))
     return np.flatnonzero(swarm.slack <= reach)

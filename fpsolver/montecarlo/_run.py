@@ -12,8 +12,7 @@ import numpy as np
 from .._answer import place
 from .._errors import together
 from ..evolution.initial import Dirac, Gaussian
-from ..pointwise.algorithm import Descent
-from ..pointwise.dynamics import diffusion
+from ..pointwise.dynamics import Descent, diffusion
 from ..pointwise.family import Backend
 from ..pointwise.native import NotCompilable
 from ..pointwise.walls import Walls

@@ -1,19 +1,23 @@
-"""Drift and noise of a process at many points, and the stochastic gradient of the algorithm behind it.
+"""Drift and noise of a process at many points, and one step of an algorithm as a map Φ_b of its state, b its batch.
 
 Everything works on states of shape (d, n).
 """
 
 from collections.abc import Callable, Sequence
+from itertools import combinations, combinations_with_replacement
+from math import comb, factorial, prod
 from typing import Any
 
 import numpy as np
 import ufl
 
-from ..models.noise import LabelNoise, Noise, PerSample, Sum, parts_of, samples_of
+from ..models.noise import LabelNoise, PerSample, Sum, parts_of, samples_of
+from ..models.optimisers import Optimiser
 from ..models.process import Process
 from ..models.sgd import SGD, MomentumSGD
-from .family import Backend, Family, gradients_of, gradients_of_formulas, lambdify, stack
+from .family import Backend, Family, gradients_of, gradients_of_formulas, lambdify
 from .lambdify import PointSpace, generate
+from .native import NotCompilable
 
 Array = np.ndarray[Any, Any]
 Coefficients = Callable[[Array], tuple[Array, Array]]
@@ -68,70 +72,105 @@ def diffusion(process: Process, dim: int, backend: Backend = "numpy", varying: S
 
     The last axis of S has length one where S is constant.
     """
-    space = PointSpace(dim, process.weights(dim), process, varying)
     if not isinstance(process, SGD | MomentumSGD):
+        space = PointSpace(dim, process.weights(dim), process, varying)
         c = process.coefficients(space)
         drift = c.beta + space.div(c.D) if c.drift is None else c.drift
         b, root = lambdify([drift], space, backend), _root(2 * c.D, space, backend)
         return chunked(lambda x: (b(x), root(x).reshape(dim, dim, -1)), dim * dim)
-    d, step, gradient = space.dim, process.time_per_step, Gradient(process, space, backend)
-    scale = np.sqrt(step / process.batch_size)
+    algorithm, step = Descent(process, dim, backend, varying), process.time_per_step
+    d, scale = algorithm.space.dim, np.sqrt(step / process.batch_size)
     friction = None if isinstance(process, SGD) else (1 - process.momentum) / step
 
     def descent(x: Array) -> tuple[Array, Array]:
-        mean, columns = gradient.moments(x)
+        mean, columns = algorithm.moments(x)
         S = scale * (triangular_root(columns) if columns.shape[1] > d else columns)
         if friction is None:
             return -mean, S
         v = x[d : 2 * d]
         return np.concatenate((v, -friction * v - mean)), np.concatenate((np.zeros_like(S), S))
 
-    compiled = gradient.family is not None and gradient.family.native is not None
-    return chunked(descent, d * d if compiled else max(d * d, d * gradient.samples))
+    return chunked(descent, max(d * d, d * algorithm.samples))
 
 
 def _root(matrix: Any, space: PointSpace, backend: Backend) -> Callable[[Array], Array]:
     """A factor of a semi-definite UFL matrix; a constant one is factorised once."""
     d, code = matrix.ufl_shape[0], generate([matrix], space)
     if "x[" not in code.source and not code.callbacks:
-        evaluate = code.compile()
-        constant = semidefinite_root(stack(evaluate(np.zeros((d, 1)), code.numbers), (1,)).reshape(d, d, 1))
+        constant = semidefinite_root(lambdify([matrix], space)(np.zeros((d, 1))).reshape(d, d, 1))
         return lambda x: constant
     values = lambdify([matrix], space, backend)
     return lambda x: semidefinite_root(values(x).reshape(d, d, -1))
 
 
-class Gradient:
-    """The stochastic gradient of an SGD process.
+class Descent:
+    """X' = Φ_b(X) in ``dim`` coordinates, b drawn afresh in each step, which takes one stochastic gradient.
 
-    A step draws indices of samples, (B, n), if there are some: of a ``family`` of losses or of ``models``; noise of the
-    labels of these, (B, n); and d normal numbers per path if noise has a given covariance, with the factor ``root``.
+    g_b is the mean gradient of the B samples in the batch, plus ∇f − mean gradient where the loss is given beside the
+    samples, plus −std/B Σ_{i∈b} ξ_i ∇m_i for labels that are drawn anew, plus Σ^{1/2} ξ/√B for noise of which only the
+    covariance is known, where ξ are standard normal.  Φ_b(x) is then a normal variable, if the step is linear:
+    ``gaussian``.  States move by ``step``, (d, n) and what :meth:`draw` gave -> (d, n).
+
+    Raises:
+        NotCompilable: for "c", if the samples are no formulas.
     """
 
-    def __init__(self, process: Any, space: PointSpace, backend: Backend = "numpy", values: bool = False):
-        self.backend, self.space, self.process = backend, space, process
-        noise: Noise = process.noise
-        per_sample = samples_of(noise)
-        labels = [p for p in parts_of(noise) if isinstance(p, LabelNoise)]
-        rest = [p for p in parts_of(noise) if not isinstance(p, PerSample | LabelNoise)]
-        if len(labels) > 1 or (per_sample is None and any(isinstance(p, PerSample) for p in parts_of(noise))):
+    def __init__(self, process: Optimiser, dim: int, backend: Backend = "numpy", varying: Sequence[str] = ()):
+        self.process, self.dim, self.backend = process, dim, backend
+        self.space = space = PointSpace(dim, process.weights(dim), process, varying)
+        parts, per_sample = parts_of(process.noise), samples_of(process.noise)
+        labels = [p for p in parts if isinstance(p, LabelNoise)]
+        rest = tuple(p for p in parts if not isinstance(p, PerSample | LabelNoise))
+        if len(parts) > len(rest) + (per_sample is not None) + bool(labels):
             raise ValueError("paths take one PerSample and one LabelNoise at most; join their samples in one.")
-        self.family = gradients_of(per_sample, space, backend, values) if per_sample else None
+        self.family = gradients_of(per_sample, space, backend) if per_sample else None
         self.models = gradients_of_formulas(labels[0].outputs(space), space, backend) if labels else None
         self.std = labels[0].std if labels else 0.0
+        self.root = _root(Sum(rest).covariance(space), space, backend) if rest else None
         sizes = {f.size for f in (self.family, self.models) if f is not None}
         if len(sizes) > 1:
             raise ValueError(f"PerSample and LabelNoise have different numbers of samples: {sorted(sizes)}.")
-        self.samples = max(sizes, default=1)
-        self.replacement = per_sample is None or per_sample.replacement
-        self.loss = None
-        if process.loss is not None:
-            f = space.scalar(process.loss, f"{type(process).__name__}: loss")
-            self.loss = lambdify([space.grad(f)], space, backend)
-        self.modified = self._modified(per_sample) if getattr(process, "order", 1) == 2 else None
-        self.root = _root(Sum(tuple(rest)).covariance(space), space, backend) if rest else None
+        self.samples, self.replacement = max(sizes, default=1), per_sample is None or per_sample.replacement
+        f = None if process.loss is None else space.scalar(process.loss, f"{type(process).__name__}: loss")
+        self.loss = None if f is None else lambdify([space.grad(f)], space, backend)
+        self.modified = self._modified(f, per_sample) if getattr(process, "order", 1) == 2 else None
+        self.gaussian = bool(self.models or self.root)
+        everyone = self.family is not None and f is not None
+        self.step = chunked(self._one, space.dim * (self.samples if everyone else int(process.batch_size)))
 
-    def _modified(self, noise: PerSample | None) -> Callable[[Array], Array]:
+    @classmethod
+    def of(cls, process: Optimiser, dim: int) -> "Descent":
+        """Compiled where that is possible."""
+        try:
+            return cls(process, dim, "c")
+        except NotCompilable:
+            return cls(process, dim)
+
+    @property
+    def batch_size(self) -> int:
+        """B, of which a drift and a covariance need not be an integer, but a step."""
+        if (B := self.process.batch_size) != int(B):
+            raise ValueError(f"batch_size is {B}; the algorithm needs an integer.")
+        return int(B)
+
+    def draw(self, numbers: Any) -> tuple[Any, ...]:
+        """(samples (B, n) or None, noise of their labels (B, n) or None, normal numbers (dim of x, n) or None).
+
+        ``numbers`` gives n of each: normal(rows) standard normal ones, samples(N, B, replacement) indices of batches.
+        """
+        B = self.batch_size
+        sample = numbers.samples(self.samples, B, self.replacement) if self.family or self.models else None
+        label = numbers.normal(B) if self.models else None
+        return sample, label, numbers.normal(self.space.dim) if self.root else None
+
+    def _one(self, x: Array, sample: Any, label: Any, normal: Any) -> Array:
+        return self.process.move(x, self.batch(self.process.look(x), sample, label, normal))
+
+    def mean(self, x: Array, sample: Any) -> Array:
+        """E[Φ_b(x) | samples (B, n)], shape (d, n): the step without label noise and without given covariances."""
+        return self._one(x, sample, None, None)
+
+    def _modified(self, f: Any, noise: PerSample | None) -> Callable[[Array], Array]:
         """∇(f + (η/4)|∇f|²) = ∇f + (η/2) ∇∇f ∇f."""
         space, d, half = self.space, self.space.dim, self.process.learning_rate / 2
 
@@ -139,8 +178,7 @@ class Gradient:
             g = space.grad(f)
             return [g, ufl.as_matrix([[g[i].dx(j) for j in range(d)] for i in range(d)])]
 
-        given = self.process.loss
-        losses = [space.scalar(given, "SGD: loss")] if noise is None or given is not None else noise.losses(space)
+        losses = [f] if noise is None or f is not None else noise.losses(space)
         known = Family([both(f) for f in losses], space, self.backend).average
 
         def gradient(x: Array) -> Array:
@@ -182,13 +220,42 @@ class Gradient:
         return np.zeros_like(x[: self.space.dim]) + g
 
     def spread(self, x: Array, sample: Any) -> Array:
-        """A factor (d, K, n) of the covariance of :meth:`batch` given its samples."""
+        """A factor (d, K, n) of the covariance of Φ_b(x) given its samples (B, n); K = 0 unless ``gaussian``.
+
+        Of steps that are affine in the gradient, as those of SGD and momentum.
+        """
         d, n, columns = self.space.dim, x.shape[1], list[Array]()
         if self.models is not None:
             columns.append(-self.std / len(sample) * self.models.chosen(x, sample))
         if self.root is not None:
             columns.append(np.broadcast_to(self.root(x), (d, d, n)) / np.sqrt(self.process.batch_size))
-        return np.concatenate(columns, axis=1) if columns else np.zeros((d, 0, n))
+        factor = np.concatenate(columns, axis=1) if columns else np.zeros((d, 0, n))
+        return self.process.move(np.zeros((self.dim, *factor.shape[1:])), factor)
+
+    @property
+    def batches(self) -> int:
+        """How many different batches there are; order does not count."""
+        N, B = self.samples, self.batch_size
+        return 1 if N == 1 else comb(N + B - 1, B) if self.replacement else comb(N, B)
+
+    def all_batches(self, most: int) -> tuple[Array, Array]:
+        """Every batch once: indices of samples (B, K) and probabilities (K,), which sum to one.
+
+        Raises:
+            ValueError: there are more than ``most``.
+        """
+        if self.batches > most:
+            raise ValueError(f"there are {self.batches} different batches, more than {most}.")
+        N, B = self.samples, self.batch_size
+        if N == 1:
+            return np.zeros((B, 1), dtype=int), np.ones(1)
+        if not self.replacement:
+            found = np.array(list(combinations(range(N), B)))
+            return found.T, np.full(len(found), 1 / len(found))
+        found = np.array(list(combinations_with_replacement(range(N), B)))
+        times = (np.unique(batch, return_counts=True)[1] for batch in found)
+        weights = np.array([factorial(B) / prod(factorial(int(k)) for k in counts) for counts in times])
+        return found.T, weights / float(N) ** B
 
 
 def chunked(function: Callable[..., Any], per_path: int) -> Callable[..., Any]:

@@ -22,11 +22,10 @@ class Quantities(ABC):
     """Some components of N samples; points have shape (d, n)."""
 
     size: int
-    native: Native | None = None  # compiled code for the means, where there is some
 
     @abstractmethod
     def everyone(self, x: Array) -> Array:
-        """Of all samples: shape (components, N, n), samples in an order of their own."""
+        """Of all samples: shape (components, N, n)."""
 
     def chosen(self, x: Array, sample: Array) -> Array:
         """Of the samples of number ``sample`` (B, n): shape (components, B, n)."""
@@ -34,16 +33,14 @@ class Quantities(ABC):
 
     def average(self, x: Array) -> Array:
         """Mean over all samples, shape (components, n)."""
-        return self.native.moments(x, root=False)[0] if self.native else self.everyone(x).mean(axis=1)
+        return self.everyone(x).mean(axis=1)
 
     def batch(self, x: Array, sample: Array) -> Array:
         """Mean over the samples of number ``sample`` (B, n), shape (components, n)."""
-        return self.native.batch(x, sample) if self.native else self.chosen(x, sample).mean(axis=1)
+        return self.chosen(x, sample).mean(axis=1)
 
     def scatter(self, x: Array, centred: bool = True) -> tuple[Array, Array]:
         """Mean over all samples and a factor (components, K, n) of their covariance, or of their second moments."""
-        if self.native:
-            return self.native.moments(x, centred)
         g = self.everyone(x)
         mean = g.mean(axis=1)
         return mean, (g - mean[:, None] if centred else g) / np.sqrt(self.size)
@@ -62,45 +59,51 @@ class Family(Quantities):
     """
 
     def __init__(self, samples: Sequence[Sequence[Expr]], space: PointSpace, backend: Backend = "numpy"):
-        self.size = len(samples)
+        self.size, self.components = len(samples), sum(int(np.prod(e.ufl_shape)) for e in samples[0])
         codes = [generate(expressions, space) for expressions in samples]
         kinds: dict[Any, list[int]] = {}
         for i, code in enumerate(codes):
             # functions of the user cannot be told apart: every sample with some is a kind of its own
             kinds.setdefault((code.source, i if code.callbacks else None), []).append(i)
-        self.members = [np.array(m) for m in kinds.values()]
-        self.functions = [codes[m[0]].compile() for m in self.members]
-        self.numbers = [np.array([codes[i].numbers for i in m]).T for m in self.members]
-        self.kind, self.place = np.zeros((2, self.size), dtype=int)
+        self.members, first = list(kinds.values()), [codes[m[0]] for m in kinds.values()]
+        self.functions, self.native = [code.compile() for code in first], None
+        self.kind, self.numbers = np.zeros(self.size, int), np.zeros((max(len(c.numbers) for c in codes), self.size))
         for k, m in enumerate(self.members):
-            self.kind[m], self.place[m] = k, np.arange(len(m))
+            self.kind[m] = k
+            self.numbers[: len(first[k].numbers), m] = np.array([codes[i].numbers for i in m]).T
         if backend == "c":
-            first = [codes[m[0]] for m in self.members]
             if any(code.callbacks for code in first):
                 raise NotCompilable("backend='c' cannot compile functions of fp.batched; take 'numpy'.")
             if (lines := sum(code.source.count("\n") for code in first)) > LONGEST:
                 raise NotCompilable(f"backend='c' takes formulas of {LONGEST} lines, not {lines}; take 'numpy'.")
-            numbers = np.zeros((max(len(c.numbers) for c in first), self.size))
-            for m, values in zip(self.members, self.numbers, strict=True):
-                numbers[: len(values), m] = values
-            shape = (ufl.SpatialCoordinate(space.mesh).ufl_shape[0], sum(int(np.prod(e.ufl_shape)) for e in samples[0]))
-            self.native = Native(first, self.kind, numbers, shape)
+            coordinates = ufl.SpatialCoordinate(space.mesh).ufl_shape[0]
+            self.native = Native(first, self.kind, self.numbers, (coordinates, self.components))
 
     def everyone(self, x: Array) -> Array:
         """Samples of one kind together."""
-        parts = []
-        for function, members, numbers in zip(self.functions, self.members, self.numbers, strict=True):
-            c = [row[0] if (row == row[0]).all() else row[:, None] for row in numbers]
-            parts.append(stack(function(x, c), (len(members), x.shape[-1])))
-        return np.concatenate(parts, axis=1)
+        if self.native:
+            return self.native.everyone(x)
+        result = np.empty((self.components, self.size, x.shape[-1]))
+        for function, members in zip(self.functions, self.members, strict=True):
+            c = [row[0] if (row == row[0]).all() else row[:, None] for row in self.numbers[:, members]]
+            for component, values in zip(result, function(x, c), strict=True):
+                component[members] = values
+        return result
+
+    def batch(self, x: Array, sample: Array) -> Array:
+        """Compiled where that was asked for."""
+        return self.native.batch(x, sample) if self.native else super().batch(x, sample)
 
     def chosen(self, x: Array, sample: Array) -> Array:
-        """By every kind's function."""
-        place, result = self.place[sample], np.zeros(1)
-        for k, (function, numbers) in enumerate(zip(self.functions, self.numbers, strict=True)):
-            c = [row[0] if (row == row[0]).all() else row[place % len(row)] for row in numbers]
-            found = stack(function(x[:, None], c), sample.shape)
-            result = np.where(self.kind[sample] == k, found, result) if k else found
+        """By every kind's function, whose values with the numbers of other kinds are not used."""
+        result, kind = np.empty((self.components, *sample.shape)), self.kind[sample]
+        for k, (function, members) in enumerate(zip(self.functions, self.members, strict=True)):
+            one = self.numbers[:, members[0]]
+            same = (self.numbers[:, members] == one[:, None]).all(axis=1)
+            c = [number if alike else row[sample] for number, alike, row in zip(one, same, self.numbers, strict=True)]
+            with np.errstate(all="ignore"):
+                for component, values in zip(result, function(x[:, None], c), strict=True):
+                    np.copyto(component, values, where=kind == k)
         return result
 
 
@@ -154,8 +157,3 @@ def lambdify(expressions: Any, space: PointSpace, backend: Backend = "numpy") ->
     """A function that maps points (d, n) to the components of one UFL expression or several, shape (components, n)."""
     several = expressions if isinstance(expressions, Sequence) else [expressions]
     return Family([[ufl.as_ufl(e) for e in several]], space, backend).average
-
-
-def stack(values: Sequence[Any], shape: tuple[int, ...]) -> Array:
-    """Arrays and floats as one array (len(values), *shape)."""
-    return np.stack([np.broadcast_to(np.asarray(v, dtype=float), shape) for v in values])

@@ -13,9 +13,7 @@ from typing import Any
 import basix.ufl
 import numpy as np
 import ufl
-from dolfinx import fem
 from ufl import classes
-from ufl.algorithms.analysis import extract_constants
 from ufl.algorithms.apply_algebra_lowering import apply_algebra_lowering
 from ufl.algorithms.apply_derivatives import apply_derivatives
 from ufl.core.expr import Expr
@@ -49,12 +47,6 @@ class PointSpace(Space):
             self.numbers, self.given = process.numbers(), frozenset(process.parameters)
         self.batched: dict[Any, Batched] = {}
 
-    @property
-    def x(self) -> Expr:
-        """The leading ``dim`` coordinates."""
-        X = ufl.SpatialCoordinate(self.mesh)
-        return ufl.as_vector([X[i] for i in range(self.dim)])
-
     def constant(self, value: Any) -> Any:
         """The numbers themselves."""
         return ufl.as_ufl(float(value)) if np.ndim(value) == 0 else ufl.as_tensor(np.asarray(value, float).tolist())
@@ -68,11 +60,6 @@ class PointSpace(Space):
     def div(self, D: Expr) -> Expr:
         """∇·D with respect to x."""
         return ufl.as_vector([sum(self.grad(D[i, j])[j] for j in range(self.dim)) for i in range(self.dim)])
-
-    def owned(self, expression: Expr) -> Expr:
-        """The expression with the values of its constants."""
-        copies = {c: self.constant(c.value) for c in extract_constants(expression) if isinstance(c, fem.Constant)}
-        return ufl.replace(expression, copies) if copies else expression
 
     def together(self) -> AbstractContextManager[None]:
         """No communicator belongs to it: what may raise on one rank alone, the caller wraps."""
@@ -93,10 +80,7 @@ class PointSpace(Space):
 
 
 def finite_difference(f: Callable[[np.ndarray], Any], x: np.ndarray) -> np.ndarray:
-    """Gradient of values (n,) at points (n, d) by central differences of fourth order, shape (n, d).
-
-    The error is of order 1e-11 for functions of size and scale one.
-    """
+    """Gradient (n, d) of values (n,) at points (n, d) by central differences of fourth order, of error about 1e-11."""
     h = 1e-3 * np.maximum(1.0, np.abs(x))
     columns = []
     for i, axis in enumerate(np.eye(x.shape[1])):
@@ -122,13 +106,6 @@ class _Writer:
             self.lines.append(f"{self.known[code]} = {code}")
         return self.known[code]
 
-    def number(self, value: float) -> str:
-        """An argument of the code; 0 and 1 are written out, for terms with them vanish."""
-        if value in (0.0, 1.0):
-            return f"{value:.1f}"
-        self.numbers.append(value)
-        return f"c[{len(self.numbers) - 1}]"
-
     def emit(self, e: Expr, at: tuple[int, ...], env: dict[int, int]) -> str:
         """The variable that holds component ``at`` of ``e``, free indices having the values in ``env``."""
         key = (e, at, tuple(env[i] for i in e.ufl_free_indices))
@@ -142,13 +119,17 @@ class _Writer:
             case classes.Zero():
                 return "0.0"
             case classes.ScalarValue():
-                return self.number(float(e))
+                if (value := float(e)) in (0.0, 1.0):  # written out, for terms with them vanish
+                    return f"{value:.1f}"
+                self.numbers.append(value)
+                return f"c[{len(self.numbers) - 1}]"
             case classes.Identity():
                 return "1.0" if at[0] == at[1] else "0.0"
             case classes.SpatialCoordinate():
                 return f"x[{at[0]}]"
             case classes.Indexed():
-                return self.emit(ops[0], tuple(_value(i, env) for i in ops[1]), env)
+                fixed = classes.FixedIndex
+                return self.emit(ops[0], tuple(int(i) if isinstance(i, fixed) else env[i.count()] for i in ops[1]), env)
             case classes.ComponentTensor():
                 inner = {**env, **{i.count(): k for i, k in zip(ops[1], at, strict=True)}}
                 return self.emit(ops[0], (), inner)
@@ -211,10 +192,6 @@ class _Writer:
             self.callbacks.append(_callback(source.function, self.space.dim, e.ufl_shape, gradient))
             self.known[key] = self.name(f"f[{len(self.callbacks) - 1}](x)")
         return self.name(f"{self.known[key]}[{', '.join(map(str, at))}]") if at else self.known[key]
-
-
-def _value(index: Any, env: dict[int, int]) -> int:
-    return int(index) if isinstance(index, classes.FixedIndex) else env[index.count()]
 
 
 def _callback(function: Callable[[np.ndarray], Any], dim: int, shape: tuple[int, ...], gradient: bool) -> Callback:

@@ -107,21 +107,19 @@ def _inverse_gaussian(a: Array, b: Array, variance: Array, u: Array, v: Array) -
 
 def _reflect(walls: Walls, y: Array, spread: Array | None, who: Array) -> Array:
     """Positions mirrored at the walls until they are inside."""
-    todo, result = np.flatnonzero(who), y
+    todo, result = np.flatnonzero(who), y.copy() if who.any() else y
     for attempt in range(6):
         if not todo.size:
             break
-        result = result.copy() if attempt == 0 else result
         for s in range(walls.surfaces):
             depth = -walls.distance(result[:, todo])[s]
             some, depth = todo[depth > 0], depth[depth > 0]
             if not some.size:
                 continue
-            z = result[:, some]
-            n = walls.normal(s, z)
+            n = walls.normal(s, result[:, some])
             # after a few mirrors in a corner, the wall itself will do
             length, direction = (2 * depth, _conormal(n, spread, some, depth)) if attempt < 4 else (depth, n)
-            result[:, some] = z - length * direction
+            result[:, some] -= length * direction
         todo = todo[(walls.distance(result[:, todo]) < 0).any(axis=0)]
     return result
 

@@ -29,7 +29,6 @@ LONGEST = 3000
 
 _HEAD = """
 #include <math.h>
-#include <stdlib.h>
 #if defined(__GLIBC_PREREQ) && defined(__x86_64__)
 #if __GLIBC_PREREQ(2, 35)
 #define VECTOR __attribute__((simd("notinbranch"), const)) double
@@ -87,43 +86,19 @@ void batch(integer n, integer N, integer B, const int *kinds, const int *uniform
     }
 }
 
-/* the mean over all samples and, where root is wanted, a triangular factor (M, M, n) of their second moments, by Gram
-   and Schmidt on the rows as in triangular_root() */
-int moments(integer n, integer N, int centred, const int *kinds, const double *numbers, const double *x, double *mean,
-            double *root)
+/* of all samples: out (M, N, n) */
+void everyone(integer n, integer N, const int *kinds, const double *numbers, const double *x, double *out)
 {
-    lanes X[D], C[K], L[M][M], sum[M], *g = malloc(N * M * sizeof(lanes));
-    if (!g) return 1;
+    lanes X[D], C[K], g[M];
     for (integer i = 0; i < n; i += W) {
-        integer m = n - i < W ? n - i : W;
         load(x, n, i, X);
-        for (int r = 0; r < M; r++) EACH sum[r][j] = 0.0;
         for (integer s = 0; s < N; s++) {
             for (int k = 0; k < K; k++) EACH C[k][j] = numbers[k * N + s];
-            evaluate(kinds[s], X, C, g + s * M);
-            for (int r = 0; r < M; r++) EACH sum[r][j] += g[s * M + r][j];
-        }
-        for (int r = 0; r < M; r++) {
-            EACH sum[r][j] /= N;
-            for (int j = 0; j < m; j++) mean[r * n + i + j] = sum[r][j];
-        }
-        if (!root) continue;
-        for (int r = 0; r < M; r++) {
-            if (centred) for (integer s = 0; s < N; s++) EACH g[s * M + r][j] -= sum[r][j];
-            for (int q = 0; q <= r; q++) {
-                EACH L[r][q][j] = 0.0;
-                for (integer s = 0; s < N; s++) EACH L[r][q][j] += g[s * M + q][j] * g[s * M + r][j];
-                if (q < r) for (integer s = 0; s < N; s++) EACH g[s * M + r][j] -= L[r][q][j] * g[s * M + q][j];
-            }
-            EACH L[r][r][j] = sqrt(L[r][r][j]);
-            for (integer s = 0; s < N; s++) EACH g[s * M + r][j] /= L[r][r][j] > 0.0 ? L[r][r][j] : 1.0;
-            for (int q = 0; q < M; q++)
-                for (int j = 0; j < m; j++)
-                    root[(r * M + q) * n + i + j] = q <= r ? L[r][q][j] / sqrt((double)N) : 0.0;
+            evaluate(kinds[s], X, C, g);
+            for (int r = 0; r < M; r++)
+                for (int j = 0; j < W && i + j < n; j++) out[(r * N + s) * n + i + j] = g[r][j];
         }
     }
-    free(g);
-    return 0;
 }
 """
 
@@ -133,7 +108,7 @@ class NotCompilable(ValueError):
 
 
 class Native:
-    """Means over N samples in compiled code: of each, its ``kind`` and its ``numbers`` (K, N)."""
+    """Quantities of N samples in compiled code: of each, its ``kind`` and its ``numbers`` (K, N)."""
 
     def __init__(self, kinds: Sequence[Code], kind: Array, numbers: Array, shape: tuple[int, int]):
         self.library = library("\n".join([_HEAD, *_definitions(kinds, len(numbers), *shape), _BODY]))
@@ -149,15 +124,12 @@ class Native:
         self.library.batch(*map(ctypes.c_longlong, (x.shape[1], self.size, len(sample))), *map(_at, data))
         return mean
 
-    def moments(self, x: Array, centred: bool = True, root: bool = True) -> tuple[Array, Array]:
-        """Mean (M, n) over all samples, and L (M, M, n) with L Lᵀ their covariance or second moments."""
-        n, M = x.shape[1], self.components
-        mean, L = np.empty((M, n)), np.empty((M, M, n if root else 0))
-        x = np.ascontiguousarray(x[: self.dim])
-        sizes, data = map(ctypes.c_longlong, (n, self.size)), map(_at, (self.kind, self.numbers, x, mean))
-        if self.library.moments(*sizes, ctypes.c_int(centred), *data, _at(L) if root else None):
-            raise MemoryError(f"no memory for the gradients of {self.size} samples.")
-        return mean, L
+    def everyone(self, x: Array) -> Array:
+        """Of all samples: shape (M, N, n)."""
+        out, x = np.empty((self.components, self.size, x.shape[1])), np.ascontiguousarray(x[: self.dim])
+        sizes = map(ctypes.c_longlong, (x.shape[1], self.size))
+        self.library.everyone(*sizes, *map(_at, (self.kind, self.numbers, x, out)))
+        return out
 
 
 def _at(a: Array) -> ctypes.c_void_p:

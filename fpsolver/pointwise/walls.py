@@ -23,21 +23,20 @@ class Walls(ABC):
     """The boundary as one or several surfaces; points have shape (d, n)."""
 
     surfaces = 1
-    lipschitz = True  # whether distance() changes by no more than the way gone, as distances do
     quick = False  # whether it costs no more than a step
-    extent: Array | None = None  # of the domain in each coordinate, shape (d,), where it is known
+    extent: Array  # of the domain in each coordinate, shape (d,)
     periods: Array | None = None  # ends of periodic coordinates, as Domain.periods; paths may be any turns off
 
     def depth(self, x: Array) -> Array:
         """Distance to the nearest surface, shape (n,)."""
-        return self.distance(x).min(axis=0)
+        return self.distance(x).min(axis=0, initial=np.inf)
 
     def wrapped(self, x: Array) -> Array:
         """Points (d, n) with periodic coordinates between their ends."""
         if self.periods is None:
             return x
-        turns = np.floor((x - self.periods[:, :1]) / np.ptp(self.periods, axis=1, keepdims=True))
-        return x - np.where(np.isnan(turns), 0.0, turns * np.ptp(self.periods, axis=1, keepdims=True))
+        begin, length = self.periods[:, :1], np.ptp(self.periods, axis=1, keepdims=True)
+        return x - np.nan_to_num(np.floor((x - begin) / length) * length)
 
     @abstractmethod
     def distance(self, x: Array) -> Array:
@@ -52,17 +51,12 @@ class Walls(ABC):
         """Number of the absorbing part nearest to x on a surface, -1 where it reflects, shape (n,)."""
 
 
-class _Labels:
-    """Labels of facets by position."""
-
-    def __init__(self, centers: Array, labels: Array):
-        self.only = int(labels[0]) if (labels == labels[0]).all() else None
-        self.tree, self.labels = cKDTree(centers), labels
-
-    def at(self, x: Array) -> Array:
-        if self.only is not None:
-            return np.full(x.shape[1], self.only)
-        return self.labels[self.tree.query(x.T)[1]]
+def _labels(corners: Array, labels: Array) -> Callable[[Array], Array]:
+    """The label of the facet nearest to a point."""
+    if (labels == labels[0]).all():
+        return lambda x: np.full(x.shape[1], int(labels[0]))
+    tree = cKDTree(corners.mean(axis=1))
+    return lambda x: labels[tree.query(x.T)[1]]
 
 
 class _Box(Walls):
@@ -73,21 +67,14 @@ class _Box(Walls):
     def __init__(self, low: Array, high: Array, corners: Array, labels: Array, periods: Array | None = None):
         self.bounded = np.arange(len(low)) if periods is None else np.flatnonzero(np.isnan(periods[:, 0]))
         self.low, self.high, self.periods = low[self.bounded, None], high[self.bounded, None], periods
-        centers, self.extent = corners.mean(axis=1), high - low
-        tolerance = 1e-9 * (high - low).max()
-        self.sides, self.surfaces = [], 2 * len(self.bounded)
-        for i in self.bounded:
-            for plane in (low[i], high[i]):
-                on = np.abs(corners[:, :, i] - plane).max(axis=1) < tolerance
-                self.sides.append(_Labels(centers[on], labels[on]))
+        self.extent, self.surfaces = high - low, 2 * len(self.bounded)
+        planes = [(i, plane) for i in self.bounded for plane in (low[i], high[i])]
+        on = [np.abs(corners[:, :, i] - plane).max(axis=1) < 1e-9 * self.extent.max() for i, plane in planes]
+        self.sides = [_labels(corners[o], labels[o]) for o in on]
 
     def distance(self, x: Array) -> Array:
         x = x[self.bounded]
         return np.stack((x - self.low, self.high - x), axis=1).reshape(-1, x.shape[1])
-
-    def depth(self, x: Array) -> Array:
-        x = x[self.bounded]
-        return np.minimum(x - self.low, self.high - x).min(axis=0, initial=np.inf)
 
     def normal(self, surface: int, x: Array) -> Array:
         n = np.zeros_like(x)
@@ -95,7 +82,7 @@ class _Box(Walls):
         return n
 
     def label(self, surface: int, x: Array) -> Array:
-        return self.sides[surface].at(self.wrapped(x))
+        return self.sides[surface](self.wrapped(x))
 
 
 class _Round(Walls):
@@ -108,7 +95,7 @@ class _Round(Walls):
         self.spheres = [(r, 1.0 if r == outer else -1.0) for r in radii]
         distance = np.linalg.norm(corners[:, 0] - center, axis=1)
         on = [np.abs(distance - r) < 1e-6 * outer for r in radii]
-        self.labels = [_Labels(corners[o].mean(axis=1), labels[o]) for o in on]
+        self.sides = [_labels(corners[o], labels[o]) for o in on]
 
     def distance(self, x: Array) -> Array:
         r = np.linalg.norm(x - self.center, axis=0)
@@ -119,7 +106,7 @@ class _Round(Walls):
         return self.spheres[surface][1] * away / np.linalg.norm(away, axis=0)
 
     def label(self, surface: int, x: Array) -> Array:
-        return self.labels[surface].at(x)
+        return self.sides[surface](x)
 
 
 class _Facets(Walls):
@@ -129,8 +116,6 @@ class _Facets(Walls):
     """
 
     def __init__(self, corners: Array, normals: Array, labels: Array):
-        if corners.shape[2] == 2:
-            corners, normals, labels = _cut(corners, normals, labels)
         self.corners, self.normals, self.labels = corners, normals, labels
         centers, self.extent = corners.mean(axis=1), np.ptp(corners, axis=(0, 1))
         self.reach = np.linalg.norm(corners - centers[:, None], axis=2).max()
@@ -139,28 +124,23 @@ class _Facets(Walls):
 
     def nearest(self, x: Array) -> tuple[Array, Array, Array]:
         """Signed distance (n,), number of the nearest facet (n,) and the nearest point on it (n, d)."""
-        points = x.T
-        distances, candidates = self.tree.query(points, self.near)
-        distances, candidates = distances.reshape(len(points), -1), candidates.reshape(len(points), -1)
-        found = list(self._among(points, candidates))
+        points, N = x.T, len(self.labels)
+        distances, candidates = self.tree.query(points, np.arange(1, self.near + 1))
+        found = self._among(points, candidates)
         # a facet whose centre is farther away than all candidates' is itself at least that minus its size away
-        unsure = np.flatnonzero(0.9 * np.abs(found[0]) > distances[:, -1] - self.reach)
-        if len(unsure) and self.near < len(self.labels):
-            everyone = np.arange(len(self.labels))
-            for some in np.array_split(unsure, max(1, len(unsure) * len(everyone) // 1_000_000)):
-                exact = self._among(points[some], np.broadcast_to(everyone, (len(some), len(everyone))))
-                for old, new in zip(found, exact, strict=True):
-                    old[some] = new
-        return found[0], found[1], found[2]
+        unsure = np.flatnonzero((0.9 * np.abs(found[0]) > distances[:, -1] - self.reach) & (self.near < N))
+        for some in np.array_split(unsure, -(-len(unsure) * N // 1_000_000)) if len(unsure) else ():
+            exact = self._among(points[some], np.broadcast_to(np.arange(N), (len(some), N)))
+            for old, new in zip(found, exact, strict=True):
+                old[some] = new
+        return found
 
     def _among(self, points: Array, candidates: Array) -> tuple[Array, Array, Array]:
         closest = closest_points(points[:, None], self.corners[candidates])
         away = points[:, None] - closest
-        distance = np.sqrt(_dot(away, away))
-        least = distance.min(axis=1, keepdims=True)
-        height = _dot(away, self.normals[candidates])
+        distance, height = np.sqrt(_dot(away, away)), _dot(away, self.normals[candidates])
         # at a common vertex the facet that is seen most directly tells the side
-        tied = distance <= least + 1e-12 * self.reach
+        tied = distance <= distance.min(axis=1, keepdims=True) + 1e-12 * self.reach
         best = np.where(tied, np.abs(height), -1.0).argmax(axis=1)
         row = np.arange(len(points))
         sign = np.where(height[row, best] > 0, -1.0, 1.0)
@@ -180,48 +160,11 @@ class _Facets(Walls):
         return self.labels[self.nearest(x)[1]]
 
 
-class _LevelSet(Walls):
-    """{g > 0} for a function g of points (d, n); the distance is g/|∇g|, right to first order near the boundary."""
-
-    lipschitz = False
-
-    def __init__(self, g: Callable[[Array], Array], dim: int):
-        self.g, self.dim = g, dim
-
-    def _gradient(self, x: Array) -> tuple[Array, Array]:
-        """∇g, and its size."""
-        h = 1e-5 * np.maximum(1.0, np.abs(x))
-        steps = [np.where(np.arange(self.dim)[:, None] == i, h, 0.0) for i in range(self.dim)]
-        gradient = np.stack([(self.g(x + e) - self.g(x - e)) / (2 * h[i]) for i, e in enumerate(steps)])
-        return gradient, np.maximum(np.linalg.norm(gradient, axis=0), 1e-300)
-
-    def distance(self, x: Array) -> Array:
-        return (self.g(x) / self._gradient(x)[1])[None]
-
-    def normal(self, surface: int, x: Array) -> Array:
-        gradient, size = self._gradient(x)
-        return -gradient / size
-
-    def label(self, surface: int, x: Array) -> Array:
-        return np.zeros(x.shape[1], dtype=int)
-
-
-def _cut(corners: Array, normals: Array, labels: Array) -> tuple[Array, Array, Array]:
-    """Segments in pieces of comparable length, so that near ones have near centres."""
-    length = np.linalg.norm(corners[:, 1] - corners[:, 0], axis=1)
-    pieces = np.maximum(1, np.ceil(length / (1.5 * np.median(length)))).astype(int)
-    which = np.repeat(np.arange(len(corners)), pieces)
-    begin = (np.arange(len(which)) - np.repeat(np.cumsum(pieces) - pieces, pieces)) / pieces[which]
-    a, along = corners[which, 0], corners[which, 1] - corners[which, 0]
-    ends = (begin, begin + 1 / pieces[which])
-    return np.stack([a + t[:, None] * along for t in ends], axis=1), normals[which], labels[which]
-
-
 def closest_points(x: Array, corners: Array) -> Array:
     """Nearest points on segments (..., 2, 2) or triangles (..., 3, 3) to points (..., d)."""
     if corners.shape[-1] == 2:
         return _on_segment(x, corners[..., 0, :], corners[..., 1, :])
-    a, b, c = (corners[..., i, :] for i in range(3))
+    a, b, c = np.moveaxis(corners, -2, 0)
     u, v, w = b - a, c - a, x - a
     uu, uv, vv, wu, wv = (_dot(p, q) for p, q in ((u, u), (u, v), (v, v), (w, u), (w, v)))
     det = uu * vv - uv * uv
@@ -243,14 +186,12 @@ def _on_segment(x: Array, a: Array, b: Array) -> Array:
     return a + np.clip(t, 0.0, 1.0)[..., None] * along
 
 
-def walls_of(domain: Domain | Callable[[Array], Array], absorbing: Sequence[str], dim: int = 0) -> Walls:
-    """The boundary of a domain, or of {g > 0} for g in ``dim`` coordinates, on every rank in full (collective).
+def walls_of(domain: Domain, absorbing: Sequence[str]) -> Walls:
+    """The boundary of a domain, on every rank in full (collective).
 
     Raises:
         ValueError: an unknown part, or curved cells whose boundary is neither a circle nor a sphere.
     """
-    if not isinstance(domain, Domain):
-        return _LevelSet(domain, dim)
     boundary, comm, dim = domain.boundary, domain.comm, domain.dim
     labels = np.full(len(boundary.facets), REFLECTING)
     for k, name in reversed(list(enumerate(absorbing))):
@@ -264,17 +205,12 @@ def walls_of(domain: Domain | Callable[[Array], Array], absorbing: Sequence[str]
         return _Box(*ends, corners, labels, domain.periods)
     low, high = corners.min(axis=(0, 1)), corners.max(axis=(0, 1))
     tolerance = 1e-9 * (high - low).max()
-    flat = [(np.abs(corners - plane) < tolerance).all(axis=1).any(axis=1) for plane in (low, high)]
-    if (flat[0] | flat[1]).all():
+    if np.any([(np.abs(corners - end) < tolerance).all(axis=1).any(axis=1) for end in (low, high)], axis=0).all():
         return _Box(low, high, corners, labels)
     if _compat.coordinate_map(domain.mesh).degree > 1:
-        center, radii = _spheres(domain, corners)
-        return _Round(center, radii, corners, labels)
-    edges = corners[:, 1:] - corners[:, :1]
-    if dim == 2:
-        normals = np.stack((edges[:, 0, 1], -edges[:, 0, 0]), axis=1)
-    else:
-        normals = np.cross(edges[:, 0], edges[:, 1])
+        return _Round(*_spheres(domain, corners), corners, labels)
+    edges = np.moveaxis(corners[:, 1:] - corners[:, :1], 1, 0)
+    normals = np.cross(*edges) if dim == 3 else np.stack((edges[0, :, 1], -edges[0, :, 0]), axis=1)
     outward = np.sign(np.sum(normals * (corners[:, 0] - inner), axis=1))
     return _Facets(corners, normals * (outward / np.linalg.norm(normals, axis=1))[:, None], labels)
 
@@ -296,5 +232,5 @@ def _spheres(domain: Domain, corners: Array) -> tuple[Array, list[float]]:
             return center, radii
     raise ValueError(
         "paths need a boundary of straight facets, or one or two concentric circles or spheres; this mesh has other "
-        "curved cells. Use straight cells, or give domain= as a function g(x) of points (d, n), positive inside."
+        "curved cells. Use straight cells."
     )

@@ -17,7 +17,6 @@ from ...discretisation.generator import Generator
 from ...discretisation.solution import Solution
 from ...discretisation.solver import statistics
 from ...evolution.evolution import Evolution
-from ...models.process import space_of
 from ..landscape.lojasiewicz import Exponent, regression
 from ..sampling import Array, Samples, ito_drift
 
@@ -28,7 +27,7 @@ _FEWEST = 5
 def loss_expression(gen: Generator, loss: Any, what: str) -> Any:
     """A given loss, or that of the process, as UFL on the generator's mesh; None if there is none."""
     if loss is not None:
-        return space_of(gen.process, gen.domain.mesh, gen.degree, gen.domain.dim).scalar(loss, what)
+        return gen.process.space(gen.domain.mesh, gen.degree, gen.domain.dim).scalar(loss, what)
     return gen.process.loss_on(gen.process.space(gen.domain.mesh, gen.degree))
 
 

@@ -17,8 +17,8 @@ from ...models.noise import Noise, parts_of, samples_of
 from ...models.process import Process
 from ...models.samples import Samples
 from ...models.sgd import SGD, MomentumSGD
-from ...pointwise.dynamics import Gradient
-from ...pointwise.family import Family, gradients_of
+from ...pointwise.dynamics import Descent
+from ...pointwise.family import gradients_of
 from ...pointwise.lambdify import PointSpace
 from ..sampling import at_points, axes_and_sums, quadratic_form
 
@@ -39,6 +39,7 @@ class Loss:
             raise TypeError(f"{name} lives on (x, v): give its loss, and a domain of the positions x.")
         if getattr(source, "timed", False):
             raise TypeError(f"{name} has a loss that moves: stop it with process.with_parameters(t=0.0).")
+        process = source if isinstance(source, Process) else None
         source = source.loss_source() if isinstance(source, Process) else source
         if source is None:
             raise TypeError(f"{name} has no loss; expected fp.Langevin, fp.SGD or a loss.")
@@ -55,8 +56,8 @@ class Loss:
         self.step = 0.0 if self.symbolic else 5e-4 * self.extent
         if self.symbolic:
             with together(domain.comm):
-                space = PointSpace(self.dim)
-                rows = last = [space.scalar(source, "loss")]
+                space = PointSpace(self.dim, process=process)
+                rows = last = [space.scalar(source, "loss") if process is None else process.loss_on(space)]
                 if ufl.domain.extract_unique_domain(rows[0]) is None:
                     raise ValueError(f"the loss does not depend on x: it is {rows[0]}.")
                 self._tables = {}
@@ -122,11 +123,10 @@ def sample_losses(source: Any, dim: int, comm: MPI.Comm) -> Callable[[np.ndarray
     with together(comm):
         space = PointSpace(dim, process=source if isinstance(source, Process) else None)
         family = gradients_of(found, space, "numpy", values=True)
-    order = np.argsort(np.concatenate(family.members)) if isinstance(family, Family) else slice(None)
 
     def values(points: np.ndarray) -> np.ndarray:
         with np.errstate(all="ignore"):
-            return family.everyone(points.T)[:, order]
+            return family.everyone(points.T)
 
     return values
 
@@ -143,5 +143,5 @@ def covariance_at(process: Any, points: np.ndarray, comm: MPI.Comm) -> np.ndarra
         return None
     with together(comm):
         one = getattr(process, "process", process).with_parameters(batch_size=1.0)  # without further noise
-        root = Gradient(one, PointSpace(points.shape[1], process=one)).moments(points.T)[1]
+        root = Descent(one, points.shape[1] * one.copies).moments(points.T)[1]
     return np.einsum("ikn,jkn->nij", root, root)
