@@ -72,8 +72,7 @@ from .models.process import SDE, Coefficients, Process
 from .models.sgd import SGD, MomentumSGD
 from .models.slices import Slice
 from .montecarlo.compare import Comparison, compare
-from .montecarlo.ensemble import Ensemble
-from .montecarlo.estimates import Estimate
+from .montecarlo.ensemble import Ensemble, Estimate
 from .montecarlo.simulate import simulate
 
 __version__ = "0.1.0"

@@ -9,7 +9,7 @@ from scipy.interpolate import CubicSpline
 
 import fpsolver as fp
 from fpsolver.montecarlo.compare import fit_order
-from fpsolver.montecarlo.estimates import Estimate
+from fpsolver.montecarlo.ensemble import Estimate
 
 
 def exactly(value):

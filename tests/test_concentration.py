@@ -9,8 +9,7 @@ from tools import check, mean_and_covariance, pairing
 
 import fpsolver as fp
 from fpsolver import diagnostics as dg
-from fpsolver.diagnostics.concentration._basins import Flow
-from fpsolver.diagnostics.concentration._regions import ball_load, share_below
+from fpsolver.diagnostics.concentration._regions import Flow, ball_load, share_below
 
 
 def ornstein_uhlenbeck(dim, level, n, half=3.0, degree=None):

@@ -13,7 +13,7 @@ from scipy.interpolate import CubicSpline
 from tools import BOX, box, check, expectation, whole, within
 
 import fpsolver as fp
-from fpsolver.montecarlo.estimates import Estimate
+from fpsolver.montecarlo.ensemble import Estimate
 
 GATE = [lambda x: x[0] ** 2 / 2, lambda x: (2 * x[0] - 1) ** 2 / 2]
 

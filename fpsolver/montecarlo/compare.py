@@ -17,8 +17,7 @@ from ..exits.exit import mean_exit_time
 from ..models.sgd import SGD, MomentumSGD
 from ..pointwise.family import lambdify
 from ..pointwise.lambdify import PointSpace
-from .ensemble import Ensemble
-from .estimates import LEVEL, Estimate, computed
+from .ensemble import LEVEL, Ensemble, Estimate, computed
 from .simulate import simulate
 
 EXIT_TIME = "exit_time"

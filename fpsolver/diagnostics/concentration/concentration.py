@@ -21,8 +21,7 @@ from ...evolution.evolution import Evolution
 from ...evolution.evolve import backward
 from ...evolution.initial import project
 from ..sampling import Array, maxima, owned_nodes
-from ._basins import Flow, basin_loads
-from ._regions import ball_load
+from ._regions import Flow, ball_load, basin_loads
 from .contraction import Collapse, Contraction, collapse, contraction, widest_contraction
 from .regime import loss_expression, loss_moments
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import ufl
 from dolfinx import fem
-from scipy.stats import t as student
+from scipy import stats
 
 from ... import _compat
 from ..._answer import Answer
@@ -17,7 +17,7 @@ from ...discretisation.generator import Generator
 from ...discretisation.solution import Solution
 from ...discretisation.solver import statistics
 from ...evolution.evolution import Evolution
-from ..landscape.lojasiewicz import Exponent, regression
+from ..landscape.lojasiewicz import Exponent
 from ..sampling import Array, Samples, ito_drift
 
 _LARGEST = 1e12
@@ -187,7 +187,8 @@ def loss_decay(evolution: Evolution, exponent: Exponent, *, loss: Any = None) ->
 def _power(x: np.ndarray, y: np.ndarray) -> tuple[float, tuple[float, float]]:
     """1/(s − 1) with s the slope of y over x in the later half, and its interval."""
     late = slice(len(x) // 2 - (len(x) < 8), None)
-    whole, (s, error, freedom) = regression(x, y)[0], regression(x[late], y[late])
-    reach = float(student.ppf(0.975, freedom)) * error + abs(s - whole)
+    whole, fit = stats.linregress(x, y), stats.linregress(x[late], y[late])
+    s, freedom = fit.slope, max(1, len(x[late]) - 2)
+    reach = stats.t.ppf(0.975, freedom) * fit.stderr + abs(s - whole.slope)
     value, low, high = (float(1 / (slope - 1)) if slope > 1 else float("inf") for slope in (s, s + reach, s - reach))
     return value, (low, high)

@@ -39,10 +39,8 @@ class EntropyDecay(Answer):
         modified: S_P = ∫ p ∇ln h·P∇ln h; None without P.
         l1: ∫ |p − p∞|.
         entropy_rate: dH/dt of the discrete solution, ∫ ln(h) ṗ with M ṗ = G p: no difference in time is taken.
-        threshold: densities below this are taken for error of the discretisation: ten times the most negative value of
-            p, or 1e-14 of the largest.
-        neglected: ∫ |p| over where p is below the threshold, or p∞ not above its own; left out of ``fisher``,
-            ``modified`` and ``entropy_rate``; ``entropy`` takes p for zero where it is below.
+        neglected: ∫ |p| over where p or p∞ is taken for error of the discretisation, below ten times its most negative
+            value or 1e-14 of its largest; left out of the others, ``entropy`` takes p for zero there.
     """
 
     times: np.ndarray
@@ -51,7 +49,6 @@ class EntropyDecay(Answer):
     modified: np.ndarray | None
     l1: np.ndarray
     entropy_rate: np.ndarray
-    threshold: np.ndarray
     neglected: np.ndarray
 
     def __repr__(self) -> str:
@@ -106,8 +103,7 @@ def _functionals(gen: Generator, V: fem.FunctionSpace, p_inf: Any, P: Any) -> Ca
         p.x.array[:] = f.x.array
         table = density()
         raw = table[..., 0]
-        floor = _floor(mesh.comm, raw)
-        used = (raw > floor) & known
+        used = (raw > _floor(mesh.comm, raw)) & known
         safe, kept = np.where(used, raw, 1.0), np.where(used, raw, 0.0)
         log = np.where(used, np.log(safe) - np.log(positive), 0.0)
         flux = np.where(used[..., None], table[..., 1:] - safe[..., None] * gradient, 0.0)
@@ -121,7 +117,7 @@ def _functionals(gen: Generator, V: fem.FunctionSpace, p_inf: Any, P: Any) -> Ca
         if rate is not None:
             p_rate.x.array[:] = rate.x.array
             integrands["entropy_rate"] = log * derivative()
-        return {"threshold": floor} | {name: points.integrate(values) for name, values in integrands.items()}
+        return {name: points.integrate(values) for name, values in integrands.items()}
 
     return measure
 

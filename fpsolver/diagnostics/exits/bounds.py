@@ -20,8 +20,7 @@ from ...pointwise.lambdify import PointSpace
 from ..sampling import Samples, at_points, directions, maxima
 from ._certificate import certify
 from ._operator import Bound as Bound
-from ._operator import Operator
-from ._passes import Passes
+from ._operator import Operator, Passes
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ from ...models.process import Process
 from ..landscape.critical import CriticalPoint, find_critical_points, polish
 from ..landscape.points import Loss
 from ..sampling import Samples
-from ._passes import Passes
+from ._operator import Passes
 
 ENOUGH = 5.0  # temperatures: lower barriers are reported, for the relative error is of order temperature / barrier
 CLOSE = 3.0  # temperatures: within them competing wells and passes are reported

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import t as student
+from scipy import stats
 
 from ..._answer import Answer
 from ..._errors import on_root
@@ -120,19 +120,12 @@ def _fit(found: Talweg) -> Exponent:
             "point (fp.diagnostics.critical_points), or take a larger radius."
         )
     parts = [u <= u[0] + share * (u[-1] - u[0]) + 1e-9 for share in (1, 0.5, 0.25)]
-    (whole, *_), (half, *_), (theta, error, freedom) = (regression(u[part], m[part]) for part in parts)
+    whole, half, fine = (stats.linregress(u[part], m[part]) for part in parts)
+    theta, freedom = float(fine.slope), parts[-1].sum() - 2
     # residuals of neighbouring levels are alike: a quarter of the points is counted
-    error *= 2 * float(student.ppf(0.975, max(3, freedom // 2)))
-    reach = 1.5 * abs(half - theta) + 0.15 * abs(whole - half) + error + 5e-4
+    error = 2 * float(stats.t.ppf(0.975, max(3, freedom // 2)) * fine.stderr)
+    reach = 1.5 * abs(half.slope - theta) + 0.15 * abs(whole.slope - half.slope) + error + 5e-4
     u_fine, m_fine, distance = (a[parts[-1]] for a in (u, m, found.distance))
     constant = float(np.exp(np.min(m_fine - theta * u_fine)))
     levels, distances = ((float(a.min()), float(a.max())) for a in (np.exp(u_fine), distance))
-    return Exponent(theta, (theta - reach, theta + reach), found.lowest, constant, levels, distances)
-
-
-def regression(x: np.ndarray, y: np.ndarray) -> tuple[float, float, int]:
-    """Slope of y over x, its standard error, and the degrees of freedom that are left."""
-    c, freedom = x - x.mean(), max(1, len(x) - 2)
-    slope = float(c @ y / (c @ c))
-    r = y - y.mean() - slope * c
-    return slope, float(np.sqrt(r @ r / freedom / (c @ c))), freedom
+    return Exponent(theta, (float(theta - reach), float(theta + reach)), found.lowest, constant, levels, distances)
