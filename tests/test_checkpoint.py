@@ -133,7 +133,7 @@ def test_what_was_kept_is_bitwise_the_same(tmp_dir):
         assert (a.raw.x.array == b.raw.x.array).all()
     for name in ("mass", "minimum", "outflux", "times"):
         assert (getattr(first, name) == getattr(again, name)).all()
-    assert (first.outflow["right"] == again.outflow["right"]).all()
+    assert (first.outflux_by_part["right"] == again.outflux_by_part["right"]).all()
     plain = fp.evolve(line(), START, TIMES)
     for a, b in zip(first, plain, strict=True):  # computed twice: equal up to the order of additions
         assert np.allclose(a.raw.x.array, b.raw.x.array, rtol=0, atol=1e-11 * np.abs(b.raw.x.array).max(initial=1e-300))

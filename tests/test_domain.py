@@ -416,7 +416,7 @@ def test_files_that_hold_no_region(tmp_dir):
 
 def test_lifted_and_unused_nodes_are_dropped():
     x = np.array([[9, 9, 9], *SQUARE], float) + [0, 0, 3]
-    raw = tidy(x, np.array([[1, 2, 3], [1, 3, 4]]), 1, {"a": np.array([[2, 1]])}, "a mesh")
+    raw = tidy(x, np.array([[1, 2, 3], [1, 3, 4]]), 1, {"a": np.array([[2, 1]])}, "a mesh", {})
     assert raw.points.tolist() == [p[:2] for p in SQUARE] and raw.facets["a"].tolist() == [[0, 1]]
 
 

@@ -101,9 +101,6 @@ def test_what_leaves_is_counted_while_numbers_change(rate):
     parts = sum(found.outflux_by_part.values())
     assert abs(parts - found.outflux).max() < 10 * tol
     assert found.outflux[-1] > 0.01
-    # the flow is the derivative of what has left, with the numbers of that moment
-    central = (found.outflux[4] - found.outflux[2]) / 0.04
-    assert sum(found.outflow.values())[3] == pytest.approx(central, rel=1e-3 if rate is PIECES else 1e-2)
 
 
 @pytest.mark.parallel
@@ -309,13 +306,12 @@ def test_heavy_ball_is_the_kinetic_process_to_first_order():
 
 
 def test_evolutions_in_steps():
-    """Times and flows of the same solutions, counted in steps of one learning rate; not where it changes."""
+    """Times of the same solutions, counted in steps of one learning rate; not where it changes."""
     process, domain = fp.SGD(lambda x: x[0] ** 2 / 2, fp.Isotropic(1.0), 0.2), fp.Domain.interval(-1, 1, 8)
     for gen in (fp.Generator(process, domain, ["right"]), fp.Chain(process, domain, ["right"])):
         flow = fp.evolve(gen, fp.gaussian(0.0, 0.2), [0.4, 1.0])
         steps = flow.in_steps()
         assert steps.times == pytest.approx([2.0, 5.0])
-        assert steps.outflow["right"] == pytest.approx(0.2 * flow.outflow["right"])
         assert steps.outflux == pytest.approx(flow.outflux) and steps[0] is flow[0]
         with pytest.raises(AttributeError):
             flow.name = "other"

@@ -18,23 +18,14 @@ SHAPES = ("point", "interval", "triangle", "tetrahedron")
 
 @dataclass(frozen=True)
 class RawMesh:
-    """A mesh of simplices as arrays: all of it on one rank, or the share of each rank.
+    """A mesh of simplices as arrays: all of it on one rank, or the share of each rank."""
 
-    Attributes:
-        points: nodes, shape (nodes, dim); those of rank 0 come first.
-        cells: nodes of each cell in DOLFINx order, numbered over all ranks, shape (cells, nodes per cell).
-        degree: degree of the map from the reference cell.
-        facets: vertices of the facets of each named part of the boundary or surface inside, shape (facets, dim).
-        groups: rows of ``cells`` in each named region.
-        periods: ends of periodic coordinates, shape (dim, 2), NaN where there is none; None if there is none at all.
-    """
-
-    points: Array
-    cells: Array
-    degree: int
-    facets: dict[str, Array]
-    groups: dict[str, Array] = field(default_factory=dict)
-    periods: Array | None = None
+    points: Array  #: nodes, shape (nodes, dim); those of rank 0 come first
+    cells: Array  #: nodes of each cell in DOLFINx order, numbered over all ranks, shape (cells, nodes per cell)
+    degree: int  #: of the map from the reference cell
+    facets: dict[str, Array]  #: vertices of the facets of each part of the boundary or surface inside, (facets, dim)
+    groups: dict[str, Array] = field(default_factory=dict)  #: rows of ``cells`` in each named region
+    periods: Array | None = None  #: ends of periodic coordinates, (dim, 2), NaN where there is none; None: none at all
 
     @property
     def dim(self) -> int:
@@ -59,17 +50,11 @@ def find(rows: Array, among: Array) -> Array:
 
 
 def tidy(
-    points: Array,
-    cells: Array,
-    degree: int,
-    facets: dict[str, Array],
-    source: str,
-    groups: dict[str, Array] | None = None,
+    points: Array, cells: Array, degree: int, facets: dict[str, Array], source: str, groups: dict[str, Array]
 ) -> RawMesh:
     """Drop unused nodes and coordinates that do not vary, and refuse what is no mesh of a region of R^dim.
 
-    From nodes (nodes, 1 to 3), nodes of each cell in DOLFINx order, vertices of named facets on the boundary or inside,
-    and rows of ``cells`` in named regions; ``source`` is what messages call them.
+    The arrays are those of :class:`RawMesh`, points with up to three coordinates; ``source`` is what messages call it.
     """
     dim = next(d for d in (1, 2, 3) if comb(d + degree, d) == cells.shape[1])
     points = np.asarray(points, dtype=np.float64)
@@ -94,7 +79,7 @@ def tidy(
     if degree == 1:  # the vertices of curved cells do not tell whether these overlap
         check_conforms(points, corners, source)
     facets = {name: number[np.unique(np.sort(f, axis=1), axis=0)].reshape(-1, dim) for name, f in facets.items()}
-    return RawMesh(points, cells, degree, facets, {name: np.unique(rows) for name, rows in (groups or {}).items()})
+    return RawMesh(points, cells, degree, facets, {name: np.unique(rows) for name, rows in groups.items()})
 
 
 def _in_its_plane(points: Array, dim: int, source: str) -> Array:
@@ -103,9 +88,8 @@ def _in_its_plane(points: Array, dim: int, source: str) -> Array:
     varies = extent > 1e-12 * extent.max()
     if varies.sum() > dim:
         raise ValueError(
-            f"{source} is a {SHAPES[dim]} mesh embedded in {int(varies.sum())} dimensions; expected a region of "
-            f"{('the line', 'a plane in which one coordinate is constant', 'space')[dim - 1]}, because a process needs "
-            f"as many coordinates as its domain has dimensions"
+            f"{source} is a {SHAPES[dim]} mesh embedded in {int(varies.sum())} dimensions; a process needs as many "
+            f"coordinates as its domain has dimensions, {dim} here, so that all others must be constant"
         )
     if varies.sum() < dim:
         where = ("at a point", "on a line", "in a plane")[dim - 1]

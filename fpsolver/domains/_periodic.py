@@ -15,6 +15,7 @@ from dolfinx import cpp
 from dolfinx import mesh as dmesh
 
 from .. import _compat
+from ._conform import equal_rows
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -28,8 +29,9 @@ def create(comm: MPI.Comm, cells: Ints, x: Floats, element: Any, partitioner: An
     Collective, from the cells and nodes that each rank holds.
     """
     number, first = _merged(comm, x, periods)
-    at = np.minimum(np.searchsorted(number, cells), max(len(number) - 1, 0))
-    same = np.where(number[at] == cells, first[at], cells) if len(number) else cells
+    copies = np.arange(max(cells.max(initial=-1), number.max(initial=-1)) + 1)
+    copies[number] = first
+    same = copies[cells]
     merged = dmesh.create_mesh(comm, cells=same, x=x, e=element, partitioner=partitioner)
     topology = merged.topology
     rows = np.concatenate(comm.allgather(cells))[np.asarray(topology.original_cell_index)]
@@ -52,14 +54,11 @@ def _merged(comm: MPI.Comm, x: Floats, periods: Floats) -> tuple[Ints, Ints]:
     number, place, ends = (np.concatenate(comm.allgather(a)) for a in (offset + mine, x[mine], ends[mine]))
     wrapped = np.where(ends[:, :, 1], periods[:, 0], place)
     scale = np.where(np.isfinite(extent), extent, max(float(np.nanmax(extent)), 1.0))
-    _, which, count = np.unique(
-        np.rint(wrapped / (1e-7 * scale) + 0.37), axis=0, return_inverse=True, return_counts=True
-    )
-    which = which.ravel()
-    if (count[which] != 2 ** ends.any(axis=2).sum(axis=1)).any():
-        lonely = place[(count[which] != 2 ** ends.any(axis=2).sum(axis=1)).argmax()]
+    which, _, _, count = equal_rows(np.rint(wrapped / (1e-7 * scale) + 0.37))
+    lonely = count[which] != 2 ** ends.any(axis=2).sum(axis=1)
+    if lonely.any():
         raise ValueError(
-            f"the sides of a periodic domain do not match: the node at {tuple(float(c) for c in lonely)} has no copy "
+            f"the sides of a periodic domain do not match: the node at {place[lonely.argmax()].tolist()} has no copy "
             "on the other side; nodes of opposite sides that differ by the period alone were expected."
         )
     least = np.full(len(count), np.iinfo(np.int64).max)

@@ -14,13 +14,7 @@ HIGHEST = 6
 
 @dataclass(frozen=True)
 class RoundShape:
-    """Concentric circles or spheres.
-
-    Attributes:
-        center: shape (dim,).
-        radii: one or two.
-        h: length of edges of the first mesh.
-    """
+    """Concentric circles or spheres: one or two radii; ``h`` is the length of edges of the first mesh."""
 
     center: Array
     radii: tuple[float, ...]

@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -116,35 +117,40 @@ def _sets(m: Any, blocks: list[int], dim: int, names: dict[int, str]) -> dict[st
 
     What has a name keeps it; where nothing has, numbers are names, for which ``names`` may know better ones.
     """
-    sets: dict[str, list[tuple[int, Array]]] = {}
+    for candidates in (_named(m, blocks, dim), _numbered(m, blocks, dim, names)):
+        sets: dict[str, list[tuple[int, Array]]] = {}
+        for name, block, found in candidates:
+            if len(rows := np.asarray(found, dtype=np.int64).ravel()):
+                sets.setdefault(name, []).append((block, rows))
+        if sets:
+            break
+    return sets
 
-    def add(name: str, block: int, rows: Any) -> None:
-        if len(rows := np.asarray(rows, dtype=np.int64).ravel()):
-            sets.setdefault(name, []).append((block, rows))
 
+def _named(m: Any, blocks: list[int], dim: int) -> Iterator[tuple[str, int, Any]]:
     for i in blocks:
         for name, chosen in m.cell_sets.items():
             if i < len(chosen) and chosen[i] is not None and not name.startswith("gmsh:"):
-                add(name, i, chosen[i])
+                yield name, i, chosen[i]
         for name, group in m.field_data.items():  # of gmsh: number and dimension
             if "gmsh:physical" in m.cell_data and np.size(group) == 2 and np.ravel(group)[1] == dim:
-                add(name, i, np.flatnonzero(m.cell_data["gmsh:physical"][i] == np.ravel(group)[0]))
+                yield name, i, np.flatnonzero(m.cell_data["gmsh:physical"][i] == np.ravel(group)[0])
         for tag, families in getattr(m, "cell_tags", {}).items():  # of Salome
-            if "cell_tags" in m.cell_data:
-                for name in families:
-                    add(name, i, np.flatnonzero(m.cell_data["cell_tags"][i] == tag))
-    if sets:
-        return sets
+            for name in families if "cell_tags" in m.cell_data else ():
+                yield name, i, np.flatnonzero(m.cell_data["cell_tags"][i] == tag)
+
+
+def _numbered(m: Any, blocks: list[int], dim: int, names: dict[int, str]) -> Iterator[tuple[str, int, Any]]:
     numbers = _numbers(m, blocks)
+    highest = max(_MESHIO_CELLS[b.type][0] for b in m.cells if b.type in _MESHIO_CELLS and len(b.data))
     for key, values in numbers.items():
         found = np.unique(np.concatenate(list(values.values())))
         known = names or _joined_names(key, np.concatenate([np.ravel(v) for v in m.cell_data[key]]))
         found = found[found >= 0] if known else found[found != 0] if key in _ZERO_IS_NONE or len(found) == 1 else found
-        for value in found if len(found) > 1 or dim < _highest(m) or known else ():
+        for value in found if len(found) > 1 or dim < highest or known else ():
             name = known.get(int(value), str(value))
             for i in blocks:
-                add(name if known or len(numbers) == 1 else f"{key} {name}", i, np.flatnonzero(values[i] == value))
-    return sets
+                yield name if known or len(numbers) == 1 else f"{key} {name}", i, np.flatnonzero(values[i] == value)
 
 
 def _numbers(m: Any, blocks: list[int]) -> dict[str, dict[int, Array]]:
@@ -172,10 +178,6 @@ def _joined_names(key: str, values: Array) -> dict[int, str]:
         if values.min() == lowest and values.max() == len(pieces) - 1:
             return dict(enumerate(pieces))
     return {}
-
-
-def _highest(m: Any) -> int:
-    return max(_MESHIO_CELLS[b.type][0] for b in m.cells if b.type in _MESHIO_CELLS and len(b.data))
 
 
 def _su2_markers(path: Path) -> dict[int, str]:

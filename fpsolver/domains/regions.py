@@ -19,11 +19,7 @@ def is_ball(region: Any) -> bool:
 
 
 def marker_of(region: Any, dim: int, name: str) -> Marker:
-    """The marker of a ball (centre, radius), of a polygon, given by its corners, or the given one.
-
-    Raises:
-        ValueError: something else.
-    """
+    """The marker of a ball (centre, radius), of a polygon, given by its corners, or the given one."""
     if callable(region):
         return region
     if is_ball(region):

@@ -8,7 +8,7 @@ smooth and with point data, forward and backward, tol 1e-4 ... 1e-10.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from petsc4py import PETSc
 
@@ -18,7 +18,7 @@ from .. import _petsc
 from .._errors import NotConverged
 from .._log import logger
 from ._control import ROUNDING, Control
-from ._krylov import IncrementSpace, conserved_constant, dots
+from ._krylov import IncrementSpace, Snapshot, conserved_constant
 
 SHIFTS = 12.0  # step / γ: fewest solves at all tolerances; 4 or 20 instead cost 15 % more
 REUSE = (2.0, 40.0)  # a factorisation at hand is used for these step / γ: +50 % solves cost less than a new one in 2D
@@ -42,15 +42,6 @@ _ROUNDED = (
     "are ruled by the slowest mode, of which fp.quasi_stationary(gen) finds rate and shape with scheme='weighted', if "
     "the invariant density is known."
 )
-
-
-class Snapshot(NamedTuple):
-    """The solution at one time; nobody changes the vector."""
-
-    time: float
-    vector: PETSc.Vec
-    integrals: np.ndarray  #: ∫₀ᵗ ℓᵀv ds for each functional ℓ
-    values: np.ndarray  #: ℓᵀv(t)
 
 
 @dataclass
@@ -134,7 +125,7 @@ class Propagator:
         run = _Run(tol, transpose, list(functionals), scale, self.stats, v0, np.zeros(size))
         pending, failures = [float(t) for t in times], 0
         while pending and pending[0] <= 0.0:
-            yield Snapshot(pending.pop(0), v0, np.zeros(size), dots(v0, run.functionals))
+            yield Snapshot(pending.pop(0), v0, np.zeros(size))
         while pending:
             before = run.t
             for snapshot in self._step(run, pending):
@@ -161,10 +152,6 @@ class Propagator:
         reached = control.build(outputs, stop)
         run.stats.solves += space.m + 1
         run.stats.basis = max(run.stats.basis, space.m)
-        logger.debug(
-            "evolution: from t = %.6g to %.6g of %.6g, gamma %.3g, dimension %d, error %.1e of %.1e allowed",
-            run.t, reached, stop, gamma, space.m, control.error(reached), allowed,
-        )  # fmt: skip
         slow, digits = space.slowest(0.0 if self._leaks else ZERO), DIGITS * self._norm * space.norm0 / run.largest
         if digits * gamma > allowed / 2 and 8 < gamma * slow < np.inf:
             run.shift = 2 / slow  # beyond the slowest time scale γ gains nothing and loses digits: once more
@@ -180,8 +167,7 @@ class Propagator:
         error = control.error(reached)  # told before outputs are seen: a checkpoint spends what is left
         run.stats.steps, run.error, run.stats.error = run.stats.steps + 1, run.error + error, run.stats.error + error
         for t in (t for t in outputs if t <= reached):
-            vector = space.at(t - run.t)
-            yield Snapshot(t, vector, run.integrals + space.integrals(t - run.t), dots(vector, run.functionals))
+            yield Snapshot(t, space.at(t - run.t), run.integrals + space.integrals(t - run.t))
         run.integrals = run.integrals + space.integrals(reached - run.t)
         run.v, run.t = space.at(reached - run.t), reached
 

@@ -15,7 +15,7 @@ In an M-orthonormal basis V_m with S V_m ≈ V_m H_m,
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from petsc4py import PETSc
 
@@ -25,6 +25,14 @@ import scipy.linalg
 from .._petsc import LinearSolver
 
 INVARIANT = 1e-13  # relative size of a new direction that is nothing but rounding
+
+
+class Snapshot(NamedTuple):
+    """The solution at one time; nobody changes the vector."""
+
+    time: float
+    vector: PETSc.Vec
+    integrals: np.ndarray  #: ∫₀ᵗ ℓᵀv ds for each functional ℓ
 
 
 class IncrementSpace:

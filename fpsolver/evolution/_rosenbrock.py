@@ -20,7 +20,7 @@ from petsc4py import PETSc
 import numpy as np
 
 from .. import _petsc
-from ._krylov import dots
+from ._krylov import Snapshot, dots
 
 GAMMA = 0.25
 NODES = (0.0, 0.75, 0.21, 0.63, 1.0, 1.0)
@@ -58,44 +58,36 @@ Moment = list[tuple[float, Frozen]]
 """G(t), or its derivative, as a linear combination of matrices at hand."""
 
 
-class Point(NamedTuple):
-    """A vector on the way, and the integrals of the functionals until then."""
-
-    t: float
-    v: PETSc.Vec
-    integrals: np.ndarray
-
-
 class Step(NamedTuple):
     """A step: where it begins and ends, how far the end may be off, and the stages."""
 
-    begin: Point
-    end: Point
-    defect: Point
+    begin: Snapshot
+    end: Snapshot
+    defect: Snapshot
     u: list[PETSc.Vec]
     q: list[np.ndarray]
 
-    def at(self, t: float) -> Point:
+    def at(self, t: float) -> Snapshot:
         """The solution inside the step (collective)."""
-        s = (t - self.begin.t) / (self.end.t - self.begin.t)
+        s = (t - self.begin.timeime) / (self.end.time - self.begin.timeime)
         inner = [s * (1 - s) * (d + s * e) for d, e in zip(D, E, strict=True)]
-        v = self.begin.v.copy()
+        v = self.begin.vector.copy()
         v.scale(1 - s)
-        v.maxpy([s, *inner], [self.end.v, *self.u[:5]])
+        v.maxpy([s, *inner], [self.end.vector, *self.u[:5]])
         integrals = (1 - s) * self.begin.integrals + s * self.end.integrals
-        return Point(t, v, integrals + sum(w * each for w, each in zip(inner, self.q[:5], strict=True)))
+        return Snapshot(t, v, integrals + sum(w * each for w, each in zip(inner, self.q[:5], strict=True)))
 
 
 def step(
     M: PETSc.Mat,
     moment: Callable[[float], Moment],
-    begin: Point,
+    begin: Snapshot,
     h: float,
     transpose: bool,
     factorised: Callable[[PETSc.Mat], _petsc.LinearSolver],
 ) -> Step:
-    """The step from ``begin`` to ``begin.t + h`` of M v' = G(t) v, or of M v' = G(t)ᵀ v (collective)."""
-    moments = [moment(begin.t + node * h) for node in NODES]
+    """The step from ``begin`` to ``begin.time + h`` of M v' = G(t) v, or of M v' = G(t)ᵀ v (collective)."""
+    moments = [moment(begin.time + node * h) for node in NODES]
     change = [(c * w / h, frozen) for w, m in zip(SLOPE, moments, strict=False) for c, frozen in m]
     matrix = moments[0][0][1].G.copy()
     matrix.scale(-moments[0][0][0])
@@ -103,11 +95,11 @@ def step(
         matrix.axpy(-coefficient, frozen.G, PETSc.Mat.Structure.SAME_NONZERO_PATTERN)
     matrix.axpy(1.0 / (h * GAMMA), M, PETSc.Mat.Structure.SUBSET_NONZERO_PATTERN)
     solver = factorised(matrix)
-    drift, drift_q = _apply(change, begin.v, transpose)
+    drift, drift_q = _apply(change, begin.vector, transpose)
     u: list[PETSc.Vec] = []
     q: list[np.ndarray] = []
     for stage, now in enumerate(moments):
-        here = begin.v.copy()
+        here = begin.vector.copy()
         here.maxpy(A[stage], u)
         rhs, rhs_q = _apply(now, here, transpose)
         rhs.axpy(h * DERIVATIVE[stage], drift)
@@ -119,11 +111,11 @@ def step(
         # the last row of the same system, whose matrix is triangular
         past = sum((c / h * before for c, before in zip(C[stage], q, strict=True)), _values(moments[0], u[-1]))
         q.append(h * GAMMA * (rhs_q + h * DERIVATIVE[stage] * drift_q + past))
-    v = begin.v.copy()
+    v = begin.vector.copy()
     v.maxpy([*A[5], 1.0], u)
     integrals = begin.integrals + sum(w * each for w, each in zip([*A[5], 1.0], q, strict=True))
-    end = Point(begin.t + h, v, integrals)
-    return Step(begin, end, Point(end.t, u[-1], q[-1]), u, q)
+    end = Snapshot(begin.time + h, v, integrals)
+    return Step(begin, end, Snapshot(end.time, u[-1], q[-1]), u, q)
 
 
 def _apply(moment: Moment, v: PETSc.Vec, transpose: bool) -> tuple[PETSc.Vec, np.ndarray]:

@@ -21,10 +21,10 @@ from .._errors import NotConverged
 from .._petsc import LinearSolver, Options, direct_preset
 from ..discretisation.fluxes import basis_integrals
 from ..discretisation.generator import Generator
-from ._expm import LEAST, Snapshot, Stats
-from ._krylov import dots
+from ._expm import LEAST, Stats
+from ._krylov import Snapshot
 from ._moments import Moments, functionals, propagator
-from ._rosenbrock import Point, step
+from ._rosenbrock import step
 from .schedule import Piece, pieces
 
 FIRST = 1 / 8  # of a piece: the first step tried
@@ -32,7 +32,7 @@ SHARE = 1 / 8  # of the reserve: what a step may spend of it
 TRIALS = 30  # attempts at one step until giving up
 
 
-Iteration = Generation[Snapshot, None, Point]
+Iteration = Generation[Snapshot, None, Snapshot]
 
 
 class _Leg(NamedTuple):
@@ -63,7 +63,7 @@ class Equation:
         self.stats, self._scale = Stats(), 1.0
 
     def run(
-        self, v0: PETSc.Vec, begin: Point, spent: float, times: Sequence[float], tol: float, transpose: bool
+        self, v0: PETSc.Vec, begin: Snapshot, spent: float, times: Sequence[float], tol: float, transpose: bool
     ) -> Iterator[Snapshot]:
         """Yield the solution at each time, with ``transpose`` of the dual equation.
 
@@ -74,24 +74,26 @@ class Equation:
             return
         pending = list(times)
         self._scale = abs(v0.dot(basis_integrals(self.gen))) or 1.0  # errors of integrals are relative to it
-        legs = [p for p in self.pieces if p.end > begin.t and p.begin < max([*pending, begin.t])] or self.pieces[-1:]
+        legs = [p for p in self.pieces if p.end > begin.time and p.begin < max([*pending, begin.time])] or self.pieces[
+            -1:
+        ]
         share = (max(tol - spent, LEAST) if spent else tol) / len(legs)  # too small a tol is told later
         for piece in legs:
             here = [t for t in pending if t <= piece.end or piece is legs[-1]]
             pending = pending[len(here) :]
-            end = piece.end if pending else max([*here, begin.t])
+            end = piece.end if pending else max([*here, begin.time])
             begin = yield from self._leg(begin, _Leg(piece.at, piece.constant, here, end, share, transpose))
 
     def _dual(self, v0: PETSc.Vec, times: Sequence[float], tol: float) -> Iterator[Snapshot]:
         """Yield u for each time T: the pieces before T in reversed order, with transposed matrices."""
         for T in times:
             legs = [p for p in self.pieces if p.begin < T][::-1]
-            self.stats.error, now = 0.0, Point(0.0, v0, np.zeros(0))
+            self.stats.error, now = 0.0, Snapshot(0.0, v0, np.zeros(0))
             for piece in legs:
                 at = lambda s, piece=piece, T=T: piece.at(T - s)  # noqa: E731
                 leg = _Leg(at, piece.constant, [], T - piece.begin, tol / len(legs), True)
                 now = yield from self._leg(now, leg)  # nothing: no output is asked for
-            yield Snapshot(T, now.v, now.integrals, np.zeros(0))
+            yield now._replace(time=T)
 
     def work(self) -> dict[str, Any]:
         """What it cost, for answers."""
@@ -102,45 +104,45 @@ class Equation:
         rows = [_sampled(p, horizon) for p in self.pieces if p.begin <= horizon]
         return {"schedule": rows} if self._scheduled else {}
 
-    def _leg(self, now: Point, leg: _Leg) -> Iteration:
+    def _leg(self, now: Snapshot, leg: _Leg) -> Iteration:
         """Advance to ``end``, which is returned, yielding the outputs on the way, maybe with the end."""
-        while leg.outputs and leg.outputs[0] <= now.t:
-            yield self._snapshot(leg.outputs[0], now, leg.at)
+        while leg.outputs and leg.outputs[0] <= now.time:
+            yield now._replace(time=leg.outputs[0])
             leg = leg._replace(outputs=leg.outputs[1:])
-        if leg.end > now.t:
+        if leg.end > now.time:
             now = yield from (self._frozen_leg if leg.constant else self._smooth_leg)(now, leg)
         return now
 
-    def _frozen_leg(self, now: Point, leg: _Leg) -> Iteration:
+    def _frozen_leg(self, now: Snapshot, leg: _Leg) -> Iteration:
         """One exponential for all times."""
-        gen, begin = self._moments.generator(leg.at(now.t)), now
+        gen, begin = self._moments.generator(leg.at(now.time)), now
         core, flux = propagator(gen, self.options), functionals(gen, self._moments.parts)
         stops = leg.outputs if leg.outputs[-1:] == [leg.end] else [*leg.outputs, leg.end]
         scales = [self._scale] * len(flux)
-        run = core.run(begin.v, [t - begin.t for t in stops], leg.tol, leg.transpose, flux, scales, self.stats)
+        run = core.run(begin.vector, [t - begin.time for t in stops], leg.tol, leg.transpose, flux, scales, self.stats)
         for t, snapshot in zip(stops, run, strict=True):
-            now = Point(t, snapshot.vector, begin.integrals + snapshot.integrals)
+            now = Snapshot(t, snapshot.vector, begin.integrals + snapshot.integrals)
             if t in leg.outputs:
-                yield Snapshot(*now, snapshot.values)
+                yield now
         return now
 
-    def _smooth_leg(self, now: Point, leg: _Leg) -> Iteration:
+    def _smooth_leg(self, now: Snapshot, leg: _Leg) -> Iteration:
         """Steps of adaptive length, whatever the outputs."""
-        moment = self._moments.varying(leg.at, now.t, leg.end)
+        moment = self._moments.varying(leg.at, now.time, leg.end)
         preset = direct_preset(self.gen.M.comm, self.gen.domain.dim)
         factorised = lambda A: LinearSolver(A, "fp_evolve_", "evolution", preset, self.options)  # noqa: E731
-        length, trials, speed, outputs = leg.end - now.t, 0, np.inf, list(leg.outputs)
+        length, trials, speed, outputs = leg.end - now.time, 0, np.inf, list(leg.outputs)
         # half of the tolerance is spent evenly, the rest on first steps: rough data, whose errors decay, make them dear
         h, reserve = FIRST * length, max(leg.tol, LEAST) / 2
-        while now.t < leg.end:
-            h = (leg.end - now.t) / float(np.ceil((leg.end - now.t) / h - 0.01))  # no crumb before the end
+        while now.time < leg.end:
+            h = (leg.end - now.time) / float(np.ceil((leg.end - now.time) / h - 0.01))  # no crumb before the end
             even = max(leg.tol, LEAST) / 2 * h / length
             allowed = even + SHARE * reserve
             # a jump that the nodes do not see
-            hidden = _mismatch(leg.at, now.t, h) * min(1.0, 2 * speed * h) > allowed
-            if trials > TRIALS or (hidden and now.t + 1e-3 * h <= now.t):
+            hidden = _mismatch(leg.at, now.time, h) * min(1.0, 2 * speed * h) > allowed
+            if trials > TRIALS or (hidden and now.time + 1e-3 * h <= now.time):
                 advice = (
-                    f"It came to t = {now.t:.6g} with time_rtol = {leg.tol:.1e}. Where the schedule jumps or bends, "
+                    f"It came to t = {now.time:.6g} with time_rtol = {leg.tol:.1e}. Where the schedule jumps or bends, "
                     "begin a new piece: [(0, f), (10, g)]."
                 )
                 solves, what = self.stats.solves, f"evolution to t = {leg.end:.6g}"
@@ -157,24 +159,25 @@ class Equation:
                 trials, self.stats.steps = 0, self.stats.steps + 1
                 self.stats.error += error
                 reserve -= max(error - even, 0.0)
-                last = leg.end - now.t < 1.5 * h  # its end is a time that was asked for, to the last digit
-                end = leg.end if last else made.end.t
+                last = leg.end - now.time < 1.5 * h  # its end is a time that was asked for, to the last digit
+                end = leg.end if last else made.end.time
                 while outputs and outputs[0] < end:
-                    yield self._snapshot(outputs[0], made.at(outputs.pop(0)), leg.at)
-                speed = self._size(Point(0.0, now.v - made.end.v, now.integrals - made.end.integrals), made.end) / h
-                now = made.end._replace(t=end)
+                    yield made.at(outputs.pop(0))
+                speed = (
+                    self._size(
+                        Snapshot(0.0, now.vector - made.end.vector, now.integrals - made.end.integrals), made.end
+                    )
+                    / h
+                )
+                now = made.end._replace(time=end)
             h *= min(4.0, max(0.1, 0.9 * (allowed / max(error, 1e-4 * allowed)) ** 0.25))
         if outputs:
-            yield self._snapshot(leg.end, now, leg.at)
+            yield now
         return now
 
-    def _snapshot(self, t: float, point: Point, at: Callable[[float], dict[str, float]]) -> Snapshot:
-        values = dots(point.v, self._moments.frozen(at(t)).flux)
-        return Snapshot(t, point.v, point.integrals, values)
-
-    def _size(self, d: Point, b: Point) -> float:
+    def _size(self, d: Snapshot, b: Snapshot) -> float:
         """M-norm of d relative to b, or an integral's share where it is larger; the same on all ranks."""
-        norms = [float(np.sqrt(abs(v.dot(self.gen.M * v)))) for v in (d.v, b.v)]
+        norms = [float(np.sqrt(abs(v.dot(self.gen.M * v)))) for v in (d.vector, b.vector)]
         errors = abs(d.integrals) / np.maximum(abs(b.integrals), self._scale)
         return float(self.gen.domain.comm.bcast(max([norms[0] / norms[1] if norms[1] > 0 else norms[0], *errors])))
 

@@ -28,7 +28,7 @@ from .._sample import own_cells, push_forward
 from ..discretisation.assembly import to_function, to_vector
 from ..discretisation.generator import Generator
 from ..discretisation.points import bounds
-from ._expm import Snapshot
+from ._krylov import Snapshot
 from ._moments import functionals
 
 VERSION = 2
@@ -101,11 +101,11 @@ class Checkpoint:
             record = on_root(self.comm, lambda i=i: self._load(f"{i:05d}"))  # type: ignore[misc]
             vector = self._vector(record and record.pop("values"))
             numbers = self.comm.bcast(record, root=0)
-            yield Snapshot(float(times[i]), vector, numbers["integrals"], numbers["flow"]), float(numbers["spent"])
+            yield Snapshot(float(times[i]), vector, numbers["integrals"]), float(numbers["spent"])
 
     def save(self, index: int, snapshot: Snapshot, spent: float) -> None:
         """Keep an output."""
-        numbers = {"time": snapshot.time, "integrals": snapshot.integrals, "flow": snapshot.values, "spent": spent}
+        numbers = {"time": snapshot.time, "integrals": snapshot.integrals, "spent": spent}
         self._write(f"{index:05d}", values=self._values(snapshot.vector), **numbers)
 
     def _file(self, name: str) -> Path:

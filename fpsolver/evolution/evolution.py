@@ -12,7 +12,7 @@ from ..discretisation.assembly import to_density, to_function
 from ..discretisation.fluxes import basis_integrals
 from ..discretisation.positivity import Limiter, limiter
 from ..discretisation.solution import Solution
-from ._expm import Snapshot
+from ._krylov import Snapshot
 
 
 class _Row(NamedTuple):
@@ -22,7 +22,6 @@ class _Row(NamedTuple):
     mass: float
     minimum: float
     integrals: np.ndarray
-    values: np.ndarray
     solution: Solution
 
 
@@ -41,7 +40,6 @@ class Evolution(Answer, Sequence[Solution]):
         outflux: mass that has left through absorbing parts since time 0, shape (n,); an integral over time of the
             flux itself, so ``mass + outflux`` tests the balance.  Zero for :func:`~fpsolver.backward`.
         outflux_by_part: the same for each absorbing part.
-        outflow: dictionary part -> mass per time that is leaving, shape (n,).
         limiter: what makes the reported densities non-negative; None for signed measures and expectations.
         scheduled: whether numbers changed on the way.
         stats: unknowns, scheme, degree, solves, factorisations, steps, basis, time_error (estimated, relative, in the
@@ -66,13 +64,11 @@ class Evolution(Answer, Sequence[Solution]):
             mass, least = vector.dot(basis_integrals(gen)), limiter(gen).minimum(function)
         name = f"{self.name} at t = {snapshot.time:g}"
         solution = Solution(function, self.stats, name, limiter=self.limiter, generator=gen)
-        self._rows.append(_Row(snapshot.time, float(mass), float(least), snapshot.integrals, snapshot.values, solution))
+        self._rows.append(_Row(snapshot.time, float(mass), float(least), snapshot.integrals, solution))
 
     times = property(lambda self: self._column("time"), doc="Times, shape (n,).")
     mass = property(lambda self: self._column("mass"), doc="Integral over the domain, shape (n,).")
     minimum = property(lambda self: self._column("minimum"), doc="Smallest value, shape (n,).")
-    outflux_by_part = property(lambda self: self._by_part("integrals"), doc="The same of each part, shape (n,) each.")
-    outflow = property(lambda self: self._by_part("values"), doc="Mass per time leaving through each part.")
 
     @property
     def outflux(self) -> np.ndarray:
@@ -82,12 +78,14 @@ class Evolution(Answer, Sequence[Solution]):
     def _column(self, name: str) -> np.ndarray:
         return np.array([getattr(row, name) for row in self._rows])
 
-    def _by_part(self, name: str) -> dict[str, np.ndarray]:
-        columns = self._column(name).T
+    @property
+    def outflux_by_part(self) -> dict[str, np.ndarray]:
+        """The same of each part, shape (n,) each."""
+        columns = self._column("integrals").T
         return {part: columns[i] for i, part in enumerate(self.parts, 1)}
 
     def in_steps(self) -> "Evolution":
-        """The same with times in steps of an algorithm, and what leaves per step.
+        """The same with times in steps of an algorithm.
 
         Raises:
             ValueError: no algorithm, or one whose numbers change: :func:`~fpsolver.count_steps` counts then.
@@ -95,7 +93,7 @@ class Evolution(Answer, Sequence[Solution]):
         unit = need_steps(steps_of(self.generator.process), f"the time of this {self.name}")
         if self.scheduled:
             raise ValueError("in_steps: steps take different times under a schedule; fp.count_steps counts them.")
-        rows = [row._replace(time=row.time / unit, values=row.values * unit) for row in self._rows]
+        rows = [row._replace(time=row.time / unit) for row in self._rows]
         return replace(self, _rows=rows)
 
     def __len__(self) -> int:

@@ -18,10 +18,9 @@ from ..discretisation.assembly import to_density
 from ..discretisation.generator import Generator
 from ..discretisation.positivity import Limiter, limiter
 from ..discretisation.solver import statistics
-from ._expm import LEAST, Snapshot
+from ._expm import LEAST
 from ._growth import check_growth, sizes
-from ._krylov import dots
-from ._rosenbrock import Point
+from ._krylov import Snapshot, dots
 from ._scheduled import Equation
 from .checkpoint import Checkpoint, describe
 from .evolution import Evolution
@@ -164,9 +163,9 @@ def _run(
             store = Checkpoint(checkpoint, gen, evolution.name, signed=evolution.limiter is None)
             v0 = store.open(v0, times, tol, equation.signature)
         assert v0 is not None
-        begin, spent = Point(0.0, v0, np.zeros(len(parts) + 1 if parts else 0)), 0.0
+        begin, spent = Snapshot(0.0, v0, np.zeros(len(parts) + 1 if parts else 0)), 0.0
         for snapshot, until in store.read(times) if store is not None else ():
-            begin, spent = Point(*snapshot[:3]), until
+            begin, spent = snapshot, until
             evolution.append(snapshot)
         density = evolution.name == "density"
         first = sizes(gen, density, v0)
@@ -237,9 +236,7 @@ def _walk(
             left += [flux.sum(), *flux] if forward else 0.0
             (link.P.multTranspose if forward else link.P.mult)(now, image)
             link.inverse.mult(image, now)
-        flux = dots(now, list(chain.exits.values())) / chain.time_per_step
-        integrals, values = (left.copy(), np.array([flux.sum(), *flux])) if forward else (np.zeros(0), np.zeros(0))
-        evolution.append(Snapshot(t, now.copy(), integrals, values))
+        evolution.append(Snapshot(t, now.copy(), left.copy() if forward else np.zeros(0)))
     return evolution
 
 
