@@ -27,7 +27,7 @@ import fpsolver as fp
 from fpsolver import _petsc
 from fpsolver.discretisation.assembly import to_function
 from fpsolver.evolution._expm import Propagator
-from fpsolver.evolution._moments import propagator
+from fpsolver.evolution._scheduled import propagator
 from fpsolver.evolution.initial import coefficients
 
 END = 2.0

@@ -12,10 +12,9 @@ from .._log import logger
 from ..domains.domain import Domain
 from ..models.fields import Space
 from ..models.process import SDE, Coefficients, Process
-from ._seams import is_periodic
 from ._wells import find_wells
 from .assembly import nodal_values
-from .boundary import Boundary, Survey
+from .boundary import Boundary, Survey, is_periodic
 from .schemes import Scheme, named
 from .territory import Territory, union_tags
 from .weak import is_continuous

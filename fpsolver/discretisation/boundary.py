@@ -5,8 +5,9 @@ With outward normal n, δ = n·Dn and the Fichera function β·n: backward data 
 Fichera (1956); Oleinik, Radkevich (1973), whose inward normal gives the opposite sign.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import basix
 import numpy as np
@@ -16,12 +17,16 @@ from dolfinx import mesh as dmesh
 
 from .. import _compat
 from .._errors import agree
-from .._sample import cell_type, largest, on_sides, outer_sides, total, values
+from .._sample import Array, cell_type, largest, neighbours, on_sides, outer_sides, total, values
+from ..domains.domain import Domain
 from ..models.process import Coefficients
 from .weak import WeakForm, positive
 
 CURVED = 1e-6  # on curved facets: the squared error of their normals, 1e-10 to 1e-7 at h = 0.1 to 0.3 of the radius
 TOLERANCE = 1e-11  # relative to the largest value on the domain; rounding of symbolic coefficients stays below 1e-13
+
+
+PERIODIC = 1e-6  # of the largest value: by how much the two sides of a periodic domain may differ
 
 
 class FicheraClasses(NamedTuple):
@@ -116,6 +121,49 @@ def _describe(x: np.ndarray, bad: np.ndarray, what: str, found: np.ndarray | Non
     first = int(np.argmax(bad))
     shown = "" if found is None else f" {np.round(found[first], 12).tolist()}"
     return f"At x = ({', '.join(f'{c:.6g}' for c in x[first])}) {what}{shown}."
+
+
+def across(domain: Domain, rows: Sequence[Any]) -> tuple[Array, Array, Array, Array]:
+    """Centres of this rank's facets where the mesh closes, scalars on either side, their largest sizes (collective)."""
+    mesh, d = domain.mesh, domain.dim
+    cells, local = neighbours(mesh)
+    inner = (cells >= 0).all(axis=1)
+    sides = [np.stack((cells[inner, i], local[inner, i]), axis=1) for i in (0, 1)]
+    a, b = (on_sides(mesh, [*ufl.SpatialCoordinate(mesh), *rows], side, 1)[0][:, 0] for side in sides)
+    upper = (a[:, :d] > b[:, :d]).any(axis=1)[:, None]
+    a, b = np.where(upper, b, a), np.where(upper, a, b)
+    seam = (np.abs(a[:, :d] - b[:, :d]) > 0.5 * np.nanmin(np.ptp(domain.periods, axis=1))).any(axis=1)
+    sizes = np.array([largest(domain.comm, np.abs(column)) for column in a[:, d:].T])
+    return a[seam, :d], a[seam, d:], b[seam, d:], sizes
+
+
+def is_periodic(domain: Domain, scalar: Any) -> bool:
+    """Whether a scalar has the periods of the domain, if that has any (collective)."""
+    if domain.periods is None:
+        return True
+    _, a, b, size = across(domain, [scalar])
+    return largest(domain.comm, np.abs(a - b), 0.0) <= PERIODIC * float(size[0])
+
+
+def check_periodic(domain: Domain, coefficients: Coefficients) -> None:
+    """Refuse a process that does not have the periods of its domain (collective)."""
+    if domain.periods is None:
+        return
+    d, D = domain.dim, coefficients.D
+    b = coefficients.beta if coefficients.drift is None else coefficients.drift
+    names = [f"drift[{i}]" for i in range(d)] + [f"diffusion[{i}, {j}]" for i in range(d) for j in range(d)]
+    x, one, other, sizes = across(domain, [*(b[i] for i in range(d)), *(D[i, j] for i in range(d) for j in range(d))])
+    sizes = np.repeat([sizes[:d].max(), sizes[d:].max()], [d, d * d])
+    wrong = np.argwhere(np.abs(one - other) > PERIODIC * sizes)
+    problem = None
+    if len(wrong):
+        i, k = wrong[0]
+        problem = (
+            f"the domain is periodic, the process is not: its {names[k]} is {one[i, k]:.6g} on one side of "
+            f"{tuple(float(f'{c:.6g}') for c in x[i])} and {other[i, k]:.6g} on the other. Formulas of the period of "
+            "the domain were expected."
+        )
+    agree(domain.comm, problem)
 
 
 class Boundary:

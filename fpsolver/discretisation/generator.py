@@ -21,10 +21,9 @@ from ..domains.domain import Domain
 from ..models.fields import Space
 from ..models.process import SDE, Process
 from ._choice import HIGH_BARRIER, barrier, check_jumps, check_walls, choose_degree, choose_scheme, gibbs_potential
-from ._seams import check_periodic
 from ._walls import lacking_diffusion, warn_of_added
 from .assembly import make_matrix, make_vector
-from .boundary import Boundary, FicheraClasses, check_potential, survey_cells
+from .boundary import Boundary, FicheraClasses, check_periodic, check_potential, survey_cells
 from .forms import Forms, settle_weight, weak_form
 from .jumps import around, complete, midpoints, rebuilt, rough_cells
 from .territory import Territory

@@ -16,9 +16,9 @@ from .._arguments import expect
 from .._errors import on_root, together
 from .._log import logger
 from . import _follow, _gmsh, _meshes, _refine, meshfile
-from ._measure import ACCURACY
+from ._fit import ACCURACY
+from ._gmsh import HIGHEST, RoundShape
 from ._parts import Facets, Marker, as_inside, check_new, find_boundary
-from ._round import HIGHEST, RoundShape
 from .regions import marker_of
 
 Point = Sequence[float]

@@ -17,8 +17,7 @@ import numpy as np
 from .. import _petsc
 from .._errors import NotConverged
 from .._log import logger
-from ._control import ROUNDING, Control
-from ._krylov import IncrementSpace, Snapshot, conserved_constant
+from ._krylov import ROUNDING, IncrementSpace, Snapshot, conserved_constant
 
 SHIFTS = 12.0  # step / γ: fewest solves at all tolerances; 4 or 20 instead cost 15 % more
 REUSE = (2.0, 40.0)  # a factorisation at hand is used for these step / γ: +50 % solves cost less than a new one in 2D
@@ -146,10 +145,9 @@ class Propagator:
         share = max(SHARE, (stop - run.t) / (pending[-1] - run.t))
         allowed = max(share * (run.tol - run.error) / 2, 4 * ROUNDING)
         gamma = self._shift(stop - run.t, run.shift, run.stats)
-        space = IncrementSpace(self.M, self.G, self._solvers[gamma], gamma, run, MAX_BASIS, self._ones)
+        space = IncrementSpace(self.M, self.G, self._solvers[gamma], gamma, run, allowed, MAX_BASIS, self._ones)
         run.largest = max(run.largest, space.norm0)
-        control = Control(space, run, allowed)
-        reached = control.build(outputs, stop)
+        reached = space.build(outputs, stop)
         run.stats.solves += space.m + 1
         run.stats.basis = max(run.stats.basis, space.m)
         slow, digits = space.slowest(0.0 if self._leaks else ZERO), DIGITS * self._norm * space.norm0 / run.largest
@@ -164,7 +162,7 @@ class Propagator:
         run.stats.rounding = max(run.stats.rounding, lost)
         if self._leaks and not lost < LOST:
             raise _failure(run, "DIVERGED_ROUNDOFF", reached, run.stats.rounding, _ROUNDED)
-        error = control.error(reached)  # told before outputs are seen: a checkpoint spends what is left
+        error = space.error(reached)  # told before outputs are seen: a checkpoint spends what is left
         run.stats.steps, run.error, run.stats.error = run.stats.steps + 1, run.error + error, run.stats.error + error
         for t in (t for t in outputs if t <= reached):
             yield Snapshot(t, space.at(t - run.t), run.integrals + space.integrals(t - run.t))

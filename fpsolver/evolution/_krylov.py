@@ -22,8 +22,11 @@ from petsc4py import PETSc
 import numpy as np
 import scipy.linalg
 
+from .._log import progress
 from .._petsc import LinearSolver
 
+FLOOR = 1e-10  # times the largest norm so far: errors are relative to v(t) until it is smaller
+ROUNDING = 1e-12  # times ‖v‖: largest error of a step that more dimensions did not cure
 INVARIANT = 1e-13  # relative size of a new direction that is nothing but rounding
 
 
@@ -39,15 +42,19 @@ class IncrementSpace:
     """M-orthonormal basis, grown by one solve at a time; all small numbers are the same on all ranks.
 
     It begins with the vector v, direction and functionals ℓ of a ``run``, of which it knows ∫₀ᵗ ℓᵀv(s) ds, and has at
-    most ``largest`` dimensions; ``solver`` has M − γG.  ``constant`` has the M-normalised constant where 1ᵀG = 0.
-    Forward, increments are M-orthogonal to it and kept so explicitly: normalising a small direction would amplify the
-    rounding in it.  Backward, it does not change; from v that is mostly constant it is taken out before Gᵀ is applied.
+    most ``largest`` dimensions; ``allowed`` is the relative error that may be left, ``solver`` has M − γG.
+
+    ``constant`` has the M-normalised constant where 1ᵀG = 0.  Forward, increments are M-orthogonal to it and kept so
+    explicitly: normalising a small direction would amplify the rounding in it.  Backward, it does not change; from v
+    that is mostly constant it is taken out before Gᵀ is applied.
     """
 
     def __init__(
-        self, M: PETSc.Mat, G: PETSc.Mat, solver: LinearSolver, gamma: float, run: Any, largest: int,
+        self, M: PETSc.Mat, G: PETSc.Mat, solver: LinearSolver, gamma: float, run: Any, allowed: float, largest: int,
         constant: Sequence[PETSc.Vec] = (),
     ):  # fmt: skip
+        self.run, self.allowed = run, allowed
+        self._checks = [0, 0, 0]  # the last dimensions at which errors were looked at
         self.M, self.solver, self.gamma, self.transpose = M, solver, gamma, run.transpose
         self._kernel = [] if run.transpose else list(constant)
         self.v, self.functionals, self.comm = run.v, run.functionals, M.comm.tompi4py()
@@ -143,13 +150,6 @@ class IncrementSpace:
         integral = s * s * E[:m, m + 1] - self.gamma * s * (E[:m, m] - e1)
         return self.beta * f, self.beta * integral
 
-    def difference(self, s: float, m: int, k: int) -> tuple[float, np.ndarray]:
-        """M-norm of the difference of v(s) as the spaces of dimension m > k give it, and that of each integral."""
-        dy, dY = (a.copy() for a in self.small(s, m))
-        for d, smaller in zip((dy, dY), self.small(s, k), strict=True):
-            d[:k] -= smaller
-        return float(np.linalg.norm(dy)), abs(dY @ np.reshape(self._values[:m], (m, len(self.functionals))))
-
     def norm(self, s: float) -> float:
         """M-norm of v(s) from the small space; 0 where cancellation hides it, below 1e-7 of that of v."""
         y = self.small(s)[0]
@@ -177,6 +177,63 @@ class IncrementSpace:
         if self.m:
             v.maxpy(self.small(s)[0], self._basis[: self.m])
         return v
+
+    # -- When it is large enough
+
+    def build(self, outputs: list[float], stop: float) -> float:
+        """Extend until errors are small, rounding, or the space full; the time up to which it can be used."""
+        watched = sorted({*outputs[:1], *outputs[len(outputs) // 2 :][:1], stop})
+        total = self.H.shape[1]
+        for m in progress(range(1, total + 1), f"evolution to t = {stop:.4g}, solve", total):
+            if self.exhausted:
+                break
+            self.extend()
+            if m >= 4 and m - self._checks[-1] >= max(2, m // 8):
+                self._checks = [*self._checks[1:], m]
+                if self._checks[0] and all(self.truncation(t) <= self.allowed / 2 for t in watched):
+                    break
+        return stop if all(self.error(t) <= self.allowed for t in watched) else self._reached(outputs, stop)
+
+    def _reached(self, outputs: list[float], stop: float) -> float:
+        """The latest time before ``stop`` with a small error that leaves no bad output behind; else the beginning."""
+        candidates = {*outputs, *(self.run.t + (stop - self.run.t) / 2.0**k for k in range(1, 12))}
+        for t in sorted(candidates, reverse=True):
+            if all(self.error(s) <= self.allowed for s in (t, *(s for s in outputs[:1] if s < t))):
+                return t
+        return self.run.t
+
+    def error(self, t: float) -> float:
+        """Estimated error of v(t), rounding included; the same on all ranks (collective)."""
+        scale = self.norm(t - self.run.t)
+        rounding = ROUNDING * self.norm0 / max(scale, FLOOR * self.run.largest)
+        return self.truncation(t) + self.comm.bcast(rounding)
+
+    def truncation(self, t: float) -> float:
+        """Estimated error of v(t) and of the integrals without rounding; the same on all ranks (collective).
+
+        From the last three checks: the difference between two dimensions bounds the larger one's error while
+        convergence is at least geometric with ratio 1/2; where it is slower (smooth data under transport) the geometric
+        tail is added.
+        """
+        if self.exhausted:
+            return 0.0
+        new, old = self._difference(t, *self._checks[:0:-1]), self._difference(t, *self._checks[1::-1])
+        ratio = new / old if 0 < old < np.inf else 0.0
+        estimate = new * min(max(1.0, ratio / max(1 - ratio, 1e-3)), 10.0) if np.isfinite(new) else np.inf
+        return float(self.comm.bcast(estimate))  # sums may round differently where memory is aligned differently
+
+    def _difference(self, t: float, m: int, k: int) -> float:
+        """Relative difference of v(t), or of an integral, as the spaces of dimension m > k give it."""
+        s = t - self.run.t
+        dy, dY = (a.copy() for a in self.small(s, m))
+        for d, smaller in zip((dy, dY), self.small(s, k), strict=True):
+            d[:k] -= smaller
+        lost = ROUNDING / self.allowed * self.norm0  # more dimensions would not make v(t) relatively exact
+        error = np.linalg.norm(dy) / max(self.norm(s), FLOOR * self.run.largest, lost)
+        if self.functionals:
+            total = abs(self.run.integrals + self.integrals(s))
+            error = max(error, *(abs(dY @ self._values[:m]) / np.maximum(total, self.run.scales)))
+        return float(error)
 
 
 def dots(v: PETSc.Vec, functionals: Sequence[PETSc.Vec]) -> np.ndarray:

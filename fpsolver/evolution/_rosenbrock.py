@@ -69,7 +69,7 @@ class Step(NamedTuple):
 
     def at(self, t: float) -> Snapshot:
         """The solution inside the step (collective)."""
-        s = (t - self.begin.timeime) / (self.end.time - self.begin.timeime)
+        s = (t - self.begin.time) / (self.end.time - self.begin.time)
         inner = [s * (1 - s) * (d + s * e) for d, e in zip(D, E, strict=True)]
         v = self.begin.vector.copy()
         v.scale(1 - s)

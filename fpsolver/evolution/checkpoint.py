@@ -29,7 +29,7 @@ from ..discretisation.assembly import to_function, to_vector
 from ..discretisation.generator import Generator
 from ..discretisation.points import bounds
 from ._krylov import Snapshot
-from ._moments import functionals
+from ._scheduled import functionals
 
 VERSION = 2
 INSIDE = 0.9  # nodes are told apart by their images under this contraction of the cell: those of neighbours coincide
