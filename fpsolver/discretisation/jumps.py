@@ -59,11 +59,7 @@ def rebuilt(expression: Any) -> Any:
 
 
 def complete(process: Process, space: Space) -> Coefficients:
-    """The coefficients of a process, which know what to do where tables of D miss it (collective).
-
-    Raises:
-        ValueError: nothing can be done.
-    """
+    """The coefficients of a process, which know what to do where tables of D miss it (collective)."""
     found = process.coefficients(space)
     coefficients = replace(found, **{name: rebuilt(getattr(found, name)) for name in ("D", "beta", "drift")})
     if not space.inexact:
@@ -86,18 +82,14 @@ def around(weak: WeakForm, territory: Territory, rough: Array) -> WeakForm:
     """The weak form with these rough cells, and with the facets at which they need terms of their own."""
     mesh, dim = weak.mesh, weak.mesh.topology.dim
     weak.rough.x.array[:] = rough
-    live = np.ones(len(rough), bool)
-    if territory.cells is not None:
-        live[:] = False
-        live[territory.cells.indices] = True
-    tags = np.flatnonzero(live).astype(np.int32)
+    tags = own_cells(mesh, ghosts=True) if territory.cells is None else territory.cells.indices
+    live = np.isin(np.arange(len(rough)), tags)
     cells = dmesh.meshtags(mesh, dim, tags, np.where(rough[tags], 2, 1).astype(np.int32))
     walls = outer_sides(mesh, np.setdiff1d(dmesh.exterior_facet_indices(mesh.topology), territory.stops))
     walls = walls[rough[walls[:, 0]] & live[walls[:, 0]]]
-    exits = territory.exits
+    exits, interior = territory.exits, territory.interior
     if not isinstance(exits, list):
         exits = [(1, outer_sides(mesh, territory.stops).ravel())]
-    interior = territory.interior
     if not weak.scheme.upwind:
         pairs, local = neighbours(mesh)
         inner = (pairs >= 0).all(axis=1)
@@ -147,32 +139,28 @@ def _is_analytic(expression: ufl.core.expr.Expr) -> bool:
     u = ufl.classes
     doubtful = u.Conditional | u.Abs | u.MinValue | u.MaxValue | u.Sqrt | u.Atan2 | u.Asin | u.Acos
 
-    def is_doubtful(o: Any) -> bool:
-        if isinstance(o, u.Power):
-            return not isinstance(o.ufl_operands[1], u.IntValue)
-        return isinstance(o, doubtful | u.ExternalOperator)
-
-    return not any(is_doubtful(o) for o in ufl.corealg.traversal.unique_pre_traversal(expression))
+    return not any(
+        isinstance(o, doubtful | u.ExternalOperator)
+        or (isinstance(o, u.Power) and not isinstance(o.ufl_operands[1], u.IntValue))
+        for o in ufl.corealg.traversal.unique_pre_traversal(expression)
+    )
 
 
 class _Rule:
     """Points in the reference cell and beside its facets, and what integrates with them."""
 
-    def __init__(self, cell: basix.CellType):
+    def __init__(self, name: str):
+        cell = getattr(basix.CellType, name)
         vertices, topology = basix.geometry(cell), basix.topology(cell)
         d = vertices.shape[1]
         inside, self.weights = basix.make_quadrature(cell, _DEGREE[d])
         facet = (basix.CellType.point, basix.CellType.interval, basix.CellType.triangle)[d - 1]
         X, w = basix.make_quadrature(facet, _DEGREE[d]) if d > 1 else (np.zeros((1, 0)), np.ones(1))
-        points, flux = [], []
-        for number, (corners, normal) in enumerate(
-            zip(topology[d - 1], basix.cell.facet_outward_normals(cell), strict=True)
-        ):
-            stretch = np.sqrt(d) if number == 0 and d > 1 else 1.0  # the facet opposite to vertex 0 is slanted
-            origin = vertices[corners[0]]
-            points.append(origin + X @ (vertices[corners[1:]] - origin))
-            flux.append(stretch * w[:, None] * normal)
-        on, middle = np.concatenate(points), vertices.mean(axis=0)
+        corners = vertices[np.array(topology[d - 1])]
+        on = (corners[:, :1] + X @ (corners[:, 1:] - corners[:, :1])).reshape(-1, d)
+        stretch = np.where(np.arange(d + 1) == 0, np.sqrt(d), 1.0)  # the facet opposite to vertex 0 is slanted
+        flux = (stretch[:, None] * w)[..., None] * np.array(basix.cell.facet_outward_normals(cell))[:, None]
+        middle = vertices.mean(axis=0)
         self.inside, self.on = slice(0, len(inside)), slice(len(inside), len(inside) + len(on))
         self.further = slice(len(inside) + len(on), None)
         shrunk = [middle + (1 - times * _SHRUNK) * (p - middle) for p, times in ((inside, 1), (on, 1), (on, 2))]
@@ -183,14 +171,12 @@ class _Rule:
         basis = legendre.tabulate(0, inside)[0, :, :, 0]
         self.fit = basis @ np.linalg.pinv(basis)  # values at the points -> those of the polynomial nearest to them
         self.weights = self.weights * (1 - _SHRUNK) ** d
-        self.flux = (1 - _SHRUNK) ** (d - 1) * np.concatenate(flux)  # weight times normal, shape (facets * points, d)
+        self.flux = (1 - _SHRUNK) ** (d - 1) * flux.reshape(-1, d)  # weight times normal, shape (facets * points, d)
         self.hats = np.concatenate([1 - self.points.sum(axis=1, keepdims=True), self.points], axis=1)
         self.slopes = np.concatenate([-np.ones((1, d)), np.eye(d)])
 
 
-@lru_cache
-def _rule(cell_name: str) -> _Rule:
-    return _Rule(getattr(basix.CellType, cell_name))
+_rule = lru_cache(_Rule)
 
 
 def _defects(rule: _Rule, J: Array, K: Array, divergence: Array, D: Array, normal: Array) -> Array:

@@ -173,11 +173,7 @@ class CapacitySolver:
 
 
 def capacity_solver(gen: Generator, what: str, options: Options | None = None) -> CapacitySolver:
-    """The generator's capacity solver, made once (collective).
-
-    Raises:
-        NotConverged: the mesh does not resolve where paths leave; ``partial`` tells the local cells that do not.
-    """
+    """The generator's capacity solver, made once; a mesh that resolves no exit is refused, with its steep cells."""
     capacity = _capacities(gen, merged(gen, options))
     if capacity.unresolved > _UNRESOLVED:
         advice = (
@@ -201,9 +197,6 @@ def slowest_mode(gen: Generator, options: Options | None = None) -> tuple[float,
 
     Inverse iteration; rates keep their relative accuracy, as K u = F is solved to it and λ = uᵀKu / uᵀMu has no
     subtraction (collective).
-
-    Raises:
-        NotConverged: a second mode decays as slowly.
     """
     what, u = "slowest mode", _constant(gen)
     capacity = capacity_solver(gen, what, options)

@@ -28,19 +28,13 @@ def as_points(points: Any, dim: int, what: str = "points") -> np.ndarray:
 def locate(mesh: Any, points: np.ndarray, what: str = "points") -> tuple[np.ndarray, np.ndarray]:
     """Owned cells that contain each point: arrays (point index, cell), one row per pair (collective).
 
-    A point on a facet belongs to every cell around it.  On curved boundaries a point between the curve and its chord
-    is found by Newton's method in the nearest cell.
-
-    Raises:
-        ValueError: a point lies in no cell of any rank.
+    A point on a facet belongs to every cell around it; one in no cell of any rank is refused.
     """
     index, cells, found = _search(mesh, points)
     if not found.all():
-        lower, upper = bounds(mesh)
+        spans = " x ".join(f"[{a:g}, {b:g}]" for a, b in zip(*bounds(mesh), strict=True))
         raise ValueError(
-            f"{what}: {tuple(float(c) for c in points[np.argmin(found)])} lies outside the mesh, which spans "
-            + " x ".join(f"[{a:g}, {b:g}]" for a, b in zip(lower, upper, strict=True))
-            + "."
+            f"{what}: {tuple(float(c) for c in points[np.argmin(found)])} lies outside the mesh, which spans {spans}."
         )
     return index, cells
 

@@ -17,14 +17,7 @@ __all__ = ["Level", "Solution", "as_points", "bounds", "evaluate", "locate", "pl
 
 @dataclass(frozen=True)
 class Level:
-    """One mesh of an answer to a prescribed accuracy.
-
-    Attributes:
-        cells: their number.
-        unknowns: of the answer; the error bar takes those of degree k + 1 and k − 1 on the same mesh as well.
-        value: the answer at the start.
-        error: its absolute error bar.
-    """
+    """One mesh of an answer to a prescribed accuracy: the answer at the start, and its absolute error bar."""
 
     cells: int
     unknowns: int
@@ -44,12 +37,9 @@ class Solution(Answer):
         raw: what the discretisation gave; the same unless it is a density with undershoots.  Dualities and
             balances hold for it to rounding, and evolutions are to be continued from it.
         value: the answer at the starts that the verb was given, shape (n,), None without; ``float(solution)`` of one.
-        error: estimated error, see below.
         stats: unknowns, scheme, degree, iterations, residual, seconds, ...; of a density, once ``function`` was asked
             for, the share of the mass that making it non-negative has moved (``limited``) and by how much that has
             moved the mean (``mean_shift``).
-        name: what it is ("mean exit time").
-        estimate: where error bars come from, None where no estimate exists.
         generator: with which it was computed, None where it does not matter; with ``rtol=`` that of the last mesh.
         history: the meshes of an answer to a prescribed accuracy, the coarsest first, see :class:`~fpsolver.Level`.
     """
@@ -97,7 +87,7 @@ class Solution(Answer):
         """Estimated absolute error of the discretisation, None where no estimate exists.
 
         Shape (n,) for n starts; (1,) for an initial density, and for the mean over the domain if the verb was given no
-        start.  Collective on first access, which solves the problem once or twice more; later ones are free.
+        start.  Collective on first access, which solves the problem once or twice more.
         """
         if self._error is None and self._estimate is not None:
             self._error = self._estimate.at_start()
