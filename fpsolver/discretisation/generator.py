@@ -41,10 +41,9 @@ class Generator:
         domain: where it lives.
         absorbing: names of the boundary parts at which it is killed; the rest of the boundary reflects.
         degree: polynomial degree, at least 1; by default 4 in one and two dimensions, 3 in three.
-        scheme: ``"galerkin"``, ``"dg"``, ``"weighted"`` (for a known Gibbs density and high barriers) or ``"auto"``:
-            weighted where a Gibbs density is known and the barrier before the absorbing parts exceeds 15 temperatures,
-            or, for questions about regions, that between wells;
-            dg where D degenerates or the cell Péclet number over the degree exceeds 5; galerkin elsewhere.
+        scheme: ``"galerkin"``, ``"dg"``, ``"weighted"`` or ``"auto"``: weighted where a Gibbs density is known and the
+            barrier before the absorbing parts, or that between wells for questions about regions, exceeds 15
+            temperatures; dg where D degenerates or the cell Péclet number over the degree exceeds 5; else galerkin.
         quadrature: degree of the quadrature of every integral; by default chosen from the data.
         options: PETSc options for all solves with this generator, without prefix.
 

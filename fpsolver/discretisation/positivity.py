@@ -138,14 +138,10 @@ class Limiter:
         moved = 0.5 * self.volumes[: self.owned] * abs((limited - c) @ self._lattice.T).mean(axis=1)
         shift = total(self.comm, [moved.sum(), *np.einsum("ci,cid->d", limited - c, self._moments)]) / mass
         if shift[0] > _WORTH_SAYING:
-            worst = np.argsort(moved)[-1:]
-            centers = self._moments[worst].sum(axis=1) / self.volumes[worst, None]
-            mine = list(zip(moved[worst], centers.tolist(), strict=True))
-            _, place = max(pair for rank in self.comm.allgather(mine) for pair in rank)
             logger.warning(
                 "%s: the mesh does not resolve it, and making it non-negative has moved %.2g of its mass inside cells "
-                "and between neighbours, most of it near (%s). Refine there, or take .raw, whose moments are right.",
-                answer.name, shift[0], ", ".join(f"{x:.4g}" for x in place),
+                "and between neighbours. Refine where it peaks, or take .raw, whose moments are right.",
+                answer.name, shift[0],
             )  # fmt: skip
         return answer, {"limited": float(shift[0]), "mean_shift": float(np.linalg.norm(shift[1:]))}
 

@@ -17,6 +17,7 @@ from .._arguments import check_numbers, expect
 from .._errors import import_optional
 from ._arrays import SHAPES, Array, RawMesh, tidy
 from ._conform import equal_rows
+from ._refine import element
 from .regions import check_polygon
 
 HOW_TO_NAME = (
@@ -197,18 +198,15 @@ def balance(raw: RawMesh, center: Array, radius: float) -> None:
     """
     dim, x = raw.dim, raw.points - center
     on = np.abs(np.linalg.norm(x, axis=1) - radius) < 1e-6 * radius
-    edge = {pair: raw.cells[:, -1 - i] for i, pair in enumerate(combinations(range(dim + 1), 2))}  # basix: last first
-    faces = list(combinations(range(dim + 1), dim))
-    rows = [[*raw.cells[:, f].T, *(edge[e] for e in reversed(list(combinations(f, 2))))] for f in faces]
-    facets = np.concatenate([np.stack(row, axis=1) for row in rows])
+    closure = np.array(element(dim, 2).entity_closure_dofs[dim - 1])  # vertices, then edges, the last one first
+    facets = raw.cells[:, closure].reshape(-1, closure.shape[1])
     facets = facets[on[facets].all(axis=1)]
     bulge = np.zeros(len(x))
     for i, (a, b) in enumerate(reversed(list(combinations(range(dim), 2)))):
         half = np.linalg.norm(x[facets[:, a]] - x[facets[:, b]], axis=1) / (2 * radius)
         bulge[facets[:, dim + i]] = (1 - np.sqrt(1 - half**2)) ** 2
-    cell = (basix.CellType.interval, basix.CellType.triangle)[dim - 2]
-    points, weights = basix.make_quadrature(cell, 10)
-    p2 = basix.create_element(basix.ElementFamily.P, cell, 2, basix.LagrangeVariant.equispaced)
+    p2 = element(dim - 1, 2)
+    points, weights = basix.make_quadrature(p2.cell_type, 10)
     shapes = p2.tabulate(1, points)[..., 0]
 
     def volume(kappa: float) -> float:
