@@ -69,32 +69,26 @@ class WeakForm:
     def bound(self, numbers: Mapping[str, float]) -> tuple["WeakForm", dict[Any, Any]]:
         """The same forms with constants and cell functions of their own, and what these stand for."""
         given = {c: name for name, c in self.space.parameters.items()}
+        fields = ("process", "coefficients", "weight", "potential", "offset", "floor", "rough")
+
+        def each(change: Any, x: Any) -> Any:
+            if isinstance(x, Coefficients):
+                return replace(x, D=each(change, x.D), beta=each(change, x.beta), drift=each(change, x.drift))
+            return change(x) if isinstance(x, Expr) else x
+
+        constants = set(given)
+        for name in fields:
+            each(lambda e: constants.update(extract_constants(e)), getattr(self, name))
         # all of them, in the order in which they were made: what is compiled goes by that order
         own: dict[Any, Any] = {
             c: self.space.constant(numbers.get(given.get(c, ""), c.value))
-            for c in sorted({*given, *self._constants()}, key=lambda c: c.count())
+            for c in sorted(constants, key=lambda c: c.count())
         }
         parameters = {name: own[c] for c, name in given.items()}
         space = replace(self.space, parameters=parameters, numbers={**self.space.numbers, **numbers})
         own |= {f: fem.Function(f.function_space) for f in (self.floor, self.rough) if f is not None}
-
-        def of(expression: Any) -> Any:
-            return ufl.replace(expression, own) if isinstance(expression, Expr) else expression
-
-        process, coefficients = (
-            replace(c, D=of(c.D), beta=of(c.beta), drift=of(c.drift)) for c in (self.process, self.coefficients)
-        )
-        weak = replace(
-            self, space=space, process=process, coefficients=coefficients, weight=of(self.weight),
-            potential=of(self.potential), offset=of(self.offset), floor=of(self.floor), rough=of(self.rough),
-        )  # fmt: skip
-        return weak, own
-
-    def _constants(self) -> set[Any]:
-        """Those of the coefficients, the weight and the potential."""
-        expressions = [self.weight, self.potential, self.offset]
-        expressions += [e for c in (self.process, self.coefficients) for e in (c.D, c.beta, c.drift)]
-        return {c for e in expressions if isinstance(e, Expr) for c in extract_constants(e)}
+        changed = {name: each(lambda e: ufl.replace(e, own), getattr(self, name)) for name in fields}
+        return replace(self, space=space, **changed), own
 
     @property
     def dx(self) -> ufl.Measure:

@@ -70,39 +70,29 @@ def check_conforms(points: Array, cells: Array, source: str) -> None:
         f"of them at {_place(points[facets[a[i]]])}"
     ))  # fmt: skip
     outer = order[start[count == 1]]
-    if d > 1:
-        _check_hanging(points, facets[outer], source)
-    _check_overlap(points, cells, facets[outer], np.unique(owner[outer]), source)
+    _check_boundary(points, cells, facets[outer], np.unique(owner[outer]), source)
 
 
-def _check_hanging(points: Array, facets: Array, source: str) -> None:
-    """Refuse vertices of the boundary that lie in the middle of a facet of it."""
-    x = points[np.unique(facets)]
-    which, at, radius = _near(x, points[facets])
-    corners, x = points[facets[which]], x[at]
-    edges = (corners[:, 1:] - corners[:, :1]).transpose(0, 2, 1)
-    within = np.einsum("nij,nj->ni", np.linalg.pinv(edges), x - corners[:, 0])
-    distance = np.linalg.norm(np.einsum("nij,nj->ni", edges, within) - (x - corners[:, 0]), axis=1)
-    lowest = np.minimum(within.min(axis=1, initial=1.0), 1.0 - within.sum(axis=1))
+def _check_boundary(points: Array, cells: Array, facets: Array, outer: Array, source: str) -> None:
+    """Refuse a mesh in which something at the boundary lies inside a cell, or a vertex of it on a cell's facet."""
+    nodes = np.unique(facets)
+    x = np.concatenate([points[nodes], points[facets].mean(axis=1), points[cells[outer]].mean(axis=1)])
+    own = np.concatenate([np.full(len(x) - len(outer), -1), outer])
+    which, at, radius = _near(x, points[cells])
+    which, at = (v[own[at] != which] for v in (which, at))
+    corners, x = points[cells[which]], x[at]
+    within = _barycentric(corners, x)
+    lowest = within.min(axis=1, initial=1.0)
     apart = np.linalg.norm(corners - x[:, None], axis=2).min(axis=1, initial=np.inf) > 1e-6 * radius[which]
-    hanging = (lowest > -ZERO) & (distance < 1e-9 * radius[which]) & apart
+    hanging = (at < len(nodes)) & (np.abs(lowest) < ZERO) & apart
     _refuse(hanging, lambda i: (
         f"{source} has hanging nodes: {len(np.unique(at[hanging]))} vertices lie inside a facet of another cell, for "
-        f"example {_place(x[i : i + 1])} in the one at {_place(corners[i])}, so that the cells are not connected "
-        "there; divide those cells too"
+        f"example {_place(x[i : i + 1])} in the one at {_place(corners[i][within[i] > ZERO])}, so that the cells are "
+        "not connected there; divide those cells too"
     ))  # fmt: skip
-
-
-def _check_overlap(points: Array, cells: Array, facets: Array, outer: Array, source: str) -> None:
-    """Refuse a mesh in which something at the boundary lies inside a cell."""
-    x = np.concatenate([points[np.unique(facets)], points[facets].mean(axis=1), points[cells[outer]].mean(axis=1)])
-    own = np.concatenate([np.full(len(x) - len(outer), -1), outer])
-    which, at, _ = _near(x, points[cells])
-    which, at = (v[own[at] != which] for v in (which, at))
-    inside = _barycentric(points[cells[which]], x[at]).min(axis=1, initial=1.0) > 1e-6
-    _refuse(inside, lambda i: (
-        f"{source} has cells that overlap: {_place(x[at[i]][None])} belongs to the boundary or to a cell at it, and "
-        f"lies inside the cell at {_place(points[cells[which[i]]])} as well"
+    _refuse(lowest > 1e-6, lambda i: (
+        f"{source} has cells that overlap: {_place(x[i : i + 1])} belongs to the boundary or to a cell at it, and lies "
+        f"inside the cell at {_place(corners[i])} as well"
     ))  # fmt: skip
 
 

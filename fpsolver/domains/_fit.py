@@ -163,7 +163,11 @@ def measured(raw: RawMesh, name: str, parent: Array, inside: Inside, on_boundary
     d = raw.dim
     top = boundary_of(raw) if on_boundary else raw.cells[:, : d + 1]
     x = raw.points[top]
-    middle = _centers(raw, top) if on_boundary else x.mean(axis=1)
+    middle = x.mean(axis=1)
+    if on_boundary and d == 2:  # of edges on their curve
+        pairs, _, nodes, _ = edges_of(raw)
+        where = numbers_of(pairs, np.sort(top, axis=1), int(raw.cells.max()) + 1)
+        middle = along(raw.points[nodes[where]], np.array([0.5]))[:, 0]
     member = solid = inside(middle)
     if on_boundary:  # markers of a curve hold at vertices
         near = x + NUDGE * (middle[:, None] - x)
@@ -177,20 +181,15 @@ def measured(raw: RawMesh, name: str, parent: Array, inside: Inside, on_boundary
         coarse = np.flatnonzero(find(top[coarse], faces)[of_cell].any(axis=1))
         raw = replace(raw, facets={**raw.facets, name: top[member]})
     else:
-        coarse = np.union1d(coarse, _missed(raw, inside)).astype(np.int64)
+        # cells in which the marker changes although it does not on their edges
+        inner = _refine.lattice(d, 6)
+        inner = inner[(inner > 0).all(axis=1)] if d > 1 else inner[1:-1]
+        values = inside((inner @ x).reshape(-1, d)).reshape(len(x), -1)
+        coarse = np.union1d(coarse, np.flatnonzero(values.any(axis=1) != values.all(axis=1))).astype(np.int64)
         raw = replace(raw, groups={**raw.groups, name: np.flatnonzero(member)})
     if 0 < size and not missed.sum() > ACCURACY * size:
         coarse = coarse[:0]
     return Fit(raw, size, float(missed.sum()), np.unique(parent[coarse]))
-
-
-def _centers(raw: RawMesh, facets: Array) -> Array:
-    """Points in the middle of boundary facets; of edges on their curve."""
-    if raw.dim != 2 or raw.degree == 1:
-        return raw.points[facets].mean(axis=1)
-    pairs, _, nodes, _ = edges_of(raw)
-    where = numbers_of(pairs, np.sort(facets, axis=1), int(raw.cells.max()) + 1)
-    return along(raw.points[nodes[where]], np.array([0.5]))[:, 0]
 
 
 def _distances(top: Array, x: Array, member: Array, solid: Array, inside: Inside) -> tuple[Array, Array]:
@@ -221,12 +220,3 @@ def _distances(top: Array, x: Array, member: Array, solid: Array, inside: Inside
     length = np.abs(half) * np.linalg.norm(np.where(half < 0, away[:, 0], away[:, 1]), axis=1, keepdims=True)
     counts = (np.abs(half) > 1e-6) & ((half > 0) | solid[tops[:, :1]])
     return 2 / 3 * np.where(counts, length, 0.0)[:, 0] * measures_of(face), tops
-
-
-def _missed(raw: RawMesh, inside: Inside) -> Array:
-    """Cells in which the marker changes although it does not on their edges."""
-    inner = _refine.lattice(raw.dim, 6)
-    inner = inner[(inner > 0).all(axis=1)] if raw.dim > 1 else inner[1:-1]
-    x = raw.points[raw.cells[:, : raw.dim + 1]]
-    values = inside((inner @ x).reshape(-1, raw.dim)).reshape(len(x), -1)
-    return np.flatnonzero(values.any(axis=1) != values.all(axis=1))

@@ -28,18 +28,14 @@ from ._periodic import on_upper_sides
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
+Named = Mapping[str, npt.NDArray[Any]]
 Move = Callable[[Floats], Sequence[Floats] | Floats]
 
 
 def refine(
-    mesh: dmesh.Mesh,
-    cells: npt.ArrayLike,
-    parts: Mapping[str, npt.NDArray[np.int32]],
-    regions: Mapping[str, npt.NDArray[np.int32]],
-    degree: int | None = None,
-    move: Move | None = None,
-    periods: Floats | None = None,
-) -> RawMesh:
+    mesh: dmesh.Mesh, cells: npt.ArrayLike, parts: Named, regions: Named, degree: int | None = None,
+    move: Move | None = None, periods: Floats | None = None,
+) -> RawMesh:  # fmt: skip
     """This rank's share of the mesh in which some of its owned cells are refined (collective).
 
     ``parts`` are facets and ``regions`` cells that this rank owns, ``degree`` that of the new cells' maps, by default
@@ -69,9 +65,8 @@ def refine(
 
 
 def divided(
-    comm: MPI.Comm, x: Floats, parents: Any, children: tuple[Ints, Floats, Ints], degree: int,
-    on: Mapping[str, npt.NDArray[np.bool_]], groups: Mapping[str, Any], move: Move | None = None,
-    periods: Floats | None = None,
+    comm: MPI.Comm, x: Floats, parents: Any, children: tuple[Ints, Floats, Ints], degree: int, on: Named, groups: Named,
+    move: Move | None = None, periods: Floats | None = None,
 ) -> RawMesh:  # fmt: skip
     """The mesh of the children that :func:`cut` gives (collective).
 
@@ -87,11 +82,12 @@ def divided(
             ends = [(smallest(comm, row), largest(comm, row)) for row in points.reshape(-1, points.shape[2]).T]
             periods = np.where(np.isfinite(periods), ends, np.nan)
     new, at = _number(comm, keys, points)
-    facets = {}
-    for name, mine in on.items():
-        # child facet j lies on parent facet i where the i-th barycentric coordinates of all other vertices vanish
-        lie = [((bary[:, o] == 0).all(axis=1) & mine[parent]).any(axis=1) for o in opposite(cells.shape[1] - 1)]
-        facets[name] = np.concatenate([new[on][:, o] for on, o in zip(lie, opposite(cells.shape[1] - 1), strict=True)])
+    # child facet j lies on parent facet i where the i-th barycentric coordinates of all other vertices vanish
+    sides = [(new[:, others], (bary[:, others] == 0).all(axis=1)) for others in opposite(cells.shape[1] - 1)]
+    facets = {
+        name: np.concatenate([vertices[(lies & mine[parent]).any(axis=1)] for vertices, lies in sides])
+        for name, mine in on.items()
+    }
     inside = {name: np.flatnonzero(np.isin(parent, rows)) for name, rows in groups.items()}
     return RawMesh(at, new, degree, facets, inside, periods)
 
@@ -136,14 +132,9 @@ def local_edges(d: int) -> Ints:
 
 
 def cut(
-    numbers: Ints,
-    edges: npt.NDArray[np.int32],
-    bisected: npt.NDArray[np.bool_],
-    order: Ints,
-    global_edges: Ints,
-    vertices: int,
-    at: Floats | None = None,
-) -> tuple[Ints, Floats, Ints]:
+    numbers: Ints, edges: npt.NDArray[np.int32], bisected: npt.NDArray[np.bool_], order: Ints, global_edges: Ints,
+    vertices: int, at: Floats | None = None,
+) -> tuple[Ints, Floats, Ints]:  # fmt: skip
     """Children of cells: vertices, barycentric coordinates of these in the parent, and the parent.
 
     From vertices ``numbers`` and ``edges`` of the cells, which edges are cut, the longest in ``order`` first, ``at``

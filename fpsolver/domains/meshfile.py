@@ -3,7 +3,7 @@
 import io
 import json
 from collections.abc import Iterator
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -31,12 +31,16 @@ _ZERO_IS_NONE = ("cell_tags", "medit:ref", "gmsh:physical", "su2:tag", "nastran:
 
 def inspect(path: Path) -> list[str] | None:
     """Refuse files that cannot be read; the names of the parts in an .xdmf file of ours, None for other files."""
+    known = [".msh", ".xdmf"]
     if not path.is_file():
         found = ", ".join(sorted(p.name for p in path.parent.glob(f"*{path.suffix}")))
         what = f"the {path.suffix} files in {path.parent} are {found or 'none'}"
         what = what if path.parent.is_dir() else f"no folder {path.parent}"
         raise FileNotFoundError(f"there is no mesh file {path}; {what}")
-    known = readable_suffixes()
+    with suppress(ImportError):
+        import meshio
+
+        known = sorted({*known, *meshio.extension_to_filetypes})
     if path.suffix not in known:
         raise ValueError(f"{path} has the unknown file type {path.suffix!r}; known are {', '.join(known)}")
     if path.suffix != ".xdmf":
@@ -68,15 +72,6 @@ def sign(path: Path) -> None:
     """Put the digest of an .xdmf file of ours, and of the .h5 file beside it, where it has :data:`UNSIGNED`."""
     total = digest(path, path.with_suffix(".h5"), without=UNSIGNED)
     path.write_text(path.read_text().replace(UNSIGNED, total))
-
-
-def readable_suffixes() -> list[str]:
-    """Suffixes of the files that can be read here and now."""
-    try:
-        import meshio
-    except ImportError:
-        return [".msh", ".xdmf"]
-    return sorted({".msh", ".xdmf", *meshio.extension_to_filetypes})
 
 
 def read_meshio(path: Path) -> RawMesh:

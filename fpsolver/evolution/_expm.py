@@ -93,19 +93,18 @@ class Propagator:
         self._preset = _petsc.direct_preset(M.comm, dim)
         self._solvers: dict[float, _petsc.LinearSolver] = {}
         self._ones = [] if leaks else conserved_constant(M, G)
-        self._norm = _scaled_norm(M, G)
+        # ‖S G S‖ with S = diag(M)^-1/2, that of M⁻¹G within a factor of two or three, whatever the weights in M
+        S, scaled = M.getDiagonal(), G.copy()
+        S.sqrtabs()
+        S.reciprocal()
+        scaled.diagonalScale(S, S)
+        self._norm = scaled.norm(PETSc.NormType.INFINITY)
         self.stats = Stats()
 
     def run(
-        self,
-        v0: PETSc.Vec,
-        times: Sequence[float],
-        tol: float,
-        transpose: bool = False,
-        functionals: Sequence[PETSc.Vec] = (),
-        scales: Sequence[float] | None = None,
-        stats: Stats | None = None,
-    ) -> Iterator[Snapshot]:
+        self, v0: PETSc.Vec, times: Sequence[float], tol: float, transpose: bool = False,
+        functionals: Sequence[PETSc.Vec] = (), scales: Sequence[float] | None = None, stats: Stats | None = None,
+    ) -> Iterator[Snapshot]:  # fmt: skip
         """Yield the solution of M v' = G v (of M v' = Gᵀ v with ``transpose``), v(0) = v0, at each time (collective).
 
         ``tol``, at least 1e-11, is of the error's M-norm relative to that of v(t), or to 1e-10 times the largest norm
@@ -154,7 +153,12 @@ class Propagator:
         if digits * gamma > allowed / 2 and 8 < gamma * slow < np.inf:
             run.shift = 2 / slow  # beyond the slowest time scale γ gains nothing and loses digits: once more
             return
-        run.longest = 2 * run.longest if reached == stop else _shorter(run.t, reached, stop, outputs)
+        if reached == stop:
+            run.longest *= 2
+        elif outputs and reached < outputs[0] < stop:  # rough data: early times need a smaller γ
+            run.longest = outputs[0] - reached
+        else:
+            run.longest = 2 * (reached - run.t) if reached > run.t else (stop - run.t) / 8
         if reached == run.t:
             return
         memory = (FOLDS if self._leaks else 1.0) / slow if slow > 0 else np.inf
@@ -203,22 +207,6 @@ def _plan(run: _Run, pending: list[float]) -> tuple[list[float], float]:
     if outputs:
         return outputs, outputs[-1]
     return [], run.t + first / np.ceil(first / reach)  # equal parts leave no crumb before the output
-
-
-def _shorter(t: float, reached: float, stop: float, outputs: list[float]) -> float:
-    """Length of the next step after one that did not come to its end."""
-    if outputs and reached < outputs[0] < stop:  # rough data: early times need a smaller γ
-        return outputs[0] - reached
-    return 2 * (reached - t) if reached > t else (stop - t) / 8
-
-
-def _scaled_norm(M: PETSc.Mat, G: PETSc.Mat) -> float:
-    """‖S G S‖ with S = diag(M)^-1/2, that of M⁻¹G within a factor of two or three, whatever the weights in M."""
-    S, scaled = M.getDiagonal(), G.copy()
-    S.sqrtabs()
-    S.reciprocal()
-    scaled.diagonalScale(S, S)
-    return float(scaled.norm(PETSc.NormType.INFINITY))
 
 
 def _failure(run: _Run, reason: str, t: float, share: float, advice: str) -> NotConverged:

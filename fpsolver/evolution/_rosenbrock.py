@@ -79,13 +79,9 @@ class Step(NamedTuple):
 
 
 def step(
-    M: PETSc.Mat,
-    moment: Callable[[float], Moment],
-    begin: Snapshot,
-    h: float,
-    transpose: bool,
+    M: PETSc.Mat, moment: Callable[[float], Moment], begin: Snapshot, h: float, transpose: bool,
     factorised: Callable[[PETSc.Mat], _petsc.LinearSolver],
-) -> Step:
+) -> Step:  # fmt: skip
     """The step from ``begin`` to ``begin.time + h`` of M v' = G(t) v, or of M v' = G(t)ᵀ v (collective)."""
     moments = [moment(begin.time + node * h) for node in NODES]
     change = [(c * w / h, frozen) for w, m in zip(SLOPE, moments, strict=False) for c, frozen in m]

@@ -165,8 +165,13 @@ class Equation:
         return self.stats.work() | ({"assemblies": self._moments.assemblies} if self._scheduled else {})
 
     def signature(self, horizon: float) -> dict[str, Any]:
-        """What tells this equation from others with the same generator, up to ``horizon``."""
-        rows = [_sampled(p, horizon) for p in self.pieces if p.begin <= horizon]
+        """The numbers at three times of each piece until ``horizon``: callables cannot be compared."""
+        rows = []
+        for p in self.pieces if self._scheduled else []:
+            length = min(p.end, horizon) - p.begin
+            if length >= 0:
+                found = [p.at(p.begin + c * length) for c in ((0.0,) if p.constant else (0.0, 0.3, 0.9))]
+                rows.append({"begin": [p.begin], **{name: [row[name] for row in found] for name in p.values}})
         return {"schedule": rows} if self._scheduled else {}
 
     def _leg(self, now: Snapshot, leg: _Leg) -> Iteration:
@@ -260,10 +265,3 @@ def _mismatch(at: Callable[[float], Values], t: float, h: float) -> float:
     x, w = np.polynomial.legendre.leggauss(7)
     better, size = integrals((1 + x) / 2, w / 2)
     return float((abs(used - better).max(axis=0) / np.maximum(size, 1e-300)).max())
-
-
-def _sampled(piece: Piece, horizon: float) -> dict[str, list[float]]:
-    """The numbers at three times of a piece, with its beginning: callables cannot be compared."""
-    end = min(piece.end, horizon)
-    rows = [piece.at(piece.begin + c * (end - piece.begin)) for c in ((0.0,) if piece.constant else (0.0, 0.3, 0.9))]
-    return {"begin": [piece.begin], **{name: [row[name] for row in rows] for name in piece.values}}

@@ -75,7 +75,11 @@ class Checkpoint:
             "absorbing parts": list(gen.absorbing), "scheme": gen.scheme, "degree": gen.degree,
             "number of unknowns": gen.G.getSize()[0],
         }  # fmt: skip
-        places = self._gathered(_places(gen))
+        # for each node of each owned cell, in the order of the dofmap, a place in the cell
+        mesh, X = gen.domain.mesh, _compat.interpolation_points(gen.V.element)
+        x = push_forward(mesh, X, own_cells(mesh))
+        centre = x.mean(axis=1, keepdims=True)
+        places = self._gathered((centre + INSIDE * (x - centre)).reshape(-1, gen.domain.dim))
         if kept is None:
             assert v0 is not None
             on_root(self.comm, lambda: self._begin(len(places)))
@@ -224,11 +228,3 @@ def _about(path: Path) -> dict[str, Any] | None:
         raise ValueError(f"{path} is a file; a checkpoint is a folder.")
     file = path / ABOUT
     return json.loads(file.read_text()) if file.is_file() else None
-
-
-def _places(gen: Generator) -> np.ndarray:
-    """For each node of each owned cell, in the order of the dofmap, a place in the cell, shape (nodes, dim)."""
-    X = _compat.interpolation_points(gen.V.element)
-    x = push_forward(gen.domain.mesh, X, own_cells(gen.domain.mesh))
-    centre = x.mean(axis=1, keepdims=True)
-    return (centre + INSIDE * (x - centre)).reshape(-1, gen.domain.dim)

@@ -16,7 +16,7 @@ from ..chain import Chain
 from ..chain.sources import field
 from ..discretisation.assembly import to_density
 from ..discretisation.generator import Generator
-from ..discretisation.positivity import Limiter, limiter
+from ..discretisation.positivity import limiter
 from ..discretisation.solver import statistics
 from ._expm import LEAST
 from ._growth import check_growth, sizes
@@ -76,8 +76,11 @@ def evolve(
         return _walk(gen, "density", initial, times, schedule, checkpoint)
     tol = check_share("time_rtol", time_rtol)
     p0 = coefficients(gen, initial, "initial density")
-    limits = _limiter_of_a_density(gen, initial, p0)
-    evolution = Evolution("density", gen, gen.absorbing, limits, schedule is not None)
+    limit = limiter(gen)
+    mass, positive = limit.masses(limit.means(to_density(gen, p0)))
+    # of a signed measure, a tenth or more of whose mass in cells is negative, nothing is made non-negative
+    signed = positive - mass >= 0.1 * positive and not isinstance(initial, Gaussian | Dirac)
+    evolution = Evolution("density", gen, gen.absorbing, None if signed else limit, schedule is not None)
     if not gen.weak.scheme.unknown_is_density:
         tol = _weighted_tol(gen, p0, tol)
     return _run(evolution, p0, times, tol, options, schedule, checkpoint)
@@ -144,14 +147,9 @@ def resume(
 
 
 def _run(
-    evolution: Evolution,
-    v0: PETSc.Vec | None,
-    times: np.ndarray,
-    tol: float,
-    options: Options | None,
-    schedule: Mapping[str, Any] | None,
-    checkpoint: str | Path | None,
-) -> Evolution:
+    evolution: Evolution, v0: PETSc.Vec | None, times: np.ndarray, tol: float, options: Options | None,
+    schedule: Mapping[str, Any] | None, checkpoint: str | Path | None,
+) -> Evolution:  # fmt: skip
     """Evolve ``v0``, or what the checkpoint began with, and keep what comes."""
     gen, parts = evolution.generator, evolution.parts
     assert isinstance(gen, Generator)
@@ -189,15 +187,6 @@ def check_times(times: Any) -> np.ndarray:
     found = np.array(numbers(times, "times", wanted := "a sorted sequence of non-negative numbers, at least one,"))
     expect("times", times, wanted, found.min() >= 0 and (np.diff(found) >= 0).all())
     return found
-
-
-def _limiter_of_a_density(gen: Generator, initial: Any, p0: PETSc.Vec) -> Limiter | None:
-    """None if what evolves is a signed measure: a tenth or more of the cell means' mass is negative at the start."""
-    limit = limiter(gen)
-    if isinstance(initial, Gaussian | Dirac):
-        return limit
-    mass, positive = limit.masses(limit.means(to_density(gen, p0)))
-    return limit if positive - mass < 0.1 * positive else None
 
 
 def _weighted_tol(gen: Generator, p0: PETSc.Vec, tol: float) -> float:

@@ -22,6 +22,7 @@ from .._arguments import expect
 from .._errors import agree
 from .._log import logger
 from .._petsc import LinearSolver, direct_preset
+from .._sample import largest
 from ..chain import Chain
 from ..chain import sources as chains
 from ..discretisation.assembly import assemble_vector, to_vector
@@ -119,15 +120,20 @@ def load_density(gen: Generator | Chain, start: Any, what: str = "start") -> PET
 
 
 def load(gen: Generator | Chain, source: Any, what: str, payoff: bool = False) -> PETSc.Vec:
-    """∫ source φ_i, for a payoff with the weight of the scheme (collective)."""
-    if isinstance(gen, Chain):
-        return _load_on_chain(gen, source, what)
+    """∫ source φ_i, for a payoff with the weight of the scheme (collective).
+
+    On a chain by points of its own: its variants have cells that no mesh of dolfinx has.
+    """
+    if isinstance(source, Gaussian | Dirac):
+        at, name = (source.mean, "gaussian: mean") if isinstance(source, Gaussian) else (source.point, "dirac: point")
+        expect(name, at, f"one of {gen.domain.dim} coordinate(s)", len(at) == gen.domain.dim)
+        return _gaussian_load(gen, source) if isinstance(source, Gaussian) else _dirac_load(gen, at)
     if isinstance(source, Solution):
-        source = source.function
-    if isinstance(source, Gaussian):
-        return _gaussian_load(gen, source)
-    if isinstance(source, Dirac):
-        return _dirac_load(gen, source.point)
+        source = source.raw if isinstance(gen, Chain) else source.function
+    if isinstance(gen, Chain):
+        if isinstance(source, fem.Function) and gen is gen.base:
+            return gen.M * gen.vector(source)
+        return chains.load(gen, chains.field(gen, source, what))
     mesh, k = gen.domain.mesh, gen.degree
     space = Space(mesh, k, mesh.geometry.dim)
     expression = space.scalar(source, what) + space.constant(0.0)  # UFL drops a form of 0, and its space with it
@@ -153,55 +159,34 @@ def _mass_solver(gen: Generator) -> LinearSolver:
     return LinearSolver(gen.M, "fp_evolve_mass_", "L2 projection", preset)
 
 
-def _check_dimension(gen: Generator | Chain, values: Sequence[float], what: str) -> None:
-    expect(what, values, f"one of {gen.domain.dim} coordinate(s)", len(values) == gen.domain.dim)
-
-
-def _load_on_chain(chain: Chain, source: Any, what: str) -> PETSc.Vec:
-    """The same by points of the chain's, whose variants have cells that no mesh of dolfinx has."""
-    if isinstance(source, Dirac):
-        return chain.dirac(as_points([source.point], chain.domain.dim, what)[0])
-    if isinstance(source, Gaussian):
-        _check_dimension(chain, source.mean, "gaussian: mean")
-        mean, std = np.array(source.mean), np.array(source.std)
-        near, _ = _distances(chain.cells.vertices, mean, std)
-        scale = np.prod(np.sqrt(2 * np.pi) * std)
-        density = lambda x: np.exp(-0.5 * (((x - mean) / std) ** 2).sum(axis=1)) / scale  # noqa: E731
-        return _normalised(chains.load(chain, density, near), source)
-    if isinstance(source, Solution):
-        source = source.raw
-    if isinstance(source, fem.Function) and chain is chain.base:
-        return chain.M * chain.vector(source)
-    return chains.load(chain, chains.field(chain, source, what))
-
-
-def _gaussian_load(gen: Generator, source: Gaussian) -> PETSc.Vec:
+def _gaussian_load(gen: Generator | Chain, source: Gaussian) -> PETSc.Vec:
     """∫ density φ_i over the cells near the mean, by a quadrature that resolves the density; total mass one."""
-    _check_dimension(gen, source.mean, "gaussian: mean")
     mesh, mean, std = gen.domain.mesh, np.array(source.mean), np.array(source.std)
-    near, extent = _distances(mesh.geometry.x[_compat.geometry_dofmap(mesh)][:, :, : len(mean)], mean, std)
-    cells = np.flatnonzero(near).astype(np.int32)
-    ratio = mesh.comm.allreduce(float(extent[cells].max(initial=0.0)), op=MPI.MAX)
-    extra = next((q for r, q in _QUADRATURE if ratio <= r), None)
-    if extra is None:
-        logger.warning(
-            "gaussian: the cells around the mean are %.3g standard deviations wide, which the mesh cannot tell from a "
-            "point mass: fp.dirac(%s) is used. Refine there, or start later from a wider Gaussian.", ratio, source.mean
-        )  # fmt: skip
-        return _dirac_load(gen, source.mean)
-    tags = dmesh.meshtags(mesh, mesh.topology.dim, cells, np.ones(len(cells), dtype=np.int32))
-    metadata = {"quadrature_degree": gen.degree + extra}
-    dx = ufl.Measure("dx", domain=mesh, subdomain_data=tags, subdomain_id=1, metadata=metadata)
-    m, s = (fem.Constant(mesh, np.asarray(a, dolfinx.default_scalar_type)) for a in (mean, std))
-    x, v = ufl.SpatialCoordinate(mesh), ufl.TestFunction(gen.V)
-    exponent = sum(((x[i] - m[i]) / s[i]) ** 2 for i in range(len(mean)))
-    load = assemble_vector(gen, ufl.exp(-0.5 * exponent) * v * dx)
-    load.scale(1.0 / float(np.prod(np.sqrt(2 * np.pi) * std)))
-    return _normalised(load, source)
-
-
-def _normalised(load: PETSc.Vec, source: Gaussian) -> PETSc.Vec:
-    inside = float(load.sum())
+    nodes = mesh.geometry.x[_compat.geometry_dofmap(mesh)][:, :, : len(mean)]
+    nodes = gen.cells.vertices if isinstance(gen, Chain) else nodes
+    lower, upper = nodes.min(axis=1), nodes.max(axis=1)
+    near = (np.maximum(np.maximum(lower - mean, mean - upper), 0.0) <= _REACH * std).all(axis=1)
+    scale = float(np.prod(np.sqrt(2 * np.pi) * std))
+    if isinstance(gen, Chain):
+        load = chains.load(gen, lambda x: np.exp(-0.5 * (((x - mean) / std) ** 2).sum(axis=1)), near)
+    else:
+        cells = np.flatnonzero(near).astype(np.int32)
+        ratio = largest(mesh.comm, (upper - lower)[cells] / std, 0.0)
+        extra = next((q for r, q in _QUADRATURE if ratio <= r), None)
+        if extra is None:
+            logger.warning(
+                "gaussian: the cells around the mean are %.3g standard deviations wide, which the mesh cannot tell from"
+                " a point mass: fp.dirac(%s) is used. Refine there, or start later from a wider Gaussian.",
+                ratio, source.mean,
+            )  # fmt: skip
+            return _dirac_load(gen, source.mean)
+        tags = dmesh.meshtags(mesh, mesh.topology.dim, cells, np.ones(len(cells), dtype=np.int32))
+        dx = ufl.Measure("dx", mesh, 1, {"quadrature_degree": gen.degree + extra}, tags)
+        m, s = (fem.Constant(mesh, np.asarray(a, dolfinx.default_scalar_type)) for a in (mean, std))
+        x, v = ufl.SpatialCoordinate(mesh), ufl.TestFunction(gen.V)
+        exponent = sum(((x[i] - m[i]) / s[i]) ** 2 for i in range(len(mean)))
+        load = assemble_vector(gen, ufl.exp(-0.5 * exponent) * v * dx)
+    inside = float(load.sum()) / scale
     if not inside >= 0.5:
         raise ValueError(
             f"gaussian: only {max(inside, 0.0):.3g} of the mass of N(mean {source.mean}, std {source.std}) lies inside "
@@ -210,22 +195,16 @@ def _normalised(load: PETSc.Vec, source: Gaussian) -> PETSc.Vec:
     if 1 - inside > 1e-6:
         level = logger.warning if 1 - inside > 1e-2 else logger.info
         level("gaussian: %.2g of its mass lies outside the domain; the rest is normalised to one", 1 - inside)
-    load.scale(1.0 / inside)
+    load.scale(1.0 / (scale * inside))
     return load
 
 
-def _distances(nodes: np.ndarray, mean: np.ndarray, std: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which cells, given by their nodes (n, nodes, d), a Gaussian reaches, and their extents in standard deviations."""
-    lower, upper = nodes.min(axis=1), nodes.max(axis=1)
-    gap = np.maximum(np.maximum(lower - mean, mean - upper), 0.0) / std
-    return (gap <= _REACH).all(axis=1), ((upper - lower) / std).max(axis=1)
-
-
-def _dirac_load(gen: Generator, point: Sequence[float]) -> PETSc.Vec:
+def _dirac_load(gen: Generator | Chain, point: Sequence[float]) -> PETSc.Vec:
     """φ_i(point), averaged over the cells that contain the point."""
-    _check_dimension(gen, point, "dirac: point")
     mesh = gen.domain.mesh
     x = as_points([point], mesh.geometry.dim, "dirac: point")
+    if isinstance(gen, Chain):
+        return gen.dirac(x[0])
     _, cells = locate(mesh, x, "dirac: point")
     total = mesh.comm.allreduce(len(cells), op=MPI.SUM)
     function = fem.Function(gen.V)
