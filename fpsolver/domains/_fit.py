@@ -15,8 +15,8 @@ import numpy as np
 from . import _refine
 from ._arrays import Array, RawMesh, find, opposite
 from ._conform import equal_rows
-from ._parts import NUDGE, Inside
 from ._tables import along, boundary_of, edges_of, faces_of, measures_of, normals_of, numbers_of, split
+from .regions import NUDGE, Inside
 
 ACCURACY = 1e-4  # of the measure of what is marked: meshes are refined at its edge until chords are as close
 _SAMPLES = 32  # of a marker along an edge: what is shorter than their distance may be missed

@@ -10,7 +10,7 @@ from .._errors import on_root
 from ._arrays import RawMesh
 from ._fit import changes, follow
 from ._meshes import distribute
-from ._parts import Inside
+from .regions import Inside
 
 if TYPE_CHECKING:
     from .domain import Domain

@@ -17,7 +17,7 @@ from .._errors import on_root
 from .._log import logger
 from . import _periodic, _refine
 from ._arrays import SHAPES, Array, RawMesh
-from ._parts import Facets, find_boundary
+from .regions import Facets, find_boundary
 
 GHOSTS = dmesh.GhostMode.shared_facet
 SIDES = {1: ("left", "right"), 2: ("left", "right", "bottom", "top")}

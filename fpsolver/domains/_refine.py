@@ -23,8 +23,8 @@ from .. import _compat
 from .._errors import together
 from .._sample import largest, outer_sides, smallest
 from ._arrays import SHAPES, RawMesh, opposite
-from ._parts import local_indices
 from ._periodic import on_upper_sides
+from .regions import local_indices
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]

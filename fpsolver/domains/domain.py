@@ -18,8 +18,7 @@ from .._log import logger
 from . import _follow, _gmsh, _meshes, _refine, meshfile
 from ._fit import ACCURACY
 from ._gmsh import HIGHEST, RoundShape
-from ._parts import Facets, Marker, as_inside, check_new, find_boundary
-from .regions import marker_of
+from .regions import Facets, Marker, as_inside, check_new, find_boundary, marker_of
 
 Point = Sequence[float]
 
