@@ -39,11 +39,7 @@ class Sample:
 
 
 def sample(f: Any, budget: int = 200_000) -> Sample:
-    """Evaluate a scalar function on a lattice in each cell (collective).
-
-    Raises:
-        ValueError: it is not a scalar function.
-    """
+    """Evaluate a scalar function on a lattice in each cell (collective)."""
     if not isinstance(f, fem.Function):
         raise ValueError(f"expected a DOLFINx function or a solution to draw, got {type(f).__name__}")
     V = f.function_space
@@ -68,29 +64,23 @@ def sample(f: Any, budget: int = 200_000) -> Sample:
     return Sample(mesh.comm, dim, points, np.concatenate(values), (first + small).reshape(-1, dim + 1))
 
 
-@dataclass(frozen=True)
+@dataclass
 class Style:
-    """How a field is drawn; of a density only the part with the mass is looked at."""
+    """How a field of some name is drawn; of a density only the part with the mass is looked at."""
 
-    label: str
-    density: bool
-    log: bool
+    name: str
     axes: Sequence[str]
-    colours: str
-    contours: int
+    log: bool = False
+    label: str | None = None
+    cmap: Any = None
+    contours: int = 0
 
-
-def style(
-    name: str, axes: Sequence[str], log: bool = False, label: str | None = None, cmap: Any = None, contours: int = 0
-) -> Style:
-    """What the name of a field says where nothing else is asked for."""
-    density = "density" in name or name.startswith("ergodic law")
-    if label is None:
-        what, _, time = name.partition(" at t = ")
-        symbol = f" {_SYMBOLS[what]}" if what in _SYMBOLS else ""
-        label = what + symbol + (f" at $t = {time}$" if time else "")
-    # where there is no mass paper stays nearly white
-    return Style(label, density, log, axes, cmap or ("magma_r" if density else "viridis"), contours)
+    def __post_init__(self) -> None:
+        self.density = "density" in self.name or self.name.startswith("ergodic law")
+        self.cmap = self.cmap or ("magma_r" if self.density else "viridis")  # paper stays white where no mass is
+        if self.label is None:
+            what, _, time = self.name.partition(" at t = ")
+            self.label = f"{what} {_SYMBOLS.get(what, '')}".rstrip() + (f" at $t = {time}$" if time else "")
 
 
 def window(data: Sequence[Sample], style: Style) -> Window:
@@ -199,14 +189,14 @@ def _colours(a: "Axes", data: Sample, style: Style, low: float, high: float) -> 
     if data.dim == 3:
         from ._slices import slices
 
-        a.imshow(slices(data, norm, style.colours))
+        a.imshow(slices(data, norm, style.cmap))
         a.set_axis_off()
-        return ScalarMappable(norm, style.colours)
+        return ScalarMappable(norm, style.cmap)
     from matplotlib.tri import Triangulation
 
     t = Triangulation(data.points[:, 0], data.points[:, 1], data.cells)
     values = np.maximum(data.values, low) if style.log else data.values
-    artist = a.tripcolor(t, values, shading="gouraud", norm=norm, cmap=style.colours, rasterized=True)
+    artist = a.tripcolor(t, values, shading="gouraud", norm=norm, cmap=style.cmap, rasterized=True)
     if style.contours:
         levels = (np.geomspace if style.log else np.linspace)(low, high, style.contours + 2)[1:-1]
         a.tricontour(t, values, levels=levels, colors="k", linewidths=0.5, linestyles="solid", alpha=0.6)

@@ -18,11 +18,7 @@ SPARE = 1 << 16
 
 
 def store(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Write a file on this rank so that under its name there is, at any moment, all of the old content or of the new.
-
-    Raises:
-        OSError: it cannot be written, with the file's name.
-    """
+    """Write a file on this rank so that under its name there is always all of the old content or all of the new."""
     part = path.with_name(f".{path.name}.part")
     with _naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,9 +57,6 @@ def staged(comm: MPI.Comm, path: Path, mine: int) -> Iterator[Path]:
 
     Libraries that write in parallel end the process, or let the ranks wait for each other for ever, where the disk is
     full or read-only.  So room for ``mine`` bytes of each rank is claimed before they write, and given back to them.
-
-    Raises:
-        OSError: the file cannot be written, with its name.
     """
     folder, size = path.parent / f".{path.name}.part", comm.allreduce(int(1.1 * mine) + SPARE)
 

@@ -93,8 +93,7 @@ def warn_once(name: str, message: str) -> None:
 def inserted_options(prefix: str, given: Options | None, preset: Options) -> Iterator[None]:
     """Have ``given`` and ``preset`` in PETSc's database, below the command line, while the block runs.
 
-    At the end, options with this prefix that nothing has asked for are reported: a misspelt option must not pass
-    for one that was obeyed.
+    At the end, options that nothing has asked for are reported: a misspelt one must not pass for one that was obeyed.
     """
     database = PETSc.Options()
     _adopt_command_line(database)
@@ -148,15 +147,10 @@ def multigrid_preset() -> dict[str, Any]:
 
     The coarsening is the one measured for tetrahedra: 15 microseconds per unknown against 33 with hypre's defaults.
     """
-    return {
-        "ksp_type": "gmres", "ksp_rtol": 1e-12, "ksp_max_it": 400, "ksp_gmres_restart": 100,
-        "pc_type": "hypre", "pc_hypre_type": "boomeramg",
-        "pc_hypre_boomeramg_coarsen_type": "HMIS",
-        "pc_hypre_boomeramg_interp_type": "ext+i",
-        "pc_hypre_boomeramg_agg_nl": 1,
-        "pc_hypre_boomeramg_P_max": 4,
-        "pc_hypre_boomeramg_strong_threshold": 0.5,
-    }  # fmt: skip
+    hypre = {"coarsen_type": "HMIS", "interp_type": "ext+i", "agg_nl": 1, "P_max": 4, "strong_threshold": 0.5}
+    krylov = {"ksp_type": "gmres", "ksp_rtol": 1e-12, "ksp_max_it": 400, "ksp_gmres_restart": 100}
+    boomeramg = {f"pc_hypre_boomeramg_{key}": value for key, value in hypre.items()}
+    return {**krylov, "pc_type": "hypre", "pc_hypre_type": "boomeramg", **boomeramg}
 
 
 class LinearSolver:
@@ -166,12 +160,10 @@ class LinearSolver:
     """
 
     def __init__(self, A: PETSc.Mat, prefix: str, what: str, preset: Options, options: Options | None = None):
-        self.prefix, self.what = prefix, what
-        self._preset, self._options = preset, options
+        self.prefix, self.what, self._preset, self._options = prefix, what, preset, options
         self._adjoint: LinearSolver | None = None
         self.A, self.norm = A, A.norm(PETSc.NormType.INFINITY)
-        self.iterations = 0
-        self.residual = 0.0
+        self.iterations, self.residual = 0, 0.0
         self.ksp = PETSc.KSP().create(A.comm)
         self.ksp.setOperators(A)
         self.ksp.setOptionsPrefix(prefix)
@@ -184,11 +176,7 @@ class LinearSolver:
         self._work = A.createVecLeft()
 
     def solve(self, b: PETSc.Vec, x: PETSc.Vec, transpose: bool = False) -> None:
-        """Solve into ``x`` (collective).
-
-        Raises:
-            NotConverged: with the reason's name, the iterations, the residual, the prefix and advice.
-        """
+        """Solve into ``x``, or raise :class:`NotConverged` (collective)."""
         if transpose and not self._transposable:
             if self._adjoint is None:  # most preconditioners have no transposed application
                 At = self.A.transpose(PETSc.Mat())
@@ -220,10 +208,8 @@ class LinearSolver:
     def destroy(self) -> None:
         """Free the factors (collective)."""
         if self._adjoint is not None:
-            self._adjoint.A.destroy()
             self._adjoint.destroy()
         self.ksp.destroy()
-        self._work.destroy()
 
 
 def eigenpairs(
@@ -233,10 +219,7 @@ def eigenpairs(
     """At least ``k`` eigenvalues of A x = λ x or A x = λ B x, this rank's vectors (n, owned), residuals (collective).
 
     Those closest to a target or, without one, of the largest modulus, which come first; ``wanted`` are asked for.
-
-    Raises:
-        ImportError: slepc4py is missing.
-        NotConverged: fewer than ``k`` converged.
+    Fewer than ``k`` raise :class:`NotConverged`.
     """
     import_optional("slepc4py", what)
     from slepc4py import SLEPc

@@ -7,10 +7,10 @@ also the script of that process, and imports nothing of the package there.
 import importlib
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,27 +37,17 @@ def slices(data: Any, norm: Any, cmap: str) -> Any:
             command = ["xvfb-run", "-a", *command]
         # the child is no rank of this computation
         env = {k: v for k, v in os.environ.items() if not k.startswith(("OMPI_", "PMIX_", "PRTE_", "PMI_", "MPI"))}
-        message = _run(command, env, Path(folder, "messages.txt"))
+        log = Path(folder, "messages.txt")
+        with log.open("w") as out, suppress(subprocess.TimeoutExpired):
+            streams: Any = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": out}
+            subprocess.run(command, env=env, timeout=120, check=False, **streams)
         if not target.exists():
+            message = (log.read_text(errors="replace").strip().splitlines() or ["no message"])[-1]
             raise RuntimeError(
                 f"pyvista could not draw off-screen: {message}. Install xvfb (for a display), or "
                 "write the field with fpsolver.io.write to .bp or .xdmf and open it in ParaView"
             )
         return imread(target)
-
-
-def _run(command: list[str], env: dict[str, str], log: Path, patience: float = 120.0) -> str:
-    """Run a command and all that it starts, and return the last line of its messages."""
-    with log.open("w") as out:
-        streams: Any = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": out}
-        process = subprocess.Popen(command, env=env, start_new_session=True, **streams)
-        try:
-            process.wait(patience)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            return f"it did not end within {patience:.0f} s"
-    return (log.read_text(errors="replace").strip().splitlines() or ["no message"])[-1]
 
 
 def _render(source: str, target: str) -> None:

@@ -152,9 +152,6 @@ def write_domain(path: str | Path, domain: Domain) -> None:
 
     :meth:`fpsolver.Domain.read` reads it on any number of ranks, and refuses files that have changed since.  ParaView
     shows the parts as the field "parts" on the boundary: part i of ``domain.parts`` adds 2^i.
-
-    Raises:
-        OSError: the files cannot be written, with their name and the reason.
     """
     path = Path(path)
     if path.suffix != ".xdmf":

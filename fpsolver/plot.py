@@ -166,7 +166,7 @@ def _shown(
     if axes is None:
         process = getattr(getattr(answer, "generator", None), "process", None)
         axes = ("$x$", "$v$") if getattr(process, "kinetic", False) else ("$x$", "$y$", "$z$")
-    return data, _draw.style(name.replace("_", " "), axes, **options)
+    return data, _draw.Style(name.replace("_", " "), axes, **options)
 
 
 def styled(draw: Callable[[], Any]) -> Any:

@@ -72,7 +72,7 @@ def complete(process: Process, space: Space) -> Coefficients:
         )
 
     def inside(degree: int) -> tuple[Any, Any]:
-        exact = process.coefficients(space.at_quadrature(degree))
+        exact = process.coefficients(replace(space, quadrature=degree))
         return exact.D, exact.drift
 
     return replace(coefficients, inside=inside)

@@ -43,10 +43,6 @@ def tabulate_samples(space: Space, samples: Samples) -> tuple[Expr, Expr, Expr]:
 
     Where polynomials of no degree give Σ to ``samples.rtol``, as with ReLU networks on few samples, whose gradients
     jump, it is tabulated in the vertices, and it and ∇f are exact at the points of ``space.quadrature``.
-
-    Raises:
-        ValueError: values that are not finite, gradients that do not belong to the losses, losses that jump themselves
-            or that the mesh does not resolve.
     """
     if samples not in space.tables:
         space.tables[samples] = _tabulate(space, samples)

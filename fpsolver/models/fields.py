@@ -1,14 +1,14 @@
 """Sources of coefficients (numbers, callables, tabulated functions) become UFL expressions on a mesh.
 
 A source is told by its type: a number or nested sequence is constant; a callable of ``x`` gives UFL, and gets the
-numbers of the process that it asks for by further arguments, ``lambda x, F: F * x[0]``; :func:`batched` wraps a
+numbers of the process that it asks for by further arguments, ``lambda x, F: F * x[0]``; :class:`Batched` wraps a
 function of an ``(n, d)`` array, which is tabulated; a dolfinx ``Function`` is copied as it is.
 """
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from mpi4py import MPI
@@ -28,13 +28,7 @@ from ._batched import tabulate
 
 @dataclass(frozen=True)
 class Batched:
-    """A function of many points at once; see :func:`batched`."""
-
-    function: Callable[[np.ndarray], Any]
-
-
-def batched(function: Callable[[np.ndarray], Any]) -> Batched:
-    """Wrap ``function``, which maps points of shape (n, d) to values of shape (n,), (n, d), (n, d, d) or (n, N, d).
+    """A ``function`` that maps points of shape (n, d) to values of shape (n,), (n, d), (n, d, d) or (n, N, d).
 
     The values are tabulated on the mesh: losses, drifts and per-sample gradients as continuous piecewise polynomials,
     covariances as continuous piecewise linear tensors, which stay positive semi-definite between the nodes (a convex
@@ -42,9 +36,16 @@ def batched(function: Callable[[np.ndarray], Any]) -> Batched:
 
     ``function`` is called with a numpy array in double precision, and may return a numpy, PyTorch or JAX array.
     """
-    if not callable(function):
-        raise TypeError(f"batched: a function of an (n, d) array was expected, not a {type(function).__name__}.")
-    return Batched(function)
+
+    function: Callable[[np.ndarray], Any]
+
+    def __post_init__(self) -> None:
+        if not callable(self.function):
+            kind = type(self.function).__name__
+            raise TypeError(f"batched: a function of an (n, d) array was expected, not a {kind}.")
+
+
+batched = Batched
 
 
 @dataclass
@@ -90,10 +91,6 @@ class Space:
     def div(self, D: Expr) -> Expr:
         """∇·D, shape (dim,)."""
         return ufl.div(D)
-
-    def at_quadrature(self, degree: int) -> "Space":
-        """The same coordinates and numbers, with tabulated sources exact at the points of a quadrature rule."""
-        return replace(self, quadrature=degree)
 
     def constant(self, value: Any) -> Any:
         """A number or an array of any shape that no compiled form depends on."""

@@ -5,8 +5,7 @@ that Σv = Jᵀ(c − mean c)/N with c = Jv costs two, and networks of 1e5 weigh
 """
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,6 @@ Vector = np.ndarray
 _NUMBERS = 2**22  # in the gradients of several samples that are held at a time: 32 MB
 
 
-@dataclass(frozen=True)
 class Network:
     """A model, its N data, and the loss of each datum, as functions of the P weights.
 
@@ -39,17 +37,41 @@ class Network:
         filter_axis: axis of a weight array that counts outputs: 0 in PyTorch, -1 in JAX.
     """
 
-    weights: np.ndarray
-    shapes: tuple[tuple[int, ...], ...]
-    size: int
-    losses: Callable[..., Vector]
-    jvp: Callable[[Vector, Vector], Vector]
-    vjp: Callable[[Vector, Vector], Vector]
-    hvp: Callable[[Vector, Vector], Vector]
-    batch_gradient: Callable[[Vector, Vector], Vector]
-    sample_gradients: Callable[[Vector, Vector], np.ndarray]
-    filter_axis: int
-    _restricted: Callable[[Vector, np.ndarray, float], Samples]
+    def __init__(self, library: Library, weights: Vector, shapes: Sequence[Any], outputs: Any, loss: Any, data: Any):
+        self.weights, self.shapes, self.filter_axis = weights, tuple(shapes), library.filter_axis
+        self._library, self._data, arrays = library, data, library.data(data)
+        self.size, func, numpy = len(arrays[0]), library.func, library.numpy
+
+        def losses(w: Any, *batch: Any) -> Any:
+            fit = tuple(w.shape) == weights.shape
+            expect("Network: the weights' shape", tuple(w.shape), f"{weights.shape}", fit)
+            n = len(batch[0])
+            expected = f"expected ({n},), one for each sample (reduction='none')"
+            return check_losses(loss(outputs(w, batch[0]), *batch[1:]), (n,), "Network", f"{n} samples", expected)
+
+        self._losses, everything = losses, lambda w: losses(w, *arrays)
+        mean_gradient = func.grad(lambda w, *batch: losses(w, *batch).mean())
+        one_gradient = func.grad(lambda w, *sample: losses(w, *(a[None] for a in sample))[0])
+        some, one_step = numpy(losses), numpy(mean_gradient)
+        gradients = numpy(func.vmap(one_gradient, (None, *[0] * len(arrays))))
+        self.losses = lambda w, i=None: some(w, *(arrays if i is None else (a[i] for a in arrays)))
+        self.jvp = numpy(lambda w, v: func.jvp(everything, (w,), (v,))[1])
+        self.vjp = numpy(lambda w, c: func.vjp(everything, w)[1](c)[0])
+        self.hvp = numpy(lambda w, v: func.jvp(lambda u: mean_gradient(u, *arrays), (w,), (v,))[1])
+        self.batch_gradient = lambda w, i: one_step(w, *(a[i] for a in arrays))
+        self.sample_gradients = lambda w, i: gradients(w, *(a[i] for a in arrays))
+        try:
+            problem = self._unsuitable()
+        except Exception as error:
+            advice = (
+                "Take layers of elementary operations, such as torch.nn.Embedding and a mean instead of EmbeddingBag."
+            )
+            raise ValueError(
+                f"{library.what}: model and loss fail on {self.size} samples of {described(arrays)}: "
+                f"{type(error).__name__}: {error} {advice if isinstance(error, NotImplementedError) else ''}"
+            ) from error
+        if problem:
+            raise ValueError(f"{library.what}: the losses {problem}")
 
     @classmethod
     def from_torch(cls, model: Any, loss: Callable[..., Any], data: Any) -> "Network":
@@ -85,7 +107,7 @@ class Network:
             return functional_call(model, params, (inputs,))
 
         weights = torch.cat([p.reshape(-1) for p in named.values()]).numpy().copy()
-        return _built(library, weights, [tuple(p.shape) for p in named.values()], outputs, loss, data)
+        return cls(library, weights, [tuple(p.shape) for p in named.values()], outputs, loss, data)
 
     @classmethod
     def from_jax(cls, apply: Callable[..., Any], params: Any, loss: Callable[..., Any], data: Any) -> "Network":
@@ -99,7 +121,7 @@ class Network:
         if not len(weights):
             raise TypeError("Network.from_jax: the model has no weights: params is an empty tree.")
         shapes = [tuple(np.shape(p)) for p in jax.tree.leaves(params)]
-        return _built(library, np.array(weights), shapes, lambda w, inputs: apply(unravel(w), inputs), loss, data)
+        return cls(library, np.array(weights), shapes, lambda w, inputs: apply(unravel(w), inputs), loss, data)
 
     def point(self, weights: Any, what: str) -> Vector:
         """Weights as an array (P,), checked to be finite; by default those that the network was given with."""
@@ -128,7 +150,9 @@ class Network:
 
     def restricted(self, origin: Vector, directions: np.ndarray, rtol: float = 1e-3) -> PerSample:
         """The samples as functions of x in origin + directions x, for :class:`~fpsolver.SGD`; see :class:`Slice`."""
-        return PerSample(self._restricted(self.point(origin, "a slice's origin"), directions, rtol))
+        o, V = map(self._library.array, (self.point(origin, "a slice's origin"), directions))
+        part = lambda x, *batch: self._losses(o + V @ x, *batch)  # noqa: E731
+        return PerSample(Samples(self._library, part, self._data, rtol, directions.shape[1], batched=True))
 
     def sgd(
         self, learning_rate: float, steps: int, batch_size: int = 1, start: Vector | None = None, seed: int = 0,
@@ -148,84 +172,32 @@ class Network:
                 path.append(w.copy())
         return np.array(path)
 
-
-def _built(
-    library: Library, weights: Vector, shapes: list[tuple[int, ...]], outputs: Callable[[Any, Any], Any],
-    loss: Callable[..., Any], data: Any,
-) -> Network:  # fmt: skip
-    """The network, if it can be evaluated and differentiated, and its losses are functions of weights and samples."""
-    arrays, func, numpy = library.data(data), library.func, library.numpy
-
-    def losses(w: Any, *batch: Any) -> Any:
-        fit = tuple(w.shape) == weights.shape
-        expect("Network: the weights' shape", tuple(w.shape), f"{weights.shape}", fit)
-        n = len(batch[0])
-        expected = f"expected ({n},), one for each sample (reduction='none')"
-        return check_losses(loss(outputs(w, batch[0]), *batch[1:]), (n,), "Network", f"{n} samples", expected)
-
-    def restricted(origin: Vector, V: np.ndarray, rtol: float) -> Samples:
-        o, D = library.array(origin), library.array(V)
-        part = lambda x, *batch: losses(o + D @ x, *batch)  # noqa: E731
-        return Samples(library, part, data, rtol, V.shape[1], batched=True)
-
-    everything = lambda w: losses(w, *arrays)  # noqa: E731
-    mean_gradient = func.grad(lambda w, *batch: losses(w, *batch).mean())
-    one_gradient = func.grad(lambda w, *sample: losses(w, *(a[None] for a in sample))[0])
-    some, one_step = numpy(losses), numpy(mean_gradient)
-    gradients = numpy(func.vmap(one_gradient, (None, *[0] * len(arrays))))
-    network = Network(
-        weights=weights,
-        shapes=tuple(shapes),
-        size=len(arrays[0]),
-        losses=lambda w, i=None: some(w, *(arrays if i is None else (a[i] for a in arrays))),
-        jvp=numpy(lambda w, v: func.jvp(everything, (w,), (v,))[1]),
-        vjp=numpy(lambda w, c: func.vjp(everything, w)[1](c)[0]),
-        hvp=numpy(lambda w, v: func.jvp(lambda u: mean_gradient(u, *arrays), (w,), (v,))[1]),
-        batch_gradient=lambda w, i: one_step(w, *(a[i] for a in arrays)),
-        sample_gradients=lambda w, i: gradients(w, *(a[i] for a in arrays)),
-        filter_axis=library.filter_axis,
-        _restricted=restricted,
-    )
-    try:
-        problem = _unsuitable(network)
-    except Exception as error:
-        raise ValueError(
-            f"{library.what}: model and loss fail on {network.size} samples of {described(arrays)}: "
-            f"{type(error).__name__}: {error}"
-            + " Take layers of elementary operations, such as torch.nn.Embedding and a mean instead of EmbeddingBag."
-            * isinstance(error, NotImplementedError)
-        ) from error
-    if problem:
-        raise ValueError(f"{library.what}: the losses {problem}")
-    return network
-
-
-def _unsuitable(network: Network) -> str | None:
-    """What is wrong with the losses at the network's own weights: they are not what they are taken for."""
-    w, losses, jvp = network.weights, network.losses, network.jvp
-    f = losses(w)
-    if not np.isfinite(f).all():
-        bad = np.flatnonzero(~np.isfinite(f))
-        return f"of {len(bad)} of the {len(f)} samples are not finite, that of sample {bad[0]} is {f[bad[0]]}."
-    small = 1e-9 * float(np.abs(f).max())
-    if not np.allclose(f, losses(w), rtol=1e-6, atol=small):
-        return "are random: they differ from call to call (drop-out that evaluation mode does not switch off?)."
-    if not np.allclose(f[:2], losses(w, np.arange(2)), rtol=1e-6, atol=small):
-        return "of samples depend on the others of their batch (batch normalisation without running statistics?)."
-    # derivatives in a random direction against differences, over all samples: few of them are near kinks
-    v = np.random.default_rng(0).standard_normal(len(w))
-    v *= max(1.0, float(np.linalg.norm(w))) / np.linalg.norm(v)
-    slopes, advice = jvp(w, v), "is the model differentiable (no rounding, argmax, detach)"
-    if not slopes.any() and not jvp(w + v, v).any():
-        return f"do not change with the weights, as far as automatic differentiation sees: {advice}?"
-    h = 1e-7  # so small that single precision shows
-    ahead, behind = losses(w + h * v), losses(w - h * v)
-    differences = (ahead - behind) / (2 * h)
-    scale = sum(float(np.linalg.norm(a)) for a in (differences, (ahead - f) / h, (behind - f) / h))
-    if np.linalg.norm(slopes - differences) <= 1e-2 * scale + 1e-7 * float(np.linalg.norm(f)):
-        return None
-    worst = int(np.argmax(np.abs(slopes - differences)))
-    return (
-        f"do not belong to their derivatives: in a random direction that of sample {worst} is {slopes[worst]:.6g}, by "
-        f"differences {differences[worst]:.6g}: {advice}, and in double precision?"
-    )
+    def _unsuitable(self) -> str | None:
+        """What is wrong with the losses at the network's own weights: they are not what they are taken for."""
+        w, losses, jvp = self.weights, self.losses, self.jvp
+        f = losses(w)
+        if not np.isfinite(f).all():
+            bad = np.flatnonzero(~np.isfinite(f))
+            return f"of {len(bad)} of the {len(f)} samples are not finite, that of sample {bad[0]} is {f[bad[0]]}."
+        small = 1e-9 * float(np.abs(f).max())
+        if not np.allclose(f, losses(w), rtol=1e-6, atol=small):
+            return "are random: they differ from call to call (drop-out that evaluation mode does not switch off?)."
+        if not np.allclose(f[:2], losses(w, np.arange(2)), rtol=1e-6, atol=small):
+            return "of samples depend on the others of their batch (batch normalisation without running statistics?)."
+        # derivatives in a random direction against differences, over all samples: few of them are near kinks
+        v = np.random.default_rng(0).standard_normal(len(w))
+        v *= max(1.0, float(np.linalg.norm(w))) / np.linalg.norm(v)
+        slopes, advice = jvp(w, v), "is the model differentiable (no rounding, argmax, detach)"
+        if not slopes.any() and not jvp(w + v, v).any():
+            return f"do not change with the weights, as far as automatic differentiation sees: {advice}?"
+        h = 1e-7  # so small that single precision shows
+        ahead, behind = losses(w + h * v), losses(w - h * v)
+        differences = (ahead - behind) / (2 * h)
+        scale = sum(float(np.linalg.norm(a)) for a in (differences, (ahead - f) / h, (behind - f) / h))
+        if np.linalg.norm(slopes - differences) <= 1e-2 * scale + 1e-7 * float(np.linalg.norm(f)):
+            return None
+        worst = int(np.argmax(np.abs(slopes - differences)))
+        return (
+            f"do not belong to their derivatives: in a random direction that of sample {worst} is {slopes[worst]:.6g}, "
+            f"by differences {differences[worst]:.6g}: {advice}, and in double precision?"
+        )

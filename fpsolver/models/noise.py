@@ -160,19 +160,17 @@ class PerSample(Noise):
     def covariance(self, space: Space) -> Expr:
         """σ σᵀ from symbolic gradients or from tabulated ones."""
         if isinstance(self.samples, Batched):
-            return self._tabulated(space, self.samples.function)
-        if isinstance(self.samples, Samples):
-            return self._shared(space, self.samples.size, tabulate_samples(space, self.samples)[2])
-        gradients = [space.grad(f) for f in self.losses(space)]
-        mean = total(gradients) / len(gradients)
-        return self._shared(space, len(gradients), _mean_outer([g - mean for g in gradients]))
-
-    def _shared(self, space: Space, N: int, Sigma: Expr) -> Expr:
-        """What drawing without replacement leaves of Σ."""
+            N, Sigma = self._tabulated(space, self.samples.function)
+        elif isinstance(self.samples, Samples):
+            N, Sigma = self.samples.size, tabulate_samples(space, self.samples)[2]
+        else:
+            gradients = [space.grad(f) for f in self.losses(space)]
+            N, mean = len(gradients), total(gradients) / len(gradients)
+            Sigma = _mean_outer([g - mean for g in gradients])
         return Sigma if self.replacement else (N - space.parameters.get("batch_size", 1)) / (N - 1) * Sigma
 
-    def _tabulated(self, space: Space, gradients: Callable[[Any], Any]) -> Expr:
-        """Σ of gradients at points, as a batched matrix source (collective)."""
+    def _tabulated(self, space: Space, gradients: Callable[[Any], Any]) -> tuple[int, Expr]:
+        """N and Σ of gradients at points, as a batched matrix source (collective)."""
         what, sizes = "PerSample(fp.batched(grads))", set[int]()
 
         def moment(x: Any) -> Any:
@@ -190,7 +188,7 @@ class PerSample(Noise):
         batch = space.parameters.get("batch_size")
         if batch is not None and float(batch.value) > found[0]:
             raise ValueError(f"batch_size is {float(batch.value):g}, but grads returned only {found[0]} samples.")
-        return self._shared(space, found[0], Sigma)
+        return found[0], Sigma
 
 
 @dataclass(frozen=True)

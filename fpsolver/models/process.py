@@ -116,11 +116,7 @@ class Process(ABC):
         return None
 
     def weights(self, dim: int) -> int:
-        """How many of ``dim`` coordinates sources see.
-
-        Raises:
-            ValueError: ``dim`` is no multiple of the coordinates per weight.
-        """
+        """How many of ``dim`` coordinates sources see, of which ``dim`` must be a multiple."""
         if dim % self.copies:
             raise ValueError(
                 f"{type(self).__name__} has {self.copies} coordinates per weight: the domain's dimension must be a "
@@ -142,11 +138,7 @@ class Process(ABC):
         return numbers | ({"s": levels[0]} if levels else {})
 
     def with_parameters(self, **changes: float) -> Self:
-        """The same process with other numbers.
-
-        Raises:
-            ValueError: unknown name; the known ones are listed.
-        """
+        """The same process with other numbers."""
         known, new = self.numbers(), dict[str, Any](changes)
         for name in changes:
             if name not in known:

@@ -55,11 +55,7 @@ class Samples:
         self._known: dict[tuple[int, int], int] = {}
 
     def losses_and_gradients(self, x: np.ndarray, index: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Losses (n, B) and gradients (n, B, d) of the samples ``index`` (n, B) at points (n, d); None: of all N.
-
-        Raises:
-            ValueError: the points have another dimension than the samples.
-        """
+        """Losses (n, B) and gradients (n, B, d) of the samples ``index`` (n, B) at points (n, d); None: of all N."""
         x = np.ascontiguousarray(x, dtype=float)
         if self.dim is not None and x.shape[1] != self.dim:
             raise ValueError(f"the samples are functions of {self.dim} coordinate(s), the points have {x.shape[1]}.")

@@ -43,11 +43,7 @@ def triangular_root(columns: Array) -> Array:
 
 
 def semidefinite_root(matrix: Array) -> Array:
-    """A factor R (d, d, n) with R Rᵀ = A for positive semi-definite A (d, d, n), by Cholesky with pivoting.
-
-    Raises:
-        ValueError: A is indefinite beyond rounding.
-    """
+    """A factor R (d, d, n) with R Rᵀ = A for positive semi-definite A (d, d, n), by Cholesky with pivoting."""
     d, rest, columns = len(matrix), matrix, []
     size = sum(abs(matrix[i, i]) for i in range(d))
     for _ in range(d):
@@ -110,9 +106,6 @@ class Descent:
     samples, plus −std/B Σ_{i∈b} ξ_i ∇m_i for labels that are drawn anew, plus Σ^{1/2} ξ/√B for noise of which only the
     covariance is known, where ξ are standard normal.  Φ_b(x) is then a normal variable, if the step is linear:
     ``gaussian``.  States move by ``step``, (d, n) and what :meth:`draw` gave -> (d, n).
-
-    Raises:
-        NotCompilable: for "c", if the samples are no formulas.
     """
 
     def __init__(self, process: Optimiser, dim: int, backend: Backend = "numpy", varying: Sequence[str] = ()):
@@ -239,11 +232,7 @@ class Descent:
         return 1 if N == 1 else comb(N + B - 1, B) if self.replacement else comb(N, B)
 
     def all_batches(self, most: int) -> tuple[Array, Array]:
-        """Every batch once: indices of samples (B, K) and probabilities (K,), which sum to one.
-
-        Raises:
-            ValueError: there are more than ``most``.
-        """
+        """Every batch once, at most so many: indices of samples (B, K) and probabilities (K,), which sum to one."""
         if self.batches > most:
             raise ValueError(f"there are {self.batches} different batches, more than {most}.")
         N, B = self.samples, self.batch_size

@@ -47,15 +47,9 @@ class Quantities(ABC):
 
 
 class Family(Quantities):
-    """Formulas: one function for all samples whose expressions differ in numbers only.
+    """Formulas, of each sample equally many: one function for all samples that differ in numbers only.
 
-    Args:
-        samples: the expressions of each sample, equally many components each.
-        space: whose coordinates they are written in.
-        backend: "c" to compile the means.
-
-    Raises:
-        NotCompilable: for "c", if some formula contains ``fp.batched`` functions or all together are too long.
+    They are compiled for the backend "c", or :class:`NotCompilable` is raised.
     """
 
     def __init__(self, samples: Sequence[Sequence[Expr]], space: PointSpace, backend: Backend = "numpy"):

@@ -214,10 +214,7 @@ def _callback(function: Callable[[np.ndarray], Any], dim: int, shape: tuple[int,
 
 @dataclass(frozen=True)
 class Code:
-    """Generated code of scalar expressions: a function of (x, c, f), the same for those that differ in numbers c only.
-
-    The functions f are those of ``fp.batched`` sources.
-    """
+    """Generated code of scalar expressions: a function of points x, numbers c and functions f of ``fp.batched``."""
 
     source: str
     numbers: tuple[float, ...]
@@ -232,11 +229,7 @@ class Code:
 
 
 def generate(expressions: Sequence[Expr], space: PointSpace) -> Code:
-    """Code of UFL expressions of any shape, their components in row-major order.
-
-    Raises:
-        ValueError: a node that has no meaning at a point, such as a dolfinx Function or a facet normal; it is named.
-    """
+    """Code of UFL expressions of any shape, their components in row-major order."""
     writer, results = _Writer(space), []
     for e in expressions:
         # twice: the gradient of a gradient is only seen after the inner one is gone

@@ -158,11 +158,7 @@ def _translated(line: str) -> str:
 
 @lru_cache(maxsize=64)
 def library(source: str) -> ctypes.CDLL:
-    """The compiled code, from DOLFINx' cache if it is there; every process does this for itself.
-
-    Raises:
-        RuntimeError: the compiler is missing or refuses.
-    """
+    """The compiled code, from DOLFINx' cache if it is there; every process does this for itself."""
     options = dolfinx.jit.get_options()
     compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
     flags = [*options["cffi_extra_compile_args"], "-O3", "-fno-math-errno", "-fno-trapping-math", "-std=gnu11"]

@@ -187,11 +187,7 @@ def _on_segment(x: Array, a: Array, b: Array) -> Array:
 
 
 def walls_of(domain: Domain, absorbing: Sequence[str]) -> Walls:
-    """The boundary of a domain, on every rank in full (collective).
-
-    Raises:
-        ValueError: an unknown part, or curved cells whose boundary is neither a circle nor a sphere.
-    """
+    """The boundary of a domain, which may be curved where it is circles or spheres, on every rank (collective)."""
     boundary, comm, dim = domain.boundary, domain.comm, domain.dim
     labels = np.full(len(boundary.facets), REFLECTING)
     for k, name in reversed(list(enumerate(absorbing))):
