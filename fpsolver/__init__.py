@@ -67,9 +67,8 @@ from .models.fields import batched
 from .models.langevin import Langevin, Noisy, UnderdampedLangevin
 from .models.network import Network
 from .models.noise import Covariance, Isotropic, LabelNoise, Noise, PerSample
-from .models.optimisers import Adam, ClippedSGD, Nesterov, RMSprop, SignSGD
+from .models.optimisers import SGD, Adam, ClippedSGD, MomentumSGD, Nesterov, RMSprop, SignSGD
 from .models.process import SDE, Coefficients, Process
-from .models.sgd import SGD, MomentumSGD
 from .models.slices import Slice
 from .montecarlo.compare import Comparison, compare
 from .montecarlo.ensemble import Ensemble, Estimate

@@ -31,10 +31,8 @@ class NotConverged(RuntimeError):
     partial: Any = None
 
     def __init__(self, what: str, reason: str, iterations: int, residual: float, prefix: str, advice: str):
-        super().__init__(
-            f"{what} did not converge: {reason} after {iterations} iterations, relative residual {residual:.2e} "
-            f"(options prefix -{prefix}). {advice}"
-        )
+        done = f"{reason} after {iterations} iterations, relative residual {residual:.2e}"
+        super().__init__(f"{what} did not converge: {done} (options prefix -{prefix}). {advice}")
         self.reason, self.iterations, self.residual, self.prefix = reason, iterations, residual, prefix
 
 
@@ -97,8 +95,7 @@ def end_all_ranks() -> None:
         sys.stderr.flush()
         if MPI.COMM_WORLD.rank > 0:
             time.sleep(0.5)  # where all ranks raise the same, the first one can finish what it says
-        if MPI.Is_initialized() and not MPI.Is_finalized():
-            MPI.COMM_WORLD.Abort(1)
+        MPI.COMM_WORLD.Abort(1)
 
     sys.excepthook = hook
 

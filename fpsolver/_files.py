@@ -13,8 +13,7 @@ from mpi4py import MPI
 
 from ._errors import on_root
 
-SPARE = 1 << 16
-"""Bytes for each rank beside the numbers themselves: headers, indices, XML."""
+SPARE = 1 << 16  # bytes for each rank beside the numbers themselves: headers, indices, XML
 
 
 def store(path: Path, write: Callable[[BinaryIO], Any]) -> None:

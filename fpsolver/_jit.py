@@ -25,9 +25,7 @@ import ufl
 
 from ._log import logger
 
-PATIENCE = 2.0
-"""Seconds after which the log says what is being compiled."""
-
+PATIENCE = 2.0  # seconds after which the log says what is being compiled
 _compile = jit._compile_objects
 _loaded: dict[str, tuple[Any, Any]] = {}
 _locks: dict[Path, int] = {}

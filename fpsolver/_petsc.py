@@ -35,7 +35,6 @@ from ._errors import NotConverged, import_optional  # noqa: E402
 from ._log import logger  # noqa: E402
 
 PREFIXES = ("fp_evolve_", "fp_exit_", "fp_stationary_", "fp_spectrum_")
-
 Options = Mapping[str, Any]
 
 
@@ -121,9 +120,8 @@ def inserted_options(prefix: str, given: Options | None, preset: Options) -> Ite
             database.delValue(name)
 
 
+# what an iterative method gets that the user puts in place of a direct one; PETSc would be content with 1e-5
 ITERATIVE = {"ksp_rtol": 1e-12, "ksp_max_it": 2000, "ksp_gmres_restart": 200}
-"""What an iterative method gets that the user puts in place of a direct one; PETSc would be content with 1e-5."""
-
 _COMMON_OPTIONS = (
     "ksp_type ksp_rtol ksp_atol ksp_max_it ksp_monitor ksp_converged_reason ksp_view ksp_gmres_restart pc_type "
     "pc_factor_mat_solver_type pc_hypre_type pc_hypre_boomeramg_strong_threshold mat_mumps_icntl_7 mat_mumps_icntl_14 "

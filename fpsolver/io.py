@@ -24,10 +24,7 @@ from .domains.domain import Domain
 from .domains.meshfile import UNSIGNED, XDMF_KEY, sign
 
 SUFFIXES = {".bp": "VTX (ADIOS2)", ".xdmf": "XDMF", ".npz": "NumPy"}
-"""The file types of :func:`write`."""
-
-Fields: TypeAlias = Any
-"""A function, a list of functions or a dictionary of functions, see :func:`write`."""
+Fields: TypeAlias = Any  # a function, a list of functions or a dictionary of functions, see write()
 
 
 def write(path: str | Path, functions: Fields, times: Sequence[float] | None = None) -> None:

@@ -13,8 +13,7 @@ from .. import _compat
 from .._arguments import check_integer
 from .._errors import together
 from ..domains.domain import Domain
-from ..models.optimisers import Optimiser
-from ..models.sgd import SGD
+from ..models.optimisers import SGD, Optimiser
 from ..pointwise.dynamics import Descent
 from ._cells import mixed, uniform
 from ._points import lattice

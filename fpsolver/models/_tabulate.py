@@ -85,12 +85,7 @@ def _tabulate(space: Space, samples: Samples) -> Table:
             f"{samples.rtol:g}: the loss's error is {errors[0]:.2g} of the largest value at degree {degree}. Refine "
             "the mesh, or make the domain smaller; gradients may jump, losses that jump themselves cannot be tabulated."
         )
-    logger.info(
-        "polynomials of degree %d miss Σ by %.1e of its largest value (do gradients jump, as those of ReLU networks? "
-        "is the mesh too coarse?): it is evaluated at quadrature points instead",
-        degree,
-        error,
-    )
+    logger.info("polynomials miss Σ by %.1e (do gradients jump?): it is evaluated at quadrature points instead", error)
     # continuous and linear in each cell, hence semi-definite
     linear = _function(space, 1, _moments(space, samples, _nodes(space, 1))[1])
     return Table(_interpolate(space, samples, space.degree + 1).loss, None, linear, 1, error)

@@ -1,20 +1,20 @@
-"""Algorithms as maps of their state, for chains and paths; SGD and momentum (sgd.py) are diffusions as well."""
+"""Algorithms as maps of their state, for chains and paths; SGD and momentum are diffusions as well."""
 
 from abc import abstractmethod
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
+import ufl
 from ufl.core.expr import Expr
 
 from .._arguments import check_positive, expect, is_number
 from .fields import Space
-from .noise import Noise, PerSample, samples_of
-from .process import Coefficients, Process
-from .samples import Samples
+from .noise import Noise, is_level, samples_of
+from .process import Coefficients, Process, on_phase_space
 
 Array = np.ndarray[Any, Any]
-ELSEWHERE = {
+ELSEWHERE = {  # what PyTorch calls otherwise
     "lr": "the learning rate is learning_rate=",
     "eta": "the learning rate is learning_rate=",
     "momentum": "take fp.MomentumSGD(loss, noise, learning_rate, momentum) or fp.Nesterov",
@@ -25,7 +25,6 @@ ELSEWHERE = {
     "alpha": "the decay of the mean square is decay=",
     "params": "the weights are the coordinates of the domain",
 }
-"""What PyTorch calls otherwise."""
 
 
 @dataclass(frozen=True)
@@ -92,26 +91,14 @@ class Optimiser(Process):
         """There are none, which is an error."""
         raise TypeError(f"{type(self).__name__} is an algorithm, not a diffusion: ask fp.Chain, or fp.SGD's generator.")
 
-    def _samples(self) -> PerSample | None:
-        """Those whose mean is the loss."""
-        return samples_of(self.noise) if self.loss is None else None
-
-    def loss_on(self, space: Space) -> Expr | None:
-        """The loss, by default the mean of the samples'."""
-        samples = self._samples()
-        return samples.mean_loss(space) if samples else super().loss_on(space)
-
     def loss_source(self) -> Any:
-        """The loss, or the samples whose mean it is."""
-        samples = self._samples()
-        if samples is None:
-            return self.loss
-        return samples.samples if isinstance(samples.samples, Samples) else samples.formulas()
+        """The loss, by default the noise whose samples' mean it is."""
+        return samples_of(self.noise) if self.loss is None else self.loss
 
     def gradient(self, space: Space) -> Expr:
         """∇f as UFL."""
-        samples = self._samples()
-        return samples.mean_gradient(space) if samples else space.grad(self.loss_on(space))
+        source = self.loss_source()
+        return space.grad(self.loss_on(space)) if source is self.loss else source.mean_gradient(space)
 
 
 @dataclass(frozen=True)
@@ -210,3 +197,88 @@ class Adam(Optimiser):
         second = self.beta2 * second + (1 - self.beta2) * g * g
         change = first / (np.sqrt(np.maximum(second, 0.0)) + self.epsilon) + self.weight_decay * x
         return np.concatenate((x - self.learning_rate * change, first, second))
+
+
+@dataclass(frozen=True)
+class SGD(Optimiser):
+    """Stochastic gradient descent x' = x − η g, as a diffusion b = −∇f, D = η/(2B) Σ; one step is time η (t = η k).
+
+    Li, Tai, E (2017), stochastic modified equations of order one and two, Itô sense: expectations at a fixed time
+    differ from the algorithm's by O(η) or O(η²).  Order two has the drift −∇(f + (η/4)|∇f|²) and the same D.
+
+    Order two is about means on finite times.  Variances are O(η) themselves and right to leading order in both: on
+    f = h x²/2 with noise s² the stationary one is η s²/(h(2 − ηh)) for the algorithm, η s²/(2h) for order one and
+    η s²/(h(2 + ηh)), no better, for order two.
+
+    Attributes:
+        loss, noise, learning_rate, batch_size: f, Σ, η and B, as of every algorithm: f may be None with ``PerSample``.
+        order: weak order of the approximation, 1 or 2.
+    """
+
+    batch_size: float = 1
+    order: Literal[1, 2] = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        expect("SGD: order", self.order, "the weak order 1 or 2", self.order in (1, 2))
+
+    def numbers(self) -> dict[str, float]:
+        """All that can change without recompiling; the order is none of them."""
+        return {name: value for name, value in super().numbers().items() if name != "order"}
+
+    def move(self, state: Array, g: Array) -> Array:
+        """One step."""
+        return state - self.learning_rate * g
+
+    def _level(self, space: Space) -> Any:
+        """η/2B."""
+        eta, B = space.parameter("learning_rate", self.learning_rate), space.parameter("batch_size", self.batch_size)
+        return eta / (2 * B)
+
+    def coefficients(self, space: Space) -> Coefficients:
+        """D = η/(2B) Σ, β = −∇f − ∇·D with the modified f for order two."""
+        D = self._level(space) * self.noise.covariance(space)
+        drift = -self.gradient(space) if self.order == 1 else -space.grad(self._modified_loss(space))
+        return Coefficients(D, drift - ufl.div(D), 1.0, drift if self.order == 1 else None)
+
+    def isotropic_diffusion(self) -> float | None:
+        """ηs/2B for isotropic noise of constant level s."""
+        s = self.numbers()["s"] if is_level(self.noise) else None
+        return None if s is None else self.learning_rate * s / (2 * self.batch_size)
+
+    def _modified_loss(self, space: Space) -> Expr:
+        f, g = self.loss_on(space), self.gradient(space)
+        eta = space.parameter("learning_rate", self.learning_rate)
+        return f if self.order == 1 else f + eta / 4 * ufl.dot(g, g)
+
+    def potential(self, space: Space) -> Expr | None:
+        """U = 2Bf/(ηs) for isotropic noise of constant level s; Itô SGD with any other Σ(x) is not Gibbs."""
+        if not self.isotropic_diffusion():
+            return None
+        return self._modified_loss(space) / (self._level(space) * space.parameter("s", self.noise.s))  # type: ignore
+
+
+@dataclass(frozen=True)
+class MomentumSGD(HeavyBall):
+    """Heavy-ball SGD as a kinetic process on (x, v), with noise in v only: D is degenerate for every Σ.
+
+    The algorithm v ← μ v − η g, x ← x + v with stochastic gradient g becomes, with V = v/√η and time √η per step,
+    dX = V dt, dV = −(γ V + ∇f) dt + (√η Σ/B)^{1/2} dW, γ = (1 − μ)/√η, hence D_v = √η/(2B) Σ.
+
+    Attributes:
+        loss, noise, learning_rate: f, Σ and η, of x alone, as of :class:`SGD`.
+        momentum: μ in [0, 1).
+        batch_size: B.
+    """
+
+    kinetic = True
+
+    momentum: float
+    batch_size: float = 1
+
+    def coefficients(self, space: Space) -> Coefficients:
+        """b = (v, −γv − ∇f), D = diag(0, √η/(2B) Σ(x)); ∇·D = 0 because Σ does not depend on v."""
+        root = ufl.sqrt(space.parameter("learning_rate", self.learning_rate))
+        B = space.parameter("batch_size", self.batch_size)
+        gamma = (1 - space.parameter("momentum", self.momentum)) / root
+        return on_phase_space(space, gamma, self.gradient(space), root / (2 * B) * self.noise.covariance(space))

@@ -14,10 +14,9 @@ from ufl.core.expr import Expr
 
 from .._arguments import check_choice, expect, is_number
 from .fields import Space, wanted_by
-from .noise import Isotropic, Noise, Sum, is_level, parts_of
+from .noise import Isotropic, Noise, PerSample, Sum, is_level, parts_of
 
-SHARES = {"ito": 1.0, "stratonovich": 0.5, "divergence": 0.0}
-"""How much of ∇·D each convention takes off the drift."""
+SHARES = {"ito": 1.0, "stratonovich": 0.5, "divergence": 0.0}  # of ∇·D, which are taken off the drift
 
 
 @dataclass(frozen=True)
@@ -60,14 +59,10 @@ class Process(ABC):
 
     parameters: Any = field(default=None, kw_only=True)
 
-    scaling: ClassVar[tuple[str, ...]] = ()
-    """Parameters by which coordinates or time are scaled, so that they cannot change on the way."""
-    copies: ClassVar[int] = 1
-    """Coordinates per coordinate that sources see, which are the first ones: 2 on (x, v)."""
-    kinetic: ClassVar[bool] = False
-    """Whether it lives on (x, v) with the loss a function of x."""
-    timed: ClassVar[bool] = False
-    """Whether formulas ask for the time t; with another value of the number t, the time stands still there."""
+    scaling: ClassVar[tuple[str, ...]] = ()  # numbers that scale coordinates or time, and cannot change on the way
+    copies: ClassVar[int] = 1  # coordinates per coordinate that sources see, which are the first ones: 2 on (x, v)
+    kinetic: ClassVar[bool] = False  # whether it lives on (x, v) with the loss a function of x
+    timed: ClassVar[bool] = False  # whether formulas ask for the time; with a number t given, it stands still there
 
     def __post_init__(self) -> None:
         # copied, for others may change it later
@@ -97,11 +92,12 @@ class Process(ABC):
 
     def loss_on(self, space: Space) -> Expr | None:
         """The loss of which it is a descent, as UFL; None for other processes."""
-        loss = getattr(self, "loss", None)
-        return None if loss is None else space.scalar(loss, f"{type(self).__name__}: loss")
+        if isinstance(source := self.loss_source(), PerSample):
+            return source.mean_loss(space)
+        return None if source is None else space.scalar(source, f"{type(self).__name__}: loss")
 
     def loss_source(self) -> Any:
-        """The source of it, of positions only, or the samples whose mean it is; None for other processes."""
+        """The source of it, of positions only, or the noise whose samples' mean it is; None for other processes."""
         return getattr(self, "loss", None)
 
     def energy(self, space: Space) -> Expr | None:

@@ -14,7 +14,7 @@ from ..discretisation.generator import Generator
 from ..domains.domain import Domain
 from ..evolution.evolve import backward
 from ..exits.exit import mean_exit_time
-from ..models.sgd import SGD, MomentumSGD
+from ..models.optimisers import SGD, MomentumSGD
 from ..pointwise.family import lambdify
 from ..pointwise.lambdify import PointSpace
 from .ensemble import LEVEL, Ensemble, Estimate, computed

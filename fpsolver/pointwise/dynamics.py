@@ -12,17 +12,15 @@ import numpy as np
 import ufl
 
 from ..models.noise import LabelNoise, PerSample, Sum, parts_of, samples_of
-from ..models.optimisers import Optimiser
+from ..models.optimisers import SGD, MomentumSGD, Optimiser
 from ..models.process import Process
-from ..models.sgd import SGD, MomentumSGD
 from .family import Backend, Family, gradients_of, gradients_of_formulas, lambdify
 from .lambdify import PointSpace, generate
 from .native import NotCompilable
 
 Array = np.ndarray[Any, Any]
 Coefficients = Callable[[Array], tuple[Array, Array]]
-CHUNK = 1 << 16
-"""Numbers per temporary array, for which caches are large enough."""
+CHUNK = 1 << 16  # numbers per temporary array, for which caches are large enough
 
 
 def triangular_root(columns: Array) -> Array:

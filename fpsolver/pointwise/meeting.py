@@ -9,8 +9,7 @@ from scipy.special import ndtri
 from .walls import Walls
 
 Array = np.ndarray[Any, Any]
-BRIDGE_REACH = 3.8
-"""In standard deviations of a step: with both ends farther from a wall, it was met with probability below 1e-12."""
+BRIDGE_REACH = 3.8  # standard deviations of a step: of ends farther from a wall, below 1e-12 have met it on the way
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,7 @@ import numpy as np
 from .lambdify import Code
 
 Array = np.ndarray[Any, Any]
-LONGEST = 3000
-"""Lines of generated code, beyond which compiling takes too long."""
+LONGEST = 3000  # lines of generated code, beyond which compiling takes too long
 
 _HEAD = """
 #include <math.h>

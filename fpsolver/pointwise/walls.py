@@ -15,8 +15,7 @@ from .._sample import largest, smallest
 from ..domains.domain import Domain
 
 Array = np.ndarray[Any, Any]
-REFLECTING = -1
-"""Label of boundary facets that belong to no absorbing part."""
+REFLECTING = -1  # label of boundary facets that belong to no absorbing part
 
 
 class Walls(ABC):
@@ -25,6 +24,7 @@ class Walls(ABC):
     surfaces = 1
     quick = False  # whether it costs no more than a step
     extent: Array  # of the domain in each coordinate, shape (d,)
+    sides: Sequence[Callable[[Array], Array]]  # labels of points on each surface
     periods: Array | None = None  # ends of periodic coordinates, as Domain.periods; paths may be any turns off
 
     def depth(self, x: Array) -> Array:
@@ -46,9 +46,9 @@ class Walls(ABC):
     def normal(self, surface: int, x: Array) -> Array:
         """Outward unit normals of a surface at the points nearest to x, shape (d, n)."""
 
-    @abstractmethod
     def label(self, surface: int, x: Array) -> Array:
         """Number of the absorbing part nearest to x on a surface, -1 where it reflects, shape (n,)."""
+        return self.sides[surface](self.wrapped(x))
 
 
 def _labels(corners: Array, labels: Array) -> Callable[[Array], Array]:
@@ -81,9 +81,6 @@ class _Box(Walls):
         n[self.bounded[surface // 2]] = 1.0 if surface % 2 else -1.0
         return n
 
-    def label(self, surface: int, x: Array) -> Array:
-        return self.sides[surface](self.wrapped(x))
-
 
 class _Round(Walls):
     """A disk, a ball, or what lies between two concentric circles or spheres, whose smooth boundary is meant."""
@@ -105,9 +102,6 @@ class _Round(Walls):
         away = x - self.center
         return self.spheres[surface][1] * away / np.linalg.norm(away, axis=0)
 
-    def label(self, surface: int, x: Array) -> Array:
-        return self.sides[surface](x)
-
 
 class _Facets(Walls):
     """Any boundary of straight facets: one surface, the nearest facet, found among those with the nearest centres.
@@ -121,6 +115,7 @@ class _Facets(Walls):
         self.reach = np.linalg.norm(corners - centers[:, None], axis=2).max()
         self.tree = cKDTree(centers)
         self.near = min(4 if corners.shape[2] == 2 else 24, len(corners))
+        self.sides = [lambda x: labels[self.nearest(x)[1]]]
 
     def nearest(self, x: Array) -> tuple[Array, Array, Array]:
         """Signed distance (n,), number of the nearest facet (n,) and the nearest point on it (n, d)."""
@@ -155,9 +150,6 @@ class _Facets(Walls):
         far = np.abs(signed) > 1e-9 * self.reach
         away = (closest.T - x) / np.where(far, signed, 1.0)
         return np.where(far, away, self.normals[facet].T)
-
-    def label(self, surface: int, x: Array) -> Array:
-        return self.labels[self.nearest(x)[1]]
 
 
 def closest_points(x: Array, corners: Array) -> Array:

@@ -11,7 +11,7 @@ from ...chain import Chain
 from ...discretisation.generator import Generator
 from ...domains.domain import Domain
 from ...exits.exit import mean_exit_time
-from ...models.sgd import SGD, MomentumSGD
+from ...models.optimisers import SGD, MomentumSGD
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from ..._errors import together
 from ...discretisation.solution import bounds
 from ...domains.domain import Domain
 from ...models.fields import Batched
-from ...models.noise import Noise, parts_of, samples_of
+from ...models.noise import Noise, PerSample, parts_of, samples_of
+from ...models.optimisers import SGD, MomentumSGD
 from ...models.process import Process
 from ...models.samples import Samples
-from ...models.sgd import SGD, MomentumSGD
 from ...pointwise.dynamics import Descent
 from ...pointwise.family import gradients_of
 from ...pointwise.lambdify import PointSpace
@@ -41,6 +41,8 @@ class Loss:
             raise TypeError(f"{name} has a loss that moves: stop it with process.with_parameters(t=0.0).")
         process = source if isinstance(source, Process) else None
         source = source.loss_source() if isinstance(source, Process) else source
+        if isinstance(source, PerSample):
+            source = source.samples if isinstance(source.samples, Samples) else source.formulas()
         if source is None:
             raise TypeError(f"{name} has no loss; expected fp.Langevin, fp.SGD or a loss.")
         if isinstance(source, fem.Function):
