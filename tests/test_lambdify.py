@@ -12,7 +12,7 @@ from dolfinx import mesh as dmesh
 import fpsolver as fp
 from fpsolver.models.fields import Space
 from fpsolver.pointwise.dynamics import semidefinite_root, triangular_root
-from fpsolver.pointwise.family import Family, lambdify
+from fpsolver.pointwise.family import Compiled, Family, lambdify
 from fpsolver.pointwise.lambdify import PointSpace, finite_difference, generate
 
 EXPRESSIONS = {
@@ -69,7 +69,7 @@ def test_numbers_only_differ_between_members_of_a_family():
     chosen = family.chosen(x, sample)
     assert chosen.shape == (3, 4, 50)
     np.testing.assert_allclose(chosen[1], first[sample, np.arange(50)], atol=1e-13)
-    compiled = Family([[f := space.scalar(loss, "f"), space.grad(f)] for loss in losses], space, "c")
+    compiled = Compiled([[f := space.scalar(loss, "f"), space.grad(f)] for loss in losses], space)
     np.testing.assert_allclose(compiled.batch(x, sample), chosen.mean(axis=1), atol=1e-13)
     np.testing.assert_allclose(compiled.everyone(x), everyone, atol=1e-13)
 
@@ -84,7 +84,7 @@ def test_compiled_moments_are_those_of_numpy():
             ufl.exp(-float(a) * space.x[0]) * float(b) * space.x[1] + float(c) * space.x[0] for a, b, c in numbers
         ]
         rows = [[space.grad(f)] for f in losses]  # the third derivative is zero
-        plain, compiled = Family(rows, space), Family(rows, space, "c")
+        plain, compiled = Family(rows, space), Compiled(rows, space)
         for centred in (True, False):
             (mean, S), (found, L) = plain.scatter(x, centred), compiled.scatter(x, centred)
             np.testing.assert_allclose(found, mean, atol=1e-13)
@@ -95,7 +95,7 @@ def test_compiled_moments_are_those_of_numpy():
 
 def test_a_compiled_result_does_not_depend_on_the_other_points():
     space = PointSpace(2)
-    family = Family([[ufl.sin(float(a) * space.x[0]) ** 1.5 * space.x[1]] for a in (0.5, 0.7, 2)], space, "c")
+    family = Compiled([[ufl.sin(float(a) * space.x[0]) ** 1.5 * space.x[1]] for a in (0.5, 0.7, 2)], space)
     x, sample = np.random.default_rng(1).random((2, 100)), np.random.default_rng(2).integers(3, size=(2, 100))
     whole, mean, root = family.batch(x, sample), *family.scatter(x)
     for some in (slice(0, 1), slice(31, 33), slice(7, 100)):
@@ -108,13 +108,13 @@ def test_what_cannot_be_compiled_is_refused(monkeypatch):
     space = PointSpace(2)
     f = space.scalar(fp.batched(lambda x: np.sin(x[:, 0])), "f")
     with pytest.raises(ValueError, match=r"cannot compile functions of fp\.batched"):
-        Family([[f]], space, "c")
+        Compiled([[f]], space)
     different = [[space.x[0] ** (k + 5) + ufl.exp(space.x[1]) ** k] for k in range(1100)]
     with pytest.raises(ValueError, match="takes formulas of 3000 lines"):
-        Family(different, space, "c")
+        Compiled(different, space)
     monkeypatch.setenv("CC", "no-such-compiler")
     with pytest.raises(RuntimeError, match="no C compiler 'no-such-compiler'"):
-        Family([[space.x[0] ** 7]], space, "c")
+        Compiled([[space.x[0] ** 7]], space)
 
 
 def test_batched_sources_and_their_gradients():

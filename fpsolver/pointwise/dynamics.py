@@ -14,7 +14,7 @@ import ufl
 from ..models.noise import LabelNoise, PerSample, Sum, parts_of, samples_of
 from ..models.optimisers import SGD, MomentumSGD, Optimiser
 from ..models.process import Process
-from .family import Backend, Family, gradients_of, gradients_of_formulas, lambdify
+from .family import Backend, family, gradients_of, gradients_of_formulas, lambdify
 from .lambdify import PointSpace, generate
 from .native import NotCompilable
 
@@ -170,7 +170,7 @@ class Descent:
             return [g, ufl.as_matrix([[g[i].dx(j) for j in range(d)] for i in range(d)])]
 
         losses = [f] if noise is None or f is not None else noise.losses(space)
-        known = Family([both(f) for f in losses], space, self.backend).average
+        known = family([both(f) for f in losses], space, self.backend).average
 
         def gradient(x: Array) -> Array:
             found = known(x)

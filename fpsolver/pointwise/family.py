@@ -1,5 +1,6 @@
 """The same quantities of many samples at many points: their means over batches and over all, and how they scatter."""
 
+import ctypes
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -12,7 +13,7 @@ from ..models.fields import Batched
 from ..models.noise import PerSample
 from ..models.samples import Samples
 from .lambdify import PointSpace, generate
-from .native import LONGEST, Native, NotCompilable
+from .native import LONGEST, NotCompilable, library, program
 
 Array = np.ndarray[Any, Any]
 Backend = Literal["numpy", "c"]
@@ -47,46 +48,31 @@ class Quantities(ABC):
 
 
 class Family(Quantities):
-    """Formulas, of each sample equally many: one function for all samples that differ in numbers only.
+    """Formulas, of each sample equally many: one function for all samples that differ in numbers only."""
 
-    They are compiled for the backend "c", or :class:`NotCompilable` is raised.
-    """
-
-    def __init__(self, samples: Sequence[Sequence[Expr]], space: PointSpace, backend: Backend = "numpy"):
+    def __init__(self, samples: Sequence[Sequence[Expr]], space: PointSpace):
         self.size, self.components = len(samples), sum(int(np.prod(e.ufl_shape)) for e in samples[0])
         codes = [generate(expressions, space) for expressions in samples]
         kinds: dict[Any, list[int]] = {}
         for i, code in enumerate(codes):
             # functions of the user cannot be told apart: every sample with some is a kind of its own
             kinds.setdefault((code.source, i if code.callbacks else None), []).append(i)
-        self.members, first = list(kinds.values()), [codes[m[0]] for m in kinds.values()]
-        self.functions, self.native = [code.compile() for code in first], None
-        self.kind, self.numbers = np.zeros(self.size, int), np.zeros((max(len(c.numbers) for c in codes), self.size))
+        self.members, self.codes = list(kinds.values()), [codes[m[0]] for m in kinds.values()]
+        self.functions = [code.compile() for code in self.codes]
+        self.kind = np.zeros(self.size, np.intc)
+        self.numbers = np.zeros((max(len(code.numbers) for code in codes), self.size))
         for k, m in enumerate(self.members):
             self.kind[m] = k
-            self.numbers[: len(first[k].numbers), m] = np.array([codes[i].numbers for i in m]).T
-        if backend == "c":
-            if any(code.callbacks for code in first):
-                raise NotCompilable("backend='c' cannot compile functions of fp.batched; take 'numpy'.")
-            if (lines := sum(code.source.count("\n") for code in first)) > LONGEST:
-                raise NotCompilable(f"backend='c' takes formulas of {LONGEST} lines, not {lines}; take 'numpy'.")
-            coordinates = ufl.SpatialCoordinate(space.mesh).ufl_shape[0]
-            self.native = Native(first, self.kind, self.numbers, (coordinates, self.components))
+            self.numbers[: len(self.codes[k].numbers), m] = np.array([codes[i].numbers for i in m]).T
 
     def everyone(self, x: Array) -> Array:
         """Samples of one kind together."""
-        if self.native:
-            return self.native.everyone(x)
         result = np.empty((self.components, self.size, x.shape[-1]))
         for function, members in zip(self.functions, self.members, strict=True):
             c = [row[0] if (row == row[0]).all() else row[:, None] for row in self.numbers[:, members]]
             for component, values in zip(result, function(x, c), strict=True):
                 component[members] = values
         return result
-
-    def batch(self, x: Array, sample: Array) -> Array:
-        """Compiled where that was asked for."""
-        return self.native.batch(x, sample) if self.native else super().batch(x, sample)
 
     def chosen(self, x: Array, sample: Array) -> Array:
         """By every kind's function, whose values with the numbers of other kinds are not used."""
@@ -99,6 +85,37 @@ class Family(Quantities):
                 for component, values in zip(result, function(x[:, None], c), strict=True):
                     np.copyto(component, values, where=kind == k)
         return result
+
+
+class Compiled(Family):
+    """The same in C; what there is no C code for raises :class:`NotCompilable`."""
+
+    def __init__(self, samples: Sequence[Sequence[Expr]], space: PointSpace):
+        super().__init__(samples, space)
+        if any(code.callbacks for code in self.codes):
+            raise NotCompilable("backend='c' cannot compile functions of fp.batched; take 'numpy'.")
+        if (lines := sum(code.source.count("\n") for code in self.codes)) > LONGEST:
+            raise NotCompilable(f"backend='c' takes formulas of {LONGEST} lines, not {lines}; take 'numpy'.")
+        self.dim = ufl.SpatialCoordinate(space.mesh).ufl_shape[0]
+        self.library = library(program(self.codes, len(self.numbers), self.dim, self.components))
+        self.uniform = (self.numbers == self.numbers[:, :1]).all(axis=1).astype(np.intc)
+
+    def everyone(self, x: Array) -> Array:
+        """All at once."""
+        out, x = np.empty((self.components, self.size, x.shape[1])), np.ascontiguousarray(x[: self.dim])
+        self._call(self.library.everyone, (x.shape[1], self.size), (self.kind, self.numbers, x, out))
+        return out
+
+    def batch(self, x: Array, sample: Array) -> Array:
+        """Without an array of all of them."""
+        mean, x = np.empty((self.components, x.shape[1])), np.ascontiguousarray(x[: self.dim])
+        sample = np.ascontiguousarray(sample, dtype=np.longlong)
+        data = (self.kind, self.uniform, self.numbers, x, sample, mean)
+        self._call(self.library.batch, (x.shape[1], self.size, len(sample)), data)
+        return mean
+
+    def _call(self, function: Any, sizes: tuple[int, ...], data: tuple[Array, ...]) -> None:
+        function(*map(ctypes.c_longlong, sizes), *(ctypes.c_void_p(a.ctypes.data) for a in data))
 
 
 class _Tabulated(Quantities):
@@ -131,6 +148,11 @@ class _Differentiated(Quantities):
         return np.concatenate((f.T[None], g.transpose(2, 1, 0))) if self.values else g.transpose(2, 1, 0)
 
 
+def family(samples: Sequence[Sequence[Expr]], space: PointSpace, backend: Backend) -> Family:
+    """Formulas by numpy or in C."""
+    return (Compiled if backend == "c" else Family)(samples, space)
+
+
 def gradients_of(noise: PerSample, space: PointSpace, backend: Backend, values: bool = False) -> Quantities:
     """Gradients of samples, with ``values`` behind their losses."""
     if not isinstance(noise.samples, Batched | Samples):
@@ -144,10 +166,10 @@ def gradients_of(noise: PerSample, space: PointSpace, backend: Backend, values: 
 
 def gradients_of_formulas(f: Sequence[Expr], space: PointSpace, backend: Backend, values: bool = False) -> Family:
     """The same of UFL expressions."""
-    return Family([[e, space.grad(e)] if values else [space.grad(e)] for e in f], space, backend)
+    return family([[e, space.grad(e)] if values else [space.grad(e)] for e in f], space, backend)
 
 
 def lambdify(expressions: Any, space: PointSpace, backend: Backend = "numpy") -> Callable[[Array], Array]:
     """A function that maps points (d, n) to the components of one UFL expression or several, shape (components, n)."""
     several = expressions if isinstance(expressions, Sequence) else [expressions]
-    return Family([[ufl.as_ufl(e) for e in several]], space, backend).average
+    return family([[ufl.as_ufl(e) for e in several]], space, backend).average

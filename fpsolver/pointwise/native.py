@@ -16,14 +16,11 @@ import tempfile
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import dolfinx.jit
-import numpy as np
 
 from .lambdify import Code
 
-Array = np.ndarray[Any, Any]
 LONGEST = 3000  # lines of generated code, beyond which compiling takes too long
 
 _HEAD = """
@@ -106,37 +103,9 @@ class NotCompilable(ValueError):
     """Something that there is no C code for, which numpy can do."""
 
 
-class Native:
-    """Quantities of N samples in compiled code: of each, its ``kind`` and its ``numbers`` (K, N)."""
-
-    def __init__(self, kinds: Sequence[Code], kind: Array, numbers: Array, shape: tuple[int, int]):
-        self.library = library("\n".join([_HEAD, *_definitions(kinds, len(numbers), *shape), _BODY]))
-        self.kind, self.numbers, self.size = kind.astype(np.intc), np.ascontiguousarray(numbers), numbers.shape[1]
-        self.uniform = (numbers == numbers[:, :1]).all(axis=1).astype(np.intc)
-        self.dim, self.components = shape
-
-    def batch(self, x: Array, sample: Array) -> Array:
-        """Mean (M, n) over the samples ``sample`` (B, n) at points (d, n)."""
-        mean = np.empty((self.components, x.shape[1]))
-        x, sample = np.ascontiguousarray(x[: self.dim]), np.ascontiguousarray(sample, dtype=np.longlong)
-        data = (self.kind, self.uniform, self.numbers, x, sample, mean)
-        self.library.batch(*map(ctypes.c_longlong, (x.shape[1], self.size, len(sample))), *map(_at, data))
-        return mean
-
-    def everyone(self, x: Array) -> Array:
-        """Of all samples: shape (M, N, n)."""
-        out, x = np.empty((self.components, self.size, x.shape[1])), np.ascontiguousarray(x[: self.dim])
-        sizes = map(ctypes.c_longlong, (x.shape[1], self.size))
-        self.library.everyone(*sizes, *map(_at, (self.kind, self.numbers, x, out)))
-        return out
-
-
-def _at(a: Array) -> ctypes.c_void_p:
-    return ctypes.c_void_p(a.ctypes.data)
-
-
-def _definitions(kinds: Sequence[Code], K: int, D: int, M: int) -> list[str]:
-    text = [f"#define D {D}\n#define M {M}\n#define K {max(K, 1)}\n#define KINDS {len(kinds)}"]
+def program(kinds: Sequence[Code], K: int, D: int, M: int) -> str:
+    """Code in C for samples of some kinds, with K numbers, in D coordinates and of M components."""
+    text = [_HEAD, f"#define D {D}\n#define M {M}\n#define K {max(K, 1)}\n#define KINDS {len(kinds)}"]
     for k, code in enumerate(kinds):
         *lines, last = code.source.splitlines()[1:]
         body = [f"const double {_translated(line)};" for line in lines]
@@ -146,7 +115,7 @@ def _definitions(kinds: Sequence[Code], K: int, D: int, M: int) -> list[str]:
         text.append(head + "\n{\n    EACH {\n" + "".join(f"        {line}\n" for line in body) + "    }\n}")
     cases = " ".join(f"case {k}: kind_{k}(x, c, out); break;" for k in range(len(kinds)))
     head = "static void evaluate(int kind, const lanes *x, const lanes *c, lanes *out)"
-    return [*text, f"{head}\n{{\n    switch (kind) {{ {cases} }}\n}}"]
+    return "\n".join([*text, f"{head}\n{{\n    switch (kind) {{ {cases} }}\n}}", _BODY])
 
 
 def _translated(line: str) -> str:
