@@ -108,7 +108,7 @@ def check_walls(scheme: Scheme, boundary: Boundary, territory: Territory) -> Non
         )
     for name in absorbing:
         found = boundary.classify(domain.facets(name))
-        if found.takes_data <= 1e-12 * found.measure:
+        if found.diffusive + found.outflow <= 1e-12 * found.measure:  # nowhere can data be imposed
             raise ValueError(
                 f"the absorbing part {name!r} cannot be reached: everywhere on it n·Dn = 0 and the drift points "
                 f"inwards or along it (inflow {found.inflow:.3g}, characteristic {found.characteristic:.3g} of "

@@ -14,23 +14,14 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 
 # weight of the squares of modes of degree 1, 2 and more: where there is a choice, moments are kept and the shape is not
-_WEIGHTS = (1e6, 1e3, 1.0)
+WEIGHTS = np.array([1e6, 1e3, 1.0])
 _ITERATIONS = 40
 _GAP = 1e-11  # mean complementarity: what constraints are missed by
 _AT_ONCE = 4_000_000  # numbers in the largest array
 
 
-def weights(degrees: Array) -> Array:
-    """Weight of each mode's square, from its polynomial degree (at least one)."""
-    return np.asarray(_WEIGHTS)[np.minimum(degrees, len(_WEIGHTS)) - 1]
-
-
 def nearest(target: Array, bernstein: Array, means: Array, weight: Array, margin: float) -> Array:
-    """The admissible modes nearest to ``target`` (cells, modes), over the cells' means.
-
-    ``bernstein`` are Bernstein coefficients of the modes (constraints, modes), none of which may end below ``margin``,
-    ``means`` their means over each cell, ``weight`` those of their squares.
-    """
+    """The modes nearest to ``target`` (cells, modes), over the cells' means, with coefficients above ``margin``."""
     size = max(1, _AT_ONCE // (len(bernstein) + bernstein.shape[1] ** 2))
     parts = [slice(i, i + size) for i in range(0, len(target), size)]
     return np.concatenate([target[:0], *(_solve(target[i], bernstein, means[i], weight, margin) for i in parts)])

@@ -42,11 +42,6 @@ class FicheraClasses(NamedTuple):
         """Measure of the whole part."""
         return sum(self)
 
-    @property
-    def takes_data(self) -> float:
-        """Measure of where backward data can be imposed."""
-        return self.diffusive + self.outflow
-
 
 @dataclass(frozen=True)
 class Survey:

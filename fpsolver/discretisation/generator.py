@@ -166,18 +166,12 @@ class Generator:
         return added
 
     def replace(self, **numbers: float) -> "Generator":
-        """The generator of the same process with other numbers (``learning_rate=0.2``): nothing is recompiled.
-
-        Collective.  Which numbers a process has, ``process.numbers()`` tells.
-        """
+        """The same with other ``process.numbers()`` (``learning_rate=0.2``); nothing is recompiled (collective)."""
         process = self.process.with_parameters(**numbers)
         return self._like(lambda other: other._rebind(process, self._forms, self, same_matrices=True))
 
     def with_degree(self, degree: int) -> "Generator":
-        """The same process and scheme with another degree (collective).
-
-        Tabulated samples are those of this generator: answers of several degrees are about one problem.
-        """
+        """The same process and scheme with another degree, and the same tables of samples (collective)."""
         degree = choose_degree(degree, self.domain.dim)
         known = self._forms.other_degrees
         if degree in known:

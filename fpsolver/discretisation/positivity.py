@@ -62,7 +62,7 @@ class Limiter:
         element = V.element.basix_element
         self._whole, self._parts = (_bernstein(element, dim, n) for n in (1, _SUBDIVISION[dim]))
         self._modes, self._to_modes, degrees = _legendre(element, dim)
-        self._first, self._weight = int((degrees == 1).sum()), _nonnegative.weights(degrees)
+        self._first, self._weight = int((degrees == 1).sum()), _nonnegative.WEIGHTS[np.minimum(degrees, 3) - 1]
         table = element.tabulate(0, lattice(dim, max(k, 1) * _SUBDIVISION[dim])[0])[0, :, :, 0]
         self._lattice = np.where(abs(table) < 1e-14, 0.0, table)  # at a node the values at others do not count
 
@@ -113,14 +113,7 @@ class Limiter:
         return settled * (mass / self.masses(settled)[1])
 
     def limit(self, function: fem.Function) -> tuple[fem.Function, dict[str, float]]:
-        """The density made non-negative, itself if nothing had to be changed, and what that changed (collective).
-
-        The share of the mass that was moved, half the integral of the change's absolute value over the mass, and by how
-        much the mean has moved.
-
-        Raises:
-            ValueError: its integral is not positive.
-        """
+        """The density made non-negative, and what share of the mass and how far the mean have moved (collective)."""
         means = self.means(function)
         mass, _ = self.masses(means)
         if not mass > 0:
@@ -216,15 +209,11 @@ class Limiter:
 
 
 def make_nonnegative(function: fem.Function) -> fem.Function:
-    """The density ``function`` made non-negative with unchanged mass (collective).
+    """A density, in a Lagrange or DG space, made non-negative at every point with unchanged mass (collective).
 
-    Non-negative holds at every point of every cell, to rounding in the evaluation.  Where nothing had to be changed,
-    ``function`` itself is returned, otherwise a discontinuous function of the same degree: continuity is given up
-    where the limiter acts.  Mass moves inside cells, and between neighbours where cell means are negative; the first
-    moments of a cell and its neighbours are kept as far as non-negative polynomials can.
-
-    Args:
-        function: real, in a Lagrange or DG space, with positive integral.
+    Where nothing had to be changed, ``function`` itself is returned, otherwise a discontinuous function of the same
+    degree.  Mass moves inside cells, and between neighbours where cell means are negative; the first moments of a cell
+    and its neighbours are kept as far as non-negative polynomials can.
 
     Raises:
         ValueError: another element, or the integral is not positive.

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -62,7 +62,9 @@ class Solution(Answer):
         self._raw, self._stats, self._name, self._estimate, self._limiter = function, stats, name, estimate, limiter
         self._limited = function if limiter is None else None
         self._start, self._value, self._error, self._unit = start, value, error, unit
-        self._generator, self._history, self._range = generator, tuple(history), _range(function)
+        self._generator, self._history = generator, tuple(history)
+        comm, found = function.function_space.mesh.comm, function.x.array  # of all ranks, for those who print
+        self._range = smallest(comm, found), largest(comm, found)
         function.name = name.replace(" ", "_")
 
     raw = property(lambda self: self._raw, doc="What the discretisation gave.")
@@ -112,7 +114,9 @@ class Solution(Answer):
         factor = 1.0 / need_steps(self._unit, self._name)
         function = fem.Function(self._raw.function_space)
         function.x.array[:] = factor * self._raw.x.array
-        estimate = None if self._estimate is None else _Scaled(self._estimate, factor)
+        estimate, bars = None, self._estimate
+        if bars is not None:
+            estimate = SimpleNamespace(at_start=lambda: factor * bars.at_start(), at=lambda x: factor * bars.at(x))
         value = None if self._value is None else factor * self._value
         error = None if self._error is None else factor * self._error
         about = {"start": self._start, "value": value, "error": error, "generator": self._generator}
@@ -158,27 +162,8 @@ class Solution(Answer):
         return field(self, path=path, **options)
 
 
-class _Scaled:
-    """Error bars times a factor."""
-
-    def __init__(self, estimate: Any, factor: float):
-        self._estimate, self._factor = estimate, factor
-
-    def at_start(self) -> np.ndarray:
-        return self._factor * self._estimate.at_start()
-
-    def at(self, points: Any) -> np.ndarray:
-        return self._factor * self._estimate.at(points)
-
-
 def places(start: Any) -> list[str]:
     """``at (0, 1)`` for each start; an initial density is one."""
     if not isinstance(start, np.ndarray):
         return ["from the initial density"]
     return [f"at ({', '.join(f'{c:.4g}' for c in point)})" for point in start]
-
-
-def _range(function: fem.Function) -> tuple[float, float]:
-    """Smallest and largest nodal value (collective)."""
-    comm, values = function.function_space.mesh.comm, function.x.array
-    return smallest(comm, values), largest(comm, values)

@@ -26,9 +26,7 @@ HOW_TO_NAME = (
     "group too: as soon as there is one group, gmsh writes nothing else"
 )
 
-
-HIGHEST = 6
-"""Degree of round cells beyond which their shape is rounding."""
+HIGHEST = 6  # degree of round cells beyond which their shape is rounding
 
 
 @contextmanager

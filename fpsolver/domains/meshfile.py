@@ -34,9 +34,9 @@ def inspect(path: Path) -> list[str] | None:
     known = [".msh", ".xdmf"]
     if not path.is_file():
         found = ", ".join(sorted(p.name for p in path.parent.glob(f"*{path.suffix}")))
-        what = f"the {path.suffix} files in {path.parent} are {found or 'none'}"
-        what = what if path.parent.is_dir() else f"no folder {path.parent}"
-        raise FileNotFoundError(f"there is no mesh file {path}; {what}")
+        raise FileNotFoundError(
+            f"there is no mesh file {path}; the {path.suffix} files beside it are {found or 'none'}"
+        )
     with suppress(ImportError):
         import meshio
 
@@ -91,9 +91,7 @@ def read_meshio(path: Path) -> RawMesh:
     degrees = {g for d, g in kinds.values() if d == dim}
     if others or len(degrees) > 1:
         found = ", ".join(sorted({b.type for b in m.cells}))
-        raise ValueError(
-            f"{path} has cells of type {found}; expected one type: line, triangle or tetra (of degree 1 or 2)"
-        )
+        raise ValueError(f"{path} has cells of type {found}; one of line, triangle, tetra (degree 1 or 2) was expected")
     if dim == 0:
         raise ValueError(f"{path} has no cells (intervals, triangles or tetrahedra)")
     names = _su2_markers(path) if path.suffix == ".su2" else {}

@@ -107,8 +107,6 @@ def backward(
     The payoff g is a number, a callable of all coordinates, or a ``Function``; all else is as for :func:`evolve`.  With
     a schedule, which runs from X₀ on, every time needs a run of its own, as the last piece acts on the payoff first.
 
-    Raises:
-        ValueError, NotConverged: as :func:`evolve`, with the ``payoff`` in the place of ``initial``.
     """
     times = check_times(times)
     if isinstance(gen, Chain):
@@ -138,7 +136,6 @@ def resume(
     Raises:
         FileNotFoundError: nothing was kept there.
         ValueError: the checkpoint of another evolution; what differs is named.
-        NotConverged: as for :func:`evolve`.
     """
     kept = describe(checkpoint, gen.domain.comm)
     kind = kept["evolution"]
