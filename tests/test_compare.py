@@ -144,7 +144,7 @@ def test_exit_times_in_steps():
 def test_bad_comparisons():
     process, domain = fp.SGD(lambda x: x[0] ** 2, fp.Isotropic(1.0), 0.1), fp.Domain.interval(-1, 1, 4)
     for match, arguments, more in (
-        ("positive numbers", ([-0.1],), {"absorbing": "left"}),
+        ("a positive number", ([-0.1],), {"absorbing": "left"}),
         ("nothing absorbs", ([0.1],), {}),
         ("quantity is 'variance'", ([0.1],), {"quantity": "variance"}),
         ("give time=", ([0.1],), {"quantity": lambda x: x[0]}),

@@ -138,5 +138,5 @@ def test_bad_input():
     refused(lambda: find(lambda x: ufl.as_vector([x[0], x[0]]), line), ValueError, "loss has shape", "scalar")
     refused(lambda: find(fp.batched(lambda x: x), line), ValueError, "loss returned shape")
     refused(
-        lambda: find(fem.Function(fem.functionspace(line.mesh, ("Lagrange", 1))), line), TypeError, "dolfinx Function"
+        lambda: find(fem.Function(fem.functionspace(line.mesh, ("Lagrange", 1))), line), ValueError, "dolfinx Function"
     )

@@ -78,10 +78,9 @@ class Samples:
 
     def minimum(self, values: Array) -> tuple[float, Array]:
         """Smallest of some values, shape (entities, points), over all ranks, and where it is (collective)."""
-        comm, at = self.mesh.comm, int(np.argmin(values)) if values.size else 0
-        mine = float(values.ravel()[at]) if values.size else np.inf
-        lowest, rank = comm.allreduce((mine, comm.rank), op=MPI.MINLOC)
-        return float(lowest), comm.bcast(self.x.reshape(-1, self.x.shape[2])[at] if rank == comm.rank else None, rank)
+        mine = self.x[np.unravel_index(np.argmin(values), values.shape)] if values.size else None
+        lowest, _, place = min(self.mesh.comm.allgather((values.min(initial=np.inf), self.mesh.comm.rank, mine)))
+        return float(lowest), place
 
     def margin(self, values: Array) -> Array:
         """Largest deviation of midpoints from the mean of their neighbours, shape (entities,)."""

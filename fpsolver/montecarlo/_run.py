@@ -13,7 +13,6 @@ from .._answer import place
 from .._errors import together
 from ..evolution.initial import Dirac, Gaussian
 from ..pointwise.dynamics import Descent, diffusion
-from ..pointwise.family import Backend
 from ..pointwise.native import NotCompilable
 from ..pointwise.walls import Walls
 from ._paths import BLOCK, Draws, Swarm, descend, diffuse, time_steps
@@ -52,7 +51,7 @@ class Plan:
         blocks = [(b, min(BLOCK, self.paths - b * BLOCK)) for b in range(comm.rank, -(-self.paths // BLOCK), comm.size)]
         swarms: list[Swarm] = []
         with together(comm):
-            advance, backend = _mover(self)
+            advance, backend = _mover(self, self.backend)
             for i in range(0, len(blocks), POOL):
                 swarms.append(self._begin(blocks[i : i + POOL], level))
                 self._follow(swarms[-1], advance, length)
@@ -66,13 +65,13 @@ class Plan:
         where = (exits, names[parts.astype(int)], points.T, self.record, records.transpose(0, 2, 1), diverged)
         return Ensemble(self.method, *where, self.end, self.absorbing, self.unit, stats)
 
-    def _follow(self, swarm: Swarm, advance: "Advance", length: float) -> None:
+    def _follow(self, swarm: Swarm, advance: Any, length: float) -> None:
         rest = last = 0
         for k, (t, dt, index) in enumerate(time_steps([float(t) for t in self.record], self.end, length), 1):
             before, swarm.rounds = swarm.x, k
             if dt > 0:
                 with np.errstate(all="ignore"):  # what is not finite is found by the swarm
-                    advance(swarm, self.walls, t, dt)
+                    advance(swarm, t, dt)
             if index >= 0:
                 swarm.records[index][:, swarm.ids] = swarm.x
             if not swarm.ids.size:
@@ -130,35 +129,21 @@ def _joined(comm: MPI.Comm, mine: list[Array], blocks: Sequence[tuple[int, int]]
     return result
 
 
-Advance = Callable[[Swarm, Walls | None, float, float], None]
-
-
-def _mover(plan: Plan) -> tuple[Advance, str]:
-    """What moves paths from a time by a step, and the backend of it: compiled where that is possible."""
-    make = _algorithm if plan.method == "sgd" else _diffusion
-    if plan.backend != "numpy":
+def _mover(plan: Plan, backend: Any) -> tuple[Callable[[Swarm, float, float], None], str]:
+    """What moves paths from a time by a step, and its backend: compiled where that is possible, if that is "auto"."""
+    if backend == "auto":
         try:
-            return make(plan, "c"), "c"
+            return _mover(plan, "c")
         except NotCompilable:
-            if plan.backend == "c":
-                raise
-    return make(plan, "numpy"), "numpy"
-
-
-def _diffusion(plan: Plan, backend: Backend) -> Advance:
+            return _mover(plan, "numpy")
+    if plan.method == "sgd":
+        algorithm = Descent(plan.process, plan.dim, backend)
+        step, draw = algorithm.step, algorithm.draw
+        return lambda swarm, t, dt: descend(swarm, step, plan.walls, t + dt, draw(swarm.draws)), backend
     coefficients = diffusion(plan.process, plan.dim, backend, tuple(plan.varying))
 
-    def advance(swarm: Swarm, walls: Walls | None, t: float, dt: float) -> None:
+    def advance(swarm: Swarm, t: float, dt: float) -> None:
         now = [np.full((1, swarm.x.shape[1]), value(t)) for value in plan.varying.values()]
-        diffuse(swarm, lambda x: coefficients(np.concatenate((x, *now)) if now else x), walls, t, dt)
+        diffuse(swarm, lambda x: coefficients(np.concatenate((x, *now)) if now else x), plan.walls, t, dt)
 
-    return advance
-
-
-def _algorithm(plan: Plan, backend: Backend) -> Advance:
-    algorithm = Descent(plan.process, plan.dim, backend)
-
-    def advance(swarm: Swarm, walls: Walls | None, t: float, dt: float) -> None:
-        descend(swarm, algorithm.step, walls, t + dt, algorithm.draw(swarm.draws))
-
-    return advance
+    return advance, backend

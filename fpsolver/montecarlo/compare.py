@@ -8,6 +8,7 @@ import numpy as np
 from scipy import stats
 
 from .._answer import Answer
+from .._arguments import check_positive, expect
 from .._errors import together
 from ..chain import Chain
 from ..discretisation.generator import Generator
@@ -20,8 +21,6 @@ from ..pointwise.lambdify import PointSpace
 from .ensemble import LEVEL, Ensemble, Estimate, computed
 from .simulate import simulate
 
-EXIT_TIME = "exit_time"
-STEPS = "mean exit time in steps"
 TOL = 1e-6  # of expectations in time, relative
 COLUMNS = {"pde": "PDE", "chain": "chain", "sde": "SDE paths", "sgd": "SGD paths"}
 
@@ -86,7 +85,7 @@ def compare(
     learning_rates: Sequence[float],
     start: Any,
     *,
-    quantity: str | Callable[[Any], Any] = EXIT_TIME,
+    quantity: str | Callable[[Any], Any] = "exit_time",
     time: float | None = None,
     absorbing: Sequence[str] | str = (),
     paths: int = 10_000,
@@ -119,14 +118,11 @@ def compare(
     Raises:
         ValueError: a learning rate that is not positive, ``time`` missing or no multiple of one, nothing that absorbs.
     """
-    rates = [float(r) for r in np.atleast_1d(np.asarray(learning_rates, dtype=float))]
-    if not rates or not np.isfinite(rates).all() or min(rates) <= 0:
-        raise ValueError(f"compare: learning_rates are {learning_rates!r}; positive numbers were expected.")
+    rates = [check_positive("compare: learning_rate", r) for r in learning_rates]
     fixed, timed = isinstance(process, SGD | MomentumSGD), not isinstance(quantity, str)
     if not fixed and not callable(process):
         raise TypeError(f"compare: process is a {type(process).__name__}; expected fp.SGD or a function of η.")
-    if not timed and quantity != EXIT_TIME:
-        raise ValueError(f"compare: quantity is {quantity!r}; expected 'exit_time' or a callable of x.")
+    expect("compare: quantity", quantity, "'exit_time' or a callable of x", timed or quantity == "exit_time")
     if timed and time is None:
         raise ValueError("compare: give time=, when the expectation is taken.")
     if not timed and not absorbing:
@@ -148,7 +144,7 @@ def compare(
         sde = simulate(one, domain, start, seed=seed, **common)
         sgd = simulate(one, domain, start, method="sgd", seed=seed + 1, **common)
         rows.append(_row(eta, gens, chains, (sde, sgd), start, quantity, time))
-    name = f"E g(X) at time {time:g}" if timed else STEPS
+    name = f"E g(X) at time {time:g}" if timed else "mean exit time in steps"
     return Comparison(tuple(rows), name, fit_order(rates, [r.discrepancy for r in rows]))
 
 

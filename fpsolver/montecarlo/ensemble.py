@@ -87,8 +87,7 @@ class Ensemble(Answer):
     """Paths that ``simulate`` has followed; the same on all ranks.
 
     Every estimate comes with its confidence interval (95 % unless ``level`` says otherwise), which contains the change
-    when the step was last divided by four, where ``simulate`` has chosen it.  Times are those of the process;
-    ``time_per_step`` of them are one step of the algorithm.
+    when the step was last divided by four, where ``simulate`` has chosen it.
 
     Attributes:
         method: "sde" or "sgd".
@@ -169,10 +168,8 @@ class Ensemble(Answer):
     def mean_exit_time(self, tail: str = "refuse", level: float = LEVEL) -> Estimate:
         """Mean of the exit time.
 
-        Args:
-            tail: what to do when some paths had not left at the horizon: "refuse", or "bound" (mean of min(τ, horizon),
-                a lower bound).
-            level: confidence level.
+        ``tail`` says what to do when some paths had not left at the horizon: "refuse", or "bound" (the mean of
+        min(τ, horizon), a lower bound).
 
         Raises:
             ValueError: nothing absorbs, or paths were stopped and ``tail`` is "refuse".

@@ -57,9 +57,8 @@ def simulate(
     (:func:`~fpsolver.pointwise.meeting.land` is the rule).  A wall that SGD itself does not have can hide that it
     diverges, so a warning says when steps of half the domain's width were mirrored.
 
-    Paths are divided into blocks with a stream of random numbers each: the result depends on the seed, not on the
-    number of ranks, among which the blocks are divided.  Paths that are no longer finite are taken out, counted in
-    ``stats["diverged"]`` and warned about.
+    The result depends on the seed, not on the number of ranks.  Paths that are no longer finite are taken out, counted
+    in ``stats["diverged"]`` and warned about.
 
     Args:
         process: any process; an SGD process for "sgd".
@@ -80,9 +79,8 @@ def simulate(
         comm: communicator, of the domain if there is one.
 
     Raises:
-        ValueError: what is given does not fit, a start outside, gradients or positions that are not finite,
-            paths that come to rest inside, or do not leave in a million steps, while nothing ends the simulation,
-            more paths than memory has room for.
+        ValueError: what is given does not fit, a start outside, gradients that are not finite, paths that come to rest
+            inside or do not leave in a million steps without a horizon, more paths than memory has room for.
         RuntimeError: no C compiler, or it refuses.
     """
     what, absorbing = type(process).__name__, part_names(absorbing)
@@ -138,16 +136,13 @@ def _times(times: Any, horizon: Any, absorbs: bool) -> tuple[Array, float]:
     record = np.atleast_1d(np.asarray([] if times is None else times, dtype=float))
     rising = np.isfinite(record).all() and (record >= 0).all() and (np.diff(record) > 0).all()
     expect("simulate: times", times, "increasing numbers of at least 0", rising)
-    if horizon is None:
-        if not absorbs and not len(record):
-            raise ValueError("simulate: nothing absorbs; give times= to record, or absorbing= parts.")
-        return record, np.inf if absorbs else float(record[-1])
-    expect("simulate: horizon", horizon, "a positive number", is_number(horizon) and horizon > 0)
-    if len(record) and record[-1] > horizon:
-        raise ValueError(f"simulate: the last of times, {record[-1]:g}, is beyond the horizon {horizon:g}.")
-    if horizon == np.inf and not absorbs:
-        raise ValueError("simulate: horizon is inf, but nothing absorbs, so that no path would ever end.")
-    return record, float(horizon)
+    end = (np.inf if absorbs or not len(record) else record[-1]) if horizon is None else horizon
+    expect("simulate: horizon", horizon, "a positive number", is_number(end) and end >= 0 and horizon != 0)
+    if end == np.inf and not absorbs:
+        raise ValueError("simulate: nothing absorbs, and no path would ever end; give times=, horizon= or absorbing=.")
+    if len(record) and record[-1] > end:
+        raise ValueError(f"simulate: the last of times, {record[-1]:g}, is beyond the horizon {end:g}.")
+    return record, float(end)
 
 
 def _check_memory(comm: MPI.Comm, paths: int, d: int, records: int) -> None:

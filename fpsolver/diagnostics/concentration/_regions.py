@@ -160,10 +160,7 @@ class Flow:
         agree(comm, f"{wrong[0]}; check that it is a minimum." if wrong else None)
 
     def _trap(self, minima: Array, i: int) -> tuple[Array, Array, float]:
-        """A point, P and ρ: {y·Py < ρ²}, y = x − point, is a neighbourhood from which the flow goes to the point.
-
-        The largest of some in whose sample points the drift points inwards; ρ = 0 if none is.
-        """
+        """A point, P and ρ: from {y·Py < ρ²}, y = x − point, the flow goes to the point; ρ = 0 if there is no such."""
         point, dim = minima[i], len(minima[i])
         others = np.linalg.norm(np.delete(minima, i, axis=0) - point, axis=1)
         P, h = np.eye(dim), 1e-5 * self.extent * np.eye(dim)
@@ -174,7 +171,7 @@ class Flow:
         rays = directions(dim)[:: 1 if dim < 3 else 8] @ np.linalg.inv(np.linalg.cholesky(P))
         for rho in 0.5 * float(others.min(initial=self.extent)) * 0.7 ** np.arange(30):
             y = (rho * np.linspace(1 / 16, 1, 16)[:, None, None] * rays).reshape(-1, dim)
-            if (np.einsum("ni,ij,nj->n", y, P, self.drift(point + y)) < 0).all():
+            if (np.einsum("ni,ij,nj->n", y, P, self.drift(point + y)) < 0).all():  # inwards
                 return point, P, rho
         return point, P, 0.0
 

@@ -20,7 +20,7 @@ from ...discretisation.solution import as_points, locate
 from ...evolution.evolution import Evolution
 from ...evolution.evolve import backward
 from ...evolution.initial import project
-from ..sampling import Array, maxima, owned_nodes
+from ..sampling import Array
 from ._regions import Flow, ball_load, basin_loads
 from .contraction import Collapse, Contraction, collapse, contraction, widest_contraction
 from .regime import loss_expression, loss_moments
@@ -44,8 +44,6 @@ class Concentration(Answer):
             that of the process itself where ``contraction[i].whole``.
         mass_bound: a lower bound of ``ball_mass``, for the process itself, shape (n, k, r).
         collapse: for each minimum at which the noise vanishes what becomes of the law there, None at the others.
-        unresolved_from: for each minimum the first time at which the law near it is narrower than a mesh width, so that
-            the density is a spike the mesh does not show; NaN if never.
         mean_loss, variance_loss: of f(X_t), shape (n,); None without a loss.
         drift_rate, diffusion_rate: E b·∇f and E D:∇∇f, whose sum is d/dt E f, shape (n,); None without a loss.
     """
@@ -63,7 +61,6 @@ class Concentration(Answer):
     moment_bound: np.ndarray
     mass_bound: np.ndarray
     collapse: tuple[Collapse | None, ...]
-    unresolved_from: np.ndarray
     mean_loss: np.ndarray | None
     variance_loss: np.ndarray | None
     drift_rate: np.ndarray | None
@@ -134,7 +131,7 @@ def concentration(
         raise ValueError("concentration: an evolution of densities was expected, from fp.evolve; see its dual below.")
     points = as_points(minima, gen.domain.dim, "concentration: minima")
     radii = _radii(radius)
-    where = locate(gen.domain.mesh, points, "concentration: minima")
+    locate(gen.domain.mesh, points, "concentration: minima")
     vectors = [to_vector(gen, solution.raw) for solution in evolution]
     of = lambda load: np.array([v.dot(load) for v in vectors])  # noqa: E731
     found = tuple(
@@ -147,34 +144,26 @@ def concentration(
     basin_mass, basin_error = None, None
     if basins:
         fine, change = basin_loads(gen, Flow(gen, points))
-        basin_mass, basin_error = (
-            np.array([of(load) for load in fine]).T,
-            float(max(np.abs(of(c)).max() for c in change)),
-        )
+        basin_mass, basin_error = np.array([*map(of, fine)]).T, float(np.abs([*map(of, change)]).max())
     columns = []  # of each minimum: second moments over the domain and the ball of attraction, the latter's mass
     for x, c in zip(points, found, strict=True):
         square = lambda y, x=x: ((y - x) ** 2).sum(axis=2)  # noqa: E731
-        radius = np.inf if c.whole else c.radius
-        columns.append(
-            [of(ball_load(gen, x, r, g)[0]) for r, g in ((np.inf, square), (radius, square), (radius, None))]
-        )
+        balls_of = ((np.inf, square), *((np.inf if c.whole else c.radius, g) for g in (square, None)))
+        columns.append([of(ball_load(gen, x, r, g)[0]) for r, g in balls_of])
     moments, local, inside = np.array(columns).transpose(1, 2, 0)
     bounds = _bounds(times, local[0], inside[0], found, radii)
     collapses = tuple(collapse(gen, c.point) if np.isfinite(c.relative_noise) else None for c in found)
-    unresolved = _unresolved(gen, times, where, local, inside)
-    for x, report, time in zip(points, collapses, unresolved, strict=True):
+    for x, report in zip(points, collapses, strict=True):
         if report is not None and report.collapses:
             logger.warning(
                 "concentration: the noise vanishes at %s and the law collapses onto it, E|X - x*|^2 like e^(-%.4g t); "
                 "masses and moments remain meaningful, the density as a function does not", place(x), report.rate
             )  # fmt: skip
-        if np.isfinite(time):
-            logger.warning("concentration: from t = %.4g the peak at %s is narrower than the mesh", time, place(x))
     f = loss_expression(gen, loss, "concentration: loss")
     statistics = (None,) * 4 if f is None else tuple(loss_moments(evolution, f, "concentration"))
     return Concentration(
         times, points, radii, mass, error, basin_mass, basin_error, moments, local, found, *bounds, collapses,
-        unresolved, *statistics,
+        *statistics,
     )  # fmt: skip
 
 
@@ -184,10 +173,8 @@ def concentration_backward(
     """u(t, x) = P(|X_t − x*| < r; not absorbed until t | X₀ = x): concentration for all initial laws (collective).
 
     One backward evolution from the indicator function of the ball.  For any initial density ∫ u(t) p₀ is what
-    :func:`concentration` finds from p₀, to the tolerances of the two evolutions: they use the same vector.  At t = 0
-    the projected indicator overshoots at the sphere; diffusion smooths it.
-
-    Everything after x* and r as in :func:`fpsolver.backward`.
+    :func:`concentration` finds from p₀, to the tolerances of the two evolutions.  At t = 0 the projected indicator
+    overshoots at the sphere; diffusion smooths it.  Everything after x* and r as in :func:`fpsolver.backward`.
 
     Raises:
         ValueError: unsuitable point, radius or times; scheme ``weighted``.
@@ -221,14 +208,3 @@ def _bounds(
     leaves = np.where([c.whole for c in found], 0.0, (local + noise * t[:, None]) / reach**2)
     mass = (inside - leaves)[:, :, None] - moment[:, :, None] / radii**2
     return moment, np.maximum(np.where(radii <= reach[:, None], mass, np.nan), 0.0)
-
-
-def _unresolved(gen: Generator, times: Array, where: tuple[Array, Array], local: Array, inside: Array) -> Array:
-    """First times at which √(m₂/mass) of what is near a minimum falls below the mesh width there over the degree."""
-    mesh, (index, cells) = gen.domain.mesh, where
-    widths: Array = np.zeros(local.shape[1])
-    np.maximum.at(widths, index, np.ptp(owned_nodes(mesh)[cells], axis=1).max(axis=1, initial=0.0))
-    widths = maxima(mesh.comm, widths) / gen.degree
-    spread = np.sqrt(np.maximum(local, 0.0) / np.maximum(inside, 1e-300) / gen.domain.dim)
-    narrow = (spread < widths) & (inside > 1e-3)
-    return np.array([times[np.argmax(column)] if column.any() else np.nan for column in narrow.T])

@@ -103,11 +103,7 @@ def contraction(gen: Generator, point: Any, *, radius: float | None = None) -> C
 
 
 def widest_contraction(gen: Generator, points: np.ndarray, i: int) -> Contraction:
-    """Constants of the largest ball around a point that holds no other and attracts (collective).
-
-    Its radius is half the distance to the next point, or with one point that to the farthest corner of the domain;
-    halved until λ > 0, at most six times.
-    """
+    """Constants of the largest ball around a point that holds no other and attracts (collective)."""
     others = np.linalg.norm(np.delete(points, i, axis=0) - points[i], axis=1)
     lower, upper = bounds(gen.domain.mesh)
     corner = float(np.linalg.norm(np.maximum(upper - points[i], points[i] - lower)))

@@ -102,8 +102,7 @@ class LossDecay(Answer):
         drift: E |∇f|² (E[−b·∇f] for other drifts), by which the drift lowers E f per time, shape (n,).
         noise: E D:∇∇f, by which the noise raises it, shape (n,).
         regime: where the drift rules (noise < drift/2), shape (n,); the plateau is where noise = drift.
-        law: "exponential" or "algebraic".
-        predicted: the rate c², or the power 1/(2θ − 1).
+        law, predicted: "exponential" and the rate c², or "algebraic" and the power 1/(2θ − 1).
         predicted_interval: from that of θ; of a rate, a lower bound and inf.
         measured: the rate (drift − noise)/excess over the later half of the regime, or the power 1/(s − 1) with s the
             slope of log (drift − noise) over log excess there; nan if the drift rules at less than five times.
@@ -140,10 +139,8 @@ def loss_decay(evolution: Evolution, exponent: Exponent, *, loss: Any = None) ->
     By Itô's formula d/dt E f = E[b·∇f + D:∇∇f], so that the decay is measured at each time by itself, without
     differences in time, as long as no mass meets a wall.
 
-    Args:
-        evolution: of :func:`~fpsolver.evolve`.
-        exponent: of the minimum, from :func:`~fpsolver.diagnostics.lojasiewicz`.
-        loss: scalar source; by default that of the evolution's process.
+    ``exponent`` is that of the minimum, from :func:`~fpsolver.diagnostics.lojasiewicz`; ``loss`` a scalar source, by
+    default that of the evolution's process.
 
     Raises:
         TypeError: no evolution of a density, or a process without a loss.

@@ -53,10 +53,8 @@ class Tightness(Answer):
 def tightness(gen: Generator, *, lyapunov: Any = None) -> Tightness:
     """Check a Lyapunov function in the mesh's boundary layer and bound its mean (collective).
 
-    Values are those at quadrature points, not bounds between them.
-
-    ``lyapunov`` is V, a non-negative scalar source of all coordinates; |x|² by default.  For a kinetic process take
-    something like x² + v² + xv: friction acts on v alone.
+    Values are those at quadrature points, not bounds between them.  ``lyapunov`` is V, a non-negative scalar source of
+    all coordinates; |x|² by default.  For a kinetic process take something like x² + v² + xv: friction acts on v alone.
 
     Raises:
         ValueError: V is negative or not finite somewhere.
@@ -142,10 +140,7 @@ def truncation(gen: Generator, *, p: Solution | None = None, enlarge: float = 1.
     Exponential tails give changes like the density at the walls; algebraic ones, as noise that grows with the
     distance has them, decrease slowly: then only a sequence of domains tells the limit.
 
-    Args:
-        gen: generator with nothing absorbing.
-        p: its ``stationary(gen)``, if it is known.
-        enlarge: ratio of the lengths of the bounding boxes, above 1.
+    ``p`` is ``stationary(gen)``, if it is known; ``enlarge`` the ratio of the lengths of the bounding boxes, above 1.
 
     Raises:
         ValueError: mass leaves; ``enlarge``; a coefficient is a ``Function``, which has no values outside.

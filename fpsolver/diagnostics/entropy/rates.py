@@ -56,13 +56,9 @@ def arnold_erb_matrix(C: Any, D: Any) -> ArnoldErb:
     gradient contracts in P when C* P + P C*ᵀ ≥ 2μP.  P = Σ w w̄ᵀ over eigenvectors w of C* for eigenvalues that are not
     defective; on the rest of the space P solves a Lyapunov equation.
 
-    Args:
-        C: shape (d, d).
-        D: symmetric positive semi-definite, shape (d, d).
-
     Raises:
-        ValueError: shapes; D not symmetric semi-definite; C without positive real parts (there is no invariant law); an
-            eigenvector of Cᵀ in the kernel of D (along it there is no noise, and the law does not become smooth).
+        ValueError: not of one shape (d, d); D not symmetric semi-definite; C without positive real parts (there is no
+            invariant law); an eigenvector of Cᵀ in the kernel of D (no noise reaches it: the law has no density).
     """
     C, D = (np.atleast_2d(np.asarray(A, dtype=float)) for A in (C, D))
     d = len(C)
@@ -147,10 +143,8 @@ def bakry_emery(gen: Generator, *, potential: Any = None) -> BakryEmery:
     U'' ≥ λ for U = V − ½ ln D in the coordinate ∫ dx/√D.  The infimum is over points, not certified between
     them; on a reflecting domain the domain must be convex.
 
-    Args:
-        gen: generator.
-        potential: V with invariant density ∝ e^{−V}, a callable of all coordinates giving UFL; by default that of the
-            process where it is known.
+    ``potential`` is V with invariant density ∝ e^{−V}, a callable of all coordinates giving UFL; by default that of the
+    process where it is known.
 
     Raises:
         ValueError: no potential; e^{−V} is not invariant; D degenerate, or neither constant nor scalar; V tabulated.

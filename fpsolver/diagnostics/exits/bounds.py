@@ -58,10 +58,7 @@ def exit_bounds(gen: Generator, start: Any, *, solution: Solution | None = None)
     right sign on them.  Suprema are measured on a lattice in every cell, with a margin from second differences: the
     bounds are proofs as far as that lattice resolves the coefficients.
 
-    Args:
-        gen: generator with absorbing parts.
-        start: points, shape (n, d), or one point.
-        solution: the mean exit time, if it has been computed already.
+    ``start`` is one point or several (n, d); ``solution`` the mean exit time, if it has been computed already.
 
     Raises:
         ValueError: nothing absorbs; a start outside the mesh.

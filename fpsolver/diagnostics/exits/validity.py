@@ -69,7 +69,6 @@ def validity(
     learning_rates: Sequence[float] | None = None,
     tol: float = 0.1,
     degree: int | None = None,
-    scheme: str = "auto",
 ) -> Validity:
     """Whether mean exit times of the diffusion can be taken for the algorithm's (collective).
 
@@ -84,7 +83,6 @@ def validity(
         learning_rates: those asked for; by default that of the process, its half and its double.
         tol: relative difference that is called agreement.
         degree: of the generator.
-        scheme: of the generator.
 
     Raises:
         TypeError: no algorithm with a diffusion.
@@ -96,7 +94,7 @@ def validity(
     rows = []
     for rate in rates:
         one = process.with_parameters(learning_rate=float(rate))
-        with Generator(one, domain, absorbing, degree=degree, scheme=scheme) as gen:
+        with Generator(one, domain, absorbing, degree=degree) as gen:
             answers = [mean_exit_time(m, start=start).in_steps() for m in (Chain(one, domain, absorbing), gen)]  # type: ignore[arg-type]
             rows.append([float(a[0]) for s in answers for a in (s.value, s.error)])  # type: ignore[index]
     return Validity(rates, *np.array(rows).T, tol)

@@ -24,11 +24,8 @@ class Talweg:
 
     def __init__(self, loss: Loss, centre: np.ndarray, radius: float, seed: int):
         self.loss, self.centre, self.radius, self.random = loss, centre, radius, np.random.default_rng(seed)
-        f, g = loss.first(centre[None])
-        self.lowest, left, rounding = float(f[0]), float(np.linalg.norm(g[0])), float(np.finfo(float).eps)
-        if not np.isfinite([self.lowest, left]).all():
-            raise ValueError(f"the loss is not finite at the point {place(centre)}.")
-        x, excess, slope = self._shells(left)
+        rounding = float(np.finfo(float).eps)
+        x, excess, slope, left = self._shells()
         sphere = len(x) // 61
         largest = abs(self.lowest) + float(np.median(np.abs(excess[:sphere])))
         lowest, highest = 1e4 * rounding * largest, float(np.median(excess[2 * sphere : 3 * sphere]))
@@ -54,25 +51,26 @@ class Talweg:
         keep &= loss.exact | (distance > 20 * loss.step)
         self.level, self.slope, self.distance = self.reached[at][keep], slope[keep], distance[keep]
 
-    def _shells(self, left: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Random points at 61 geometric radii from the sphere inwards, f − f* and |∇f|, if those are of a minimum."""
+    def _shells(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+        """Random points at 61 geometric radii from the sphere inwards, f − f* and |∇f|, and |∇f| at the minimum."""
         d, centre, radius = self.loss.dim, self.centre, self.radius
         finest = 1e-9 if self.loss.exact else max(1e-9, 20 * self.loss.step / radius)
         v = self.random.standard_normal((61, 128, d)) if d > 1 else np.tile([[-1.0], [1.0]], (61, 1, 1))
         v *= radius * np.geomspace(1.0, min(finest, 0.5), 61)[:, None, None] / np.linalg.norm(v, axis=2, keepdims=True)
-        x = (centre + v).reshape(-1, d)
+        x = np.concatenate([centre[None], (centre + v).reshape(-1, d)])
         f, g = self.loss.first(x)
         slope = np.linalg.norm(g, axis=1)
         bad = ~(np.isfinite(f) & np.isfinite(slope))
         if bad.any():
             raise ValueError(f"the loss or its gradient is not finite at {place(x[np.argmax(bad)])}.")
+        self.lowest, left = float(f[0]), float(slope[0])
+        x, excess, slope = x[1:], f[1:] - self.lowest, slope[1:]
         typical = float(np.median(slope[: len(x) // 61]))
         if left > 1e-4 * typical:
             raise ValueError(
                 f"{place(centre)} is no critical point: |∇f| = {left:.2g} there, and {typical:.2g} at distance "
                 f"{radius:.2g}. Take a point of fp.diagnostics.critical_points."
             )
-        excess = f - self.lowest
         rounding = 1e3 * np.finfo(float).eps * np.abs(f).max() + left * np.linalg.norm(x - centre, axis=1)
         lower = int(np.argmin(excess + rounding))
         if excess[lower] < -rounding[lower]:
@@ -80,7 +78,7 @@ class Talweg:
                 f"{place(centre)} is no minimum within {radius:.2g}: f is lower by {-excess[lower]:.2g} at "
                 f"{place(x[lower])}. Take a minimum, or a smaller radius."
             )
-        return x, excess, slope
+        return x, excess, slope, left
 
     def _start(self, x: np.ndarray, level: np.ndarray, slope: np.ndarray) -> None:
         """The flattest samples near each level, and a few others."""

@@ -7,6 +7,7 @@ import numpy as np
 from scipy import stats
 
 from ..._answer import Answer
+from ..._arguments import check_positive
 from ..._errors import on_root
 from ...discretisation.points import as_points, contains, locate
 from ...domains.domain import Domain
@@ -74,32 +75,19 @@ def lojasiewicz(
     locate(domain.mesh, x, "point")
     if radius is None:
         radius = largest_ball(domain, x[0], 0.1 * loss.extent)
-    elif not np.isfinite(radius) or radius <= 0:
-        raise ValueError(f"lojasiewicz: radius is {radius!r}; a positive number was expected.")
-    else:
-        locate(domain.mesh, _sphere(x[0], radius), f"lojasiewicz: the sphere of radius {radius:g} about {point}")
+    sphere = _sphere(x[0], check_positive("lojasiewicz: radius", radius))
+    locate(domain.mesh, sphere, f"lojasiewicz: the sphere of radius {radius:g} about {point}")
     return exponent_at(loss, x[0], radius, seed)
 
 
 def exponent_at(loss: Loss, x: np.ndarray, radius: float, seed: int = 0) -> Exponent:
     """:func:`lojasiewicz` of a loss that is already compiled (collective)."""
-
-    def fit() -> Exponent:
-        try:
-            return _fit(Talweg(loss, x, radius, seed))
-        except Exception as error:  # also those of a user's function
-            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-            raise ValueError(f"lojasiewicz: {kind}{error}") from error
-
-    return loss.domain.comm.bcast(on_root(loss.domain.comm, fit), root=0)
+    comm = loss.domain.comm
+    return comm.bcast(on_root(comm, lambda: _fit(Talweg(loss, x, radius, seed))), root=0)
 
 
 def largest_ball(domain: Domain, x: np.ndarray, radius: float) -> float:
-    """The largest of radius, radius/2, ..., whose ball about x lies in the mesh (collective).
-
-    Raises:
-        ValueError: the point lies on the boundary.
-    """
+    """The largest of radius, radius/2, ..., whose ball about x lies in the mesh (collective)."""
     for r in radius / 2.0 ** np.arange(20):
         if contains(domain.mesh, _sphere(x, r)).all():
             return float(r)

@@ -45,11 +45,6 @@ class Loss:
             source = source.samples if isinstance(source.samples, Samples) else source.formulas()
         if source is None:
             raise TypeError(f"{name} has no loss; expected fp.Langevin, fp.SGD or a loss.")
-        if isinstance(source, fem.Function):
-            raise TypeError(
-                "the loss is a dolfinx Function, a piecewise polynomial whose second derivatives jump: give it as a "
-                "callable of x that returns UFL, or as fp.batched(f)."
-            )
         self._source = source
         self.low, self.high = bounds(domain.mesh)
         self.domain, self.dim, self.extent = domain, domain.dim, float((self.high - self.low).max())

@@ -56,10 +56,7 @@ class LandscapeReport(Answer):
         An ellipse of curvature is a level line of the quadratic part of f, long where f is flat; one of noise has the
         square roots of Σ's eigenvalues as semi-axes.  Each kind has one scale for all points.
 
-        Returns the matplotlib figure on rank 0, None elsewhere.
-
-        Raises:
-            ValueError: three dimensions.
+        Returns the matplotlib figure on rank 0, None elsewhere; ValueError in three dimensions.
         """
         loss, domain, points = self.loss, self.loss.domain, self.points
         if domain.dim > 2:
@@ -108,11 +105,8 @@ def _ellipses(axes: Any, points: Sequence[CriticalPoint], size: float) -> None:
 def landscape(process_or_loss: Any, domain: Domain, *, exponents: bool = True, seed: int = 0) -> LandscapeReport:
     """Critical points with Hessian, noise, flatness, alignment and Łojasiewicz exponents (collective).
 
-    Args:
-        process_or_loss: as in :func:`~fpsolver.diagnostics.critical_points`; only ``SGD`` has a covariance.
-        domain: where to look.
-        exponents: whether to estimate them, at about 1e5 evaluations of the loss for each minimum.
-        seed: of their search.
+    Of what :func:`~fpsolver.diagnostics.critical_points` takes; only ``SGD`` has a covariance.  ``exponents`` tells
+    whether to estimate them, at some 1e4 evaluations of the loss for each minimum; ``seed`` is that of their search.
 
     Raises:
         TypeError: a process without a loss.

@@ -58,11 +58,8 @@ class StarConvexity(Answer):
 def star_convexity(process: Any, x_star: Any, points: Any, *, comm: MPI.Comm = MPI.COMM_WORLD) -> StarConvexity:
     """How far per-sample losses are star-convex about a point, along trajectories (collective).
 
-    Args:
-        process: ``SGD`` with ``PerSample`` noise, or that noise; losses in UFL, of PyTorch or JAX.
-        x_star: the minimum, shape (d,).
-        points: trajectories, shape (paths, steps, d), or independent points, shape (n, d); the same on all ranks.
-        comm: whose ranks share the work; the answer is the same on all.
+    The process is ``SGD`` with ``PerSample`` noise, or that noise; ``x_star`` the minimum, shape (d,); ``points`` are
+    trajectories, shape (paths, steps, d), or independent points, shape (n, d), the same on all ranks of ``comm``.
 
     Raises:
         TypeError: no per-sample losses.
