@@ -143,9 +143,8 @@ class Ensemble(Answer):
             )
         if (leapt := self.stats["leapt"]) > 0.01 * n:
             found.append(
-                f"{leapt} of {n} paths leapt through more than half the domain and were mirrored at a reflecting wall; "
-                "without that wall, which SGD does not have, they may diverge. Lower the learning rate, enlarge the "
-                "domain, or let the wall absorb"
+                f"{leapt} of {n} paths leapt through more than half the domain and were mirrored at a wall, without "
+                "which they may diverge. Lower the learning rate, enlarge the domain, or let the wall absorb"
             )
         if self.settled is False:
             found.append(
@@ -178,15 +177,11 @@ class Ensemble(Answer):
         check_choice("mean_exit_time: tail", tail, ("refuse", "bound"))
         lost = int(np.isfinite(self.diverged).sum())
         stopped = int(np.isnan(self.exit_times).sum()) - lost
-        if lost and tail == "refuse":
+        if tail == "refuse" and (lost or stopped):
             raise ValueError(
-                f"mean_exit_time: {lost} of {len(self)} paths diverged, so that their exit times are unknown. Lower "
-                "the learning rate or the step, or take tail='bound' (a lower bound)."
-            )
-        if stopped and tail == "refuse":
-            raise ValueError(
-                f"{stopped} of {len(self)} paths had not left at time {self.horizon:g}, so their mean is unknown. Give "
-                "simulate a larger horizon=, or take tail='bound' (a lower bound)."
+                f"mean_exit_time: {stopped} of {len(self)} paths had not left at time {self.horizon:g} and {lost} "
+                "diverged, so their mean is unknown. Give simulate a larger horizon=, lower the learning rate or the "
+                "step, or take tail='bound' (a lower bound)."
             )
         note = f"lower bound: {(stopped + lost) / len(self):.1%} of the paths were stopped" if stopped + lost else ""
         return self._with_step(lambda e: mean_of(e.followed(), level, note))

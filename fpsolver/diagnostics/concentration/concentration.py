@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..._answer import Answer, place
-from ..._arguments import check_positive
+from ..._arguments import check_positive, expect
 from ..._log import logger
 from ..._petsc import Options
 from ...discretisation.assembly import to_function, to_vector
@@ -182,18 +182,14 @@ def concentration_backward(
     x = as_points(point, gen.domain.dim, "concentration_backward: point")[0]
     (r,) = _radii(radius)
     if not gen.weak.scheme.unknown_is_density:
-        raise ValueError(
-            "concentration_backward: scheme 'weighted' keeps densities relative to a weight; build the generator with "
-            "scheme 'galerkin' or 'dg'."
-        )
+        raise ValueError("concentration_backward: the scheme is 'weighted'; 'galerkin' or 'dg' was expected.")
     indicator = to_function(gen, project(gen, ball_load(gen, x, r)[0]))
     return backward(gen, indicator, times, time_rtol=time_rtol, options=options)
 
 
 def _radii(radius: Any) -> Array:
-    values = list(radius) if isinstance(radius, Sequence | np.ndarray) else [radius]
-    if not values:
-        raise ValueError(f"radius is {radius!r}; a positive number, or several, was expected.")
+    values = np.atleast_1d(radius).tolist()
+    expect("radius", radius, "a positive number, or several,", values)
     return np.array([check_positive("radius", r) for r in values])
 
 

@@ -144,10 +144,7 @@ def entropy_decay(evolution: Evolution, p_inf: Any, *, P: Any = None) -> Entropy
         raise ValueError("entropy_decay: an evolution of densities was expected, from fp.evolve.")
     gen = evolution.generator
     if gen.absorbing:
-        raise ValueError(
-            f"entropy_decay: mass leaves through {', '.join(gen.absorbing)}; relative entropy to an invariant density "
-            "needs a generator without absorbing parts."
-        )
+        raise ValueError(f"entropy_decay: mass leaves through {', '.join(gen.absorbing)}; no part may absorb.")
     measure = _functionals(gen, gen.V, p_inf, P)
     rows = [measure(s.raw, _time_derivative(gen, s.raw)) for s in evolution]
     columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}

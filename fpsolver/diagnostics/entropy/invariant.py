@@ -18,7 +18,7 @@ from ..._sample import largest, neighbours, smallest
 from ...discretisation.generator import Generator
 from ...discretisation.solution import Solution, bounds, evaluate
 from ...longtime.stationary import stationary
-from ...models.fields import Space, integrate
+from ...models.fields import Space
 from ..sampling import Samples
 
 _RATES = (1e-6, 1e6)  # between which a is sought, relative to max |LV| / max |V|
@@ -149,8 +149,15 @@ def truncation(gen: Generator, *, p: Solution | None = None, enlarge: float = 1.
     if not 1 < enlarge < np.inf:
         raise ValueError(f"truncation: enlarge is {enlarge!r}; a number above 1 was expected.")
     p = stationary(gen) if p is None else p
-    mesh, comm, density = gen.domain.mesh, gen.domain.comm, p.raw
-    walls = {part: _wall(gen, density, part) for part in gen.domain.parts}
+    mesh, comm, n = gen.domain.mesh, gen.domain.comm, ufl.FacetNormal(gen.domain.mesh)
+    samples = Samples.quadrature(mesh, 2 * gen.degree + 2)
+    density, walls = samples.values(p.raw), {}
+    for part in gen.domain.parts:
+        facets = gen.domain.facets(part)
+        values, weights = gen.boundary.evaluate([p.raw, ufl.dot(gen.weak.scheme.flux(gen.weak, p.raw), n)], facets)
+        mass = samples.integrate(density * np.isin(samples.entities, _boundary_cells(gen, facets))[:, None])
+        flux = comm.allreduce(float((weights * abs(values[..., 1])).sum()))
+        walls[part] = Wall(mass, largest(comm, values[..., 0]), flux)
     lower, upper = bounds(mesh)
     center, half = ((lower + upper) / 2)[:, None], ((upper - lower) / 2)[:, None]
 
@@ -162,28 +169,16 @@ def truncation(gen: Generator, *, p: Solution | None = None, enlarge: float = 1.
     domain = gen.domain.mapped(outwards)
     with Generator(gen.process, domain, (), gen.degree, gen.scheme, options=gen.options) as large:
         q = stationary(large).raw
-        change = _moments(q, gen.degree) - _moments(density, gen.degree)
-    samples = Samples.quadrature(mesh, 2 * gen.degree + 2)
+        change = _moments(q, gen.degree) - _moments(p.raw, gen.degree)
     # the larger mesh is distributed in its own way: each rank asks all of them
     everywhere = [evaluate(q, comm.bcast(samples.x.reshape(-1, gen.domain.dim), root=r)) for r in range(comm.size)]
     found = everywhere[comm.rank].reshape(samples.weights.shape)
-    difference = samples.integrate(np.abs(found - samples.values(density)))
+    difference = samples.integrate(np.abs(found - density))
     return Truncation(walls, difference, 1 - samples.integrate(found), change[:-1], float(change[-1]))
-
-
-def _wall(gen: Generator, p: fem.Function, part: str) -> Wall:
-    mesh, facets = gen.domain.mesh, gen.domain.facets(part)
-    J = ufl.dot(gen.weak.scheme.flux(gen.weak, p), ufl.FacetNormal(mesh))
-    values, weights = gen.boundary.evaluate([p, J], facets)
-    indicator = fem.Function(fem.functionspace(mesh, ("DG", 0)))
-    indicator.x.array[_boundary_cells(gen, facets)] = 1.0
-    indicator.x.scatter_forward()
-    flux = mesh.comm.allreduce(float((weights * abs(values[..., 1])).sum()))
-    return Wall(integrate(mesh, indicator * p, gen.degree), largest(mesh.comm, values[..., 0]), flux)
 
 
 def _moments(p: fem.Function, degree: int) -> np.ndarray:
     """First moments and that of |x|² (collective)."""
-    mesh = p.function_space.mesh
-    x = ufl.SpatialCoordinate(mesh)
-    return np.array([integrate(mesh, f * p, degree + 2) for f in (*x, ufl.dot(x, x))])
+    samples = Samples.quadrature(p.function_space.mesh, degree + 2)
+    values, x = samples.values(p), samples.x
+    return np.array([samples.integrate(values * g) for g in (*np.moveaxis(x, -1, 0), (x**2).sum(axis=-1))])

@@ -137,10 +137,7 @@ def _search(
             through += [c] if label[where[id(c)]] == label[start] == label[target] else []
     top, *middle = table[cell]
     if not through or through[0].value > 2 * top - passes.level[cell]:
-        problems.append(
-            f"the lowest pass, f = {height:.6g} near {place(middle, 4)}, is a boundary point or unresolved, "
-            "not a saddle"
-        )
+        problems.append(f"the lowest pass, f = {height:.6g} near {place(middle, 4)}, is not a saddle, or not resolved")
         return bottom, None
     for m in inner:
         if m is not bottom and m.value - bottom.value < CLOSE * eps:

@@ -45,10 +45,8 @@ class Validity(Answer):
     @property
     def valid_from(self) -> float | None:
         """The smallest η from which on, upwards, the diffusion is within the tolerance at all that were asked."""
-        good = self.valid
-        if not good[-1]:
-            return None
-        return float(self.learning_rates[len(good) - int(np.argmin(np.append(good[::-1], False)))])
+        good = np.logical_and.accumulate(self.valid[::-1])[::-1]
+        return float(self.learning_rates[np.argmax(good)]) if good[-1] else None
 
     def __repr__(self) -> str:
         start, close = self.valid_from, f"within {self.tol:.0%} of the algorithm"

@@ -115,10 +115,7 @@ def landscape(process_or_loss: Any, domain: Domain, *, exponents: bool = True, s
     loss = Loss(process_or_loss, domain)
     found = find_critical_points(loss, process_or_loss)
     if not found:
-        raise ValueError(
-            "landscape: the loss has no critical point on the domain; its lowest values lie on the boundary. Take a "
-            "larger domain."
-        )
+        raise ValueError("landscape: the loss has no critical point on the domain. Take a larger domain.")
     notes: list[str] = []
     points: list[CriticalPoint] = []
     for c in found:
