@@ -55,13 +55,17 @@ from .domains.domain import Domain
 from .evolution.evolution import Evolution
 from .evolution.evolve import backward, evolve, resume
 from .evolution.initial import Dirac, Gaussian, dirac, gaussian
+from .evolution.law import Law, Measured
 from .evolution.schedule import count_steps
 from .exits.exit import ExitTimeMoments, exit_probability, exit_time_moments, feynman_kac, mean_exit_time
-from .exits.exit_law import ExitDensity, ExitDistribution, exit_distribution, survival
-from .exits.regions import FirstPassage, TransitionRate, committor, first_passage, transition_rate
+from .exits.exit_law import ExitDensity, ExitDistribution, exit_distribution
+from .exits.regions import FirstPassage, committor, first_passage
+from .exits.survival import Survival, survival
+from .exits.transition import TransitionRate, transition_rate
 from .longtime.ergodic import ErgodicLaws, ergodic_laws
 from .longtime.noisy import VanishingNoiseLimit, vanishing_noise_limit, wasserstein
-from .longtime.spectrum import QuasiStationary, Spectrum, quasi_stationary, spectrum
+from .longtime.quasi_stationary import QuasiStationary, quasi_stationary
+from .longtime.spectrum import Spectrum, spectrum
 from .longtime.stationary import stationary
 from .models.fields import batched
 from .models.langevin import Langevin, Noisy, UnderdampedLangevin
@@ -86,9 +90,9 @@ __all__ += ["UnderdampedLangevin"]
 __all__ += ["Covariance", "Isotropic", "LabelNoise", "Network", "PerSample", "Slice", "batched"]
 __all__ += ["Dirac", "Evolution", "Gaussian", "backward", "count_steps", "dirac", "evolve", "gaussian", "resume"]
 __all__ += ["exit_distribution", "exit_probability", "exit_time_moments", "feynman_kac", "mean_exit_time", "survival"]
-__all__ += ["ExitDensity", "ExitDistribution", "ExitTimeMoments", "QuasiStationary", "quasi_stationary"]
+__all__ += ["ExitDensity", "ExitDistribution", "ExitTimeMoments", "QuasiStationary", "Survival", "quasi_stationary"]
 __all__ += ["FirstPassage", "TransitionRate", "committor", "first_passage", "transition_rate"]
 __all__ += ["ergodic_laws", "spectrum", "stationary", "vanishing_noise_limit", "wasserstein"]
-__all__ += ["ErgodicLaws", "Spectrum", "VanishingNoiseLimit", "make_nonnegative"]
+__all__ += ["ErgodicLaws", "Law", "Measured", "Spectrum", "VanishingNoiseLimit", "make_nonnegative"]
 __all__ += ["Comparison", "Ensemble", "Estimate", "compare", "simulate"]
 __all__ += ["Level", "NotConverged", "Solution", "diagnostics", "io", "landscapes", "plot", "set_log_level"]

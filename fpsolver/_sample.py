@@ -124,6 +124,23 @@ def at_quadrature(
     return found[..., 1:], found[..., 0] * w
 
 
+def quadrature(mesh: dmesh.Mesh, degree: int, cells: Array | None = None) -> tuple[Array, Array, Array]:
+    """Reference points (n, tdim), points (cells, n, gdim) and weights (cells, n), compiling nothing."""
+    cells = own_cells(mesh) if cells is None else cells
+    X, w = basix.make_quadrature(cell_type(mesh), degree)
+    table = coordinate_element(mesh).tabulate(1, X)[..., 0]
+    nodes = mesh.geometry.x[_compat.geometry_dofmap(mesh)[cells]][:, :, : mesh.geometry.dim]
+    J = np.einsum("kpn,cnx->cpxk", table[1:], nodes)
+    return X, np.einsum("pn,cnx->cpx", table[0], nodes), np.abs(np.linalg.det(J)) * w
+
+
+def nodal(function: fem.Function, X: Array) -> Array:
+    """Values of a Lagrange or DG function at reference points of this rank's own cells, shape (cells, n)."""
+    V = function.function_space
+    table = V.element.basix_element.tabulate(0, X)[0, :, :, 0]
+    return np.asarray(function.x.array[V.dofmap.list[: len(own_cells(V.mesh))]] @ table.T)
+
+
 def volumes(mesh: dmesh.Mesh) -> Array:
     """Volumes of this rank's own cells."""
     return at_quadrature(mesh, [], 4)[1].sum(axis=1)

@@ -13,7 +13,7 @@ from tools import BOX, box, narrow_escape, random_acceleration
 import fpsolver as fp
 from fpsolver.discretisation.assembly import to_vector
 from fpsolver.discretisation.fluxes import basis_integrals
-from fpsolver.exits.error import _remaining
+from fpsolver.discretisation.others import remaining
 
 
 @dataclass(frozen=True)
@@ -140,10 +140,10 @@ def test_power_laws_are_extrapolated():
     for k in (2, 3, 4):
         J = np.array([[1 + (k + i) ** -2.0] for i in (-1, 0, 1, 2)])
         before, step, beyond = np.diff(J, axis=0)
-        assert _remaining(k, step, k - 1, before, step) == pytest.approx(k**-2.0, rel=1e-3)
-        assert _remaining(k, step, k, step, beyond) == pytest.approx(k**-2.0, rel=1e-3)
-        assert _remaining(k, step, k - 1, before, -step) == pytest.approx(abs(step), rel=1e-3)
-        assert _remaining(k, step, k - 1, before, 1e-8 * step) == pytest.approx(abs(step), rel=1e-3)
+        assert remaining(k, step, k - 1, before, step) == pytest.approx(k**-2.0, rel=1e-3)
+        assert remaining(k, step, k, step, beyond) == pytest.approx(k**-2.0, rel=1e-3)
+        assert remaining(k, step, k - 1, before, -step) == pytest.approx(abs(step), rel=1e-3)
+        assert remaining(k, step, k - 1, before, 1e-8 * step) == pytest.approx(abs(step), rel=1e-3)
 
 
 @pytest.mark.parallel

@@ -88,16 +88,6 @@ class Cells:
         step = np.where(self.fixed, 0.0, reach)[:, None] * (common + own)
         return replace(self, vertices=self.vertices + step[self.nodes])
 
-    def halved(self) -> "Cells":
-        """Intervals cut in two."""
-        a, b = self.vertices[:, 0], self.vertices[:, 1]
-        middle = (a + b) / 2
-        vertices = np.stack((a, middle, middle, b), axis=1).reshape(-1, 2, 1)
-        flat, nodes = np.unique(vertices.ravel(), return_inverse=True)
-        fixed = np.isin(np.arange(len(flat)), (0, len(flat) - 1))
-        keys = mixed(np.stack((self.keys, ~self.keys), axis=1).ravel())
-        return Cells(vertices, nodes.reshape(-1, 2), fixed, keys, 2 * self.begin, 2 * self.end)
-
 
 _COMMON, _OWN = 0.33, 0.1
 

@@ -188,10 +188,13 @@ class Chain:
         """
         known = self._shared.variants
         if (seed, finer) not in known:
-            cells, halve = self.base.cells.moved(seed), finer and self.domain.dim == 1
-            other = self._variant(
-                _seed=seed, cells=cells.halved() if halve else cells, degree=self.degree + (finer and not halve)
-            )
+            domain, cells, degree = self.domain, self.base.cells, self.degree
+            if finer and domain.dim == 1:
+                domain = domain.refine(own_cells(domain.mesh))
+                cells = cells_of(domain)
+            elif finer:
+                degree += 1
+            other = self._variant(_seed=seed, domain=domain, cells=cells.moved(seed), degree=degree)
             other._make()
             known[seed, finer] = other
         return known[seed, finer]

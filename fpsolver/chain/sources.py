@@ -11,6 +11,7 @@ from dolfinx import fem
 
 from .._arguments import is_number
 from .._errors import agree, together
+from ..discretisation.generator import Generator
 from ..discretisation.solution import Solution
 from ..domains.domain import Domain
 from ..models.fields import Batched
@@ -24,13 +25,13 @@ Array = np.ndarray[Any, Any]
 Field = Callable[[Array], Array]
 
 
-def field(chain: Chain, source: Any, what: str) -> Field:
-    """A scalar source as a function of points (n, d)."""
+def field(chain: Chain | Generator, source: Any, what: str) -> Field:
+    """A scalar source as a function of points (n, d); only for chains a function on their space is one."""
     if isinstance(source, Solution):
         source = source.raw
     if is_number(source):
         return lambda x: np.full(len(x), float(source))
-    if isinstance(source, fem.Function):
+    if isinstance(source, fem.Function) and isinstance(chain, Chain):
         return _of_function(chain, source, what)
     if isinstance(source, Batched):
         return lambda x: np.asarray(source.function(x), dtype=float).reshape(len(x))

@@ -165,6 +165,14 @@ class Generator:
         self._forward.axpy(-1.0, added, PETSc.Mat.Structure.SAME_NONZERO_PATTERN)
         return added
 
+    def with_half_walls(self) -> "Generator":
+        """This generator with half of what was added at walls: twice the change of an answer is its effect."""
+        assert self.at_walls is not None
+        other = copy(self)
+        other._forward, other._mass, other._derived, other.at_walls = self.G.copy(), None, {}, None
+        other._forward.axpy(0.5, self.at_walls, PETSc.Mat.Structure.SUBSET_NONZERO_PATTERN)
+        return other
+
     def replace(self, **numbers: float) -> "Generator":
         """The same with other ``process.numbers()`` (``learning_rate=0.2``); nothing is recompiled (collective)."""
         process = self.process.with_parameters(**numbers)

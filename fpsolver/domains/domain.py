@@ -289,6 +289,8 @@ class Domain:
         if defect > ACCURACY * size:
             message = "the region %r of size %.4g is followed to %.1e only: refine the domain at its edge"
             logger.warning(message, name, size, defect)
+        if defect > 0:
+            domain.defects[name] = defect
         return domain
 
     def __repr__(self) -> str:

@@ -1,7 +1,8 @@
 """What an evolution gives: a solution at each of its times, and the mass that has left until then."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,8 +12,9 @@ from ..chain import Chain
 from ..discretisation.assembly import to_density, to_function
 from ..discretisation.fluxes import basis_integrals
 from ..discretisation.positivity import Limiter, limiter
-from ..discretisation.solution import Solution
+from ..discretisation.solution import Level, Solution
 from ._krylov import Snapshot
+from .law import Law, Whole
 
 
 class _Row(NamedTuple):
@@ -44,6 +46,8 @@ class Evolution(Answer, Sequence[Solution]):
         scheduled: whether numbers changed on the way.
         stats: unknowns, scheme, degree, solves, factorisations, steps, basis, time_error (estimated, relative, in the
             L² norm).
+        again: the same evolution of another generator or chain, of which error bars are made; None: there are none.
+        history: the meshes of an evolution to a prescribed accuracy, the coarsest first.
     """
 
     name: str
@@ -52,6 +56,9 @@ class Evolution(Answer, Sequence[Solution]):
     limiter: Limiter | None = None
     scheduled: bool = False
     stats: dict[str, Any] = field(default_factory=dict)
+    again: Callable[[Any], Sequence[Any]] | None = None
+    history: tuple[Level, ...] = ()
+    _others: dict[int, tuple[Any, Sequence[Any]]] = field(default_factory=dict)
     _rows: list[_Row] = field(default_factory=list)
 
     def append(self, snapshot: Snapshot) -> None:
@@ -63,8 +70,31 @@ class Evolution(Answer, Sequence[Solution]):
             function = (to_density if self.name == "density" else to_function)(gen, vector)
             mass, least = vector.dot(basis_integrals(gen)), limiter(gen).minimum(function)
         name = f"{self.name} at t = {snapshot.time:g}"
-        solution = Solution(function, self.stats, name, limiter=self.limiter, generator=gen)
+        again = None if self.again is None else partial(self._from, len(self))
+        kind = Law if self.name == "density" else Whole
+        solution = kind(gen, function, self.stats, name, again, self.limiter)
         self._rows.append(_Row(snapshot.time, float(mass), float(least), snapshot.integrals, solution))
+
+    def _from(self, i: int, other: Any) -> Any:
+        """What another generator or chain gives at the i-th time; it is asked for all times at once (collective)."""
+        known = self._others.get(id(other))
+        if known is None:
+            assert self.again is not None
+            known = self._others[id(other)] = other, self.again(other)
+        return known[1][i]
+
+    def accuracy(self) -> tuple[float, float]:
+        """The worst ratio over the times, as :func:`~fpsolver.chain.refinement.to_accuracy` asks (collective)."""
+        ratios = [error / max(size, 1e-300) for size, error in (row.solution.accuracy() for row in self._rows)]
+        return 1.0, max(ratios)
+
+    def by_cells(self) -> np.ndarray:
+        """Shares of this rank's cells in the errors at all times (collective)."""
+        return np.sum([row.solution.by_cells() / row.solution.accuracy()[0] for row in self._rows], axis=0)
+
+    def keep(self, history: tuple[Level, ...]) -> None:
+        """Remember the meshes that led here."""
+        object.__setattr__(self, "history", history)
 
     times = property(lambda self: self._column("time"), doc="Times, shape (n,).")
     mass = property(lambda self: self._column("mass"), doc="Integral over the domain, shape (n,).")

@@ -15,6 +15,7 @@ from .._log import logger
 from .._petsc import Options
 from .._sample import cell_type, total
 from ..chain import Chain
+from ..chain.refinement import MAX_UNKNOWNS, to_accuracy
 from ..chain.sources import field
 from ..discretisation.assembly import to_density, to_function
 from ..discretisation.generator import Generator
@@ -38,15 +39,19 @@ def evolve(
     initial: Any,
     times: Any,
     *,
+    rtol: float | None = None,
     time_rtol: float = 1e-6,
+    max_unknowns: int = MAX_UNKNOWNS,
     schedule: Mapping[str, Any] | None = None,
     checkpoint: str | Path | None = None,
     options: Options | None = None,
 ) -> Evolution:
     """Density p(t) of the process started from ``initial``: ∂ₜp = −∇·J, killed at the absorbing parts (collective).
 
-    The error in time is controlled, that of the mesh is not.  Mass is conserved to rounding where nothing absorbs,
-    whatever ``time_rtol``.  The cost hardly depends on the number of times, and grows with the log of their range.
+    The error in time is controlled; masses, means and expectations of ``evolution[i]`` have error bars of mesh and
+    time, and its ``.error`` is that of the whole density, ∫ |p − p*|.  With ``rtol`` the mesh is refined where that
+    comes from, until it is at most ``rtol`` times the mass at all times.  Mass is conserved to rounding where nothing
+    absorbs.  The cost hardly depends on the number of times, and grows with the log of their range.
 
     Of a chain, the law after the steps until each time, M p' = Pᵀ p, exact in time.  Times are rounded to whole steps.
     Laws of chains may be singular: the densities are projections, while masses and expectations converge.
@@ -56,6 +61,8 @@ def evolve(
         initial: :func:`~fpsolver.gaussian`, :func:`~fpsolver.dirac`, a ``Function``, or a callable of all coordinates.
             Of a signed one nothing is made non-negative.
         times: increasing, non-negative, shape (n,) or one number.
+        rtol: of the whole answer, mesh and time; not of chains.
+        max_unknowns: with ``rtol``, no mesh with more unknowns is tried.
         time_rtol: error in time in the L² norm relative to that of p(t), or to 1e-10 times the largest norm so far, if
             errors decay as p does; that of :attr:`~fpsolver.Evolution.outflux` is controlled too.
         options: PETSc options without the prefix ``fp_evolve_``.
@@ -76,17 +83,22 @@ def evolve(
     """
     times = check_times(times)
     if isinstance(gen, Chain):
+        _no_mesh(rtol)
         return _walk(gen, "density", initial, times, schedule, checkpoint)
     tol = check_share("time_rtol", time_rtol)
-    p0 = coefficients(gen, initial, "initial density")
-    limit = limiter(gen)
-    mass, positive = limit.masses(limit.means(to_density(gen, p0)))
-    # of a signed measure, a tenth or more of whose mass in cells is negative, nothing is made non-negative
-    signed = positive - mass >= 0.1 * positive and not isinstance(initial, Gaussian | Dirac)
-    evolution = Evolution("density", gen, gen.absorbing, None if signed else limit, schedule is not None)
-    if not gen.weak.scheme.unknown_is_density:
-        tol = _weighted_tol(gen, p0, tol)
-    return _run(evolution, p0, times, tol, options, schedule, checkpoint)
+
+    def ask(other: Generator, tol: float = tol, whole: bool = True) -> Evolution:
+        p0, limit = coefficients(other, initial, "initial density"), limiter(other)
+        mass, positive = limit.masses(limit.means(to_density(other, p0)))
+        # of a signed measure, a tenth or more of whose mass in cells is negative, nothing is made non-negative
+        signed = positive - mass >= 0.1 * positive and not isinstance(initial, Gaussian | Dirac)
+        again = (lambda finer: [p.raw for p in ask(finer, max(tol / 30, LEAST), False)]) if whole else None
+        limits = None if signed else limit
+        evolution = Evolution("density", other, other.absorbing, limits, schedule is not None, again=again)
+        in_norm = tol if other.weak.scheme.unknown_is_density else _weighted_tol(other, p0, tol)
+        return _run(evolution, p0, times, in_norm, options, schedule, checkpoint if whole else None)
+
+    return to_accuracy("evolve", gen, ask, rtol, max_unknowns, "fp_evolve_")
 
 
 def backward(
@@ -94,7 +106,9 @@ def backward(
     payoff: Any,
     times: Any,
     *,
+    rtol: float | None = None,
     time_rtol: float = 1e-6,
+    max_unknowns: int = MAX_UNKNOWNS,
     schedule: Mapping[str, Any] | None = None,
     checkpoint: str | Path | None = None,
     options: Options | None = None,
@@ -110,13 +124,22 @@ def backward(
     """
     times = check_times(times)
     if isinstance(gen, Chain):
+        _no_mesh(rtol)
         return _walk(gen, "expectation", payoff, times, schedule, checkpoint)
     tol = check_share("time_rtol", time_rtol)
-    u0, evolution = (
-        coefficients(gen, payoff, "payoff", payoff=True),
-        Evolution("expectation", gen, scheduled=bool(schedule)),
-    )
-    return _run(evolution, u0, times, tol, options, schedule, checkpoint)
+
+    def ask(other: Generator, tol: float = tol, whole: bool = True) -> Evolution:
+        u0 = coefficients(other, payoff, "payoff", payoff=True)
+        again = (lambda finer: [u.raw for u in ask(finer, max(tol / 30, LEAST), False)]) if whole else None
+        evolution = Evolution("expectation", other, scheduled=schedule is not None, again=again)
+        return _run(evolution, u0, times, tol, options, schedule, checkpoint if whole else None)
+
+    return to_accuracy("backward", gen, ask, rtol, max_unknowns, "fp_evolve_")
+
+
+def _no_mesh(rtol: Any) -> None:
+    wanted = "None: of a chain's laws masses, of its expectations values at points have error bars; it"
+    expect("rtol", rtol, wanted, rtol is None)
 
 
 def resume(
@@ -247,17 +270,24 @@ def _walk(
     expect("checkpoint", checkpoint, "None, as a chain keeps none (evolve it in pieces),", checkpoint is None)
     if schedule is not None and not forward:
         raise ValueError("backward: a chain takes schedules forward, with evolve; backward ones run piece by piece.")
-    evolution = Evolution(name, chain, chain.absorbing if forward else (), scheduled=schedule is not None)
+    parts = chain.absorbing if forward else ()
+
+    def march(chain: Chain) -> Iterator[Snapshot]:
+        start = load_density(chain, data, "initial density") if forward else chain.load(field(chain, data, "payoff"))
+        now, image, left = chain.inverse * start, start.duplicate(), np.zeros(1 + len(parts))
+        for t, links in _steps(chain, times, schedule):
+            for link in links:
+                flux = dots(now, list(link.exits.values()))
+                left += [flux.sum(), *flux] if forward else 0.0
+                (link.P.multTranspose if forward else link.P.mult)(now, image)
+                link.inverse.mult(image, now)
+            yield Snapshot(t, now.copy(), left.copy() if forward else np.zeros(0))
+
+    again = None if schedule is not None else (lambda other: [snapshot.vector for snapshot in march(other)])
+    evolution = Evolution(name, chain, parts, scheduled=schedule is not None, again=again)
     evolution.stats.update(chain.stats())
-    start = load_density(chain, data, "initial density") if forward else chain.load(field(chain, data, "payoff"))
-    now, image, left = chain.inverse * start, start.duplicate(), np.zeros(1 + len(evolution.parts))
-    for t, links in _steps(chain, times, schedule):
-        for link in links:
-            flux = dots(now, list(link.exits.values()))
-            left += [flux.sum(), *flux] if forward else 0.0
-            (link.P.multTranspose if forward else link.P.mult)(now, image)
-            link.inverse.mult(image, now)
-        evolution.append(Snapshot(t, now.copy(), left.copy() if forward else np.zeros(0)))
+    for snapshot in march(chain):
+        evolution.append(snapshot)
     return evolution
 
 

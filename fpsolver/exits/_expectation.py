@@ -18,13 +18,14 @@ from .._petsc import LinearSolver, Options
 from .._sample import smallest
 from ..chain import Chain
 from ..chain.equations import PREFIX, Figures, Operator, check_sound, solve
+from ..chain.refinement import NEGATIVE
 from ..chain.sources import field
 from ..discretisation.assembly import assemble_matrix, assemble_vector, to_function, to_vector
 from ..discretisation.fluxes import basis_integrals, exit_vector
 from ..discretisation.generator import Generator, derived
 from ..discretisation.metastable import capacity_solver
 from ..discretisation.solver import Key, exit_preset, exit_solver, merged, statistics
-from ._guards import NEGATIVE, check_certain_exit, check_growth, check_reach, check_roundoff, check_sign
+from ._guards import check_certain_exit, check_growth, check_reach, check_roundoff, check_sign
 
 
 class Part(NamedTuple):

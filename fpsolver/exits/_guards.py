@@ -12,6 +12,7 @@ from .._log import logger
 from .._petsc import LinearSolver, Options
 from .._sample import cell_type, smallest, values
 from ..chain import Chain
+from ..chain.refinement import NEGATIVE
 from ..discretisation.fluxes import basis_integrals
 from ..discretisation.generator import Generator, derived
 from ..discretisation.metastable import estimated_rate, slowest_mode
@@ -20,7 +21,6 @@ from ..models.fields import is_number
 from .reach import closed_classes
 
 _POWERS, _SETTLED = 500, 1e-8  # iterations for the principal eigenvalue, and its last relative change
-NEGATIVE = "DIVERGED_NEGATIVE"  # the reason of an answer of the wrong sign
 
 
 def need_exit(gen: Generator | Chain, name: str) -> None:

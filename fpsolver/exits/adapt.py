@@ -4,8 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from mpi4py import MPI
-
 import numpy as np
 import ufl
 from dolfinx import fem
@@ -16,20 +14,16 @@ from .._arguments import check_share, is_number
 from .._errors import NotConverged
 from .._log import logger
 from .._petsc import Options
-from .._sample import own_cells
 from ..chain import Chain
+from ..chain.refinement import NEGATIVE, marked, refined, unknowns
 from ..discretisation.generator import Generator
 from ..discretisation.metastable import UNRESOLVED
 from ..discretisation.solution import Level, Solution, as_points
+from ..evolution._spread import Spread
 from ..evolution.initial import is_density
 from ..models.fields import Batched
 from ._expectation import Part, check_times
-from ._guards import NEGATIVE
-from ._spread import Spread
 from .error import DualWeighted
-
-MAX_UNKNOWNS = 500_000
-_SHARE = 0.8  # of the sum of the indicators lies in the cells that are refined (Dörfler, SIAM J. Numer. Anal. 33, 1996)
 
 
 @dataclass(frozen=True)
@@ -67,8 +61,8 @@ class Problem:
             except NotConverged as failure:
                 if failure.reason not in (UNRESOLVED, NEGATIVE):
                     raise
-                logger.info("%s on %d unknowns", failure.reason, _unknowns(here))
-                finer, _ = _refined(here, failure.partial, max_unknowns)
+                logger.info("%s on %d unknowns", failure.reason, unknowns(here))
+                finer, _ = refined(here, failure.partial, max_unknowns)
                 if finer is None:
                     failure.partial = answers[-1] if answers else None
                     raise
@@ -112,7 +106,7 @@ class Problem:
                 about |= {"start": estimate.start, "value": value, "error": error}
                 if history is not None and n == self.order:
                     cells = gen.domain.mesh.topology.index_map(gen.domain.dim).size_global
-                    about["history"] = (*history, Level(cells, _unknowns(gen), float(value[0]), float(error[0])))
+                    about["history"] = (*history, Level(cells, unknowns(gen), float(value[0]), float(error[0])))
                 _warn_if_lost(part.name, error, value)
             function = gen.function(part.u) if isinstance(gen, Chain) else part.u
             found.append(Solution(function, part.stats, part.name, estimate, **about))
@@ -131,34 +125,15 @@ def _bends(gen: Generator, source: Any) -> bool:
     return isinstance(source, Batched) or any(isinstance(node, kinds) for node in unique_pre_traversal(formula))
 
 
-def _unknowns(gen: Generator | Chain) -> int:
-    return int(gen.V.dofmap.index_map.size_global)
-
-
 def _next(here: Generator | Chain, answer: Solution, most: int) -> tuple[Any, int]:
     """On the next mesh and its size, or None where it has more than ``most`` unknowns."""
     estimate: Any = answer.estimate
     if isinstance(here, Chain):
-        return _refined(here, None, most)
+        return refined(here, None, most)
     closer = here.domain.closer() if estimate.of_shape()[0] > 0.5 * answer.history[-1].error else None
     if closer is not None:  # what is left is the shape of the domain, not the size of cells
         return here.with_domain(closer), 0
-    return _refined(here, _marked(here.domain.comm, estimate.indicators()), most)
-
-
-def _refined(here: Generator | Chain, marked: Any, most: int) -> tuple[Any, int]:
-    """With the marked cells refined, or with all of them where that is None."""
-    if isinstance(here, Chain):
-        size = _unknowns(here) * 2**here.domain.dim
-        return (here.refined() if size <= most else None), size
-    cells = own_cells(here.domain.mesh)
-    cells = cells if marked is None else cells[marked[: len(cells)]]
-    finer = here.with_domain(here.domain.refine(cells))
-    size = _unknowns(finer)
-    if size > most:
-        finer.close()
-        return None, size
-    return finer, size
+    return refined(here, marked(here.domain.comm, estimate.indicators()), most)
 
 
 def _check(gen: Generator | Chain, name: str, start: Any, rtol: float, max_unknowns: int, data: Any) -> None:
@@ -172,7 +147,7 @@ def _check(gen: Generator | Chain, name: str, start: Any, rtol: float, max_unkno
             f"{name}: start or a source is a Function, which is tied to the first mesh; with rtol a number or a "
             "callable of x was expected, which can be taken to finer meshes."
         )
-    size = _unknowns(gen)
+    size = unknowns(gen)
     if not is_number(max_unknowns) or max_unknowns < size:
         raise ValueError(
             f"{name}: max_unknowns is {max_unknowns!r}; at least {size} was expected, as many as the first mesh has."
@@ -196,20 +171,6 @@ def _stalled(history: tuple[Level, ...], roundoff: float) -> bool:
     if len(history) < 3:
         return False
     return history[-1].error <= roundoff * abs(history[-1].value) and history[-1].error >= history[-3].error
-
-
-def _marked(comm: MPI.Comm, indicators: np.ndarray) -> np.ndarray:
-    """Which of this rank's cells are among the fewest with a given share of the sum of the indicators (collective).
-
-    They are those above a threshold, found by bisection of its logarithm: no rank sees all indicators.
-    """
-    total, top = comm.allreduce(float(indicators.sum())), comm.allreduce(float(indicators.max(initial=0.0)), op=MPI.MAX)
-    low, high = np.log(1e-30), 0.0
-    for _ in range(40):
-        middle = 0.5 * (low + high)
-        above = float(indicators[indicators >= np.exp(middle) * top].sum())
-        low, high = (middle, high) if comm.allreduce(above) >= _SHARE * total else (low, middle)
-    return indicators >= np.exp(low) * top
 
 
 def _failure(answer: Solution, reason: str, rtol: float, advice: str) -> NotConverged:

@@ -9,13 +9,14 @@ from .._arguments import check_integer, need_still
 from .._log import logger
 from .._petsc import Options
 from ..chain import Chain
+from ..chain.refinement import MAX_UNKNOWNS
 from ..discretisation.generator import Generator
 from ..discretisation.solution import Solution
 from ..domains.regions import is_ball
 from ._expectation import Question, expectation, moments
 from ._guards import need_exit
 from ._stopped import Region, stopped
-from .adapt import MAX_UNKNOWNS, Problem
+from .adapt import Problem
 
 
 def feynman_kac(

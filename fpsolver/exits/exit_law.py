@@ -8,23 +8,20 @@ from petsc4py import PETSc
 import numpy as np
 from dolfinx import fem
 
-from .._answer import Answer, need_steps, steps_of
+from .._answer import Answer, need_steps, steps_of, with_bar
 from .._arguments import need_still
-from .._errors import NotConverged
 from .._log import logger
 from .._petsc import Options
 from ..chain import Chain
 from ..chain.equations import Operator, check_sound
 from ..chain.equations import occupation as expected_visits
-from ..discretisation.assembly import to_density, to_function, to_vector
+from ..chain.refinement import MAX_UNKNOWNS, Numbers, to_accuracy
+from ..discretisation.assembly import to_density, to_function
 from ..discretisation.fluxes import basis_integrals, exit_flux
 from ..discretisation.generator import Generator
-from ..discretisation.metastable import UNRESOLVED, capacity_solver, slowest_mode
-from ..discretisation.solution import as_points, evaluate
+from ..discretisation.metastable import capacity_solver
 from ..discretisation.solver import exit_solver
-from ..evolution.evolution import Evolution
-from ..evolution.evolve import backward, evolve
-from ..evolution.initial import is_density, load_density
+from ..evolution.initial import load_density
 from ._guards import check_reach, need_exit
 
 
@@ -47,33 +44,49 @@ class ExitDensity(Answer):
 
 
 @dataclass(frozen=True)
-class ExitDistribution(Answer):
+class ExitDistribution(Numbers):
     """Where and through which part a process leaves.
 
     Attributes:
         probability: dictionary part -> probability; sums to the probability of ever leaving.
         mean_time: E τ from the same start, the integral of the occupation density.
         occupation: occupation density ∫₀^∞ p(t) dt (the Green measure of the start), a ``Function``.
+        error: dictionary part -> error bar of its probability (collective when first asked for).
     """
 
     probability: dict[str, float]
     mean_time: float
     occupation: fem.Function
-    _gen: Generator | Chain
     _forward: Any
 
+    def numbers(self) -> np.ndarray:
+        """Probabilities, and the mean time."""
+        return np.array([*self.probability.values(), self.mean_time])
+
+    @property
+    def error(self) -> dict[str, float]:
+        """Error bars of the probabilities."""
+        return {part: float(error) for part, error in zip(self.probability, self.bars[:-1], strict=True)}
+
+    def accuracy(self) -> tuple[float, float]:
+        """Of the probabilities relative to one, of the time to itself."""
+        *shares, time = self.bars
+        return 1.0, float(max(*shares, time / abs(self.mean_time)))
+
     def __repr__(self) -> str:
-        shares = ", ".join(f"{part} {share:.6g}" for part, share in self.probability.items())
-        unit = steps_of(self._gen.process)
+        bars: Any = self.error if "bars" in self.__dict__ else {}
+        shares = ", ".join(f"{part} {with_bar(p, bars.get(part))}" for part, p in self.probability.items())
+        unit = steps_of(self.generator.process)
         steps = "" if unit is None else f", {self.mean_time / unit:.6g} steps"
         return f"exit through {shares}; mean time {self.mean_time:.6g}{steps}"
 
     def in_steps(self) -> "ExitDistribution":
         """The same with the mean time in steps of an algorithm, and the expected number of visits (collective)."""
-        unit = need_steps(steps_of(self._gen.process), "this exit distribution")
+        unit = need_steps(steps_of(self.generator.process), "this exit distribution")
         visits = fem.Function(self.occupation.function_space, name="visits")
         visits.x.array[:] = self.occupation.x.array / unit
-        return replace(self, mean_time=self.mean_time / unit, occupation=visits)
+        ask = self.ask and (lambda other: replace(found := self.ask(other), mean_time=found.mean_time / unit))  # type: ignore[misc]
+        return replace(self, mean_time=self.mean_time / unit, occupation=visits, ask=ask)
 
     def density(self, part: str) -> ExitDensity:
         """Exit density of a diffusion along a part, gathered on every rank (collective).
@@ -99,17 +112,26 @@ class ExitDistribution(Answer):
         return found.points, found.density * found.weights
 
     def _need(self, part: str) -> Generator | Chain:
-        if part not in self._gen.absorbing:
-            raise ValueError(f"exit density: {part!r} does not absorb; absorbing are {', '.join(self._gen.absorbing)}.")
-        return self._gen
+        gen: Generator | Chain = self.generator
+        if part not in gen.absorbing:
+            raise ValueError(f"exit density: {part!r} does not absorb; absorbing are {', '.join(gen.absorbing)}.")
+        return gen
 
 
-def exit_distribution(gen: Generator | Chain, start: Any, *, options: Options | None = None) -> ExitDistribution:
+def exit_distribution(
+    gen: Generator | Chain,
+    start: Any,
+    *,
+    rtol: float | None = None,
+    max_unknowns: int = MAX_UNKNOWNS,
+    options: Options | None = None,
+) -> ExitDistribution:
     """Exit probabilities of the absorbing parts and where on them the process leaves (collective).
 
     One forward solve −G g = M p₀; the flux of g through a part is the consistent one of the scheme, so that the
     probabilities sum to one to solver tolerance.  Of a chain from its expected visits.  ``start`` is a point, or an
-    initial density as in :func:`~fpsolver.evolve`; ``options`` are PETSc's without the prefix ``fp_exit_``.
+    initial density as in :func:`~fpsolver.evolve`.  ``.error`` are error bars; with ``rtol`` all cells are refined
+    until probabilities, and the mean time relative to itself, meet it.  ``options`` are PETSc's without ``fp_exit_``.
 
     Raises:
         ValueError: nothing absorbs, the start is outside or has not mass one, exit is not certain, or a probability is
@@ -118,13 +140,21 @@ def exit_distribution(gen: Generator | Chain, start: Any, *, options: Options | 
     """
     need_still(gen, "exit_distribution")
     need_exit(gen, "exit_distribution")
+
+    def ask(other: Generator | Chain) -> ExitDistribution:
+        return replace(_distribution(other, start, options), generator=other, ask=ask)
+
+    return to_accuracy("exit_distribution", gen, ask, rtol, max_unknowns, "fp_exit_")
+
+
+def _distribution(gen: Generator | Chain, start: Any, options: Options | None) -> ExitDistribution:
     if isinstance(gen, Chain):
         moments, figures = expected_visits(gen, load_density(gen, start), "occupation density", options)
         check_sound(Operator(gen), "exit_distribution", figures)
         visits, unit = gen.inverse * moments, gen.time_per_step
         shares = _resolved({part: float(e.dot(visits)) for part, e in gen.exits.items()})
         occupied = gen.function(unit * visits, "occupation")
-        return ExitDistribution(shares, float(moments.sum()) * unit, occupied, gen, visits)
+        return ExitDistribution(shares, float(moments.sum()) * unit, occupied, visits)
     source = load_density(gen, start)
     check_reach(gen, "exit_distribution")
     g, probability = _occupation(gen, source, options)
@@ -135,7 +165,7 @@ def exit_distribution(gen: Generator | Chain, start: Any, *, options: Options | 
         )
     mean = float(basis_integrals(gen).dot(g))
     occupied = to_density(gen, g, "occupation")
-    return ExitDistribution(_resolved(probability), mean, occupied, gen, to_function(gen, g))
+    return ExitDistribution(_resolved(probability), mean, occupied, to_function(gen, g))
 
 
 def _resolved(probability: dict[str, float]) -> dict[str, float]:
@@ -160,56 +190,3 @@ def _occupation(gen: Generator, source: PETSc.Vec, options: Options | None) -> t
     exit_solver(gen, what, options).solve(source, g)
     g.scale(-1.0)
     return g, {part: float(exit_flux(gen, part).dot(g)) for part in gen.absorbing}
-
-
-def survival(
-    gen: Generator | Chain, start: Any, times: Any, *, time_rtol: float = 1e-6, options: Options | None = None
-) -> np.ndarray:
-    """P(τ > t) at the given times, shape (times,), or (points, times) for several starting points (collective).
-
-    Points are served by one backward evolution of the constant 1, whatever their number; an initial density by one
-    forward evolution.  ``time_rtol`` and ``options`` as in :func:`~fpsolver.evolve`.
-
-    Raises:
-        ValueError: nothing absorbs, the start is outside or has not mass one, times that are not increasing.
-    """
-    need_still(gen, "survival")
-    need_exit(gen, "survival")
-    if is_density(start):
-        load_density(gen, start)
-        return _probabilities(evolve(gen, start, times, time_rtol=time_rtol, options=options).mass)
-    points = as_points(start, gen.domain.dim, "start")
-    flow = backward(gen, 1.0, times, time_rtol=time_rtol, options=options)
-    values = np.array([u.at(points) for u in flow]).T
-    if isinstance(gen, Generator) and gen.weak.scheme.by_capacities:
-        values += _slow_part_missed(gen, flow, points, options)
-    return _probabilities(values[0] if len(points) == 1 else values)
-
-
-def _probabilities(values: np.ndarray) -> np.ndarray:
-    """Values between zero and one: what undershoots of the discretisation and the error in time leave of them."""
-    beyond = float(np.maximum(-values, values - 1.0).max(initial=0.0))
-    if beyond > 1e-2:
-        logger.warning(
-            "survival: values lie outside [0, 1] by %.2g and were cut off there: the mesh does not resolve the time "
-            "near the start or the exit. Refine it there.", beyond
-        )  # fmt: skip
-    return np.clip(values, 0.0, 1.0)
-
-
-def _slow_part_missed(gen: Generator, flow: Evolution, points: np.ndarray, options: Options | None) -> np.ndarray:
-    """What an evolution of 1 has wrong along the slowest mode φ, shape (points, times) (collective).
-
-    That component is φ ∫φ e^{-λt} in a symmetric scheme.  Here λ, far below rounding, comes from capacities; the
-    evolution has it from a matrix of norm 1, and single long steps have been 20 % off.
-    """
-    try:
-        rate, mode, _ = slowest_mode(gen)
-    except NotConverged as failure:
-        if failure.reason == UNRESOLVED:
-            raise
-        return np.zeros((len(points), len(flow.times)))  # several modes are as slow
-    image = gen.M * mode
-    whole, found = image.sum(), [image.dot(to_vector(gen, u.raw)) for u in flow]
-    profile = evaluate(to_function(gen, mode), points)
-    return np.outer(profile, whole * np.exp(-rate * np.asarray(flow.times)) - np.array(found))

@@ -1,4 +1,4 @@
-"""Slow modes of the generator: its spectrum near zero and the quasi-stationary law of an absorbed process."""
+"""Slow modes of the generator: its spectrum near zero."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -6,32 +6,26 @@ from typing import Any
 from petsc4py import PETSc
 
 import numpy as np
-from dolfinx import fem
 
-from .._answer import Answer, figures, need_steps, steps_of
+from .._answer import need_steps, steps_of
 from .._arguments import check_integer, need_still
 from .._errors import NotConverged
 from .._log import logger
 from .._petsc import Options, direct_preset, eigenpairs
 from ..chain import Chain
 from ..chain.equations import Operator, eigenvalues
+from ..chain.refinement import MAX_UNKNOWNS, Numbers, to_accuracy
 from ..discretisation.assembly import to_density, to_function
 from ..discretisation.generator import Generator
-from ..discretisation.metastable import UNRESOLVED, estimated_rate, slowest_mode
-from ..discretisation.positivity import limiter
-from ..discretisation.solution import Solution
-from ..discretisation.solver import statistics
-from ..models.fields import integrate
+from ..discretisation.metastable import estimated_rate
 from ._modes import Mode, biorthogonal, functions, vectors
 
 _SPARE = 4  # modes
-_METASTABLE = 1e-4  # rate relative to the next one below which the next degree must confirm it
-_CHANGE = 0.5
 _DIGITS = 2e-17  # of the scaled pencil's norm: rounding error of slow rates, measured 1e-19 ... 2e-18 in double wells
 
 
 @dataclass(frozen=True)
-class Spectrum(Answer):
+class Spectrum(Numbers):
     """The slowest modes of G p = λ M p, slowest first.
 
     Attributes:
@@ -40,6 +34,7 @@ class Spectrum(Answer):
         right: densities' modes (forward), pairs of ``Function`` (real, imaginary).
         left: observables' modes (backward), likewise, with ⟨left_i, right_i⟩ = 1.
         residuals: relative residuals of the right modes.
+        error: error bars of the eigenvalues, shape (k,) (collective when first asked for).
     """
 
     eigenvalues: np.ndarray
@@ -54,9 +49,26 @@ class Spectrum(Answer):
         with np.errstate(divide="ignore"):
             return -1.0 / self.eigenvalues.real
 
+    def numbers(self) -> np.ndarray:
+        """Real and imaginary parts, as error bars are made of them."""
+        return np.concatenate((self.eigenvalues.real, self.eigenvalues.imag))
+
+    @property
+    def error(self) -> np.ndarray:
+        """Error bars of the eigenvalues."""
+        return np.hypot(*self.bars.reshape(2, -1))
+
+    def accuracy(self) -> tuple[float, float]:
+        """Of the eigenvalues but zero."""
+        size = np.abs(self.eigenvalues)
+        ratio = np.where(size > 1e-9 * size.max(), self.error / np.maximum(size, 1e-300), 0.0)
+        return float(size[ratio.argmax()]), float(self.error[ratio.argmax()])
+
     def in_steps(self) -> "Spectrum":
         """Rates per step of an algorithm, so that timescales count steps."""
-        return replace(self, eigenvalues=need_steps(self._unit, "this spectrum") * self.eigenvalues, _unit=None)
+        unit = need_steps(self._unit, "this spectrum")
+        ask = self.ask and (lambda other: _scaled(self.ask(other), unit))  # type: ignore[misc]
+        return replace(_scaled(self, unit), _unit=None, ask=ask)
 
     def __repr__(self) -> str:
         times = ", ".join(f"{t:.6g}" for t in self.timescales)
@@ -64,56 +76,24 @@ class Spectrum(Answer):
         return f"eigenvalues {np.array2string(self.eigenvalues, precision=8)}\n  timescales {times}{steps}"
 
 
-class QuasiStationary(Solution):
-    """The quasi-stationary law: started from ``density``, the process leaves at constant ``rate``.
-
-    Attributes:
-        rate: λ > 0; the exit time from ``density`` is exponential with this rate.
-        density: ``Function``, mass one, non-negative (also ``function``); ``stats["minimum"]`` is the smallest
-            value before it was made so.
-        mode: backward mode φ with ∫ φ·density = 1: P(τ > t | x) ≈ φ(x) e^{−λt} for large t.
-    """
-
-    def __init__(
-        self,
-        rate: float,
-        density: fem.Function,
-        mode: fem.Function,
-        stats: Any,
-        limiter: Any,
-        gen: Generator | Chain,
-    ):
-        super().__init__(density, stats, "quasi-stationary density", limiter=limiter, generator=gen)
-        self._rate = rate
-        self._mode = mode
-
-    rate = property(lambda self: self._rate, doc="λ, per unit of time.")
-    mode = property(lambda self: self._mode, doc="The backward mode φ.")
-
-    def in_steps(self) -> "QuasiStationary":
-        """The same with the rate per step of an algorithm (collective)."""
-        unit = need_steps(steps_of(self.generator.process), "this rate")
-        return QuasiStationary(unit * self._rate, self._raw, self._mode, self._stats, self._limiter, self.generator)
-
-    def __repr__(self) -> str:
-        unit = steps_of(self.generator.process)
-        steps = "" if unit is None else f" ({1 / (self._rate * unit):.6g} steps)"
-        text = f"quasi-stationary law: rate {self._rate:.6g}, mean exit time {1 / self._rate:.6g}{steps}"
-        return f"{text}\n  {figures(self._stats)}"
-
-    @property
-    def density(self) -> fem.Function:
-        """The same as ``function``."""
-        return self.function
+def _scaled(answer: Spectrum, unit: float) -> Spectrum:
+    return replace(answer, eigenvalues=unit * answer.eigenvalues)
 
 
-def spectrum(gen: Generator | Chain, k: int = 6, *, options: Options | None = None) -> Spectrum:
+def spectrum(
+    gen: Generator | Chain,
+    k: int = 6,
+    *,
+    rtol: float | None = None,
+    max_unknowns: int = MAX_UNKNOWNS,
+    options: Options | None = None,
+) -> Spectrum:
     """The ``k`` eigenvalues of the generator closest to zero, with right and left modes (collective).
 
     SLEPc's Krylov–Schur method on the shift-inverted pencil (G, M), and on its transpose for the left modes.
     Complex pairs, as non-reversible processes have them, are never split: one more mode may be returned.  Of a chain,
-    the ``k`` largest eigenvalues λ of P as rates log λ / η.  ``options`` are SLEPc's without the prefix
-    ``fp_spectrum_``.
+    the ``k`` largest eigenvalues λ of P as rates log λ / η.  ``.error`` are error bars; with ``rtol`` the mesh is
+    refined until all eigenvalues but zero meet it.  ``options`` are SLEPc's without the prefix ``fp_spectrum_``.
 
     Raises:
         ImportError: slepc4py is missing.
@@ -121,18 +101,21 @@ def spectrum(gen: Generator | Chain, k: int = 6, *, options: Options | None = No
     """
     need_still(gen, "spectrum")
     k = check_integer("spectrum: k", k, most=gen.V.dofmap.index_map.size_global - 1)
+    return to_accuracy("spectrum", gen, lambda other: slow_modes(other, k, options), rtol, max_unknowns, "fp_spectrum_")
+
+
+def slow_modes(gen: Generator | Chain, k: int, options: Options | None) -> Spectrum:
+    """As :func:`spectrum`, on the given mesh."""
     for spare in (0, _SPARE):  # with some more where a multiple eigenvalue has lost modes of one side
-        values, right, residuals = _modes(gen, k, spare, False, options)
-        left_values, left, _ = _modes(gen, len(values), 0, True, options)
+        values, right, residuals = modes_of(gen, k, spare, False, options)
+        left_values, left, _ = modes_of(gen, len(values), 0, True, options)
         one: Any = complex(isinstance(gen, Chain))  # eigenvalues near one are told apart by their distance from it
         paired = biorthogonal(gen, values - one, right, left_values - one, left, last=spare > 0)
         if paired is not None:
             break
     assert paired is not None
     count = _whole_pairs(values, k)
-    if isinstance(gen, Chain):
-        with np.errstate(divide="ignore"):
-            values = np.log(values) / gen.time_per_step
+    values = _rates(gen, values)
     right, left = (modes[:count] for modes in paired)
     answer = Spectrum(
         values[:count],
@@ -140,84 +123,23 @@ def spectrum(gen: Generator | Chain, k: int = 6, *, options: Options | None = No
         functions(gen, left, to_function),
         residuals[:count],
         steps_of(gen.process),
+        generator=gen,
+        ask=lambda other: _nearest(other, values[:count], options),
     )
     logger.info("%s", answer)
     return answer
 
 
-def quasi_stationary(gen: Generator | Chain, *, options: Options | None = None) -> QuasiStationary:
-    """Rate, density and backward mode of the slowest decay of an absorbed process (collective).
-
-    With the ``weighted`` scheme through the capacities of the wells, so that rates far below rounding are right.  Of a
-    chain the rate is −log λ / η; from the density the number of steps is geometric with mean 1/(1 − λ),
-    ``stats["steps"]``.  ``options`` as for :func:`spectrum`, with ``weighted`` PETSc's without the prefix ``fp_exit_``.
-
-    Raises:
-        ValueError: nothing absorbs, or the slowest mode is not real and of one sign.
-        NotConverged: the eigenvalue solver failed, or rounding has made the rate meaningless.
-    """
-    need_still(gen, "quasi_stationary")
-    if not gen.absorbing:
-        raise ValueError("quasi_stationary: nothing absorbs; the invariant law is what stationary(gen) computes.")
-    by_capacities = isinstance(gen, Generator) and gen.weak.scheme.by_capacities
-    rate, density, mode, residual = (_by_capacities if by_capacities else _slowest)(gen, options)
-    mass = _mass(gen, density)
-    density.x.array[:] /= mass
-    mode.x.array[:] *= mass
-    if isinstance(gen, Chain):
-        top = float(np.exp(-rate * gen.time_per_step))
-        stats = {**gen.stats(), "residual": residual, "steps": 1.0 / (1.0 - top), "eigenvalue": top}
-        return QuasiStationary(rate, density, mode, stats, None, gen)
-    stats = {**statistics(gen), "residual": residual, "minimum": limiter(gen).minimum(density)}
-    return QuasiStationary(rate, density, mode, stats, limiter(gen), gen)
+def _rates(gen: Generator | Chain, values: np.ndarray) -> np.ndarray:
+    """Eigenvalues of a generator; of a chain's operator, what its diffusion would have."""
+    with np.errstate(divide="ignore"):
+        return np.log(values) / gen.time_per_step if isinstance(gen, Chain) else values
 
 
-def _mass(gen: Generator | Chain, density: fem.Function) -> float:
-    if isinstance(gen, Chain):  # by its own points
-        return float(gen.integrals.dot(gen.vector(density)))
-    return integrate(gen.domain.mesh, density, 2 * gen.degree)
-
-
-def _slowest(gen: Any, options: Options | None) -> tuple[float, fem.Function, fem.Function, float]:
-    """Rate, density and mode whose product has integral one, residual."""
-    chain = isinstance(gen, Chain)
-    slow = spectrum(gen, 1 if chain else min(2, gen.G.getSize()[0] - 1), options=options)
-    value, density = slow.eigenvalues[0], slow.right[0][0]
-    rate, least = -float(value.real), 1e-11 / gen.time_per_step if chain else 0.0
-    if abs(value.imag) > 1e-8 * abs(rate) or rate <= least or _mass(gen, density) == 0:
-        advice = "no path ever leaves from some part of the domain, or" if chain else "use scheme='dg', or"
-        raise ValueError(
-            f"quasi_stationary: the eigenvalue closest to zero is {value:.6g}; a real negative one was expected: "
-            f"{advice} the mesh resolves too little. Refine it."
-        )
-    if isinstance(gen, Generator) and rate < _METASTABLE * abs(slow.eigenvalues[-1]):
-        _check_resolution(gen, rate, options)
-    return rate, density, slow.left[0][0], float(slow.residuals[0])
-
-
-def _check_resolution(gen: Generator, rate: float, options: Options | None) -> None:
-    """Refuse a metastable rate that the next degree does not confirm: meshes that miss a barrier give any (collective).
-
-    Raises:
-        NotConverged: it does not, or rounding is all that it sees.
-    """
-    with gen.with_degree(gen.degree + 1) as finer:
-        other = -float(spectrum(finer, 1, options=options).eigenvalues[0].real)
-    change = abs(other - rate) / rate
-    if not change < _CHANGE:
-        advice = (
-            f"The rate is {rate:.3g}, but {other:.3g} with degree {gen.degree + 1}: the mesh does not resolve where "
-            "paths leave. Refine it, or take scheme='weighted' if the invariant density is known."
-        )
-        raise NotConverged("quasi_stationary", UNRESOLVED, 0, change, "fp_spectrum_", advice)
-    if change > 0.01:
-        logger.warning("quasi_stationary: the rate %.4g changes by %.1g %% with the next degree", rate, 100 * change)
-
-
-def _by_capacities(gen: Any, options: Options | None) -> tuple[float, fem.Function, fem.Function, float]:
-    """The same with the scheme ``weighted``, in which forward and backward modes are one vector."""
-    rate, u, change = slowest_mode(gen, options)
-    return rate, to_density(gen, u), to_function(gen, u), change
+def _nearest(gen: Generator | Chain, values: np.ndarray, options: Options | None) -> Spectrum:
+    """For each of some eigenvalues the nearest of another generator or chain, without modes."""
+    other = _rates(gen, modes_of(gen, len(values), 0, False, options)[0])
+    return Spectrum(other[np.abs(other[None] - values[:, None]).argmin(axis=1)], [], [], np.zeros(0))
 
 
 def _check_rounding(A: PETSc.Mat, M: PETSc.Mat, rate: float) -> None:
@@ -232,7 +154,7 @@ def _check_rounding(A: PETSc.Mat, M: PETSc.Mat, rate: float) -> None:
         )  # fmt: skip
 
 
-def _modes(
+def modes_of(
     gen: Generator | Chain, k: int, spare: int, transpose: bool, options: Options | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Eigenvalues, this rank's coefficients of the modes, residuals: at least ``k``, and ``spare`` more at best."""

@@ -1,21 +1,25 @@
 """The invariant density: the null vector of G with mass one."""
 
+from typing import Any
+
 from petsc4py import PETSc
 
 import numpy as np
 from dolfinx import fem
 
-from .._arguments import need_still
+from .._arguments import expect, need_still
 from .._log import logger
 from .._petsc import LinearSolver, Options, direct_preset
 from ..chain import Chain
+from ..chain.refinement import MAX_UNKNOWNS, to_accuracy
 from ..discretisation.assembly import to_density, to_vector
 from ..discretisation.fluxes import basis_integrals
 from ..discretisation.generator import Generator
 from ..discretisation.positivity import limiter
-from ..discretisation.solution import Solution, bounds
+from ..discretisation.solution import bounds
 from ..discretisation.solver import statistics
-from .law import Law, check_unique, invariant
+from ..evolution.law import SINGULAR, Law
+from ._of_chain import check_unique, invariant
 
 # inverse iteration with (M − γG)⁻¹M contracts a mode of rate λ by 1/(1 + γλ); γ = 1e13 / ‖M⁻¹G‖ leaves three digits
 # for the contraction of the slowest resolvable mode and keeps the shifted matrix factorisable in double precision
@@ -26,7 +30,13 @@ _TOLERANCE = 1e-12
 _SLOW = 1e-3
 
 
-def stationary(gen: Generator | Chain, *, options: Options | None = None) -> Solution:
+def stationary(
+    gen: Generator | Chain,
+    *,
+    rtol: float | None = None,
+    max_unknowns: int = MAX_UNKNOWNS,
+    options: Options | None = None,
+) -> Law:
     """Density p of the invariant law: G p = 0, ∫p = 1 (collective).
 
     Inverse iteration on a mass-conserving shift of G, for a density and for a zero-mass perturbation at once: how
@@ -36,13 +46,16 @@ def stationary(gen: Generator | Chain, *, options: Options | None = None) -> Sol
     carries the smallest value before limiting (``minimum``), the residual, and the relaxation rate λ₁ where it was
     seen.
 
-    Of a chain, p = P*p: a :class:`~fpsolver.longtime.law.Law`, which may be singular, so that its density is a
-    projection; ``.mass_in``, ``.mean``, ``.covariance`` and ``.expectation`` have error bars.  ``options`` are PETSc's
-    without the prefix ``fp_stationary_``.
+    ``.mass_in(region)``, ``.mean()``, ``.covariance()`` and ``.expectation(f)`` have error bars, and so have values at
+    points (``.error_at``); ``.error`` is that of the whole density in total variation, ∫ |p − p*|.  With ``rtol`` the
+    mesh is refined where it comes from, until it is at most ``rtol``.  Of a chain, p = P*p may be singular: its density
+    is a projection, while masses and expectations converge; ``rtol`` is then refused.  ``options`` are PETSc's without
+    the prefix ``fp_stationary_``.
 
     Raises:
         ValueError: mass leaves, or the invariant law is not unique to rounding.
-        NotConverged: the factorisation failed.
+        NotConverged: the factorisation failed; with ``rtol``, ``max_unknowns`` was reached, and
+            ``exception.partial`` is the answer so far.
     """
     need_still(gen, "stationary")
     if gen.absorbing:
@@ -51,12 +64,29 @@ def stationary(gen: Generator | Chain, *, options: Options | None = None) -> Sol
             f"build the {type(gen).__name__.lower()} without absorbing parts."
         )
     if isinstance(gen, Chain):
+        expect("stationary: rtol", rtol, "None: the density of a chain's law is a projection, which", rtol is None)
         moments, figures = invariant(gen, options)
         check_unique(gen, moments, figures, options)
+        stats = {**gen.stats(), **figures.stats(), "density": SINGULAR}
         again = lambda other: other.inverse * invariant(other, options)[0]  # noqa: E731
-        law = Law(gen, gen.inverse * moments, again, {**gen.stats(), **figures.stats()}, "invariant law")
+        law = Law(gen, gen.function(gen.inverse * moments), stats, "invariant law", again)
         logger.info("%s", law)
         return law
+    return to_accuracy("stationary", gen, lambda other: _of_generator(other, options), rtol, max_unknowns)
+
+
+def _of_generator(gen: Generator, options: Options | None) -> Law:
+    function, rate, stats = _density(gen, options)
+    _warn_if_slow(gen, rate)
+    again = lambda other: _density(other, options)[0]  # noqa: E731
+    stats["minimum"] = limiter(gen).minimum(function)
+    law = Law(gen, function, stats, "invariant density", again, limiter(gen))
+    logger.info("%s", law)
+    return law
+
+
+def _density(gen: Generator, options: Options | None) -> tuple[fem.Function, float, dict[str, Any]]:
+    """The density, the relaxation rate, and how the solve went."""
     gamma = _SHIFT * gen.M.norm(PETSc.NormType.INFINITY) / gen.G.norm(PETSc.NormType.INFINITY)
     A = gen.G.copy()
     A.scale(-gamma)
@@ -64,16 +94,10 @@ def stationary(gen: Generator | Chain, *, options: Options | None = None) -> Sol
     preset = direct_preset(A.comm, gen.domain.dim)
     solver = LinearSolver(A, "fp_stationary_", "invariant density", preset, {**gen.options, **(options or {})})
     p, rate, iterations = _iterate(gen, solver, gamma)
-    _warn_if_slow(gen, rate)
-    function = to_density(gen, p)
     sizes = [float(item.norm(PETSc.NormType.INFINITY)) for item in (gen.G * p, gen.G, p)]
-    stats = {
-        **statistics(gen), "iterations": iterations, "residual": sizes[0] / (sizes[1] * sizes[2]),
-        "relaxation_rate": rate, "minimum": limiter(gen).minimum(function),
-    }  # fmt: skip
-    solution = Solution(function, stats, "invariant density", limiter=limiter(gen))
-    logger.info("%s", solution)
-    return solution
+    residual = sizes[0] / (sizes[1] * sizes[2])
+    stats = {**statistics(gen), "iterations": iterations, "residual": residual, "relaxation_rate": rate}
+    return to_density(gen, p), rate, stats
 
 
 def _iterate(gen: Generator, solver: LinearSolver, gamma: float) -> tuple[PETSc.Vec, float, int]:

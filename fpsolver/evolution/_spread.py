@@ -12,7 +12,7 @@ import numpy as np
 from ..chain import Chain
 from ..chain.equations import bar, variants
 from ..discretisation.solution import as_points
-from ..evolution.initial import is_density, load_density
+from .initial import is_density, load_density
 
 Array = np.ndarray[Any, Any]
 
