@@ -92,13 +92,18 @@ def evolve(
         mass, positive = limit.masses(limit.means(to_density(other, p0)))
         # of a signed measure, a tenth or more of whose mass in cells is negative, nothing is made non-negative
         signed = positive - mass >= 0.1 * positive and not isinstance(initial, Gaussian | Dirac)
-        again = (lambda finer: [p.raw for p in ask(finer, max(tol / 30, LEAST), False)]) if whole else None
+        again = (lambda finer: [p.raw for p in ask(finer, stricter(tol), False)]) if whole else None
         limits = None if signed else limit
         evolution = Evolution("density", other, other.absorbing, limits, schedule is not None, again=again)
         in_norm = tol if other.weak.scheme.unknown_is_density else _weighted_tol(other, p0, tol)
         return _run(evolution, p0, times, in_norm, options, schedule, checkpoint if whole else None)
 
     return to_accuracy("evolve", gen, ask, rtol, max_unknowns, "fp_evolve_")
+
+
+def stricter(time_rtol: float) -> float:
+    """The tolerance in time of what error bars compare with."""
+    return max(time_rtol / 30, LEAST)
 
 
 def backward(
@@ -130,7 +135,7 @@ def backward(
 
     def ask(other: Generator, tol: float = tol, whole: bool = True) -> Evolution:
         u0 = coefficients(other, payoff, "payoff", payoff=True)
-        again = (lambda finer: [u.raw for u in ask(finer, max(tol / 30, LEAST), False)]) if whole else None
+        again = (lambda finer: [u.raw for u in ask(finer, stricter(tol), False)]) if whole else None
         evolution = Evolution("expectation", other, scheduled=schedule is not None, again=again)
         return _run(evolution, u0, times, tol, options, schedule, checkpoint if whole else None)
 

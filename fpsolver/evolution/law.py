@@ -20,7 +20,7 @@ from ..discretisation.others import Measure, Others
 from ..discretisation.solution import Level, Solution, evaluate
 from ..domains.domain import Domain
 from ..domains.regions import as_inside, marker_of
-from ._spread import Spread
+from .spread import Spread
 
 Array = np.ndarray[Any, Any]
 Field = Callable[[Array], Array]

@@ -19,8 +19,8 @@ from ..chain.refinement import NEGATIVE, marked, refined, unknowns
 from ..discretisation.generator import Generator
 from ..discretisation.metastable import UNRESOLVED
 from ..discretisation.solution import Level, Solution, as_points
-from ..evolution._spread import Spread
 from ..evolution.initial import is_density
+from ..evolution.spread import Spread
 from ..models.fields import Batched
 from ._expectation import Part, check_times
 from .error import DualWeighted

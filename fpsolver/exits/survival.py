@@ -15,9 +15,8 @@ from ..discretisation.assembly import to_function, to_vector
 from ..discretisation.generator import Generator
 from ..discretisation.metastable import UNRESOLVED, slowest_mode
 from ..discretisation.solution import Level, as_points, evaluate
-from ..evolution._expm import LEAST
 from ..evolution.evolution import Evolution
-from ..evolution.evolve import backward, check_times, evolve
+from ..evolution.evolve import backward, check_times, evolve, stricter
 from ..evolution.initial import is_density, load_density
 from ._guards import need_exit
 
@@ -81,7 +80,7 @@ def survival(
 
     def ask(other: Generator | Chain, time_rtol: float = time_rtol) -> _Curve:
         values = _survival(other, start, when, time_rtol, options)
-        return _Curve(values, generator=other, ask=lambda finer: ask(finer, max(time_rtol / 30, LEAST)))
+        return _Curve(values, generator=other, ask=lambda finer: ask(finer, stricter(time_rtol)))
 
     found = to_accuracy("survival", gen, ask, rtol, max_unknowns, "fp_evolve_")
     answer = found.values.view(Survival)
