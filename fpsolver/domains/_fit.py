@@ -4,19 +4,26 @@ Where a marker changes along an edge, the place is found by bisection.  Vertices
 the boundary and what is marked already allow; the remaining edges are cut there, and the cells around them by the rule
 of refinement (_refine.py).  Then no cell (facet) has vertices on both sides: in one dimension, and on the boundary of a
 plane domain, the ends are exact; an edge of a region that is no polygon is followed by chords, whose distance from it
-is measured.  All of this is serial, on rank 0.
+is measured.  All of this is serial, on rank 0, where the mesh is gathered.
 """
 
 from dataclasses import replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
+from .. import _compat
+from .._errors import on_root
 from . import _refine
 from ._arrays import Array, RawMesh, find, opposite
 from ._conform import equal_rows
+from ._meshes import distribute
 from ._tables import along, boundary_of, edges_of, faces_of, measures_of, normals_of, numbers_of, split
 from .regions import NUDGE, Inside
+
+if TYPE_CHECKING:
+    from .domain import Domain
 
 ACCURACY = 1e-4  # of the measure of what is marked: meshes are refined at its edge until chords are as close
 _SAMPLES = 32  # of a marker along an edge: what is shorter than their distance may be missed
@@ -24,6 +31,7 @@ _NEAR = 0.25  # of an edge: a vertex as close as that moves to the place where t
 _SAME = 1e-10  # of the size of the domain
 _ASIDE = 1e-10  # of the way to the middle of a cell or facet
 _TOLERANCE = 2e-3  # of the size: markers such as x[1] > 0.999 reach around corners by that much, which is not meant
+ROUNDS = 4  # of refinement at most: what chords miss falls by four each time
 _PASSES = 12  # each cuts an edge once
 
 
@@ -220,3 +228,62 @@ def _distances(top: Array, x: Array, member: Array, solid: Array, inside: Inside
     length = np.abs(half) * np.linalg.norm(np.where(half < 0, away[:, 0], away[:, 1]), axis=1, keepdims=True)
     counts = (np.abs(half) > 1e-6) & ((half > 0) | solid[tops[:, :1]])
     return 2 / 3 * np.where(counts, length, 0.0)[:, 0] * measures_of(face), tops
+
+
+# -- Domains, gathered on rank 0 and distributed again
+
+
+def gathered(domain: "Domain") -> RawMesh | None:
+    """The whole mesh on rank 0, None elsewhere; cells in the order of ranks (collective)."""
+    mesh, comm, dim = domain.mesh, domain.comm, domain.dim
+    owned = mesh.topology.index_map(dim).size_local
+    number = np.asarray(mesh.geometry.input_global_indices)
+    cells = number[_compat.geometry_dofmap(mesh)[:owned]]
+    first = sum(comm.allgather(owned)[: comm.rank])
+    place = {name: np.searchsorted(domain.boundary.facets, domain.facets(name)) for name in domain.parts}
+    facets = {name: number[domain.boundary.nodes[at]] for name, at in place.items()}
+    groups = {name: first + rows[rows < owned] for name, rows in domain._regions.items()}
+    shares = comm.gather((number, mesh.geometry.x[:, :dim], cells, facets, groups), root=0)
+    if shares is None:
+        return None
+    used, points, cells = (np.concatenate([s[i] for s in shares]) for i in range(3))
+    unique, where = np.unique(used, return_index=True)
+
+    def renumbered(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        return np.searchsorted(unique, rows)
+
+    facets = {name: renumbered(np.vstack([s[3][name] for s in shares])) for name in facets}
+    groups = {name: np.concatenate([s[4][name] for s in shares]) for name in groups}
+    degree = _compat.coordinate_map(mesh).degree
+    return RawMesh(points[where], renumbered(cells), degree, facets, groups, domain.periods)
+
+
+def changes_inside_facets(domain: "Domain", inside: Inside) -> bool:
+    """Whether a marker changes inside a facet of this rank's boundary, corners included."""
+    mesh, boundary = domain.mesh, domain.boundary
+    if domain.dim == 1 or not len(boundary.facets):
+        return False
+    cells = _compat.geometry_dofmap(mesh)[np.unique(boundary.cells)].astype(np.int64)
+    raw = RawMesh(mesh.geometry.x[:, : domain.dim], cells, _compat.coordinate_map(mesh).degree, {})
+    return len(changes(raw, inside, boundary.nodes.astype(np.int64), corners=False)[0]) > 0
+
+
+def followed(domain: "Domain", name: str, inside: Inside, on_boundary: bool) -> tuple["Domain", float, float]:
+    """A domain with a named part or region that follows a marker, what it misses, and its size (collective).
+
+    Refined where chords are too far off; of a part that asks for no change the domain itself.
+    """
+    comm = domain.comm
+    for turn in range(ROUNDS + 1):
+        raw = gathered(domain)
+        fit = on_root(comm, lambda raw=raw: follow(raw, name, inside, on_boundary))  # type: ignore[misc]
+        same = fit and len(fit.raw.cells) == len(raw.cells) and np.array_equal(fit.raw.points, raw.points)  # type: ignore[union-attr]
+        defect, size, coarse, same = comm.bcast((fit.defect, fit.size, fit.coarse, same) if fit else None, root=0)
+        if same and on_boundary and turn == 0 and not len(coarse):
+            return domain, defect, size  # whose numbers of facets somebody may hold
+        if not len(coarse) or turn == ROUNDS:
+            break
+        owned = domain.mesh.topology.index_map(domain.dim).size_local
+        mine = coarse - sum(comm.allgather(owned)[: comm.rank])
+        domain = domain._divided(mine[(mine >= 0) & (mine < owned)], domain._round)
+    return domain._of(distribute(comm, lambda: fit and fit.raw), domain._round), defect, size

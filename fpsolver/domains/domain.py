@@ -15,8 +15,8 @@ from .. import _compat
 from .._arguments import expect
 from .._errors import on_root, together
 from .._log import logger
-from . import _follow, _gmsh, _meshes, _refine, meshfile
-from ._fit import ACCURACY
+from . import _gmsh, _meshes, _refine, meshfile
+from ._fit import ACCURACY, changes_inside_facets, followed
 from ._gmsh import HIGHEST, RoundShape
 from .regions import Facets, Marker, as_inside, check_new, find_boundary, marker_of
 
@@ -247,10 +247,10 @@ class Domain:
         inside = as_inside(marker, f"part {name!r}")
         with together(self.comm):
             facets = self.boundary.marked(inside)
-            ends = _follow.changes_inside_facets(self, inside)
+            ends = changes_inside_facets(self, inside)
         domain, defect = self, 0.0
         if self.comm.allreduce(ends, op=MPI.LOR):
-            domain, defect, _ = _follow.followed(self, name, inside, on_boundary=True)
+            domain, defect, _ = followed(self, name, inside, on_boundary=True)
         if domain is self or name not in domain.parts:
             self._parts[name] = self.boundary.part(name, facets)
         else:
@@ -285,7 +285,7 @@ class Domain:
     def following(self, region: Any, name: str) -> "Domain":
         """The same; a region of this name is replaced (collective)."""
         inside = as_inside(marker_of(region, self.dim, name), f"region {name!r}")
-        domain, defect, size = _follow.followed(self, name, inside, on_boundary=False)
+        domain, defect, size = followed(self, name, inside, on_boundary=False)
         if defect > ACCURACY * size:
             message = "the region %r of size %.4g is followed to %.1e only: refine the domain at its edge"
             logger.warning(message, name, size, defect)
