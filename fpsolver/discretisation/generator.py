@@ -117,12 +117,10 @@ class Generator:
         weak, own = forms.weak.bound(process.numbers())
         quadrature = model._quadrature_of(weak.degree)
         self.rough = rough_cells(weak.mesh, weak.process, weak.scheme.differentiates_diffusion)
-        if weak.rough is not None:
-            weak = around(weak, forms.territory, self.rough.cells)
-        elif weak.mesh.comm.allreduce(bool(self.rough.cells.any()), op=MPI.LOR):
-            known = forms.weak.space
-            name = weak.scheme.name
-            return self._compile(process, forms.territory, weak.degree, name, quadrature, model.options, known)
+        weak = around(weak, forms.territory, self.rough.cells)
+        if weak.rough is None and weak.mesh.comm.allreduce(bool(self.rough.cells.any()), op=MPI.LOR):
+            given = (forms.territory, weak.degree, weak.scheme.name, quadrature, model.options, forms.weak.space)
+            return self._compile(process, *given)
         self.survey = survey_cells(weak.mesh, weak.process, weak.degree)
         self.boundary = Boundary(weak.mesh, weak.process, self.survey, 2 * weak.degree)
         check_walls(weak.scheme, self.boundary, forms.territory)
@@ -206,14 +204,11 @@ class Generator:
     def with_territory(self, territory: Territory) -> "Generator":
         """The same process on part of the domain: nothing but the two forms is compiled (collective)."""
         where = {"absorbing": territory.exits, "cells": territory.cells, "interior": territory.interior}
-        weak = replace(self._forms.weak, **where)
-        if weak.rough is not None:
-            empty = fem.Function(weak.rough.function_space)
-            weak = around(replace(weak, rough=empty), territory, self.rough.cells)
-        forms = Forms.of(territory, weak, self.V)
-        weak, own = weak.bound(self.process.numbers())
-        if weak.rough is not None:
-            weak = around(weak, territory, self.rough.cells)
+        weak, rough = self._forms.weak, self._forms.weak.rough
+        weak = replace(weak, rough=None if rough is None else fem.Function(rough.function_space), **where)
+        forms = Forms.of(territory, around(weak, territory, self.rough.cells), self.V)
+        weak, own = forms.weak.bound(self.process.numbers())
+        weak = around(weak, territory, self.rough.cells)
         given = (self.process, forms, weak, own, self._quadrature, self.options, self)
 
         def build(other: Generator) -> Generator:

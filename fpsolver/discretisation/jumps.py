@@ -79,7 +79,9 @@ def complete(process: Process, space: Space) -> Coefficients:
 
 
 def around(weak: WeakForm, territory: Territory, rough: Array) -> WeakForm:
-    """The weak form with these rough cells, and with the facets at which they need terms of their own."""
+    """The weak form with these rough cells, if it knows any, and with the facets at which they need terms."""
+    if weak.rough is None:
+        return weak
     mesh, dim = weak.mesh, weak.mesh.topology.dim
     weak.rough.x.array[:] = rough
     tags = own_cells(mesh, ghosts=True) if territory.cells is None else territory.cells.indices
