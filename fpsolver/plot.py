@@ -95,9 +95,8 @@ def series(
         times = getattr(functions, "times", None)
         titles = [""] * len(functions) if times is None else [f"$t = {t:.4g}$" for t in times]
     if len(titles) != len(functions) or not len(functions):
-        raise ValueError(
-            f"plot.series: {len(functions)} functions and {len(titles)} titles; expected one title for each"
-        )
+        counts = f"{len(functions)} functions and {len(titles)} titles"
+        raise ValueError(f"plot.series: {counts}; one title for each was expected.")
     data, style = _shown([functions[i] for i in range(len(functions))], functions, axes, **style_options)
 
     def draw() -> Any:

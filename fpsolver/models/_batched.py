@@ -9,6 +9,7 @@ import numpy as np
 from dolfinx import fem
 from ufl.core.expr import Expr
 
+from .._arguments import expect
 from .._compat import interpolation_points
 from .._log import logger
 from .._sample import compiled, largest, own_cells, push_forward
@@ -86,13 +87,10 @@ def _values(source: "Batched", what: str, x: np.ndarray, shape: tuple[int, ...])
     try:
         values = real_array(source.function(x), what)
     except Exception as error:
-        raise ValueError(
-            f"{what} failed on a numpy array of points of shape {x.shape}: {type(error).__name__}: {error}"
-        ) from error
-    if values.shape != (len(x), *shape):
-        raise ValueError(
-            f"{what} returned shape {values.shape} for points of shape {x.shape}; expected {(len(x), *shape)}."
-        )
+        told = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{what} failed on a numpy array of points of shape {x.shape}: {told}") from error
+    wanted = (len(x), *shape)
+    expect(f"{what}: of points {x.shape} the returned shape", values.shape, f"{wanted}", values.shape == wanted)
     if not np.isfinite(values).all():
         bad = x[np.argwhere(~np.isfinite(values))[0, 0]]
         raise ValueError(f"{what} is not finite at {tuple(float(c) for c in bad)}.")
@@ -110,9 +108,7 @@ def real_array(values: Any, what: str) -> np.ndarray:
         raise TypeError(f"returned {type(values).__name__} of {found.dtype}; real numbers were expected")
     if found.dtype.kind == "f" and found.dtype.itemsize < 8:
         logger.warning(
-            "%s returned %s, so that its derivatives have few digits; compute in float64 (PyTorch: .double(), JAX: "
-            "jax.config.update('jax_enable_x64', True))",
-            what,
-            found.dtype,
+            f"{what} returned {found.dtype}, so that its derivatives have few digits; compute in float64 (PyTorch: "
+            ".double(), JAX: jax.config.update('jax_enable_x64', True))"
         )
     return found.astype(dolfinx.default_scalar_type)

@@ -5,8 +5,6 @@ rectangular one, their centred gradients, which is smooth and keeps the rank; of
 smooth where an eigenvalue of Σ touches zero.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from mpi4py import MPI
@@ -70,10 +68,15 @@ def _tabulate(space: Space, samples: Samples) -> Table:
     probe = np.vstack([middle, 0.85 * np.vstack([np.zeros(d), np.eye(d)]) + 0.15 * middle])
     places = physical(space, probe)  # in all cells: a jump is in few
     _compare_ranks(space, samples, places)
-    exact = _moments(space, samples, places)
+    f, gradient, covariance = _evaluate(space, samples, places)
+    with space.together():
+        if problem := _not_differentiable(samples, places, f, gradient):
+            raise ValueError(f"PerSample: the loss {problem}")
+    if not space.mesh.comm.allreduce(bool(gradient.any() or covariance.any()), op=MPI.LOR):
+        raise ValueError("PerSample: the losses do not depend on x: their gradients are zero everywhere.")
     for degree in range(min(space.degree + 1, _HIGHEST), _HIGHEST + 1):
         table = _interpolate(space, samples, degree)
-        pairs = zip((table.loss, table.covariance), exact, strict=True)
+        pairs = ((table.loss, f), (table.covariance, covariance))
         errors = [missed(space, expression, probe, values) for expression, values in pairs]
         error = max(errors)
         logger.info("loss and covariance of %d samples tabulated at degree %d: error %.1e", samples.size, degree, error)
@@ -87,7 +90,7 @@ def _tabulate(space: Space, samples: Samples) -> Table:
         )
     logger.info("polynomials miss Σ by %.1e (do gradients jump?): it is evaluated at quadrature points instead", error)
     # continuous and linear in each cell, hence semi-definite
-    linear = _function(space, 1, _moments(space, samples, _nodes(space, 1))[1])
+    linear = _function(space, 1, _evaluate(space, samples, _nodes(space, 1))[2])
     return Table(_interpolate(space, samples, space.degree + 1).loss, None, linear, 1, error)
 
 
@@ -147,7 +150,7 @@ def _compare_ranks(space: Space, samples: Samples, x: np.ndarray) -> None:
 
 def _interpolate(space: Space, samples: Samples, degree: int) -> Table:
     x = _nodes(space, degree)
-    values, covariance = _moments(space, samples, x)
+    values, _, covariance = _evaluate(space, samples, x)
     if samples.size <= _FEW:  # [g_1 − ḡ, ..., g_N − ḡ] / √N, shape (n, d, N)
         g = samples.losses_and_gradients(x)[1]
         root = (g - g.mean(axis=1, keepdims=True)).transpose(0, 2, 1) / np.sqrt(samples.size)
@@ -158,36 +161,19 @@ def _interpolate(space: Space, samples: Samples, degree: int) -> Table:
     return Table(_function(space, degree, values), factor, ufl.dot(factor, ufl.transpose(factor)), degree, np.inf)
 
 
-def _moments(space: Space, samples: Samples, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """f and Σ at this rank's points, where they must be finite and belong to each other (collective)."""
-    f, gradient, covariance = _evaluate(space, samples, x)
+def _evaluate(space: Space, samples: Samples, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """f, ∇f and Σ at this rank's points, which must be finite (collective)."""
     with space.together():
-        for v in (f, covariance):
+        try:
+            found = samples.moments(x)
+        except Exception as error:
+            where = f"on points of shape {x.shape} and samples of {samples.data}"
+            raise ValueError(f"PerSample: the loss failed {where}: {type(error).__name__}: {error}") from error
+        for v in found:
             if not np.isfinite(v).all():
                 bad = x[np.argwhere(~np.isfinite(v))[0, 0]]
                 raise ValueError(f"PerSample: the loss or its gradient is not finite at {tuple(map(float, bad))}.")
-        with _explained(f"beside points of shape {x.shape}"):
-            problem = _not_differentiable(samples, x, f, gradient)
-        if problem:
-            raise ValueError(f"PerSample: the loss {problem}")
-    if not space.mesh.comm.allreduce(bool(gradient.any() or covariance.any()), op=MPI.LOR):
-        raise ValueError("PerSample: the losses do not depend on x: their gradients are zero everywhere.")
-    return f, covariance
-
-
-def _evaluate(space: Space, samples: Samples, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """f, ∇f and Σ at this rank's points; failures are raised on every rank (collective)."""
-    with space.together(), _explained(f"on points of shape {x.shape} and samples of {samples.data}"):
-        return samples.moments(x)
-
-
-@contextmanager
-def _explained(where: str) -> Iterator[None]:
-    """Say where the user's loss failed."""
-    try:
-        yield
-    except Exception as error:
-        raise ValueError(f"PerSample: the loss failed {where}: {type(error).__name__}: {error}") from error
+    return found
 
 
 def _not_differentiable(samples: Samples, x: np.ndarray, f: np.ndarray, gradient: np.ndarray) -> str | None:
