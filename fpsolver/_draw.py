@@ -113,13 +113,11 @@ def aspect(data: Sample, window: Window = None) -> float:
 
 def figure(rows: int, columns: int, aspect: float = 0.75, share: bool = False) -> tuple["Figure", Array]:
     """A figure without state, and its panels row by row."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     width = (4.4 if rows == columns == 1 else 2.2) / max(1.0, aspect)
     fig = Figure(figsize=(1.6 + width * columns, 0.6 + (0.3 + width * aspect) * rows), layout="constrained")
-    FigureCanvasAgg(fig)
     panels = fig.subplots(rows, columns, squeeze=False, sharex=share, sharey=share).ravel()
     if share:  # numbers at the ends would meet those of the next panel
         panels[0].xaxis.set_major_locator(MaxNLocator(nbins=4, steps=[1, 2, 5, 10], prune="both"))

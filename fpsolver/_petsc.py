@@ -60,13 +60,6 @@ _ADVICE = {
 }
 
 
-def _was_used(name: str) -> bool:
-    """Whether PETSc has asked for this option so far; petsc4py has no wrapper of PetscOptionsUsed."""
-    used = ctypes.c_int(0)
-    error = ctypes.CDLL(PETSc.__file__).PetscOptionsUsed(None, name.encode(), ctypes.byref(used))
-    return error != 0 or bool(used.value & 0xFF)
-
-
 def _adopt_command_line(database: PETSc.Options) -> None:
     """Read our options from ``sys.argv`` where another package initialised PETSc without it."""
     present = database.getAll()
@@ -107,11 +100,13 @@ def inserted_options(prefix: str, given: Options | None, preset: Options) -> Ite
     mine = {prefix + k: v for k, v in {**preset, **given}.items() if prefix + k not in present}
     for name, value in mine.items():
         database.setValue(name, value)
+    used, library = ctypes.c_int(0), ctypes.CDLL(PETSc.__file__)
     try:
         yield
         for name in database.getAll():
             short = name.removeprefix(prefix)
-            if name.startswith(prefix) and short not in preset and not _was_used(name):
+            failed = library.PetscOptionsUsed(None, name.encode(), ctypes.byref(used))  # petsc4py has no wrapper of it
+            if name.startswith(prefix) and short not in preset and not failed and not used.value & 0xFF:
                 near = difflib.get_close_matches(short, _COMMON_OPTIONS, n=1)
                 advice = f"did you mean -{prefix}{near[0]}" if near else "is it spelt as in PETSc's manual"
                 warn_once(name, f"option -{name} was not used by any solver; {advice}?")

@@ -6,7 +6,6 @@ evaluations, however many weights x stands for.
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -147,6 +146,7 @@ class Library:
 def torch_library(what: str) -> Library:
     """PyTorch, or what to install."""
     torch: Any = import_optional("torch", what)
+    from torch.nn.attention import SDPBackend, sdpa_kernel
 
     def array(a: Any) -> Any:
         a = torch.as_tensor(a)
@@ -154,8 +154,13 @@ def torch_library(what: str) -> Library:
 
     def numpy(function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any) -> Any:
-            with torch.no_grad(), _plain_attention():
-                found = function(*map(array, arguments))
+            before = torch.backends.mha.get_fastpath_enabled()
+            torch.backends.mha.set_fastpath_enabled(False)  # attention that can be differentiated in both modes
+            try:
+                with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+                    found = function(*map(array, arguments))
+            finally:
+                torch.backends.mha.set_fastpath_enabled(before)
             return tuple(f.numpy() for f in found) if isinstance(found, tuple) else found.detach().numpy()
 
         return call
@@ -163,21 +168,6 @@ def torch_library(what: str) -> Library:
     func = SimpleNamespace(vjp=torch.func.vjp, grad=torch.func.grad, vmap=_vmap, jvp=_jvp)
     largest = lambda function, *arguments: _largest_tensor(numpy(function), *arguments)  # noqa: E731
     return Library(what, func, torch.stack, array, numpy, largest, False, 0)
-
-
-@contextmanager
-def _plain_attention() -> Iterator[None]:
-    """Attention by kernels that can be differentiated in both modes."""
-    import torch
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def _jvp(f: Callable[[Any], Any], at: tuple[Any], along: tuple[Any]) -> tuple[Any, Any]:

@@ -84,14 +84,18 @@ class Slice:
         A filter is what leads to one output (first axis in PyTorch, last in JAX); vectors of biases stay out.
         Li, Xu, Taylor, Studer, Goldstein, Visualizing the loss landscape of neural nets, NeurIPS 2018, section 4.
         """
-        base = network.point(origin, "Slice.random")
-        random, ends = np.random.default_rng(seed), np.cumsum([int(np.prod(shape)) for shape in network.shapes])
-        arrays = [a.reshape(s) for a, s in zip(np.split(base, ends[:-1]), network.shapes, strict=True)]
-        columns = [
-            np.concatenate([_filter_normalised(random, a, network.filter_axis) for a in arrays])
-            for _ in range(check_integer("Slice.random: dim", dim, most=3))
-        ]
-        return cls(base, _orthonormal(columns, "random"), "random, filter-normalised")
+        base, random = network.point(origin, "Slice.random"), np.random.default_rng(seed)
+        columns = np.zeros((check_integer("Slice.random: dim", dim, most=3), len(base)))
+        for direction in columns:
+            at = 0
+            for shape in network.shapes:
+                piece = slice(at, at := at + int(np.prod(shape)))
+                if len(shape) > 1:
+                    others = tuple(i for i in range(len(shape)) if i != network.filter_axis % len(shape))
+                    new, old = random.standard_normal(shape), base[piece].reshape(shape)
+                    norms = (np.sqrt(np.sum(a**2, axis=others, keepdims=True)) for a in (old, new))
+                    direction[piece] = (new * np.divide(*norms)).ravel()
+        return cls(base, _orthonormal([*columns], "random"), "random, filter-normalised")
 
     @classmethod
     def principal(cls, trajectory: np.ndarray, dim: int = 2) -> "Slice":
@@ -144,15 +148,6 @@ class LeftOut(Answer):
         rows = zip(self.points, self.noise, self.drift, strict=True)
         head = f"{'point':>28} {'noise outside':>14} {'drift outside':>14}"
         return "\n".join([head, *(f"{place(x, 3):>28} {noise:14.1%} {drift:14.1%}" for x, noise, drift in rows)])
-
-
-def _filter_normalised(random: np.random.Generator, weights: np.ndarray, axis: int) -> np.ndarray:
-    if weights.ndim < 2:
-        return np.zeros(weights.size)
-    direction = random.standard_normal(weights.shape)
-    others = tuple(i for i in range(weights.ndim) if i != axis % weights.ndim)
-    norms = [np.sqrt(np.sum(a**2, axis=others, keepdims=True)) for a in (weights, direction)]
-    return (direction * norms[0] / norms[1]).ravel()
 
 
 def _orthonormal(columns: list[np.ndarray], what: str) -> np.ndarray:
