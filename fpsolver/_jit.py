@@ -126,7 +126,6 @@ def _described(source: Any) -> str:
     """A form, an expression at points, or a coordinate element in words."""
     if isinstance(source, ufl.Form):
         kind = ("a functional", "a linear form", "a bilinear form")[len(source.arguments())]
-        on = ", ".join(sorted({str(a.ufl_element()) for a in source.arguments()}))
         count = len(source.integrals())
-        return f"{kind} of {count} integral{'s' * (count > 1)}{on and f' on {on}'}"
+        return f"{kind} of {count} integral{'s' * (count > 1)}"
     return f"an expression at {len(source[1])} points" if isinstance(source, tuple) else str(source)

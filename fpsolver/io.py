@@ -18,7 +18,6 @@ from dolfinx import mesh as dmesh
 from . import _compat
 from ._errors import on_root, together
 from ._files import SPARE, staged, store
-from ._log import logger
 from ._sample import degree, lagrange, own_cells
 from .domains.domain import Domain
 from .domains.meshfile import UNSIGNED, XDMF_KEY, sign
@@ -95,7 +94,6 @@ def _held(path: Path, series: list[dict[str, fem.Function]]) -> list[fem.Functio
     else:  # what holds all of them
         kinds = [lagrange(f.function_space) or ("DG", degree(f.function_space)) for f in fields.values()]
         family, k = min(kind for kind, _ in kinds), max(k for _, k in kinds)
-    logger.info("%s: %s as %s, %s of degree %d", path, ", ".join(fields), SUFFIXES[suffix], family, k)
     return [fem.Function(fem.functionspace(mesh, (family, k, shape)), name=name) for name, shape in shapes.items()]
 
 
