@@ -28,16 +28,16 @@ def triangular_root(columns: Array) -> Array:
 
     The product σ σᵀ is never formed, so that nothing can make it indefinite, and d normal numbers do instead of K.
     """
-    d, directions, entries = len(columns), list[Any](), dict[tuple[int, int], Any]()
-    for i in range(d):
-        row = columns[i]
-        for j, q in enumerate(directions):
-            entries[i, j] = (q * row).sum(axis=0)
-            row = row - entries[i, j] * q
-        entries[i, i] = np.sqrt((row * row).sum(axis=0))
-        directions.append(row / np.where(entries[i, i] > 0, entries[i, i], 1.0))
-    zero = np.zeros_like(entries[0, 0])
-    return np.stack([np.stack([entries.get((i, j), zero) for j in range(d)]) for i in range(d)])
+    d, rows = len(columns), list[Any]()
+    L = np.zeros((d, d, columns.shape[2]))
+    for i, row in enumerate(columns):
+        for j, q in enumerate(rows):
+            size = np.where(L[j, j] > 0, L[j, j], 1.0)
+            L[i, j] = (q * row).sum(axis=0) / size
+            row = row - L[i, j] / size * q
+        L[i, i] = np.sqrt((row * row).sum(axis=0))
+        rows.append(row)
+    return L
 
 
 def semidefinite_root(matrix: Array) -> Array:
