@@ -53,53 +53,6 @@ def functionals(gen: Generator, parts: Sequence[str]) -> list[PETSc.Vec]:
     return [total_flux(gen), *(exit_flux(gen, part) for part in parts)] if parts else []
 
 
-class Moments:
-    """G at any moment of a schedule, and what leaves through some parts (collective)."""
-
-    def __init__(self, gen: Generator, parts: Sequence[str]):
-        self.gen, self.parts, self.assemblies = gen, list(parts), 0
-        self._kept: dict[tuple[float, ...], Generator] = {}
-
-    def generator(self, values: Values) -> Generator:
-        """The generator with these numbers, new or from the last few."""
-        key = tuple(values.values())
-        if not key:  # no schedule
-            return self.gen
-        if key not in self._kept:
-            while len(self._kept) >= KEPT:
-                self._kept.pop(next(iter(self._kept))).close()
-            self._kept[key] = self.gen.replace(**values)
-            self.assemblies += 1
-        self._kept[key] = self._kept.pop(key)  # most recently used last
-        return self._kept[key]
-
-    def frozen(self, values: Values) -> Frozen:
-        """G and what leaves with these numbers."""
-        gen = self.generator(values)
-        return Frozen(gen.G, functionals(gen, self.parts))
-
-    def varying(self, at: Callable[[float], Values], begin: float, end: float) -> Callable[[float], Moment]:
-        """G(t) between two times: combined from two where it is affine in the only number."""
-        numbers = np.array([list(at(begin + s * (end - begin)).values()) for s in SAMPLES])
-        low, high = float(numbers.min()), float(numbers.max())
-        name = next(iter(at(begin)))
-        if numbers.shape[1] > 1 or low == high:
-            return lambda t: [(1.0, self.frozen(at(t)))]
-        share = 0.382
-        inner, *ends = [self.frozen({name: x}) for x in (low + share * (high - low), low, high)]
-        rest, scale = inner.G.copy(), inner.G.norm(PETSc.NormType.INFINITY)
-        for weight, kept in zip((share - 1.0, -share), ends, strict=True):
-            rest.axpy(weight, kept.G, PETSc.Mat.Structure.SAME_NONZERO_PATTERN)
-        if rest.norm(PETSc.NormType.INFINITY) > AFFINE * scale:
-            return lambda t: [(1.0, self.frozen(at(t)))]
-
-        def combined(t: float) -> Moment:
-            share = (at(t)[name] - low) / (high - low)
-            return [(1.0 - share, self.frozen({name: low})), (share, self.frozen({name: high}))]
-
-        return combined
-
-
 class _Leg(NamedTuple):
     """A stretch of one piece up to ``end``: its outputs in order, the last maybe at its end, and its tolerance."""
 
@@ -124,7 +77,7 @@ class Equation:
         self.gen, self._scheduled = gen, schedule is not None
         self.pieces = [Piece(0.0, np.inf, {})] if schedule is None else pieces(gen, schedule)
         self.options = {**gen.options, **(options or {})}
-        self._moments = Moments(gen, parts)
+        self._parts, self._assemblies, self._kept = list(parts), 0, dict[tuple[float, ...], Generator]()
         self.stats, self._scale = Stats(), 1.0
 
     def run(
@@ -162,7 +115,7 @@ class Equation:
 
     def work(self) -> dict[str, Any]:
         """What it cost, for answers."""
-        return self.stats.work() | ({"assemblies": self._moments.assemblies} if self._scheduled else {})
+        return self.stats.work() | ({"assemblies": self._assemblies} if self._scheduled else {})
 
     def signature(self, horizon: float) -> dict[str, Any]:
         """The numbers at three times of each piece until ``horizon``: callables cannot be compared."""
@@ -185,8 +138,8 @@ class Equation:
 
     def _frozen_leg(self, now: Snapshot, leg: _Leg) -> Iteration:
         """One exponential for all times."""
-        gen, begin = self._moments.generator(leg.at(now.time)), now
-        core, flux = propagator(gen, self.options), functionals(gen, self._moments.parts)
+        gen, begin = self._generator(leg.at(now.time)), now
+        core, flux = propagator(gen, self.options), functionals(gen, self._parts)
         stops = leg.outputs if leg.outputs[-1:] == [leg.end] else [*leg.outputs, leg.end]
         scales = [self._scale] * len(flux)
         run = core.run(begin.vector, [t - begin.time for t in stops], leg.tol, leg.transpose, flux, scales, self.stats)
@@ -198,7 +151,7 @@ class Equation:
 
     def _smooth_leg(self, now: Snapshot, leg: _Leg) -> Iteration:
         """Steps of adaptive length, whatever the outputs."""
-        moment = self._moments.varying(leg.at, now.time, leg.end)
+        moment = self._varying(leg.at, now.time, leg.end)
         preset = direct_preset(self.gen.M.comm, self.gen.domain.dim)
         factorised = lambda A: LinearSolver(A, "fp_evolve_", "evolution", preset, self.options)  # noqa: E731
         length, trials, speed, outputs = leg.end - now.time, 0, np.inf, list(leg.outputs)
@@ -244,6 +197,45 @@ class Equation:
         if outputs:
             yield now
         return now
+
+    def _generator(self, values: Values) -> Generator:
+        """The generator with these numbers, new or from the last few."""
+        key = tuple(values.values())
+        if not key:  # no schedule
+            return self.gen
+        if key not in self._kept:
+            while len(self._kept) >= KEPT:
+                self._kept.pop(next(iter(self._kept))).close()
+            self._kept[key] = self.gen.replace(**values)
+            self._assemblies += 1
+        self._kept[key] = self._kept.pop(key)  # most recently used last
+        return self._kept[key]
+
+    def _frozen(self, values: Values) -> Frozen:
+        """G and what leaves with these numbers."""
+        gen = self._generator(values)
+        return Frozen(gen.G, functionals(gen, self._parts))
+
+    def _varying(self, at: Callable[[float], Values], begin: float, end: float) -> Callable[[float], Moment]:
+        """G(t) between two times: combined from two where it is affine in the only number."""
+        numbers = np.array([list(at(begin + s * (end - begin)).values()) for s in SAMPLES])
+        low, high = float(numbers.min()), float(numbers.max())
+        name = next(iter(at(begin)))
+        if numbers.shape[1] > 1 or low == high:
+            return lambda t: [(1.0, self._frozen(at(t)))]
+        share = 0.382
+        inner, *ends = [self._frozen({name: x}) for x in (low + share * (high - low), low, high)]
+        rest, scale = inner.G.copy(), inner.G.norm(PETSc.NormType.INFINITY)
+        for weight, kept in zip((share - 1.0, -share), ends, strict=True):
+            rest.axpy(weight, kept.G, PETSc.Mat.Structure.SAME_NONZERO_PATTERN)
+        if rest.norm(PETSc.NormType.INFINITY) > AFFINE * scale:
+            return lambda t: [(1.0, self._frozen(at(t)))]
+
+        def combined(t: float) -> Moment:
+            share = (at(t)[name] - low) / (high - low)
+            return [(1.0 - share, self._frozen({name: low})), (share, self._frozen({name: high}))]
+
+        return combined
 
     def _size(self, d: Snapshot, b: Snapshot) -> float:
         """M-norm of d relative to b, or an integral's share where it is larger; the same on all ranks."""
