@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import ffcx.codegeneration.jit as jit
-import ufl
 
 from ._log import logger
 
 PATIENCE = 2.0  # seconds after which the log says what is being compiled
+_KINDS = {"Form": "a form", "tuple": "an expression at points"}
 _compile = jit._compile_objects
 _loaded: dict[str, tuple[Any, Any]] = {}
 _locks: dict[Path, int] = {}
@@ -72,7 +72,7 @@ def _build(
     decl: str, objects: Any, names: Any, module_name: str, options: Any, cache_dir: Any, *more: Any, **others: Any
 ) -> Any:
     """Compile in a folder of its own and move the result into the cache."""
-    folder, what = Path(cache_dir) / "fpsolver", "; ".join(map(_described, objects))
+    folder, what = Path(cache_dir) / "fpsolver", ", ".join(_KINDS.get(type(o).__name__, "a geometry") for o in objects)
     handlers = jit.root_logger.handlers.copy()
     folder.mkdir(parents=True, exist_ok=True)
     for left in folder.glob(f"{module_name}.building*"):
@@ -120,12 +120,3 @@ def _said(what: str, done: str = "waited") -> Iterator[None]:
         timer.cancel()
         if (seconds := time.monotonic() - begin) > PATIENCE:
             logger.info("%s %.0f s", done, seconds)
-
-
-def _described(source: Any) -> str:
-    """A form, an expression at points, or a coordinate element in words."""
-    if isinstance(source, ufl.Form):
-        kind = ("a functional", "a linear form", "a bilinear form")[len(source.arguments())]
-        count = len(source.integrals())
-        return f"{kind} of {count} integral{'s' * (count > 1)}"
-    return f"an expression at {len(source[1])} points" if isinstance(source, tuple) else str(source)

@@ -63,9 +63,7 @@ class Network:
         try:
             problem = self._unsuitable()
         except Exception as error:
-            advice = (
-                "Take layers of elementary operations, such as torch.nn.Embedding and a mean instead of EmbeddingBag."
-            )
+            advice = "Take layers of elementary operations: torch.nn.Embedding and a mean instead of EmbeddingBag."
             raise ValueError(
                 f"{library.what}: model and loss fail on {self.size} samples of {described(arrays)}: "
                 f"{type(error).__name__}: {error} {advice if isinstance(error, NotImplementedError) else ''}"

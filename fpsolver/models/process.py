@@ -26,8 +26,7 @@ class Coefficients:
     Attributes:
         D: diffusion, shape (d, d).
         beta: β, shape (d,): b − ∇·D, with the derivative that UFL takes cell by cell.
-        share: how much of ∇·D was taken off the drift: 1 (Itô), ½ (Stratonovich), 0 (divergence form).  Where D jumps,
-            the derivative is not the divergence, and the forms need to know.
+        share: how much of ∇·D was taken off the drift: 1 (Itô), ½, 0 (divergence form).  Where D jumps, forms need it.
         drift: the Itô drift b, where it needs no derivative of D or of tabulated sources; it can be left out.
         inside: D and b at the points of a quadrature degree, where they are tabulated and the tables miss them by more
             than a little; None: D and β are what they are everywhere.
@@ -114,10 +113,8 @@ class Process(ABC):
     def weights(self, dim: int) -> int:
         """How many of ``dim`` coordinates sources see, of which ``dim`` must be a multiple."""
         if dim % self.copies:
-            raise ValueError(
-                f"{type(self).__name__} has {self.copies} coordinates per weight: the domain's dimension must be a "
-                f"multiple of that, it is {dim}."
-            )
+            per = f"{type(self).__name__} has {self.copies} coordinates per weight"
+            raise ValueError(f"{per}: the domain's dimension must be a multiple of that, it is {dim}.")
         return dim // self.copies
 
     def space(self, mesh: Any, degree: int, dim: int | None = None) -> Space:

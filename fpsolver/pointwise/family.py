@@ -28,9 +28,9 @@ class Quantities(ABC):
     def everyone(self, x: Array) -> Array:
         """Of all samples: shape (components, N, n)."""
 
+    @abstractmethod
     def chosen(self, x: Array, sample: Array) -> Array:
         """Of the samples of number ``sample`` (B, n): shape (components, B, n)."""
-        return np.take_along_axis(self.everyone(x), sample[None], axis=1)
 
     def average(self, x: Array) -> Array:
         """Mean over all samples, shape (components, n)."""
@@ -118,34 +118,26 @@ class Compiled(Family):
         function(*map(ctypes.c_longlong, sizes), *(ctypes.c_void_p(a.ctypes.data) for a in data))
 
 
-class _Tabulated(Quantities):
-    """Per-sample gradients of ``fp.batched(grads)``."""
+class _Given(Quantities):
+    """Gradients, with ``values`` behind the losses, of samples of PyTorch and JAX, and of ``fp.batched(grads)``."""
 
-    def __init__(self, source: Batched, dim: int):
-        self.function, self.dim = source.function, dim
-        self.size = self.everyone(np.zeros((dim, 1))).shape[1]
-
-    def everyone(self, x: Array) -> Array:
-        points = np.ascontiguousarray(x[: self.dim].T)
-        g = np.asarray(self.function(points), dtype=float)
-        if g.ndim != 3 or g.shape[0] != len(points) or g.shape[2] != self.dim:
-            raise ValueError(f"PerSample(fp.batched(grads)): grads returned shape {g.shape} for {points.shape} points.")
-        return g.transpose(2, 1, 0)
-
-
-class _Differentiated(Quantities):
-    """Losses, if ``values``, and gradients of PyTorch's and JAX's samples."""
-
-    def __init__(self, samples: Samples, dim: int, values: bool):
-        self.samples, self.size, self.dim, self.values = samples, samples.size, dim, values
+    def __init__(self, source: Batched | Samples, dim: int, values: bool):
+        self.source, self.dim, self.values = source, dim, values
+        self.size = self.everyone(np.zeros((dim, 1))).shape[1] if isinstance(source, Batched) else source.size
 
     def everyone(self, x: Array) -> Array:
         return self.chosen(x, None)
 
     def chosen(self, x: Array, sample: Array | None) -> Array:
+        points = np.ascontiguousarray(x[: self.dim].T)
         index = None if sample is None else np.ascontiguousarray(sample.T)
-        f, g = self.samples.losses_and_gradients(x[: self.dim].T, index)
-        return np.concatenate((f.T[None], g.transpose(2, 1, 0))) if self.values else g.transpose(2, 1, 0)
+        if isinstance(self.source, Samples):
+            f, g = self.source.losses_and_gradients(points, index)
+            return np.concatenate((f.T[None], g.transpose(2, 1, 0))) if self.values else g.transpose(2, 1, 0)
+        g = np.asarray(self.source.function(points), dtype=float)
+        if g.ndim != 3 or g.shape[0] != len(points) or g.shape[2] != self.dim:
+            raise ValueError(f"PerSample(fp.batched(grads)): grads returned shape {g.shape} for {points.shape} points.")
+        return (g if index is None else np.take_along_axis(g, index[..., None], axis=1)).transpose(2, 1, 0)
 
 
 def family(samples: Sequence[Sequence[Expr]], space: PointSpace, backend: Backend) -> Family:
@@ -159,9 +151,7 @@ def gradients_of(noise: PerSample, space: PointSpace, backend: Backend, values: 
         return gradients_of_formulas(noise.losses(space), space, backend, values)
     if backend == "c":
         raise NotCompilable("backend='c' compiles formulas of samples, not their functions; take 'numpy'.")
-    if isinstance(noise.samples, Batched):
-        return _Tabulated(noise.samples, space.dim)
-    return _Differentiated(noise.samples, space.dim, values)
+    return _Given(noise.samples, space.dim, values)
 
 
 def gradients_of_formulas(f: Sequence[Expr], space: PointSpace, backend: Backend, values: bool = False) -> Family:
