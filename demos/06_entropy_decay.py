@@ -56,7 +56,7 @@ def ellipse(C):
     Q = solve_continuous_lyapunov(C.T, np.eye(2))
     Q /= np.linalg.eigvalsh(Q)[-1]  # the shorter half axis is 6.2
     shape = 6.2 * np.linalg.inv(np.linalg.cholesky(Q)).T
-    return fp.Domain.disk((0, 0), 1.0, 0.14, order=1).mapped(lambda x: shape @ x)
+    return fp.Domain.disk((0, 0), 1.0, 0.14).mapped(lambda x: shape @ x)
 
 
 def p_inf(x):
