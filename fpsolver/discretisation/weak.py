@@ -148,20 +148,14 @@ class WeakForm:
         smooth = 1.0 if self.rough is None else 1.0 - self.rough
         return -smooth * ufl.dot(ufl.dot(D, ufl.grad(u)), n) * v * self.ds(tags) + self.exit_data(u, v, tags)
 
-    def exit_data(self, g: Expr, v: Expr, tags: Any) -> ufl.Form:
+    def exit_data(self, g: Expr, v: Expr, tags: Any, forward: bool = False) -> ufl.Form:
         """ℓ_g(v): backward data g on an absorbing part, and the consistent outflux of v for g = 1.
 
-        ∫ g (−D∇v·n + (α δ/h + (β·n)⁺) v) with δ = n·Dn.
+        ∫ g (−D∇v·n + (α δ/h + (β·n)⁺) v) with δ = n·Dn; (β·n)⁻ for ``forward`` data, a density g.
         """
-        return self._data(g, v, tags, self.coefficients.beta)
-
-    def entrance_data(self, g: Expr, v: Expr, tags: Any) -> ufl.Form:
-        """The same with (β·n)⁻ for forward data, a density g: imposed where the process diffuses or drifts in."""
-        return self._data(g, v, tags, -self.coefficients.beta)
-
-    def _data(self, g: Expr, v: Expr, tags: Any, drift: Expr) -> ufl.Form:
         D, n = self.coefficients.D, ufl.FacetNormal(self.mesh)
-        weight = self.alpha * ufl.dot(ufl.dot(D, n), n) / facet_height(self.mesh) + positive(ufl.dot(drift, n))
+        outwards = positive((-1 if forward else 1) * ufl.dot(self.coefficients.beta, n))
+        weight = self.alpha * ufl.dot(ufl.dot(D, n), n) / facet_height(self.mesh) + outwards
         return g * (weight * v - ufl.dot(ufl.dot(D, ufl.grad(v)), n)) * self.ds(tags)
 
     def interior_facets(self, u: Expr, v: Expr) -> ufl.Form:

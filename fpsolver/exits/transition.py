@@ -123,7 +123,7 @@ def _transition_rate(
     else:
         rho = stationary(gen).raw
         v, from_A = ufl.TestFunction(gen.V), inner.territory.facets((regions[0].name,))
-        source = assemble_vector(gen, inner.weak.entrance_data(rho, v, from_A))
+        source = assemble_vector(gen, inner.weak.exit_data(rho, v, from_A, forward=True))
         source.scale(-1.0)
         r = source.duplicate()
         exit_solver(inner, "committor", options).solve(source, r)
