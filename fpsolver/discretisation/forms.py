@@ -43,16 +43,12 @@ class Forms:
         return cls(territory, weak, V, *(fem.compile_form(weak.mesh.comm, form) for form in forms))
 
     @cached_property
-    def wall(self) -> fem.Function:
-        """The symbol of the diffusion tensor that is added at walls."""
-        d = self.weak.mesh.geometry.dim
-        return fem.Function(fem.functionspace(self.weak.mesh, ("DG", 0, (d, d))))
-
-    @cached_property
-    def added(self) -> CompiledForm:
-        """What that adds to −G, compiled when it is first needed (collective)."""
-        form = self.weak.added(self.wall, ufl.TestFunction(self.V), ufl.TrialFunction(self.V))
-        return fem.compile_form(self.weak.mesh.comm, form)
+    def added(self) -> tuple[fem.Function, CompiledForm]:
+        """The symbol of the diffusion tensor at walls, and what that adds to −G, compiled if needed (collective)."""
+        mesh, d = self.weak.mesh, self.weak.mesh.geometry.dim
+        wall = fem.Function(fem.functionspace(mesh, ("DG", 0, (d, d))))
+        form = self.weak.added(wall, ufl.TestFunction(self.V), ufl.TrialFunction(self.V))
+        return wall, fem.compile_form(mesh.comm, form)
 
     def bind(self, form: CompiledForm, weak: WeakForm, own: Mapping[Any, Any]) -> fem.Form:
         """A compiled form with a generator's own constants, functions and cells."""

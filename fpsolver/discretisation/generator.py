@@ -156,10 +156,10 @@ class Generator:
         tensors = lacking_diffusion(self.boundary, self.coefficients, self.territory.stops, self.degree)
         if not warn_of_added(self.boundary, tensors):
             return None
-        wall = fem.Function(self._forms.wall.function_space)
+        symbol, form = self._forms.added
+        wall = fem.Function(symbol.function_space)
         wall.x.array[:] = tensors.ravel()
-        form = self._forms.bind(self._forms.added, self.weak, {**self._own, self._forms.wall: wall})
-        added = make_matrix(form, self._forward)
+        added = make_matrix(self._forms.bind(form, self.weak, {**self._own, symbol: wall}), self._forward)
         self._forward.axpy(-1.0, added, PETSc.Mat.Structure.SAME_NONZERO_PATTERN)
         return added
 
