@@ -66,13 +66,12 @@ def evolve(
             errors decay as p does; that of :attr:`~fpsolver.Evolution.outflux` is controlled too.
         options: PETSc options without the prefix ``fp_evolve_``.
         schedule: numbers of the process that change on the way: name -> number, smooth function of t, or pairs
-            (begin, number or function), the first at 0: ``{"learning_rate": [(0, 0.4), (10, 0.1)]}``.  They replace
-            those of ``gen.process``.  For SGD t = Σ ηₖ (one step advances t by its own learning rate), and
-            :func:`~fpsolver.count_steps` counts steps.  A piece of constant numbers costs one factorisation; functions
-            cost one per step.  Jumps and bends inside a function cost steps: begin a new pair there.  The time of
+            (begin, number or function), the first at 0: ``{"learning_rate": [(0, 0.4), (10, 0.1)]}``.  For SGD
+            t = Σ ηₖ, and :func:`~fpsolver.count_steps` counts steps.  A piece of constant numbers costs one
+            factorisation, functions cost one per step; where they jump or bend, begin a new pair.  The time of
             formulas that ask for it, ``lambda x, t: ...``, is on it by itself.
-        checkpoint: folder in which the state at every output time is kept, complete at any moment.  If it holds some
-            already, the evolution goes on from there, on any number of ranks.  Not for chains.
+        checkpoint: folder in which the state at every output time is kept.  If it holds some already, the evolution
+            goes on from there, on any number of ranks.  Not for chains.
 
     Raises:
         ValueError: unsuitable times, ``time_rtol``, ``initial`` or ``schedule``; a checkpoint of another evolution;
@@ -120,11 +119,8 @@ def backward(
     """u(t, x) = E[g(X_t); not absorbed until t | X₀ = x]: ∂ₜu = Lu, u(0) = g (collective).
 
     For ``payoff=1`` it is the probability of surviving until t.  Constants are invariant to rounding where nothing
-    absorbs.
-
-    The payoff g is a number, a callable of all coordinates, or a ``Function``; all else is as for :func:`evolve`.  With
-    a schedule, which runs from X₀ on, every time needs a run of its own, as the last piece acts on the payoff first.
-
+    absorbs.  The payoff g is a number, a callable of all coordinates, or a ``Function``; all else is as for
+    :func:`evolve`.  With a schedule every time needs a run of its own, as the last piece acts on the payoff first.
     """
     times = check_times(times)
     if isinstance(gen, Chain):
@@ -165,10 +161,8 @@ def resume(
         ValueError: the checkpoint of another evolution; what differs is named.
     """
     kept = describe(checkpoint, gen.domain.comm)
-    kind = kept["evolution"]
-    density = kind == "density"
-    limits = limiter(gen) if density and not kept["signed"] else None
-    evolution = Evolution(kind, gen, gen.absorbing if density else (), limits, schedule is not None)
+    limits, parts = None if kept["signed"] else limiter(gen), gen.absorbing if kept["evolution"] == "density" else ()
+    evolution = Evolution(kept["evolution"], gen, parts, limits, schedule is not None)
     wanted = check_times(kept["times"] if times is None else times)
     return _run(evolution, None, wanted, kept["time_rtol"], options, schedule, checkpoint)
 
