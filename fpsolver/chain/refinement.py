@@ -3,14 +3,14 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, NoReturn, Protocol, TypeVar
 
 from mpi4py import MPI
 
 import numpy as np
 
 from .._answer import Answer, with_bar
-from .._arguments import check_share
+from .._arguments import check_share, expect, is_number
 from .._errors import NotConverged
 from .._log import logger
 from .._sample import own_cells
@@ -35,9 +35,14 @@ def unknowns(gen: Generator | Chain) -> int:
 class Accurate(Protocol):
     """An answer that can be asked for to a prescribed accuracy."""
 
+    sure: bool  # whether an error bar that is small on the first mesh is no accident
+    roundoff: float  # relative error by rounding
+
     def accuracy(self) -> tuple[float, float]: ...  # noqa: D102  a number and its error bar (collective)
 
     def by_cells(self) -> np.ndarray | None: ...  # noqa: D102  shares of this rank's cells in it, None: unknown
+
+    def shape_error(self) -> float: ...  # noqa: D102  how much of the bar the domain's shape has (collective)
 
     def keep(self, history: tuple[Level, ...]) -> None: ...  # noqa: D102  the meshes on which it was asked for
 
@@ -58,6 +63,12 @@ class Numbers(Answer):
     generator: Any = field(default=None, repr=False)
     ask: Callable[[Any], Any] | None = field(default=None, repr=False)
     history: tuple[Level, ...] = field(default=(), repr=False)
+    roundoff: ClassVar[float] = 0.0
+
+    @property
+    def sure(self) -> bool:
+        """Of chains, whose bars are those of four meshes."""
+        return isinstance(self.generator, Chain)
 
     def numbers(self) -> Array:
         """The numbers of which there are error bars, shape (n,)."""
@@ -70,7 +81,20 @@ class Numbers(Answer):
             return np.full_like(self.numbers(), np.nan)
         if isinstance(self.generator, Chain):
             return bar(np.array([self.numbers(), *(self.ask(c).numbers() for c in variants(self.generator))]), 1e-12)
-        return Others(self.generator, self, self.ask).bars(lambda _, answer: answer.numbers())
+        return self._others.bars(lambda _, answer: answer.numbers()) + self._shape
+
+    @cached_property
+    def _others(self) -> Others:
+        assert self.ask is not None
+        return Others(self.generator, self, self.ask)
+
+    @cached_property
+    def _shape(self) -> Array:
+        return self._others.of_shape(lambda _, answer: answer.numbers())
+
+    def shape_error(self) -> float:
+        """Of the number with the largest one."""
+        return 0.0 if isinstance(self.generator, Chain) else float(self._shape.max())
 
     def accuracy(self) -> tuple[float, float]:
         """The number with the largest relative error bar, and that."""
@@ -91,15 +115,29 @@ def to_accuracy(
 ) -> A:
     """The answer of a generator or chain, with ``rtol`` on finer and finer meshes until its error bar is that small.
 
-    Collective.  Where a mesh resolves nothing, the cells to blame or, if they are not known, all of them are refined.
+    Collective.  Boundary parts keep their names.  The first mesh should know the shape of the domain; layers, corners,
+    ends of absorbing parts and grazing points are found.  Where a mesh resolves nothing yet, the cells to blame or, if
+    they are not known, all of them are refined; of a chain, always all.
 
     Raises:
-        NotConverged: the next mesh has more than ``most`` unknowns; ``partial`` is the answer so far.
+        ValueError: unsuitable ``rtol`` or ``most``.
+        NotConverged: the next mesh has more than ``most`` unknowns, or the floor of rounding was reached; ``partial``
+            is the answer so far.
     """
     if rtol is None:
         return ask(gen)
     check_share(f"{name}: rtol", rtol)
+    size = unknowns(gen)
+    expect(f"{name}: max_unknowns", most, f"at least {size}", is_number(most) and most >= size)
     history, here, answer = list[Level](), gen, None
+
+    def refuse(reason: str, advice: str) -> NoReturn:
+        value, error = history[-1].value, history[-1].error
+        what = f"{name} to rtol {rtol:g} ({with_bar(value, error)})"
+        failure = NotConverged(what, reason, len(history), error / max(abs(value), 1e-300), prefix, advice)
+        failure.partial = answer
+        raise failure
+
     while True:
         try:
             answer = ask(here)
@@ -111,25 +149,53 @@ def to_accuracy(
             if finer is None:
                 failure.partial = answer
                 raise
-            here = finer
-            continue
-        value, error = answer.accuracy()
-        cells = here.domain.mesh.topology.index_map(here.domain.dim).size_global
-        history.append(Level(cells, unknowns(here), value, error))
-        answer.keep(tuple(history))
-        logger.info("%s: %s", name, history[-1])
-        if error <= rtol * abs(value):
-            return answer
-        shares = answer.by_cells()
-        finer, size = refined(here, None if shares is None else marked(here.domain.comm, shares), most)
-        if finer is None:
-            what = f"{name} to rtol {rtol:g} ({with_bar(value, error)})"
-            advice = f"The next mesh has {size} unknowns; raise max_unknowns (now {most}), rtol or the degree."
-            error /= max(abs(value), 1e-300)
-            refused = NotConverged(what, "DIVERGED_MAX_UNKNOWNS", len(history), error, prefix, advice)
-            refused.partial = answer
-            raise refused
+        else:
+            cells = here.domain.mesh.topology.index_map(here.domain.dim).size_global
+            history.append(Level(cells, unknowns(here), *answer.accuracy()))
+            answer.keep(tuple(history))
+            logger.info("%s: %s", name, history[-1])
+            if _reached(history, rtol, answer.sure):
+                return answer
+            if _stalled(history, answer.roundoff):
+                floor = f"Rounding, about {answer.roundoff:.0e}, is what is left of the error; take a larger rtol."
+                refuse("DIVERGED_ROUNDOFF", floor)
+            finer, size = _next(here, answer, history[-1].error, most)
+            if finer is None:
+                needs = f"The next mesh has {size} unknowns; raise max_unknowns (now {most}), rtol or the degree."
+                refuse("DIVERGED_MAX_UNKNOWNS", needs)
+        if here is not gen and isinstance(here, Generator):
+            here.close()
         here = finer
+
+
+def _reached(history: list[Level], rtol: float, sure: bool) -> bool:
+    """Whether the error bar is small enough, and the one before did not turn out to be wrong.
+
+    On a mesh that misses a layer an error bar can be small by accident: a first mesh is not trusted.
+    """
+    now = history[-1]
+    if sure or len(history) < 2:
+        return sure and now.error <= rtol * abs(now.value)
+    before = history[-2]
+    return now.error <= rtol * abs(now.value) and abs(now.value - before.value) <= 2 * (before.error + now.error)
+
+
+def _stalled(history: list[Level], roundoff: float) -> bool:
+    """Whether the error bar, of the size of the rounding errors, no longer falls."""
+    if len(history) < 3:
+        return False
+    return history[-1].error <= roundoff * abs(history[-1].value) and history[-1].error >= history[-3].error
+
+
+def _next(here: Generator | Chain, answer: Accurate, error: float, most: int) -> tuple[Any, int]:
+    """On the next mesh and its size, or None where it has more than ``most`` unknowns."""
+    if isinstance(here, Chain):
+        return refined(here, None, most)
+    closer = here.domain.closer() if answer.shape_error() > 0.5 * error else None
+    if closer is not None:  # what is left is the shape of the domain, not the size of cells
+        return here.with_domain(closer), 0
+    shares = answer.by_cells()
+    return refined(here, None if shares is None else marked(here.domain.comm, shares), most)
 
 
 def refined(here: Generator | Chain, marked: Any, most: int) -> tuple[Any, int]:

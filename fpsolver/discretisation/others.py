@@ -8,6 +8,7 @@ the power law through three answers gives what remains.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -82,15 +83,19 @@ class Others:
     def of_shape(self, measure: Measure) -> Array:
         """What cells that follow the domain's shape better change, shape (n,)."""
         here = measure(self.gen, self.answer)
+        return np.zeros_like(here) if self._closer is None else np.abs(measure(*self._closer) - here)
+
+    @cached_property
+    def _closer(self) -> tuple[Generator, Any] | None:
         closer = self.gen.domain.closer()
         if closer is None:
-            return np.zeros_like(here)
+            return None
         try:
-            with self.gen.with_domain(closer) as other:
-                return np.abs(measure(other, self.ask(other)) - here)
+            other = self.gen.with_domain(closer)
+            return other, self.ask(other)
         except Exception as e:  # sources may be tied to the mesh in many ways
             logger.warning("the error bar leaves out how well curved cells follow the domain's shape: %s", e)
-            return np.zeros_like(here)
+            return None
 
     def _smooth(self, measure: Measure, here: Array) -> Array:
         k = self.gen.degree

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -82,6 +82,13 @@ class Evolution(Answer, Sequence[Solution]):
             assert self.again is not None
             known = self._others[id(other)] = other, self.again(other)
         return known[1][i]
+
+    sure: ClassVar[bool] = True
+    roundoff: ClassVar[float] = 0.0
+
+    def shape_error(self) -> float:
+        """Nothing, as of each of its functions."""
+        return 0.0
 
     def accuracy(self) -> tuple[float, float]:
         """The worst ratio over the times, as :func:`~fpsolver.chain.refinement.to_accuracy` asks (collective)."""

@@ -78,6 +78,13 @@ class Whole(Solution):
         assert self._again is not None
         return Others(self.generator, self.raw, self._again)
 
+    sure = True  # the whole function is compared
+    roundoff = 0.0
+
+    def shape_error(self) -> float:
+        """Nothing: the whole function lives on its own cells."""
+        return 0.0
+
     def accuracy(self) -> tuple[float, float]:
         """∫ |p| and its error, as :func:`~fpsolver.chain.refinement.to_accuracy` asks (collective)."""
         return float(total(self.generator.domain.comm, _sizes(self.raw).sum())), float(self.error[0])
@@ -176,7 +183,7 @@ class Law(Whole):
         """Error bars, NaN where nothing is known."""
         if self._again is None:
             return np.full_like(measure(self.generator, self.raw), np.nan)
-        return self._others.bars(measure)
+        return self._others.bars(measure) + self._others.of_shape(measure)
 
 
 @dataclass

@@ -9,15 +9,14 @@ import ufl
 from dolfinx import fem
 from ufl.corealg.traversal import unique_pre_traversal
 
-from .._answer import steps_of, with_bar
-from .._arguments import check_share, is_number
+from .._answer import steps_of
+from .._arguments import is_number
 from .._errors import NotConverged
 from .._log import logger
 from .._petsc import Options
 from ..chain import Chain
-from ..chain.refinement import NEGATIVE, marked, refined, unknowns
+from ..chain.refinement import to_accuracy
 from ..discretisation.generator import Generator
-from ..discretisation.metastable import UNRESOLVED
 from ..discretisation.solution import Level, Solution, as_points
 from ..evolution.initial import is_density
 from ..evolution.spread import Spread
@@ -41,53 +40,22 @@ class Problem:
     def answer(self, gen: Generator | Chain, start: Any, rtol: float | None, max_unknowns: int) -> list[Solution]:
         """The answers, on finer and finer meshes until the error bar of the last at the start is below ``rtol``.
 
-        Collective.  Each mesh is refined where the dual-weighted residual (error.py) says that the error at the start
-        comes from; boundary parts keep their names.  The first mesh should know the shape of the domain; layers,
-        corners, ends of absorbing parts and grazing points are found.  Where a mesh resolves nothing yet, the cells to
-        blame or, if they are not known, all of them are refined; of a chain, always all.
+        Collective.  Meshes are refined where the dual-weighted residual (error.py) says that the error at the start
+        comes from.  Else as :func:`~fpsolver.chain.refinement.to_accuracy`.
 
         Raises:
             ValueError: bad arguments; a coefficient of the process is a ``Function``, which is tied to the first mesh.
-            NotConverged: ``max_unknowns`` or the floor of rounding was reached; ``partial`` is the answer so far.
         """
-        if rtol is None:
-            return self._ask(gen, start)
-        _check(gen, self.name, start, rtol, max_unknowns, self.sources)
-        history: tuple[Level, ...] = ()
-        answers, here = list[Solution](), gen
-        while True:
-            try:
-                answers = self._ask(here, start, history)
-            except NotConverged as failure:
-                if failure.reason not in (UNRESOLVED, NEGATIVE):
-                    raise
-                logger.info("%s on %d unknowns", failure.reason, unknowns(here))
-                finer, _ = refined(here, failure.partial, max_unknowns)
-                if finer is None:
-                    failure.partial = answers[-1] if answers else None
-                    raise
-            else:
-                answer = answers[-1]
-                history = answer.history
-                logger.info("%s: %s", answer.name, history[-1])
-                if _reached(history, rtol, trusted=isinstance(gen, Chain)):
-                    return answers
-                floor = answer.stats.get("roundoff", 0.0)
-                if _stalled(history, floor):
-                    advice = f"Rounding, about {floor:.0e}, is what is left of the error; take a larger rtol."
-                    raise _failure(answer, "DIVERGED_ROUNDOFF", rtol, advice)
-                finer, size = _next(here, answer, max_unknowns)
-                if finer is None:
-                    advice = (
-                        f"The next mesh has {size} unknowns; raise max_unknowns (now {max_unknowns}), rtol or the "
-                        "degree."
-                    )
-                    raise _failure(answer, "DIVERGED_MAX_UNKNOWNS", rtol, advice)
-            if here is not gen and isinstance(here, Generator):
-                here.close()
-            here = finer
+        if rtol is not None:
+            _check(gen, self.name, start, self.sources)
+        try:
+            return to_accuracy(self.name, gen, lambda g: self._ask(g, start), rtol, max_unknowns, "fp_exit_").solutions
+        except NotConverged as failure:
+            if isinstance(failure.partial, _Answers):
+                failure.partial = failure.partial.solutions[-1]
+            raise
 
-    def _ask(self, gen: Generator | Chain, start: Any, history: tuple[Level, ...] | None = None) -> list[Solution]:
+    def _ask(self, gen: Generator | Chain, start: Any) -> "_Answers":
         """The answers, with error bars if a start is given."""
         parts, found = self.solve(gen, self.order), list[Solution]()
         if isinstance(gen, Chain) and self.is_time:
@@ -104,14 +72,39 @@ class Problem:
             if start is not None:
                 value, error = estimate.value(), estimate.at_start()
                 about |= {"start": estimate.start, "value": value, "error": error}
-                if history is not None and n == self.order:
-                    cells = gen.domain.mesh.topology.index_map(gen.domain.dim).size_global
-                    about["history"] = (*history, Level(cells, unknowns(gen), float(value[0]), float(error[0])))
                 _warn_if_lost(part.name, error, value)
             function = gen.function(part.u) if isinstance(gen, Chain) else part.u
             found.append(Solution(function, part.stats, part.name, estimate, **about))
             logger.info("%s", found[-1])
-        return found
+        return _Answers(found, isinstance(gen, Chain))
+
+
+@dataclass
+class _Answers:
+    """Some answers, of which the last is to be accurate, as :class:`~fpsolver.chain.refinement.Accurate`."""
+
+    solutions: list[Solution]
+    sure: bool  #: as those of chains, whose bars are those of four meshes
+
+    @property
+    def last(self) -> Any:
+        return self.solutions[-1]
+
+    @property
+    def roundoff(self) -> float:
+        return float(self.last.stats.get("roundoff", 0.0))
+
+    def accuracy(self) -> tuple[float, float]:
+        return float(self.last.value[0]), float(self.last.error[0])
+
+    def shape_error(self) -> float:
+        return float(self.last.estimate.of_shape()[0])
+
+    def by_cells(self) -> np.ndarray:
+        return np.asarray(self.last.estimate.indicators())
+
+    def keep(self, history: tuple[Level, ...]) -> None:
+        self.last._history = history
 
 
 def _bends(gen: Generator, source: Any) -> bool:
@@ -125,19 +118,7 @@ def _bends(gen: Generator, source: Any) -> bool:
     return isinstance(source, Batched) or any(isinstance(node, kinds) for node in unique_pre_traversal(formula))
 
 
-def _next(here: Generator | Chain, answer: Solution, most: int) -> tuple[Any, int]:
-    """On the next mesh and its size, or None where it has more than ``most`` unknowns."""
-    estimate: Any = answer.estimate
-    if isinstance(here, Chain):
-        return refined(here, None, most)
-    closer = here.domain.closer() if estimate.of_shape()[0] > 0.5 * answer.history[-1].error else None
-    if closer is not None:  # what is left is the shape of the domain, not the size of cells
-        return here.with_domain(closer), 0
-    return refined(here, marked(here.domain.comm, estimate.indicators()), most)
-
-
-def _check(gen: Generator | Chain, name: str, start: Any, rtol: float, max_unknowns: int, data: Any) -> None:
-    check_share(f"{name}: rtol", rtol)
+def _check(gen: Generator | Chain, name: str, start: Any, data: Any) -> None:
     if start is None:
         raise ValueError(f"{name}: start is None; with rtol a point or an initial density was expected.")
     if not is_density(start) and len(as_points(start, gen.domain.dim, f"{name}: start")) != 1:
@@ -147,40 +128,6 @@ def _check(gen: Generator | Chain, name: str, start: Any, rtol: float, max_unkno
             f"{name}: start or a source is a Function, which is tied to the first mesh; with rtol a number or a "
             "callable of x was expected, which can be taken to finer meshes."
         )
-    size = unknowns(gen)
-    if not is_number(max_unknowns) or max_unknowns < size:
-        raise ValueError(
-            f"{name}: max_unknowns is {max_unknowns!r}; at least {size} was expected, as many as the first mesh has."
-        )
-
-
-def _reached(history: tuple[Level, ...], rtol: float, trusted: bool) -> bool:
-    """Whether the error bar is small enough, and the one before did not turn out to be wrong.
-
-    On a mesh that misses a layer an error bar can be small by accident: a first mesh is not trusted, but of a chain,
-    whose bars are those of four meshes.
-    """
-    if trusted or len(history) < 2:
-        return trusted and history[-1].error <= rtol * abs(history[-1].value)
-    before, now = history[-2:]
-    return now.error <= rtol * abs(now.value) and abs(now.value - before.value) <= 2 * (before.error + now.error)
-
-
-def _stalled(history: tuple[Level, ...], roundoff: float) -> bool:
-    """Whether the error bar, of the size of the rounding errors, no longer falls."""
-    if len(history) < 3:
-        return False
-    return history[-1].error <= roundoff * abs(history[-1].value) and history[-1].error >= history[-3].error
-
-
-def _failure(answer: Solution, reason: str, rtol: float, advice: str) -> NotConverged:
-    last = answer.history[-1]
-    what = f"{answer.name} to rtol {rtol:g} ({with_bar(last.value, last.error)})"
-    failure = NotConverged(
-        what, reason, len(answer.history), last.error / max(abs(last.value), 1e-300), "fp_exit_", advice
-    )
-    failure.partial = answer
-    return failure
 
 
 def _warn_if_lost(name: str, error: np.ndarray, value: np.ndarray) -> None:

@@ -60,6 +60,8 @@ class QuasiStationary(Law):
             error = others.bars(lambda _, found: np.array([found.rate]))[0]
         return self._per * float(error)
 
+    sure = False
+
     def accuracy(self) -> tuple[float, float]:
         """The rate and its error bar."""
         return self.rate, self.rate_error
