@@ -220,7 +220,7 @@ def test_convex_samples_are_star_convex(kind):
     found = star_convexity(fp.SGD(None, least_squares(kind), 0.1), TARGET, paths)
     assert found.share == 1 and found.worst <= 1e-15
     assert (found.per_step == 1).all() and (found.per_sample == 1).all()
-    assert (found.paths, found.steps, found.samples) == (7, 5, 3)
+    assert (found.paths, *found.per_step.shape, *found.per_sample.shape) == (7, 5, 3)
     low, high = found.interval
     assert 0.5 < low < 1 and high == 1  # seven paths cannot tell 1 from a little less
     affine = fp.PerSample([lambda x: 3 * x[0] - x[1], lambda x: x[1] / 7 - x[0]])
@@ -243,7 +243,7 @@ def test_a_share_that_is_known():
     assert found.per_sample == pytest.approx([1, EDGE / 4], abs=1 / 4000)
     assert found.share == pytest.approx((1 + EDGE / 4) / 2, abs=1 / 4000)
     assert found.worst == pytest.approx(np.log(17) - 32 / 17, rel=1e-12)
-    assert found.paths == 4001 and found.steps == 1
+    assert found.paths == 4001 and len(found.per_step) == 1
     assert "star-convex: 7" in str(found)
 
 

@@ -45,11 +45,10 @@ class Talweg:
         at = np.arange(_LEVELS), np.argmin(self.value, axis=1)
         with np.errstate(invalid="ignore"):  # levels that nothing reached
             slope = self.value[at] + _SLOPE * (self.reached[at] - self.levels)
-        distance = np.linalg.norm(self.x[at] - centre, axis=1)
         floor = 30 * left + (0.0 if loss.exact else 1e3 * rounding * largest / loss.step)
         keep = np.isfinite(slope) & (slope > np.log(max(floor, 1e-290)))
-        keep &= loss.exact | (distance > 20 * loss.step)
-        self.level, self.slope, self.distance = self.reached[at][keep], slope[keep], distance[keep]
+        keep &= loss.exact | (np.linalg.norm(self.x[at] - centre, axis=1) > 20 * loss.step)
+        self.level, self.slope = self.reached[at][keep], slope[keep]
 
     def _shells(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
         """Random points at 61 geometric radii from the sphere inwards, f − f* and |∇f|, and |∇f| at the minimum."""

@@ -26,7 +26,7 @@ class Exponent(Answer):
         interval: at 95 % or more: of 210 random landscapes with known exponents all were covered, at widths below 0.03.
         value: f*, the loss at the minimum.
         constant: c for ``theta``: the smallest ratio on the levels of the fit.
-        levels, distances: smallest and largest f − f* and distance from the minimum of the points in the fit.
+        levels: smallest and largest f − f* of the points in the fit.
     """
 
     theta: float
@@ -34,7 +34,6 @@ class Exponent(Answer):
     value: float
     constant: float
     levels: tuple[float, float]
-    distances: tuple[float, float]
 
     @property
     def exponential(self) -> bool:
@@ -113,7 +112,7 @@ def _fit(found: Talweg) -> Exponent:
     # residuals of neighbouring levels are alike: a quarter of the points is counted
     error = 2 * float(stats.t.ppf(0.975, max(3, freedom // 2)) * fine.stderr)
     reach = 1.5 * abs(half.slope - theta) + 0.15 * abs(whole.slope - half.slope) + error + 5e-4
-    u_fine, m_fine, distance = (a[parts[-1]] for a in (u, m, found.distance))
+    u_fine, m_fine = u[parts[-1]], m[parts[-1]]
     constant = float(np.exp(np.min(m_fine - theta * u_fine)))
-    levels, distances = ((float(a.min()), float(a.max())) for a in (np.exp(u_fine), distance))
-    return Exponent(theta, (float(theta - reach), float(theta + reach)), found.lowest, constant, levels, distances)
+    levels = float(np.exp(u_fine.min())), float(np.exp(u_fine.max()))
+    return Exponent(theta, (float(theta - reach), float(theta + reach)), found.lowest, constant, levels)

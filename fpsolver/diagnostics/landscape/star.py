@@ -35,7 +35,7 @@ class StarConvexity(Answer):
         per_step: at each step, shape (steps,).
         per_sample: share of each sample's points, shape (N,).
         worst: largest f_i(x) − f_i(x*) − ⟨∇f_i(x), x − x*⟩ over all pairs; not positive if all have it.
-        paths, steps, samples: how many.
+        paths: how many.
     """
 
     share: float
@@ -44,14 +44,12 @@ class StarConvexity(Answer):
     per_sample: np.ndarray
     worst: float
     paths: int
-    steps: int
-    samples: int
 
     def __repr__(self) -> str:
         low, high = self.interval
         return (
-            f"star-convex: {self.share:.2%} [{low:.2%}, {high:.2%}] of {self.paths} path(s) x {self.steps} step(s) x "
-            f"{self.samples} samples; worst defect {self.worst:.3g}"
+            f"star-convex: {self.share:.2%} [{low:.2%}, {high:.2%}] of {self.paths} path(s) x {len(self.per_step)} "
+            f"step(s) x {len(self.per_sample)} samples; worst defect {self.worst:.3g}"
         )
 
 
@@ -98,7 +96,7 @@ def star_convexity(process: Any, x_star: Any, points: Any, *, comm: MPI.Comm = M
     table = np.concatenate(comm.allgather(table))
     per_sample, worst = sum(comm.allgather(samples)) / (paths * steps), max(comm.allgather(worst))
     share = _share(table.mean(axis=1))
-    return StarConvexity(*share, table.mean(axis=0), per_sample, worst, paths, steps, N)
+    return StarConvexity(*share, table.mean(axis=0), per_sample, worst, paths)
 
 
 def _share(clusters: np.ndarray) -> tuple[float, tuple[float, float]]:
