@@ -131,7 +131,7 @@ def compare(
     for eta in rates:
         one = process.with_parameters(learning_rate=eta) if fixed else process(eta)  # type: ignore[union-attr, operator]
         unit = one.time_per_step
-        if timed and abs(time / unit - round(time / unit)) > 1e-6:
+        if time is not None and abs(time / unit - round(time / unit)) > 1e-6:
             raise ValueError(f"compare: time {time:g} is no whole number of steps of {unit:g}.")
         if fixed and gens:
             gens = [m.replace(learning_rate=eta) for m in gens]

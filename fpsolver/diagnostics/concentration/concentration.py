@@ -141,7 +141,8 @@ def concentration(
     balls = [[ball_load(gen, x, r) for r in radii] for x in points]
     mass = np.array([[of(fine) for fine, _ in row] for row in balls]).transpose(2, 0, 1)
     error = max(float(np.abs(of(change)).max()) for row in balls for _, change in row)
-    basin_mass, basin_error = None, None
+    basin_mass: Array | None = None
+    basin_error: float | None = None
     if basins:
         fine, change = basin_loads(gen, Flow(gen, points))
         basin_mass, basin_error = np.array([*map(of, fine)]).T, float(np.abs([*map(of, change)]).max())

@@ -151,7 +151,7 @@ def truncation(gen: Generator, *, p: Solution | None = None, enlarge: float = 1.
     p = stationary(gen) if p is None else p
     mesh, comm, n = gen.domain.mesh, gen.domain.comm, ufl.FacetNormal(gen.domain.mesh)
     samples = Samples.quadrature(mesh, 2 * gen.degree + 2)
-    density, walls = samples.values(p.raw), {}
+    density, walls = samples.values(p.raw), dict[str, Wall]()
     for part in gen.domain.parts:
         facets = gen.domain.facets(part)
         values, weights = gen.boundary.evaluate([p.raw, ufl.dot(gen.weak.scheme.flux(gen.weak, p.raw), n)], facets)

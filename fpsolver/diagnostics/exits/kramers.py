@@ -173,7 +173,7 @@ def _estimate(loss: Loss, eps: float, m: CriticalPoint, z: CriticalPoint | None,
         log_time = float(np.log((1 if half else 2) * np.pi / abs(z.eigenvalues[0])) + 0.5 * ratio + barrier / eps)
     c = None
     if loss.dim == 1 and loss.symbolic and not singular and not half:  # Laplace's method in the exact exit time
-        a, b, (m3, m4), (z3, z4) = m.eigenvalues[0], -z.eigenvalues[0], *(loss.higher(p.point) for p in (m, z))
+        (a, m3, m4), (b, z3, z4) = ((abs(p.eigenvalues[0]), *loss.higher(p.point)) for p in (m, z))
         c = float(5 * m3**2 / (24 * a**3) - m4 / (8 * a**2) + z4 / (8 * b**2) + 5 * z3**2 / (24 * b**3))
     with np.errstate(over="ignore"):
         time = float(np.exp(log_time))

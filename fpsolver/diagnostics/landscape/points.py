@@ -57,7 +57,7 @@ class Loss:
                 rows = last = [space.scalar(source, "loss") if process is None else process.loss_on(space)]
                 if ufl.domain.extract_unique_domain(rows[0]) is None:
                     raise ValueError(f"the loss does not depend on x: it is {rows[0]}.")
-                self._tables = {}
+                self._tables: dict[int, Callable[[np.ndarray], np.ndarray]] = {}
                 for order in range(1, 5 if self.dim == 1 else 3):
                     last = [g.dx(i) for g in last for i in range(self.dim)]
                     rows = rows + last

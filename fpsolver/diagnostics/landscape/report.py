@@ -63,7 +63,7 @@ class LandscapeReport(Answer):
             raise ValueError("a landscape is drawn in one and two dimensions; in three, plot slices of the loss.")
         f = fem.Function(fem.functionspace(domain.mesh, ("Lagrange", 4)), name="loss")
         f.x.array[:] = loss.first(f.function_space.tabulate_dof_coordinates()[:, : domain.dim])[0]
-        low, high = (extreme(c.value for c in points) for extreme in (min, max))
+        low, high = min(c.value for c in points), max(c.value for c in points)
         everywhere = np.concatenate(domain.comm.allgather(f.x.array))
         top = min(high + 1.5 * (high - low), float(everywhere.max()))
         if high - low <= 1e-3 * np.ptp(everywhere):  # one point, or points of one height, fix no scale
