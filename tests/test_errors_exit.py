@@ -67,7 +67,9 @@ def test_starts_that_are_none(verb):
 
 
 def test_exit_distribution_has_one_start():
-    refused(lambda: fp.exit_distribution(_gen(), [(0, 0), (0.1, 0)]), ValueError, "number of points is 2", "was expected")
+    refused(
+        lambda: fp.exit_distribution(_gen(), [(0, 0), (0.1, 0)]), ValueError, "number of points is 2", "was expected"
+    )
 
 
 @pytest.mark.parametrize("verb", ["exit_distribution", "survival"])

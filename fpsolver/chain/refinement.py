@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar, NoReturn, Protocol, TypeVar
+from typing import Any, ClassVar, NoReturn, TypeVar
 
 from mpi4py import MPI
 
@@ -32,22 +32,7 @@ def unknowns(gen: Generator | Chain) -> int:
     return int(gen.V.dofmap.index_map.size_global)
 
 
-class Accurate(Protocol):
-    """An answer that can be asked for to a prescribed accuracy."""
-
-    sure: bool  # whether an error bar that is small on the first mesh is no accident
-    roundoff: float  # relative error by rounding
-
-    def accuracy(self) -> tuple[float, float]: ...  # noqa: D102  a number and its error bar (collective)
-
-    def by_cells(self) -> np.ndarray | None: ...  # noqa: D102  shares of this rank's cells in it, None: unknown
-
-    def shape_error(self) -> float: ...  # noqa: D102  how much of the bar the domain's shape has (collective)
-
-    def keep(self, history: tuple[Level, ...]) -> None: ...  # noqa: D102  the meshes on which it was asked for
-
-
-A = TypeVar("A", bound=Accurate)
+A = TypeVar("A")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,9 +100,13 @@ def to_accuracy(
 ) -> A:
     """The answer of a generator or chain, with ``rtol`` on finer and finer meshes until its error bar is that small.
 
-    Collective.  Boundary parts keep their names.  The first mesh should know the shape of the domain; layers, corners,
-    ends of absorbing parts and grazing points are found.  Where a mesh resolves nothing yet, the cells to blame or, if
-    they are not known, all of them are refined; of a chain, always all.
+    Collective.  An answer has a number and its error bar (``accuracy()``), shares of cells in that (``by_cells()``,
+    None: unknown), what of it the domain's shape has (``shape_error()``), the relative error by rounding
+    (``roundoff``), whether a bar that is small on the first mesh is no accident (``sure``); ``keep`` takes the history.
+
+    Boundary parts keep their names.  The first mesh should know the shape of the domain; layers, corners, ends of
+    absorbing parts and grazing points are found.  Where a mesh resolves nothing yet, the cells to blame or, if they are
+    not known, all of them are refined; of a chain, always all.
 
     Raises:
         ValueError: unsuitable ``rtol`` or ``most``.
@@ -129,7 +118,8 @@ def to_accuracy(
     check_share(f"{name}: rtol", rtol)
     size = unknowns(gen)
     expect(f"{name}: max_unknowns", most, f"at least {size}", is_number(most) and most >= size)
-    history, here, answer = list[Level](), gen, None
+    history, here = list[Level](), gen
+    answer: Any = None
 
     def refuse(reason: str, advice: str) -> NoReturn:
         value, error = history[-1].value, history[-1].error
@@ -187,7 +177,7 @@ def _stalled(history: list[Level], roundoff: float) -> bool:
     return history[-1].error <= roundoff * abs(history[-1].value) and history[-1].error >= history[-3].error
 
 
-def _next(here: Generator | Chain, answer: Accurate, error: float, most: int) -> tuple[Any, int]:
+def _next(here: Generator | Chain, answer: Any, error: float, most: int) -> tuple[Any, int]:
     """On the next mesh and its size, or None where it has more than ``most`` unknowns."""
     if isinstance(here, Chain):
         return refined(here, None, most)

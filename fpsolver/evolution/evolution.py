@@ -12,7 +12,7 @@ from ..chain import Chain
 from ..discretisation.assembly import to_density, to_function
 from ..discretisation.fluxes import basis_integrals
 from ..discretisation.positivity import Limiter, limiter
-from ..discretisation.solution import Level, Solution
+from ..discretisation.solution import Level
 from ._krylov import Snapshot
 from .law import Law, Whole
 
@@ -24,11 +24,11 @@ class _Row(NamedTuple):
     mass: float
     minimum: float
     integrals: np.ndarray
-    solution: Solution
+    solution: Whole
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Evolution(Answer, Sequence[Solution]):
+class Evolution(Answer, Sequence[Whole]):
     """A solution at several times; ``evolution[i]`` is the :class:`~fpsolver.Solution` at ``times[i]``.
 
     Attributes:
@@ -97,7 +97,8 @@ class Evolution(Answer, Sequence[Solution]):
 
     def by_cells(self) -> np.ndarray:
         """Shares of this rank's cells in the errors at all times (collective)."""
-        return np.sum([row.solution.by_cells() / row.solution.accuracy()[0] for row in self._rows], axis=0)
+        every = [np.asarray(row.solution.by_cells()) / row.solution.accuracy()[0] for row in self._rows]
+        return np.asarray(np.sum(every, axis=0))
 
     def keep(self, history: tuple[Level, ...]) -> None:
         """Remember the meshes that led here."""

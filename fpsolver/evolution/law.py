@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import combinations_with_replacement
 from typing import Any
 
@@ -70,7 +70,7 @@ class Whole(Solution):
         self._again = again
         if again is not None and isinstance(gen, Generator):
             self._estimate = _Change(self._others)
-        elif again is not None and not isinstance(self, Law):
+        elif again is not None and isinstance(gen, Chain) and not isinstance(self, Law):
             self._estimate = Spread(gen, gen.vector(function), lambda other: [again(other)], None, 0.0)
 
     @cached_property
@@ -87,7 +87,7 @@ class Whole(Solution):
 
     def accuracy(self) -> tuple[float, float]:
         """∫ |p| and its error, as :func:`~fpsolver.chain.refinement.to_accuracy` asks (collective)."""
-        return float(total(self.generator.domain.comm, _sizes(self.raw).sum())), float(self.error[0])
+        return float(total(self.generator.domain.comm, _sizes(self.raw).sum())), float(np.ravel(np.asarray(self.error))[0])
 
     def by_cells(self) -> Array | None:
         """Shares of this rank's cells in the error; None: not known (collective)."""
@@ -162,7 +162,7 @@ class Law(Whole):
     def _products(self, n: int, center: Array) -> list[Field]:
         """Products of n coordinates, counted from a centre."""
         rows = combinations_with_replacement(range(len(center)), n)
-        return [lambda x, row=row: np.prod([x[:, i] - center[i] for i in row], axis=0) for row in rows]
+        return [partial(_product, center=center, row=row) for row in rows]
 
     def _measured(self, fields: Sequence[Field | fem.Function], of: Callable[[Array], Any]) -> Measured:
         """A function of some integrals."""
@@ -208,6 +208,10 @@ def _sizes(p: fem.Function, other: fem.Function | None = None) -> Array:
     mesh = p.function_space.mesh
     X, _, weights = quadrature(mesh, 2 * p.function_space.element.basix_element.degree + 2)
     return np.asarray((np.abs(nodal(p, X) - (0.0 if other is None else nodal(other, X))) * weights).sum(axis=1))
+
+
+def _product(x: Array, center: Array, row: tuple[int, ...]) -> Array:
+    return np.asarray(np.prod([x[:, i] - center[i] for i in row], axis=0))
 
 
 def _as_field(gen: Generator | Chain, source: Any) -> Field | fem.Function:
