@@ -54,7 +54,8 @@ class Loss:
         if self.symbolic:
             with together(domain.comm):
                 space = PointSpace(self.dim, process=process)
-                rows = last = [space.scalar(source, "loss") if process is None else process.loss_on(space)]
+                f: Any = space.scalar(source, "loss") if process is None else process.loss_on(space)
+                rows = last = [f]
                 if ufl.domain.extract_unique_domain(rows[0]) is None:
                     raise ValueError(f"the loss does not depend on x: it is {rows[0]}.")
                 self._tables: dict[int, Callable[[np.ndarray], np.ndarray]] = {}
