@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import factorial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mpi4py import MPI
 
@@ -12,10 +12,6 @@ from dolfinx import fem
 
 from . import _compat
 from ._sample import Array, degree, lagrange, lattice, own_cells, push_forward
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 Window = Array | None  # lowest and highest coordinates, shape (2, d)
 
@@ -111,7 +107,7 @@ def aspect(data: Sample, window: Window = None) -> float:
     return height / width if 0.2 < height / width < 5 else 0.75
 
 
-def figure(rows: int, columns: int, aspect: float = 0.75, share: bool = False) -> tuple["Figure", Array]:
+def figure(rows: int, columns: int, aspect: float = 0.75, share: bool = False) -> tuple[Any, Array]:
     """A figure without state, and its panels row by row."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -140,7 +136,7 @@ def limits(data: Sequence[Sample], style: Style) -> tuple[float, float]:
     return low, high
 
 
-def draw(a: "Axes", data: Sample, style: Style, low: float, high: float, window: Window, **line: Any) -> Any:
+def draw(a: Any, data: Sample, style: Style, low: float, high: float, window: Window, **line: Any) -> Any:
     """A curve in 1D, for which there is no artist of colours; colours else."""
     if data.dim == 1:
         _curve(a, data, style.log, low, **({"color": "C0"} | line))
@@ -154,7 +150,7 @@ def draw(a: "Axes", data: Sample, style: Style, low: float, high: float, window:
     return artist
 
 
-def colour_bar(artist: Any, a: "Axes", label: str) -> None:
+def colour_bar(artist: Any, a: Any, label: str) -> None:
     """As high as the panel beside it."""
     if a.get_aspect() in ("auto", 1.0) and a.axison:
         a.figure.colorbar(artist, cax=a.inset_axes((1.05, 0.0, 0.04, 1.0)), label=label)
@@ -162,7 +158,7 @@ def colour_bar(artist: Any, a: "Axes", label: str) -> None:
         a.figure.colorbar(artist, ax=a, label=label, shrink=0.8)
 
 
-def _curve(a: "Axes", data: Sample, log: bool, low: float, **style: Any) -> None:
+def _curve(a: Any, data: Sample, log: bool, low: float, **style: Any) -> None:
     """Cells from left to right, with a gap between them, so that jumps are not joined."""
     x, y = data.points[:, 0][data.cells], data.values[data.cells]
     turned = x[:, 0] > x[:, 1]
@@ -179,7 +175,7 @@ def _curve(a: "Axes", data: Sample, log: bool, low: float, **style: Any) -> None
         a.set_yscale("log")
 
 
-def _colours(a: "Axes", data: Sample, style: Style, low: float, high: float) -> Any:
+def _colours(a: Any, data: Sample, style: Style, low: float, high: float) -> Any:
     from matplotlib import colors
     from matplotlib.cm import ScalarMappable
 

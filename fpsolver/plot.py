@@ -7,7 +7,7 @@ its own, in one style, returned on rank 0.
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mpi4py import MPI
 
@@ -19,16 +19,12 @@ from ._files import write_figure
 from ._sample import own_cells
 from .domains.domain import Domain
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
 __all__ = ["field", "mesh", "save", "series", "styled"]
 
 
 def field(
     solution: Any,
-    ax: "Axes | None" = None,
+    ax: Any = None,
     path: str | Path | None = None,
     *,
     log: bool = False,
@@ -38,7 +34,7 @@ def field(
     cmap: str | None = None,
     limits: tuple[float, float] | None = None,
     contours: int = 0,
-) -> "Figure | None":
+) -> Any:
     """Draw a scalar field: a curve in 1D, colours in 2D, and colours on three slices in 3D (needs pyvista).
 
     Args:
@@ -86,7 +82,7 @@ def series(
     axes: Sequence[str] | None = None,
     columns: int = 4,
     **style_options: Any,
-) -> "Figure | None":
+) -> Any:
     """Draw a filmstrip of several fields, or of an evolution, on the same scale, with some ``columns`` in a row.
 
     Titles are the times where there are any.  ``log``, ``label``, ``cmap`` and ``contours`` as in :func:`field`.
@@ -121,9 +117,7 @@ def series(
     return _finish(data[0].comm, draw, path)
 
 
-def mesh(
-    domain: Domain, ax: "Axes | None" = None, path: str | Path | None = None, *, title: str = ""
-) -> "Figure | None":
+def mesh(domain: Domain, ax: Any = None, path: str | Path | None = None, *, title: str = "") -> Any:
     """Draw the mesh of a domain in the plane, with its boundary parts in colours, see :func:`field`."""
     if domain.dim != 2:
         raise ValueError(f"plot.mesh draws domains in 2D, got {domain!r}")
@@ -149,7 +143,7 @@ def mesh(
     return _finish(domain.comm, draw, path)
 
 
-def save(fig: "Figure | None", path: str | Path, comm: MPI.Comm = MPI.COMM_WORLD) -> None:
+def save(fig: Any, path: str | Path, comm: MPI.Comm = MPI.COMM_WORLD) -> None:
     """Write a figure of rank 0 (collective); missing folders are created."""
     on_root(comm, lambda: write_figure(fig, Path(path)))
 
@@ -175,7 +169,7 @@ def styled(draw: Callable[[], Any]) -> Any:
         return draw()
 
 
-def _finish(comm: MPI.Comm, draw: Callable[[], Any], path: str | Path | None) -> "Figure | None":
+def _finish(comm: MPI.Comm, draw: Callable[[], Any], path: str | Path | None) -> Any:
     def work() -> Any:
         fig = styled(draw)
         if path is not None:

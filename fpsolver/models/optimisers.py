@@ -1,7 +1,7 @@
 """Algorithms as maps of their state, for chains and paths; SGD and momentum are diffusions as well."""
 
 from abc import abstractmethod
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -216,15 +216,11 @@ class SGD(Optimiser):
     """
 
     batch_size: float = 1
-    order: Literal[1, 2] = 1
+    order: Literal[1, 2] = field(default=1, metadata={"fixed": True})
 
     def __post_init__(self) -> None:
         super().__post_init__()
         expect("SGD: order", self.order, "the weak order 1 or 2", self.order in (1, 2))
-
-    def numbers(self) -> dict[str, float]:
-        """All that can change without recompiling; the order is none of them."""
-        return {name: value for name, value in super().numbers().items() if name != "order"}
 
     def move(self, state: Array, g: Array) -> Array:
         """One step."""

@@ -124,7 +124,7 @@ class Process(ABC):
 
     def numbers(self) -> dict[str, float]:
         """All that can change without recompiling anything: ``{"learning_rate": 0.1, ...}`` and what the user named."""
-        given = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        given = {f.name: getattr(self, f.name) for f in fields(self) if not f.metadata.get("fixed")}
         numbers = {name: float(value) for name, value in given.items() if is_number(value)}
         numbers |= ({"t": 0.0} if self.timed else {}) | self.parameters
         levels = [float(p.s) for p in parts_of(given.get("noise")) if is_level(p)]  # one at most
