@@ -87,7 +87,9 @@ class Whole(Solution):
 
     def accuracy(self) -> tuple[float, float]:
         """∫ |p| and its error, as :func:`~fpsolver.chain.refinement.to_accuracy` asks (collective)."""
-        return float(total(self.generator.domain.comm, _sizes(self.raw).sum())), float(np.ravel(np.asarray(self.error))[0])
+        return float(total(self.generator.domain.comm, _sizes(self.raw).sum())), float(
+            np.ravel(np.asarray(self.error))[0]
+        )
 
     def by_cells(self) -> Array | None:
         """Shares of this rank's cells in the error; None: not known (collective)."""

@@ -127,40 +127,40 @@ def compare(
         raise ValueError("compare: give time=, when the expectation is taken.")
     if not timed and not absorbing:
         raise ValueError("compare: nothing absorbs, so there is no exit time. Give absorbing= parts.")
-    rows, gens, time = [], list[Generator](), time if timed else None
+    rows, gen, time = [], None, time if timed else None
     for eta in rates:
         one = process.with_parameters(learning_rate=eta) if fixed else process(eta)  # type: ignore[union-attr, operator]
         unit = one.time_per_step
         if time is not None and abs(time / unit - round(time / unit)) > 1e-6:
             raise ValueError(f"compare: time {time:g} is no whole number of steps of {unit:g}.")
-        if fixed and gens:
-            gens = [m.replace(learning_rate=eta) for m in gens]
-        else:
-            gens = [Generator(one, domain, absorbing, degree, scheme)]
-            gens += [Generator(one, domain, absorbing, gens[0].degree + 1, gens[0].scheme)] if timed else []
-        chains = [Chain(one, domain, absorbing)] if chain else []
-        chains += [Chain(one, domain, absorbing, degree=c.degree + 1) for c in chains if timed]
-        common = {"absorbing": absorbing, "paths": paths, "times": [time] if timed else None, "horizon": time}
+        again = fixed and gen is not None
+        gen = gen.replace(learning_rate=eta) if again else Generator(one, domain, absorbing, degree, scheme)
+        models = [gen, Chain(one, domain, absorbing)] if chain else [gen]
+        common: Any = {"absorbing": absorbing, "paths": paths, "times": [time] if timed else None, "horizon": time}
         sde = simulate(one, domain, start, seed=seed, **common)
         sgd = simulate(one, domain, start, method="sgd", seed=seed + 1, **common)
-        rows.append(_row(eta, gens, chains, (sde, sgd), start, quantity, time))
+        rows.append(_row(eta, models, (sde, sgd), start, quantity, time))
     name = f"E g(X) at time {time:g}" if timed else "mean exit time in steps"
     return Comparison(tuple(rows), name, fit_order(rates, [r.discrepancy for r in rows]))
 
 
 def _row(
-    eta: float, gens: Sequence[Any], chains: Sequence[Any], paths: Sequence[Ensemble], start: Any, quantity: Any,
-    time: float | None,
-) -> Row:  # fmt: skip
-    domain, process = gens[0].domain, gens[0].process
+    eta: float, models: Sequence[Any], paths: Sequence[Ensemble], start: Any, quantity: Any, time: float | None
+) -> Row:
+    domain, process = models[0].domain, models[0].process
     unit, point = process.time_per_step, np.asarray(getattr(start, "point", start), dtype=float).reshape(1, -1)
+    found: list[Any] = []
+    for model in models:
+        if time is None:
+            tau: Any = mean_exit_time(model, start=point).in_steps()
+            found.append(computed(float(tau.value[0]), float(tau.error[0])))
+        else:
+            u = backward(model, quantity, [time], time_rtol=TOL)[0]
+            found.append(computed(float(u.at(point)[0]), float(u.error_at(point)[0])))
+    pde, by_chain = [*found, None][:2]
     if time is None:
-        times: list[Any] = [mean_exit_time(models[0], start=point).in_steps() for models in (gens, chains) if models]
-        found: list[Any] = [*(computed(float(t.value[0]), float(t.error[0])) for t in times), None]
-        pde, by_chain = found[:2]
         ask = lambda e: e.mean_exit_time().scaled(1 / unit)  # noqa: E731
     else:
-        pde, by_chain = (_expectation(models, quantity, time, point) if models else None for models in (gens, chains))
         space = PointSpace(domain.dim, process=process)
         with together(domain.comm):
             g = lambdify([space.scalar(quantity, "compare: quantity")], space)
@@ -176,15 +176,6 @@ def _row(
         both = f"{by_chain} and {by_sgd}"
         doubts.append(f"chain and SGD paths, two ways to one number, differ: {both}. Doubt the chain: refine its mesh")
     return Row(eta, pde, by_chain, by_sde, by_sgd, gap, tuple(doubts))
-
-
-def _expectation(models: Sequence[Any], g: Any, time: float, point: np.ndarray) -> Any:
-    """Value of the first, its bar the difference from the second; a chain goes step by step, without tolerance."""
-    tols = (0.0, 0.0) if isinstance(models[0], Chain) else (TOL, TOL / 100)
-    value, better = (
-        float(backward(m, g, [time], time_rtol=tol)[0].at(point)[0]) for m, tol in zip(models, tols, strict=True)
-    )
-    return computed(value, abs(value - better))
 
 
 def _differ(computed: Estimate, paths: Estimate) -> bool:

@@ -82,6 +82,24 @@ def share_of(successes: int, count: int, level: float = LEVEL) -> Estimate:
     return Estimate(successes / count, *ends, level, count)
 
 
+def _tail_mean(exits: Array, horizon: float, level: float) -> Estimate:
+    """Mean of times of which those beyond ``horizon`` are unknown (not a number), if their tail is exponential.
+
+    The mean of min(τ, horizon) plus P(τ > horizon)/r with the rate r of exits in the second half of the time; the
+    interval is that of the delta method, the rate's uncertainty included.
+    """
+    alive, stopped = np.isnan(exits), np.where(np.isnan(exits), horizon, exits)
+    events, risk = ((stopped > horizon / 2) & ~alive).astype(float), np.maximum(stopped - horizon / 2, 0.0)
+    if not events.any():
+        raise ValueError(f"no path left between {horizon / 2:g} and {horizon:g}: the rate of exits is unknown.")
+    rate, left = events.mean() / risk.mean(), alive.mean()
+    # value = E stopped + E alive · E risk / E events: linearised in each path's share
+    share = stopped + alive / rate + left * (risk - events / rate) / events.mean()
+    spread, note = mean_of(share, level), f"exponential tail assumed for {left:.1%} of the paths"
+    value = float(stopped.mean() + left / rate)
+    return Estimate(value, value - spread.error, value + spread.error, level, len(exits), note)
+
+
 @dataclass(frozen=True)
 class Ensemble(Answer):
     """Paths that ``simulate`` has followed; the same on all ranks.
@@ -167,17 +185,20 @@ class Ensemble(Answer):
     def mean_exit_time(self, tail: str = "refuse", level: float = LEVEL) -> Estimate:
         """Mean of the exit time.
 
-        ``tail`` says what to do when some paths had not left at the horizon: "refuse", or "bound" (the mean of
-        min(τ, horizon), a lower bound).
+        ``tail`` says what to do when some paths had not left at the horizon: "refuse", "exponential" (go on with the
+        rate of exits in the second half of the time, and say so), or "bound" (the mean of min(τ, horizon), a lower
+        bound).
 
         Raises:
-            ValueError: nothing absorbs, or paths were stopped and ``tail`` is "refuse".
+            ValueError: nothing absorbs, or paths were stopped and ``tail`` does not bear it.
         """
         self._needs_exits("mean_exit_time")
-        check_choice("mean_exit_time: tail", tail, ("refuse", "bound"))
+        check_choice("mean_exit_time: tail", tail, ("refuse", "exponential", "bound"))
         lost = int(np.isfinite(self.diverged).sum())
         stopped = int(np.isnan(self.exit_times).sum()) - lost
-        if tail == "refuse" and (lost or stopped):
+        if tail == "exponential" and stopped and not lost:
+            return self._with_step(lambda e: _tail_mean(e.exit_times, e.horizon, level))
+        if tail != "bound" and (lost or stopped):
             raise ValueError(
                 f"mean_exit_time: {stopped} of {len(self)} paths had not left at time {self.horizon:g} and {lost} "
                 "diverged, so their mean is unknown. Give simulate a larger horizon=, lower the learning rate or the "
