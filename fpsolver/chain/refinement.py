@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar, NoReturn, TypeVar
+from typing import Any, ClassVar, NoReturn, TypedDict, TypeVar
 
 from mpi4py import MPI
 
@@ -33,6 +33,13 @@ def unknowns(gen: Generator | Chain) -> int:
 
 
 A = TypeVar("A")
+
+
+class Accuracy(TypedDict, total=False):
+    """How accurate an answer is to be, as :func:`to_accuracy` takes it."""
+
+    rtol: float | None
+    max_unknowns: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,8 +103,9 @@ class Numbers(Answer):
 
 
 def to_accuracy(
-    name: str, gen: Any, ask: Callable[[Any], A], rtol: float | None, most: int, prefix: str = "fp_stationary_"
-) -> A:
+    name: str, gen: Any, ask: Callable[[Any], A], prefix: str, *, rtol: float | None = None,
+    max_unknowns: int = MAX_UNKNOWNS,
+) -> A:  # fmt: skip
     """The answer of a generator or chain, with ``rtol`` on finer and finer meshes until its error bar is that small.
 
     Collective.  An answer has a number and its error bar (``accuracy()``), shares of cells in that (``by_cells()``,
@@ -109,15 +117,15 @@ def to_accuracy(
     not known, all of them are refined; of a chain, always all.
 
     Raises:
-        ValueError: unsuitable ``rtol`` or ``most``.
-        NotConverged: the next mesh has more than ``most`` unknowns, or the floor of rounding was reached; ``partial``
+        ValueError: unsuitable ``rtol`` or ``max_unknowns``.
+        NotConverged: the next mesh has more than ``max_unknowns``, or the floor of rounding was reached; ``partial``
             is the answer so far.
     """
     if rtol is None:
         return ask(gen)
     check_share(f"{name}: rtol", rtol)
     size = unknowns(gen)
-    expect(f"{name}: max_unknowns", most, f"at least {size}", is_number(most) and most >= size)
+    expect(f"{name}: max_unknowns", max_unknowns, f"at least {size}", is_number(max_unknowns) and max_unknowns >= size)
     history, here = list[Level](), gen
     answer: Any = None
 
@@ -135,7 +143,7 @@ def to_accuracy(
             if failure.reason not in (UNRESOLVED, NEGATIVE):
                 raise
             logger.info("%s: %s on %d unknowns", name, failure.reason, unknowns(here))
-            finer, _ = refined(here, failure.partial, most)
+            finer, _ = refined(here, failure.partial, max_unknowns)
             if finer is None:
                 failure.partial = answer
                 raise
@@ -149,9 +157,9 @@ def to_accuracy(
             if _stalled(history, answer.roundoff):
                 floor = f"Rounding, about {answer.roundoff:.0e}, is what is left of the error; take a larger rtol."
                 refuse("DIVERGED_ROUNDOFF", floor)
-            finer, size = _next(here, answer, history[-1].error, most)
+            finer, size = _next(here, answer, history[-1].error, max_unknowns)
             if finer is None:
-                needs = f"The next mesh has {size} unknowns; raise max_unknowns (now {most}), rtol or the degree."
+                needs = f"The next mesh has {size} unknowns; raise max_unknowns (now {max_unknowns}), rtol or degree."
                 refuse("DIVERGED_MAX_UNKNOWNS", needs)
         if here is not gen and isinstance(here, Generator):
             here.close()

@@ -96,7 +96,7 @@ def evolve(
         in_norm = tol if other.weak.scheme.unknown_is_density else _weighted_tol(other, p0, tol)
         return _run(evolution, p0, times, in_norm, options, schedule, checkpoint if whole else None)
 
-    return to_accuracy("evolve", gen, ask, rtol, max_unknowns, "fp_evolve_")
+    return to_accuracy("evolve", gen, ask, "fp_evolve_", rtol=rtol, max_unknowns=max_unknowns)
 
 
 def stricter(time_rtol: float) -> float:
@@ -134,7 +134,7 @@ def backward(
         evolution = Evolution("expectation", other, scheduled=schedule is not None, again=again)
         return _run(evolution, u0, times, tol, options, schedule, checkpoint if whole else None)
 
-    return to_accuracy("backward", gen, ask, rtol, max_unknowns, "fp_evolve_")
+    return to_accuracy("backward", gen, ask, "fp_evolve_", rtol=rtol, max_unknowns=max_unknowns)
 
 
 def _no_mesh(rtol: Any) -> None:

@@ -15,7 +15,7 @@ from .._errors import NotConverged
 from .._log import logger
 from .._petsc import Options
 from ..chain import Chain
-from ..chain.refinement import to_accuracy
+from ..chain.refinement import Accuracy, to_accuracy
 from ..discretisation.generator import Generator
 from ..discretisation.solution import Level, Solution, as_points
 from ..evolution.initial import is_density
@@ -37,7 +37,7 @@ class Problem:
     is_time: bool = False  #: whether the n-th answer is a time to the n-th power
     sources: tuple[Any, ...] = ()  #: none of which may be tied to a mesh if there are to be several
 
-    def answer(self, gen: Generator | Chain, start: Any, rtol: float | None, max_unknowns: int) -> list[Solution]:
+    def answer(self, gen: Generator | Chain, start: Any, accuracy: Accuracy) -> list[Solution]:
         """The answers, on finer and finer meshes until the error bar of the last at the start is below ``rtol``.
 
         Collective.  Meshes are refined where the dual-weighted residual (error.py) says that the error at the start
@@ -46,10 +46,10 @@ class Problem:
         Raises:
             ValueError: bad arguments; a coefficient of the process is a ``Function``, which is tied to the first mesh.
         """
-        if rtol is not None:
+        if accuracy.get("rtol") is not None:
             _check(gen, self.name, start, self.sources)
         try:
-            return to_accuracy(self.name, gen, lambda g: self._ask(g, start), rtol, max_unknowns, "fp_exit_").solutions
+            return to_accuracy(self.name, gen, lambda g: self._ask(g, start), "fp_exit_", **accuracy).solutions
         except NotConverged as failure:
             if isinstance(failure.partial, _Answers):
                 failure.partial = failure.partial.solutions[-1]

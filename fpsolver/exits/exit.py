@@ -2,14 +2,14 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Unpack, cast
 
 from .._answer import Answer, steps_of
 from .._arguments import check_integer, need_still
 from .._log import logger
 from .._petsc import Options
 from ..chain import Chain
-from ..chain.refinement import MAX_UNKNOWNS
+from ..chain.refinement import Accuracy
 from ..discretisation.generator import Generator
 from ..discretisation.solution import Solution
 from ..domains.regions import is_ball
@@ -19,6 +19,13 @@ from ._stopped import Region, stopped
 from .adapt import Problem
 
 
+class Optional(Accuracy, total=False):
+    """What verbs about leaving hand on to :func:`feynman_kac`."""
+
+    start: Any
+    options: Options | None
+
+
 def feynman_kac(
     gen: Generator | Chain,
     *,
@@ -26,10 +33,9 @@ def feynman_kac(
     running: Any = 0.0,
     killing: Any = 0.0,
     start: Any = None,
-    rtol: float | None = None,
-    max_unknowns: int = MAX_UNKNOWNS,
     options: Options | None = None,
     name: str = "expectation",
+    **accuracy: Unpack[Accuracy],
 ) -> Solution:
     """u(x) = E[g(X_τ) e^{−∫s} + ∫₀^τ f(X_t) e^{−∫s} dt | X₀ = x] (collective).
 
@@ -71,30 +77,22 @@ def feynman_kac(
         name, lambda other, _: [expectation(other, question)], killing=killing, options=options,
         is_time=question.is_time, sources=(running, killing, *data.values()),
     )  # fmt: skip
-    return problem.answer(gen, start, rtol, max_unknowns)[0]
+    return problem.answer(gen, start, accuracy)[0]
 
 
-def mean_exit_time(
-    gen: Generator | Chain,
-    *,
-    start: Any = None,
-    rtol: float | None = None,
-    max_unknowns: int = MAX_UNKNOWNS,
-    options: Options | None = None,
-) -> Solution:
+def mean_exit_time(gen: Generator | Chain, **optional: Unpack[Optional]) -> Solution:
     """τ(x) = E[exit time | X₀ = x]: Lτ = −1, τ = 0 on the absorbing part (collective).
 
     Also called mean first-passage time, or escape time.  In the process' time units; :meth:`Solution.in_steps` counts
     steps of an algorithm.  Everything optional as in :func:`feynman_kac`.
     """
-    more: Any = {"start": start, "rtol": rtol, "max_unknowns": max_unknowns, "options": options}
     if isinstance(gen, Generator) and steps_of(gen.process) is not None:
         logger.info(
             "mean exit time: of the diffusion. How long rare escapes of the algorithm take, all cumulants of its noise "
             "decide, and the two may differ by orders of magnitude: fp.Chain answers for the algorithm, "
             "fp.diagnostics.validity compares them."
         )
-    return feynman_kac(gen, running=1.0, name="mean exit time", **more)
+    return feynman_kac(gen, running=1.0, name="mean exit time", **optional)
 
 
 @dataclass(frozen=True)
@@ -122,9 +120,8 @@ def exit_time_moments(
     order: int,
     *,
     start: Any = None,
-    rtol: float | None = None,
-    max_unknowns: int = MAX_UNKNOWNS,
     options: Options | None = None,
+    **accuracy: Unpack[Accuracy],
 ) -> ExitTimeMoments:
     """E τ, E τ², ..., E τ^order, one solve each (collective).
 
@@ -137,18 +134,10 @@ def exit_time_moments(
     problem = Problem(
         "exit_time_moments", lambda other, n: moments(other, n, options), order, options=options, is_time=True
     )
-    return ExitTimeMoments(tuple(problem.answer(gen, start, rtol, max_unknowns)))
+    return ExitTimeMoments(tuple(problem.answer(gen, start, accuracy)))
 
 
-def exit_probability(
-    gen: Generator | Chain,
-    to: Region | Iterable[Region],
-    *,
-    start: Any = None,
-    rtol: float | None = None,
-    max_unknowns: int = MAX_UNKNOWNS,
-    options: Options | None = None,
-) -> Solution:
+def exit_probability(gen: Generator | Chain, to: Region | Iterable[Region], **optional: Unpack[Optional]) -> Solution:
     """Probability of leaving through ``to`` rather than the other absorbing parts (collective).
 
     Also called splitting probability.  ``to`` is one or several absorbing parts, or regions as
@@ -170,5 +159,4 @@ def exit_probability(
         raise ValueError(f"exit_probability: to is empty; {expected}")
     if regions:
         gen = stopped(gen, regions)
-    more: Any = {"start": start, "rtol": rtol, "max_unknowns": max_unknowns, "options": options}
-    return feynman_kac(gen, exit=dict.fromkeys([*names, *regions], 1.0), name="exit probability", **more)
+    return feynman_kac(gen, exit=dict.fromkeys([*names, *regions], 1.0), name="exit probability", **optional)

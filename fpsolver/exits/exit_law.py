@@ -1,7 +1,7 @@
 """The law of the exit: through which part, where on it, and when."""
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Unpack
 
 from petsc4py import PETSc
 
@@ -15,7 +15,7 @@ from .._petsc import Options
 from ..chain import Chain
 from ..chain.equations import Operator, check_sound
 from ..chain.equations import occupation as expected_visits
-from ..chain.refinement import MAX_UNKNOWNS, Numbers, to_accuracy
+from ..chain.refinement import Accuracy, Numbers, to_accuracy
 from ..discretisation.assembly import to_density, to_function
 from ..discretisation.fluxes import basis_integrals, exit_flux
 from ..discretisation.generator import Generator
@@ -119,12 +119,7 @@ class ExitDistribution(Numbers):
 
 
 def exit_distribution(
-    gen: Generator | Chain,
-    start: Any,
-    *,
-    rtol: float | None = None,
-    max_unknowns: int = MAX_UNKNOWNS,
-    options: Options | None = None,
+    gen: Generator | Chain, start: Any, *, options: Options | None = None, **accuracy: Unpack[Accuracy]
 ) -> ExitDistribution:
     """Exit probabilities of the absorbing parts and where on them the process leaves (collective).
 
@@ -144,7 +139,7 @@ def exit_distribution(
     def ask(other: Generator | Chain) -> ExitDistribution:
         return replace(_distribution(other, start, options), generator=other, ask=ask)
 
-    return to_accuracy("exit_distribution", gen, ask, rtol, max_unknowns, "fp_exit_")
+    return to_accuracy("exit_distribution", gen, ask, "fp_exit_", **accuracy)
 
 
 def _distribution(gen: Generator | Chain, start: Any, options: Options | None) -> ExitDistribution:

@@ -132,16 +132,15 @@ def _analyse(
         corners = (tuple(float(v) for v in x) for x in (low[m].min(axis=0), high[m].max(axis=0)))
         classes.append(ClosedClass(float(volume[m].sum()), *corners))
     classes.sort(key=lambda c: -c.volume)
-    uncertain = _ancestors(graph, np.flatnonzero(trapped))[:n]
-    saved = _ancestors(graph, np.array([n]))[:n]
+    traps = np.flatnonzero(trapped)
+    uncertain = _ancestors(np.append(rows, traps), np.append(columns, np.full(len(traps), n + 1)), n + 1)[:n]
+    saved = _ancestors(rows, columns, n)[:n]
     return Reach(tuple(classes), float(volume[uncertain].sum()), float(volume[~saved].sum()), float(volume.sum()))
 
 
-def _ancestors(graph: Any, targets: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    """Nodes from which a target can be reached, the targets among them."""
-    n = graph.shape[0]
-    source = sparse.csr_matrix((np.ones(len(targets), np.int8), (np.zeros(len(targets), int), targets)), shape=(1, n))
-    joined = sparse.vstack([sparse.hstack([graph.T, sparse.csr_matrix((n, 1))]), sparse.hstack([source, [[0]]])])
-    found = np.zeros(n + 1, dtype=bool)
-    found[csgraph.breadth_first_order(joined.tocsr(), n, return_predecessors=False)] = True
-    return found[:n]
+def _ancestors(tails: npt.NDArray[Any], heads: npt.NDArray[Any], target: int) -> npt.NDArray[np.bool_]:
+    """Nodes 0, ..., target from which the target can be reached, itself among them."""
+    backwards = sparse.csr_matrix((np.ones(len(tails), np.int8), (heads, tails)), shape=(target + 1, target + 1))
+    found = np.zeros(target + 1, dtype=bool)
+    found[csgraph.breadth_first_order(backwards, target, return_predecessors=False)] = True
+    return found

@@ -1,7 +1,7 @@
 """How long a process stays: survival probabilities."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from .._errors import NotConverged
 from .._log import logger
 from .._petsc import Options
 from ..chain import Chain
-from ..chain.refinement import MAX_UNKNOWNS, Numbers, to_accuracy
+from ..chain.refinement import Accuracy, Numbers, to_accuracy
 from ..discretisation.assembly import to_function, to_vector
 from ..discretisation.generator import Generator
 from ..discretisation.metastable import UNRESOLVED, slowest_mode
@@ -60,10 +60,9 @@ def survival(
     start: Any,
     times: Any,
     *,
-    rtol: float | None = None,
     time_rtol: float = 1e-6,
-    max_unknowns: int = MAX_UNKNOWNS,
     options: Options | None = None,
+    **accuracy: Unpack[Accuracy],
 ) -> Survival:
     """P(τ > t) at the given times, shape (times,), or (points, times) for several starting points (collective).
 
@@ -82,7 +81,7 @@ def survival(
         values = _survival(other, start, when, time_rtol, options)
         return _Curve(values, generator=other, ask=lambda finer: ask(finer, stricter(time_rtol)))
 
-    found = to_accuracy("survival", gen, ask, rtol, max_unknowns, "fp_evolve_")
+    found = to_accuracy("survival", gen, ask, "fp_evolve_", **accuracy)
     answer = found.values.view(Survival)
     answer.times, answer._numbers, answer.history = when, found, found.history
     return answer

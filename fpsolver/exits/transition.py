@@ -1,7 +1,7 @@
 """Transitions between two regions of a stationary process: rate and rate constants."""
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +11,7 @@ from .._answer import need_steps, steps_of, with_bar
 from .._petsc import Options
 from ..chain import Chain
 from ..chain.equations import occupation
-from ..chain.refinement import MAX_UNKNOWNS, Numbers, to_accuracy
+from ..chain.refinement import Accuracy, Numbers, to_accuracy
 from ..discretisation.assembly import assemble_vector, to_vector
 from ..discretisation.fluxes import basis_integrals, exit_flux
 from ..discretisation.generator import Generator
@@ -71,13 +71,7 @@ class TransitionRate(Numbers):
 
 
 def transition_rate(
-    gen: Generator | Chain,
-    A: Region,
-    B: Region,
-    *,
-    rtol: float | None = None,
-    max_unknowns: int = MAX_UNKNOWNS,
-    options: Options | None = None,
+    gen: Generator | Chain, A: Region, B: Region, *, options: Options | None = None, **accuracy: Unpack[Accuracy]
 ) -> TransitionRate:
     """Rate of transitions from A to B of the stationary process, reversible or not (collective).
 
@@ -97,7 +91,7 @@ def transition_rate(
     def ask(other: Generator | Chain) -> TransitionRate:
         return _transition_rate(other, A, B, ask, options)
 
-    return to_accuracy("transition_rate", gen, ask, rtol, max_unknowns, "fp_exit_")
+    return to_accuracy("transition_rate", gen, ask, "fp_exit_", **accuracy)
 
 
 def _transition_rate(

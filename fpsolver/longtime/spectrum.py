@@ -1,7 +1,7 @@
 """Slow modes of the generator: its spectrum near zero."""
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Unpack
 
 from petsc4py import PETSc
 
@@ -14,7 +14,7 @@ from .._log import logger
 from .._petsc import Options, direct_preset, eigenpairs
 from ..chain import Chain
 from ..chain.equations import Operator, eigenvalues
-from ..chain.refinement import MAX_UNKNOWNS, Numbers, to_accuracy
+from ..chain.refinement import Accuracy, Numbers, to_accuracy
 from ..discretisation.assembly import to_density, to_function
 from ..discretisation.generator import Generator
 from ..discretisation.metastable import estimated_rate
@@ -81,12 +81,7 @@ def _scaled(answer: Spectrum, unit: float) -> Spectrum:
 
 
 def spectrum(
-    gen: Generator | Chain,
-    k: int = 6,
-    *,
-    rtol: float | None = None,
-    max_unknowns: int = MAX_UNKNOWNS,
-    options: Options | None = None,
+    gen: Generator | Chain, k: int = 6, *, options: Options | None = None, **accuracy: Unpack[Accuracy]
 ) -> Spectrum:
     """The ``k`` eigenvalues of the generator closest to zero, with right and left modes (collective).
 
@@ -101,7 +96,7 @@ def spectrum(
     """
     need_still(gen, "spectrum")
     k = check_integer("spectrum: k", k, most=gen.V.dofmap.index_map.size_global - 1)
-    return to_accuracy("spectrum", gen, lambda other: slow_modes(other, k, options), rtol, max_unknowns, "fp_spectrum_")
+    return to_accuracy("spectrum", gen, lambda other: slow_modes(other, k, options), "fp_spectrum_", **accuracy)
 
 
 def slow_modes(gen: Generator | Chain, k: int, options: Options | None) -> Spectrum:
