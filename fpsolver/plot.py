@@ -11,15 +11,11 @@ from typing import Any
 
 from mpi4py import MPI
 
-import numpy as np
-
-from . import _compat, _draw
+from . import _draw
 from ._errors import import_optional, on_root
 from ._files import write_figure
-from ._sample import own_cells
-from .domains.domain import Domain
 
-__all__ = ["field", "mesh", "save", "series", "styled"]
+__all__ = ["field", "save", "series", "styled"]
 
 
 def field(
@@ -37,21 +33,13 @@ def field(
 ) -> Any:
     """Draw a scalar field: a curve in 1D, colours in 2D, and colours on three slices in 3D (needs pyvista).
 
-    Args:
-        solution: a scalar DOLFINx function, or anything that has one as its attribute ``function``.
-        ax: axes to draw in (rank 0); by default a new figure, of a density where its mass is.
-        path: file to write, e.g. "tau.png"; missing folders are created.
-        log: logarithmic colours (or ordinate); at most twelve decades, eight of a density, below which the lowest is
-            drawn.
-        label: what the colours mean; by default the name of the answer and its symbol.
-        title: title of the picture.
-        axes: names of the coordinates.
-        cmap: matplotlib colour map; by default one that is readable in grey.
-        limits: smallest and largest value of the colours; by default those of the field.
-        contours: number of contour lines (2D).
+    Of a scalar DOLFINx function, or of anything that has one as its attribute ``function``, in the axes ``ax`` (rank 0)
+    or a new figure, of a density where its mass is.  ``log`` shows at most twelve decades, eight of a density.
+    ``label``, what the colours mean, is the name of the answer and its symbol unless given, ``limits`` of the colours
+    are those of the field; ``axes`` names the coordinates; ``contours`` is a number of lines (2D).
 
     Returns:
-        The figure on rank 0, None elsewhere.
+        The figure on rank 0, None elsewhere.  It is written to ``path``, whose missing folders are created.
 
     Raises:
         ValueError: the field is not scalar.
@@ -115,32 +103,6 @@ def series(
         return fig
 
     return _finish(data[0].comm, draw, path)
-
-
-def mesh(domain: Domain, ax: Any = None, path: str | Path | None = None, *, title: str = "") -> Any:
-    """Draw the mesh of a domain in the plane, with its boundary parts in colours, see :func:`field`."""
-    if domain.dim != 2:
-        raise ValueError(f"plot.mesh draws domains in 2D, got {domain!r}")
-    vertices = domain.mesh.geometry.x[_compat.geometry_dofmap(domain.mesh)[own_cells(domain.mesh), :3], :2]
-    facets = domain.boundary
-    parts = {name: facets.corners[np.searchsorted(facets.facets, domain.facets(name))] for name in domain.parts}
-    pieces = domain.comm.gather((vertices, parts), root=0) or []
-
-    def draw() -> Any:
-        from matplotlib.collections import LineCollection
-
-        a = ax or _draw.figure(1, 1)[1][0]
-        inside = np.concatenate([v[:, [0, 1, 2, 0]] for v, _ in pieces])
-        a.add_collection(LineCollection(inside, colors="0.7", linewidths=0.4))
-        for i, name in enumerate(parts):
-            part = np.concatenate([p[name] for _, p in pieces])
-            a.add_collection(LineCollection(part, colors=f"C{i}", linewidths=2, label=name))
-        a.autoscale()
-        a.set(aspect="equal", xlabel="$x$", ylabel="$y$", title=title)
-        a.legend(loc="upper left", bbox_to_anchor=(1, 1))
-        return a.figure
-
-    return _finish(domain.comm, draw, path)
 
 
 def save(fig: Any, path: str | Path, comm: MPI.Comm = MPI.COMM_WORLD) -> None:

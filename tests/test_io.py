@@ -171,7 +171,6 @@ def test_pictures(tmp_dir):
         "logarithm": lambda p: plot.field(g, path=p, log=True, limits=(1e-2, 1)),
         "strip": lambda p: plot.series([g, g, g], titles=["a", "b", "c"], path=p, columns=2),
         "curves": lambda p: plot.series([f, f], path=p),
-        "mesh": lambda p: plot.mesh(plane, path=p),
     }
     for name, draw in drawings.items():
         fig = draw(tmp_dir / "new" / f"{name}.png")
@@ -204,8 +203,6 @@ def test_what_cannot_be_drawn():
         plot.field(3)
     with pytest.raises(ValueError, match="one title for each"):
         plot.series([f], titles=[])
-    with pytest.raises(ValueError, match="draws domains in 2D"):
-        plot.mesh(Domain.interval(0, 1, 2))
 
 
 def test_pictures_in_space_or_a_reason_why_not(tmp_dir):

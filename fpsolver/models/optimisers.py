@@ -210,9 +210,7 @@ class SGD(Optimiser):
     f = h x²/2 with noise s² the stationary one is η s²/(h(2 − ηh)) for the algorithm, η s²/(2h) for order one and
     η s²/(h(2 + ηh)), no better, for order two.
 
-    Attributes:
-        loss, noise, learning_rate, batch_size: f, Σ, η and B, as of every algorithm: f may be None with ``PerSample``.
-        order: weak order of the approximation, 1 or 2.
+    f may be None with ``PerSample``; ``order`` is the weak order of the approximation.
     """
 
     batch_size: float = 1
@@ -261,10 +259,7 @@ class MomentumSGD(HeavyBall):
     The algorithm v ← μ v − η g, x ← x + v with stochastic gradient g becomes, with V = v/√η and time √η per step,
     dX = V dt, dV = −(γ V + ∇f) dt + (√η Σ/B)^{1/2} dW, γ = (1 − μ)/√η, hence D_v = √η/(2B) Σ.
 
-    Attributes:
-        loss, noise, learning_rate: f, Σ and η, of x alone, as of :class:`SGD`.
-        momentum: μ in [0, 1).
-        batch_size: B.
+    The loss f and the noise Σ are of x alone; ``momentum`` is μ in [0, 1).
     """
 
     kinetic = True

@@ -78,16 +78,11 @@ def meet(walls: Walls, x: Array, y: Array, spread: Array | None, uniform: Array 
 def land(walls: Walls, x: Array, y: Array) -> Meeting:
     """Exits and reflections of an algorithm, which is seen at the ends of steps only, from x to y, shapes (d, m).
 
-    The rule, for paths as for the chain's operator:
-
-    1. A step that ends inside (at a positive distance from every surface of the walls) stays as it is, wherever it
-       was on the way.
-    2. Otherwise each surface on whose outer side y is (or on which it is) is crossed at the point z of the straight
-       line from x to y that divides it as the distances of its ends do, moved onto the surface.  Where z lies on an
-       absorbing part, the step leaves there.  Of several such crossings the first decides, whatever reflecting surface
-       was crossed before.
-    3. All others are mirrored at the surfaces whose outer side they are on, in turn, along the surfaces' normals at
-       the nearest points, at most four times over; what is still outside then is put onto the wall.
+    For paths as for the chain's operator: a step that ends inside stays as it is, wherever it was on the way.  Else
+    each surface on whose outer side y is, or on which, is crossed at the point of the straight line that divides it as
+    the distances of its ends do, moved onto the surface.  The first such point on an absorbing part is where the step
+    leaves, whatever reflecting surface it crossed before.  All others are mirrored in turn along the normals at the
+    nearest points, at most four times over; what is still outside then is put onto the wall.
     """
     return meet(walls, x, y, None, None)
 

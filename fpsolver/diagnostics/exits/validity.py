@@ -73,14 +73,8 @@ def validity(
     Rare exits are decided by all cumulants of the noise, of which a diffusion has two; the ratio tends to zero or to
     infinity as η falls unless the noise is Gaussian, and to one only where exits are not rare.
 
-    Args:
-        process: an algorithm that has a diffusion.
-        domain: where, with straight cells.
-        start: a point (d,).
-        absorbing: parts through which paths leave.
-        learning_rates: those asked for; by default that of the process, its half and its double.
-        tol: relative difference that is called agreement.
-        degree: of the generator.
+    From one point (d,) of a domain with straight cells.  ``learning_rates`` are by default that of the process, its
+    half and its double; ``tol`` is the relative difference that is called agreement, ``degree`` that of the generator.
 
     Raises:
         TypeError: no algorithm with a diffusion.

@@ -56,16 +56,6 @@ class CriticalPoint(Answer):
         size = float(np.linalg.norm(H) * np.linalg.norm(Sigma))
         return float(np.sum(H * Sigma)) / size if size > 1e-280 else float("nan")
 
-    @property
-    def angle(self) -> float:
-        """Degrees, 0 to 90, between the leading eigenvectors of H and Σ; nan without noise, or if one is not unique."""
-        if self.covariance is None or np.isnan(self.alignment):
-            return float("nan")
-        (a, A), (b, B) = (np.linalg.eigh(matrix) for matrix in (self.hessian, self.covariance))
-        if any(len(v) > 1 and v[-1] - v[-2] <= 1e-8 * np.abs(v).max() for v in (a, b)):
-            return float("nan")
-        return float(np.degrees(np.arccos(min(1.0, abs(A[:, -1] @ B[:, -1])))))
-
 
 def critical_points(process_or_loss: Any, domain: Domain) -> list[CriticalPoint]:
     """All critical points of a loss on a mesh, minima first, each index in ascending order of f (collective).

@@ -56,12 +56,8 @@ def lojasiewicz(
     half to the finest quarter: higher-order terms of f bend the curve, and fade geometrically with the level.
     Minima that fill a valley count with all of it inside the ball.
 
-    Args:
-        process_or_loss: as in :func:`~fpsolver.diagnostics.critical_points`.
-        point: a minimum, shape (d,), to an accuracy much below ``radius``.
-        domain: where the loss lives.
-        radius: of the ball to search; by default the largest R/2ᵏ in the domain, R a tenth of its extent.
-        seed: of the random search.
+    Of what :func:`~fpsolver.diagnostics.critical_points` takes.  ``point`` is a minimum (d,), to an accuracy much below
+    ``radius``, that of the ball to search: by default the largest R/2ᵏ in the domain, R a tenth of its extent.
 
     Raises:
         TypeError: a process without a loss.

@@ -40,14 +40,14 @@ class LandscapeReport(Answer):
 
     def __repr__(self) -> str:
         head = f"{'kind':<10} {'point':<26} {'f':>11} {'tr H':>10} {'det H':>10} {'max H':>10} {'tr Sigma':>10}"
-        rows = [f"{head} {'align':>6} {'angle':>6}  theta"]
+        rows = [f"{head} {'align':>6}  theta"]
         for c in self.points:
             size = np.trace(c.hessian), np.linalg.det(c.hessian), c.eigenvalues[-1]
             cells = f"{c.value:11.4g} " + " ".join(f"{v:10.4g}" for v in size)
             noise = "-" if c.covariance is None else f"{np.trace(c.covariance):.3e}"
-            pair = (f"{v:6.{k}f}" if np.isfinite(v) else f"{'-':>6}" for v, k in ((c.alignment, 3), (c.angle, 1)))
+            align = f"{c.alignment:6.3f}" if np.isfinite(c.alignment) else f"{'-':>6}"
             theta = "-" if c.exponent is None else f"{c.exponent}".removeprefix("theta = ")
-            rows.append(f"{c.kind:<10} {_text(c.point):<26} {cells} {noise:>10} {' '.join(pair)}  {theta}")
+            rows.append(f"{c.kind:<10} {_text(c.point):<26} {cells} {noise:>10} {align}  {theta}")
         return "\n".join([*rows, *self.notes])
 
     def plot(self, path: str | Path) -> Any:

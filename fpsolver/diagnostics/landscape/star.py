@@ -163,14 +163,9 @@ def star_convex_path(
 ) -> StarConvexPath:
     """Train with reshuffled batches, and say how star-convex the path is (not collective: each rank trains its own).
 
-    Args:
-        network: on all its P weights.
-        learning_rate: η.
-        epochs: how often all samples are taken, each time in a new random order; the last batch may be smaller.
-        batch_size: B.
-        start: weights (P,); by default those that the network was given with.
-        seed: of the orders.
-        x_star: weights (P,); by default the end of the path, for which it is taken twice instead of being stored.
+    In each epoch all samples are taken in a new random order; the last batch may be smaller.  ``start`` are weights
+    (P,), by default those of the network; ``x_star`` others, by default the end of the path, for which it is
+    taken twice instead of being stored.
 
     Raises:
         ValueError: a learning rate that is not positive, numbers that are no positive integers, batches larger than the
