@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from dolfinx import cpp as _cpp
-from dolfinx import fem, geometry
+from dolfinx import fem
 from dolfinx.fem.forms import CompiledForm
 from dolfinx.mesh import GhostMode, Mesh, create_cell_partitioner
 from ufl.algorithms import extract_coefficients
@@ -48,13 +48,6 @@ def index_map(comm: Any, size: int, ghosts: npt.NDArray[np.int64], owners: npt.N
         return _cpp.common.IndexMap(comm, size, ghosts, owners, 1311)
     except TypeError:
         return _cpp.common.IndexMap(comm, size, ghosts, owners)
-
-
-def bb_tree(
-    mesh: Mesh, dim: int, padding: float = 0.0, entities: npt.NDArray[np.int32] | None = None
-) -> geometry.BoundingBoxTree:
-    """Bounding boxes of mesh entities: keywords only since 0.10, and before that in another order."""
-    return geometry.bb_tree(mesh, dim, padding=padding, entities=entities)
 
 
 def node_order(convention: str, shape: str, nodes: int) -> npt.NDArray[np.int64]:

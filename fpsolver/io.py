@@ -38,12 +38,9 @@ def write(path: str | Path, functions: Fields, times: Sequence[float] | None = N
 
     The file gets its name when it is whole, and where writing fails, a file of that name stays as it was.
 
-    Args:
-        path: the file; missing folders are created.
-        functions: a function, a list of functions with different names, or a dictionary {name: function}, where
-            whatever has an attribute ``function`` (a solution) is a function too.  With ``times``, one of these for
-            each time; an object that has ``times`` itself (an evolution) is enough alone.
-        times: increasing times.
+    Missing folders are created.  ``functions`` is a function, a list of functions with different names, or a dictionary
+    {name: function}, where whatever has an attribute ``function`` (a solution) is a function too.  With increasing
+    ``times``, one of these for each; an object that has ``times`` itself (an evolution) is enough alone.
 
     Raises:
         ValueError: for an unknown suffix, or functions that cannot be written.

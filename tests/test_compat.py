@@ -44,12 +44,6 @@ def test_cell_partitioner_keeps_neighbours():
     assert (ghosts > 0) == (comm.size > 1)
 
 
-def test_bb_tree(square):
-    owned = np.arange(square.topology.index_map(2).size_local, dtype=np.int32)
-    tree = _compat.bb_tree(square, 2, padding=1e-12, entities=owned)
-    assert tree.num_bboxes >= len(owned)
-
-
 @pytest.mark.parametrize("convention", ["gmsh", "vtk"])
 def test_node_order(convention):
     assert _compat.node_order(convention, "triangle", 3).tolist() == [0, 1, 2]

@@ -51,7 +51,7 @@ def _search(mesh: Any, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.n
     cells: np.ndarray = np.zeros(0, dtype=np.int32)
     if len(owned := own_cells(mesh)):
         padding = 1e-10 * float(np.ptp(mesh.geometry.x, axis=0).max())
-        tree = _compat.bb_tree(mesh, mesh.topology.dim, padding=padding, entities=owned)
+        tree = geometry.bb_tree(mesh, mesh.topology.dim, padding=padding, entities=owned)
         candidates = geometry.compute_collisions_points(tree, x)
         index = np.repeat(np.arange(len(x)), np.diff(candidates.offsets))
         cells = np.asarray(candidates.array, dtype=np.int32)

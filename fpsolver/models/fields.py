@@ -50,31 +50,18 @@ batched = Batched
 
 @dataclass
 class Space:
-    """Where sources are turned into UFL: a mesh, a polynomial degree, and which coordinates are the parameters.
-
-    Attributes:
-        mesh: dolfinx mesh, geometric dimension d.
-        degree: polynomial degree of tabulated sources.
-        dim: number of leading coordinates that sources see: d, or d/2 for a kinetic process on (x, v).
-        numbers: the named numbers of the process, also those that no source has asked for yet.
-        given: names of the numbers that the user has named.
-        parameters: the numbers as ``fem.Constant``; changing them recompiles nothing.
-        tables: tabulated samples, which serve several coefficients.
-        inexact: names of the sources whose interpolation misses them by more than a thousandth.
-        copies: what constants and Functions in the user's formulas were when they were first seen.
-        quadrature: degree of the rule at whose points tabulated sources are exact; None: they are interpolated.
-    """
+    """Where sources are turned into UFL: a mesh, a polynomial degree, and which coordinates are the parameters."""
 
     mesh: dolfinx.mesh.Mesh
-    degree: int
-    dim: int
-    numbers: Mapping[str, float] = field(default_factory=dict)
-    given: frozenset[str] = frozenset()
-    parameters: dict[str, fem.Constant] = field(default_factory=dict)
-    tables: dict[Any, Any] = field(default_factory=dict)
-    inexact: dict[str, float] = field(default_factory=dict)
-    copies: dict[Any, Any] = field(default_factory=dict)
-    quadrature: int | None = None
+    degree: int  # of tabulated sources
+    dim: int  # leading coordinates that sources see: all, or half of them for a kinetic process on (x, v)
+    numbers: Mapping[str, float] = field(default_factory=dict)  # of the process, also those not asked for yet
+    given: frozenset[str] = frozenset()  # names of those that the user has named
+    parameters: dict[str, fem.Constant] = field(default_factory=dict)  # the numbers; changing them recompiles nothing
+    tables: dict[Any, Any] = field(default_factory=dict)  # tabulated samples, which serve several coefficients
+    inexact: dict[str, float] = field(default_factory=dict)  # sources whose interpolation misses over a thousandth
+    copies: dict[Any, Any] = field(default_factory=dict)  # constants and Functions in formulas as they were first seen
+    quadrature: int | None = None  # degree at whose points tabulated sources are exact; None: they are interpolated
 
     @property
     def x(self) -> Expr:

@@ -75,11 +75,9 @@ class Network:
     def from_torch(cls, model: Any, loss: Callable[..., Any], data: Any) -> "Network":
         """A ``torch.nn.Module``.
 
-        Args:
-            model: called with a batch of inputs, in evaluation mode (no drop-out, fixed batch normalisation) and in
-                double precision; a copy is taken. Its weights are the parameters that require gradients.
-            loss: loss(outputs, *targets) -> losses of the samples, shape (B,): ``reduction="none"``.
-            data: (inputs, *targets), arrays or tensors whose first axis counts the samples.
+        A copy of it is called with batches of inputs, in evaluation mode (no drop-out, fixed batch normalisation) and
+        double precision; weights are the parameters that require gradients.  loss(outputs, *targets) gives the losses
+        of the samples, (B,): ``reduction="none"``; ``data`` is (inputs, *targets), whose first axis counts samples.
 
         Raises:
             ValueError: losses of the wrong shape or type, that are not finite at the model's own weights, are random,

@@ -104,12 +104,10 @@ class PerSample(Noise):
     def from_torch(cls, f: Callable[..., Any], data: Any, *, rtol: float = 1e-3) -> "PerSample":
         """Losses written with PyTorch and differentiated by it; thousands of samples are cheap.
 
-        Args:
-            f: f(x, *sample) -> scalar tensor, the loss of one sample at the point x, a float64 tensor of shape (d,).
-                It must be traceable by ``torch.func.vmap``: no ``.item()``, no branches on values.
-            data: tuple of arrays or tensors whose first axis counts the samples, two or more.
-            rtol: largest error, relative to the largest value, with which loss and Σ are tabulated on a mesh: their
-                degree is raised until it is met.
+        f(x, *sample) -> scalar tensor is the loss of one sample at a point x, a float64 tensor (d,), traceable by
+        ``torch.func.vmap``: no ``.item()``, no branches on values.  ``data`` is a tuple of arrays or tensors whose
+        first axis counts the samples.  ``rtol`` is the largest error, relative to the largest value, with which loss
+        and Σ are tabulated on a mesh: their degree is raised until it is met.
         """
         return cls(Samples(torch_library("from_torch"), f, data, rtol))
 

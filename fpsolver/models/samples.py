@@ -22,13 +22,8 @@ _NUMBERS = 2**21  # in the largest array of an evaluation: 16 MB, of which about
 class Samples:
     """N differentiable losses f_i(x) of a PyTorch or JAX function; see :meth:`fpsolver.PerSample.from_torch`.
 
-    With ``batched``, f(x, *batch) gives the losses of all samples of a batch at once.
-
-    Attributes:
-        size: N.
-        data: types and shapes of one sample's data, for messages.
-        dim: d, where it is known.
-        rtol: largest error of tabulation, relative to the largest value, that a generator accepts.
+    With ``batched``, f(x, *batch) gives the losses of all samples of a batch at once.  A generator accepts an error of
+    tabulation of ``rtol``, relative to the largest value; ``dim`` is d where it is known.
     """
 
     def __init__(

@@ -227,22 +227,17 @@ class Descent:
     def batches(self) -> int:
         """How many different batches there are; order does not count."""
         N, B = self.samples, self.batch_size
-        return 1 if N == 1 else comb(N + B - 1, B) if self.replacement else comb(N, B)
+        return comb(N + B - 1, B) if self.replacement else comb(N, B)
 
     def all_batches(self, most: int) -> tuple[Array, Array]:
         """Every batch once, at most so many: indices of samples (B, K) and probabilities (K,), which sum to one."""
         if self.batches > most:
             raise ValueError(f"there are {self.batches} different batches, more than {most}.")
-        N, B = self.samples, self.batch_size
-        if N == 1:
-            return np.zeros((B, 1), dtype=int), np.ones(1)
-        if not self.replacement:
-            found = np.array(list(combinations(range(N), B)))
-            return found.T, np.full(len(found), 1 / len(found))
-        found = np.array(list(combinations_with_replacement(range(N), B)))
-        times = (np.unique(batch, return_counts=True)[1] for batch in found)
-        weights = np.array([factorial(B) / prod(factorial(int(k)) for k in counts) for counts in times])
-        return found.T, weights / float(N) ** B
+        some = combinations_with_replacement if self.replacement else combinations
+        found = np.array(list(some(range(self.samples), B := self.batch_size)))
+        times = (np.unique(batch, return_counts=True)[1].tolist() for batch in found)
+        orders = [factorial(B) // prod(map(factorial, counts)) for counts in times]
+        return found.T, np.array(orders) / sum(orders)
 
 
 def chunked(function: Callable[..., Any], per_path: int) -> Callable[..., Any]:

@@ -113,15 +113,10 @@ def concentration(
     The bounds follow from L|x − x*|² = 2 (x − x*)·b + tr 2D ≤ −2λ|x − x*|² + S by Gronwall and Chebyshev; they need no
     ellipticity.
 
-    Args:
-        evolution: densities, as :func:`fpsolver.evolve` gives them.
-        minima: points x*, shape (k, d).
-        radius: of the balls, one number or several.
-        loss: f, a scalar source of all coordinates; by default the loss of the process.
-        attraction: R, radius of the balls in which λ and S are measured.  By default half the distance to the next
-            minimum (with one minimum: that to the farthest corner of the domain), halved until λ > 0, at most six
-            times.
-        basins: whether to find the basins of attraction, which needs a drift written with UFL.
+    Around the ``minima`` x*, shape (k, d), in balls of one radius or several; of the ``loss`` f, a scalar source of all
+    coordinates, by default that of the process.  ``attraction`` is R, the radius of the balls in which λ and S are
+    measured: by default half the distance to the next minimum (with one: that to the farthest corner of the domain),
+    halved until λ > 0, at most six times.  Finding ``basins`` needs a drift written with UFL.
 
     Raises:
         ValueError: not densities; unsuitable minima or radii; a point that does not attract; a tabulated drift.

@@ -130,12 +130,9 @@ def _floor(comm: Any, values: Array) -> float:
 def entropy_decay(evolution: Evolution, p_inf: Any, *, P: Any = None) -> EntropyDecay:
     """Relative entropy, Fisher information and other distances of an evolution from equilibrium (collective).
 
-    Args:
-        evolution: densities of a process that nothing absorbs.
-        p_inf: invariant density: what :func:`fpsolver.stationary` gave, a ``Function``, or any positive multiple
-            of it as a callable of all coordinates giving UFL; it is normalised to mass one on the domain.
-        P: matrix of the modified functional, shape (d, d), constant or a callable of all coordinates; for linear drift
-            see :func:`~fpsolver.diagnostics.arnold_erb_matrix`.
+    ``p_inf`` is what :func:`fpsolver.stationary` gave, a ``Function``, or any positive multiple of it as
+    a callable of all coordinates giving UFL; it is normalised to mass one on the domain.  P, (d, d), is constant or
+    a callable of all coordinates; for linear drift see :func:`~fpsolver.diagnostics.arnold_erb_matrix`.
 
     Raises:
         ValueError: something absorbs; not densities; unsuitable ``p_inf`` or ``P``.
