@@ -125,21 +125,14 @@ _COMMON_OPTIONS = (
 
 
 def direct_preset(comm: Any, dim: int) -> dict[str, Any]:
-    """LU with MUMPS, or SuperLU_DIST where MUMPS is missing.
-
-    In 1D and 2D with the QAMD ordering (icntl_7 = 6): continuous P4 with 132 k unknowns factors in 0.41 s against
-    0.51 s with MUMPS' own choice, on two ranks in 0.23 against 0.44 s; for discontinuous P4 both take the same.
-    """
+    """LU with MUMPS, in 1D and 2D in the QAMD ordering (icntl_7 = 6), which is faster; else with SuperLU_DIST."""
     package = "mumps" if PETSc.Sys.hasExternalPackage("mumps") else "superlu_dist"
     ordering = {"mat_mumps_icntl_7": 6} if package == "mumps" and dim < 3 else {}
     return {"ksp_type": "preonly", "pc_type": "lu", "pc_factor_mat_solver_type": package, **ordering}
 
 
 def multigrid_preset() -> dict[str, Any]:
-    """GMRES with BoomerAMG, for uniformly elliptic problems on tetrahedra.
-
-    The coarsening is the one measured for tetrahedra: 15 microseconds per unknown against 33 with hypre's defaults.
-    """
+    """GMRES with BoomerAMG, whose coarsening takes half the time of hypre's default on tetrahedra."""
     hypre = {"coarsen_type": "HMIS", "interp_type": "ext+i", "agg_nl": 1, "P_max": 4, "strong_threshold": 0.5}
     krylov = {"ksp_type": "gmres", "ksp_rtol": 1e-12, "ksp_max_it": 400, "ksp_gmres_restart": 100}
     boomeramg = {f"pc_hypre_boomeramg_{key}": value for key, value in hypre.items()}

@@ -1,8 +1,7 @@
 """Values at points of all cells or of boundary facets, as arrays: integrals and extremes over all ranks.
 
-Functionals such as ∫ p ln p are no polynomials of the coefficients; they are sums over quadrature points.  Suprema are
-taken on a lattice in every cell.  Half its points are midpoints of a coarser lattice; the deviation e there from the
-mean of the two neighbours estimates the second derivative.  Within the finer lattice the deviation from linear
+Suprema are taken on a lattice in every cell.  Half its points are midpoints of a coarser lattice; the deviation e there
+from the mean of the two neighbours estimates the second derivative.  Within the finer lattice the deviation from linear
 interpolation is about e/4, so that the largest sample plus e bounds the supremum wherever the lattice resolves the
 function: a measured bound, not a proof.
 """
@@ -19,7 +18,7 @@ from dolfinx import mesh as dmesh
 from ufl.core.expr import Expr
 
 from .. import _compat
-from .._sample import Array, cell_type, compiled, coordinate_element, lattice, outer_sides, own_cells, push_forward
+from .._sample import Array, cell_type, compiled, lattice, outer_sides, own_cells, push_forward, quadrature
 from ..models.process import Coefficients
 from ..pointwise.family import lambdify
 from ..pointwise.lambdify import PointSpace
@@ -42,13 +41,10 @@ class Samples:
     @classmethod
     def quadrature(cls, mesh: dmesh.Mesh, degree: int, vertices: bool = False) -> "Samples":
         """The standard rule of a degree in the cells; ``vertices`` adds those, with weight zero."""
-        X, w = basix.make_quadrature(cell_type(mesh), degree)
-        if vertices:
-            corners = basix.geometry(cell_type(mesh))
-            X, w = np.concatenate([X, corners]), np.append(w, np.zeros(len(corners)))
-        samples = cls(mesh, X)
-        J = np.einsum("aqn,cnx->cqxa", coordinate_element(mesh).tabulate(1, X)[1:, :, :, 0], owned_nodes(mesh))
-        samples.weights = w * np.abs(np.linalg.det(J))
+        X, _, weights = quadrature(mesh, degree)
+        corners = basix.geometry(cell_type(mesh))[: None if vertices else 0]
+        samples = cls(mesh, np.concatenate([X, corners]))
+        samples.weights = np.pad(weights, ((0, 0), (0, len(corners))))
         return samples
 
     @classmethod

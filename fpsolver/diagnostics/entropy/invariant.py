@@ -132,15 +132,10 @@ class Truncation(Answer):
 def truncation(gen: Generator, *, p: Solution | None = None, enlarge: float = 1.25) -> Truncation:
     """How much the walls of the domain matter to its invariant law (collective).
 
-    The invariant density is computed again on a larger domain: along each axis the outer half of the mesh (beyond half
-    of the way from the centre of its bounding box to the side) is stretched so that the box becomes ``enlarge`` times
-    as large, while the inner half keeps its cells.  The number of cells does not change, so that the outer ones become
-    up to 2·enlarge − 1 times as long; differences below the discretisation error there say nothing.
-
-    Exponential tails give changes like the density at the walls; algebraic ones, as noise that grows with the
-    distance has them, decrease slowly: then only a sequence of domains tells the limit.
-
-    ``p`` is ``stationary(gen)``, if it is known; ``enlarge`` the ratio of the lengths of the bounding boxes, above 1.
+    The invariant density is computed again on a larger domain: along each axis the outer half of the mesh is stretched
+    so that its bounding box becomes ``enlarge`` > 1 times as large.  Outer cells become up to 2·enlarge − 1 times as
+    long; differences below the discretisation error there say nothing.  Algebraic tails, as noise that grows with the
+    distance has them, decrease slowly: then only a sequence of domains tells the limit.  ``p`` is ``stationary(gen)``.
 
     Raises:
         ValueError: mass leaves; ``enlarge``; a coefficient is a ``Function``, which has no values outside.

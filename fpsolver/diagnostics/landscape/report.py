@@ -54,9 +54,7 @@ class LandscapeReport(Answer):
         """Draw the loss with its critical points, in 2D with ellipses of curvature and noise (collective).
 
         An ellipse of curvature is a level line of the quadratic part of f, long where f is flat; one of noise has the
-        square roots of Σ's eigenvalues as semi-axes.  Each kind has one scale for all points.
-
-        Returns the matplotlib figure on rank 0, None elsewhere; ValueError in three dimensions.
+        square roots of Σ's eigenvalues as semi-axes.  Returns the matplotlib figure on rank 0, None elsewhere.
         """
         loss, domain, points = self.loss, self.loss.domain, self.points
         if domain.dim > 2:
