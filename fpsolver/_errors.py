@@ -80,11 +80,7 @@ def on_root(comm: MPI.Comm, work: Callable[[], T]) -> T | None:
 
 
 def end_all_ranks() -> None:
-    """Let an exception that nobody catches, Ctrl-C included, end all ranks instead of leaving the others waiting.
-
-    Installed when the package is imported by a program on several ranks; it does what ``python -m mpi4py`` does.  An
-    interactive session, or a program on one rank, keeps Python's ways.
-    """
+    """Let an exception that nobody catches end all ranks, as ``python -m mpi4py`` does, unless in a session."""
     if MPI.COMM_WORLD.size == 1 or hasattr(sys, "ps1") or sys.flags.interactive:
         return
     report = sys.excepthook

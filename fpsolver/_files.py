@@ -54,8 +54,8 @@ def _naming(path: Path) -> Iterator[None]:
 def staged(comm: MPI.Comm, path: Path, mine: int) -> Iterator[Path]:
     """Where ranks write a file, or a folder, beside its place, to which it is moved at the end (collective).
 
-    Libraries that write in parallel end the process, or let the ranks wait for each other for ever, where the disk is
-    full or read-only.  So room for ``mine`` bytes of each rank is claimed before they write, and given back to them.
+    Libraries that write in parallel end the process, or hang, where the disk is full or read-only.  So room for
+    ``mine`` bytes of each rank is claimed before they write, and given back to them.
     """
     folder, size = path.parent / f".{path.name}.part", comm.allreduce(int(1.1 * mine) + SPARE)
 

@@ -1,9 +1,7 @@
 """Compilation of forms that survives interruptions, is safe among processes, and says what takes long.
 
-FFCx reserves a module of its cache by an empty C file and waits for a mark that the module is ready; where the process
-that reserved it was killed, every later run waits until the time-out.  Here a reservation is a lock, which the system
-takes back when its process ends, and a module is built in a folder of its own and moved, when whole, into a folder of
-the cache that other programs do not use.
+FFCx reserves a module of its cache by an empty C file: where the process that made it was killed, every later run waits
+until the time-out.  Here a reservation is a lock, and a module is built in a folder of its own and moved when whole.
 """
 
 import fcntl
@@ -89,10 +87,8 @@ def _build(
         _lock(folder, module_name, fcntl.LOCK_UN)
 
 
-# -- One lock per module: a byte of one file, which the system frees when the process ends, however it does
-
-
 def _lock(folder: Path, module_name: str, operation: int = fcntl.LOCK_EX | fcntl.LOCK_NB) -> bool:
+    """One for each module: a byte of one file, which the system frees when the process ends, however it does."""
     if folder not in _locks:
         _locks[folder] = os.open(folder / "fpsolver.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
@@ -103,9 +99,6 @@ def _lock(folder: Path, module_name: str, operation: int = fcntl.LOCK_EX | fcntl
     except OSError as e:  # a file system without locks
         logger.debug("%s: no locks (%s)", folder, e)
     return True
-
-
-# -- What takes long
 
 
 @contextmanager

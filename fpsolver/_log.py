@@ -55,10 +55,7 @@ if level := os.environ.get("FPSOLVER_LOG_LEVEL"):
 
 
 def progress(steps: Iterable[T], what: str, total: int, every: float = 2.0) -> Iterator[T]:
-    """Yield ``steps`` and report how far they are: a live line on a terminal, a log line otherwise.
-
-    Nothing is shown before ``every`` seconds have passed, nor on ranks other than 0, nor below level INFO.
-    """
+    """Yield ``steps`` and say on rank 0 at level INFO how far they are, on a terminal in a live line."""
     start = last = time.perf_counter()
     live = sys.stderr.isatty() and MPI.COMM_WORLD.rank == 0 and logger.isEnabledFor(logging.INFO)
     for done, step in enumerate(steps):

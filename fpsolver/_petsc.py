@@ -83,10 +83,7 @@ def warn_once(name: str, message: str) -> None:
 
 @contextmanager
 def inserted_options(prefix: str, given: Options | None, preset: Options) -> Iterator[None]:
-    """Have ``given`` and ``preset`` in PETSc's database, below the command line, while the block runs.
-
-    At the end, options that nothing has asked for are reported: a misspelt one must not pass for one that was obeyed.
-    """
+    """Have ``given`` and ``preset`` in PETSc's database while the block runs; report options that nothing asks for."""
     database = PETSc.Options()
     _adopt_command_line(database)
     present = database.getAll()
@@ -140,10 +137,7 @@ def multigrid_preset() -> dict[str, Any]:
 
 
 class LinearSolver:
-    """A x = b and Aᵀ x = b for one matrix, set up once and reused; every solve is checked.
-
-    ``what`` is solved, for messages; ``preset`` holds unless the user's ``options``, without the prefix, say otherwise.
-    """
+    """A x = b and Aᵀ x = b for one matrix, set up once and reused; every solve is checked."""
 
     def __init__(self, A: PETSc.Mat, prefix: str, what: str, preset: Options, options: Options | None = None):
         self.prefix, self.what, self._preset, self._options = prefix, what, preset, options

@@ -48,9 +48,6 @@ def own_cells(mesh: dmesh.Mesh, ghosts: bool = False) -> npt.NDArray[np.int32]:
     return np.arange(index.size_local + (index.num_ghosts if ghosts else 0), dtype=np.int32)
 
 
-# -- Points
-
-
 def coordinate_element(mesh: dmesh.Mesh) -> Any:
     """Basis of the map from the reference cell."""
     cmap = _compat.coordinate_map(mesh)
@@ -66,10 +63,7 @@ def push_forward(mesh: dmesh.Mesh, X: Array, cells: Array) -> Array:
 
 @lru_cache
 def lattice(dim: int, n: int) -> tuple[Array, Array]:
-    """Points of the reference simplex with spacing 1/n, and the n^dim small simplices between them.
-
-    Freudenthal's subdivision of n >= y_1 >= ... >= y_dim >= 0 into paths along the axes.
-    """
+    """Points of the reference simplex with spacing 1/n, and the n^dim small simplices of Freudenthal between them."""
     numbers: dict[tuple[int, ...], int] = {}
     cells = []
     for corner in product(range(n), repeat=dim):
@@ -84,15 +78,8 @@ def lattice(dim: int, n: int) -> tuple[Array, Array]:
     return np.clip(-np.diff(levels, axis=1, append=0.0) / n, 0, 1), np.array(cells)
 
 
-# -- Values in cells
-
-
 def compiled(mesh: dmesh.Mesh, expression: Expr | list[Expr], X: Array) -> Callable[[Array], Array]:
-    """A function that gives the values of UFL at reference points, shape (entities, points, ...).
-
-    Its argument is an array of cells, or of pairs of a cell and its local facet.  Making it is collective,
-    calling it is not.
-    """
+    """UFL at reference points X of cells, or of (cell, local facet): a function, which is collective to make only."""
     expression = ufl.as_vector(expression) if isinstance(expression, list) else expression
     shape = expression.ufl_shape
     row = [expression[i] for i in np.ndindex(*shape)] if shape else [expression]
@@ -146,9 +133,6 @@ def volumes(mesh: dmesh.Mesh) -> Array:
     return at_quadrature(mesh, [], 4)[1].sum(axis=1)
 
 
-# -- Facets, seen from the cells beside them
-
-
 def neighbours(mesh: dmesh.Mesh, facets: Array | None = None) -> tuple[Array, Array]:
     """Cells beside facets (by default all owned ones) and their numbers in them, shape (facets, 2) each; −1: none."""
     dim = mesh.topology.dim
@@ -173,11 +157,7 @@ def outer_sides(mesh: dmesh.Mesh, facets: Array) -> npt.NDArray[np.int32]:
 
 
 def on_sides(mesh: dmesh.Mesh, rows: Sequence[Any], sides: Array, degree: int) -> tuple[Array, Array, Array]:
-    """Scalars at quadrature points of facets, seen from the cell in each pair of cell and local facet.
-
-    Values (facets, points, rows), weights (facets, points) that integrate, and the cell's height normal to each facet
-    (facets, points).
-    """
+    """Scalars at quadrature points of (cell, local facet): (facets, points, rows), weights, the cells' heights."""
     dim = mesh.topology.dim
     facet = (basix.CellType.point, basix.CellType.interval, basix.CellType.triangle)[dim - 1]
     X, weights = basix.make_quadrature(facet, degree) if dim > 1 else (np.zeros((1, 0)), np.ones(1))
@@ -189,9 +169,6 @@ def on_sides(mesh: dmesh.Mesh, rows: Sequence[Any], sides: Array, degree: int) -
     stretch = found[..., -2] * np.where(sides[:, 1] == 0, np.sqrt(dim), 1.0)[:, None]
     area = stretch * found[..., -1] if dim > 1 else np.ones_like(stretch)
     return found[..., :-2], area * weights, 1.0 / stretch
-
-
-# -- Over all ranks
 
 
 def largest(comm: MPI.Comm, values: Any, least: float = -np.inf) -> float:

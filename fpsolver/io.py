@@ -195,10 +195,7 @@ def _named(functions: Fields, path: Path) -> dict[str, fem.Function]:
 
 
 def _transfer(f: fem.Function, held: fem.Function) -> None:
-    """Give ``held`` the values of ``f``, at the nodes of a continuous space the mean of those that meet there.
-
-    Plain interpolation would keep the value of whichever cell comes last, which depends on the number of ranks.
-    """
+    """Give ``held`` the values of ``f``: at nodes of a continuous space the mean of cells, whatever ranks there are."""
     P, (family, k) = held.function_space, lagrange(held.function_space) or ("", 0)
     if family == "DG" or (lagrange(f.function_space) or ("DG",))[0] != "DG":
         held.interpolate(f)

@@ -61,11 +61,8 @@ def _filled(space: "Space", element: Any, function: Callable[[np.ndarray], np.nd
 
 
 def physical(space: "Space", X: np.ndarray, ghosts: bool = False) -> np.ndarray:
-    """Reference points in this rank's cells, shape (cells * points, dim).
-
-    Those outside the box of its nodes by rounding are moved onto it: tables of measured values end exactly where the
-    domain does, and refuse what lies beyond.
-    """
+    """Reference points in this rank's cells, shape (cells * points, dim)."""
+    # rounding may lead out of the box of nodes, where tables of measured values end
     mesh = space.mesh
     points = push_forward(mesh, X, own_cells(mesh, ghosts)).reshape(-1, mesh.geometry.dim)[:, : space.dim]
     if len(nodes := mesh.geometry.x[:, : space.dim]):

@@ -37,11 +37,7 @@ class Table:
 
 
 def tabulate_samples(space: Space, samples: Samples) -> tuple[Expr, Expr, Expr]:
-    """f, ∇f and Σ for batches of one sample as UFL; made once per mesh (collective).
-
-    Where polynomials of no degree give Σ to ``samples.rtol``, as with ReLU networks on few samples, whose gradients
-    jump, it is tabulated in the vertices, and it and ∇f are exact at the points of ``space.quadrature``.
-    """
+    """f, ∇f and Σ for batches of one sample as UFL; made once per mesh (collective)."""
     if samples not in space.tables:
         space.tables[samples] = _tabulate(space, samples)
     table, d, degree = space.tables[samples], space.dim, space.quadrature
@@ -50,7 +46,7 @@ def tabulate_samples(space: Space, samples: Samples) -> tuple[Expr, Expr, Expr]:
         _, gradient, covariance = samples.moments(x)
         return np.concatenate([gradient[:, None], covariance], axis=1)
 
-    if table.error > samples.rtol:
+    if table.error > samples.rtol:  # gradients jump, as those of ReLU networks: exact at quadrature points then
         space.inexact["PerSample"] = table.error
         if degree is not None:
             if degree not in table.exact:

@@ -25,9 +25,8 @@ class Network:
     Made by :meth:`from_torch` and :meth:`from_jax`.
 
     Attributes:
-        weights: the weights it was given with, shape (P,), in double precision.
-        shapes: shapes of the weight arrays, in the order in which ``weights`` strings them together.
-        size: N.
+        weights, size: the weights it was given with, shape (P,), in double precision; N.
+        shapes: of the weight arrays, in the order in which ``weights`` strings them together.
         losses: weights (P,), sample indices (B,) -> their losses (B,); of all samples (N,) without indices.
         jvp: weights, v (P,) -> J v (N,).
         vjp: weights, c (N,) -> Jᵀ c (P,).

@@ -88,10 +88,7 @@ def land(walls: Walls, x: Array, y: Array) -> Meeting:
 
 
 def _inverse_gaussian(a: Array, b: Array, variance: Array, u: Array, v: Array) -> Array:
-    """Inverse Gaussian numbers of mean a/b and shape a²/variance (Michael, Schucany, Haas 1976).
-
-    b = 0 is the limit of infinite mean, a Lévy distribution.
-    """
+    """Inverse Gaussian numbers of mean a/b, which may be infinite, and shape a²/variance (Michael et al. 1976)."""
     b = np.maximum(b, 1e-12 * (a + np.sqrt(variance)) + 1e-100)
     w = ndtri(u) ** 2 * variance
     both = w + 2 * a * b + np.sqrt(w * w + 4 * a * b * w)

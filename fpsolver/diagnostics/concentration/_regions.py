@@ -38,10 +38,7 @@ _STILL = 1e-9  # of the largest speed: the flow has arrived, at a saddle if it w
 
 
 def _cut(mesh: dmesh.Mesh, classify: Classify, levels: int) -> tuple[Array, Array, Array]:
-    """Pieces of this rank's own cells that touch one of k regions.
-
-    The cell of each (n,), its corners in reference coordinates (n, d + 1, d), and the share of each region (n, k).
-    """
+    """Pieces of own cells that touch regions: cells (n,), reference corners (n, d + 1, d), and shares (n, regions)."""
     dim = mesh.topology.dim
     X, children = lattice(dim, 2)
     barycentric = np.column_stack([1 - X.sum(axis=1), X])[children]
@@ -66,10 +63,7 @@ def _cut(mesh: dmesh.Mesh, classify: Classify, levels: int) -> tuple[Array, Arra
 def loads(
     gen: Generator, classify: Classify, levels: int, weight: Callable[[Array], Array] | None = None
 ) -> list[PETSc.Vec]:
-    """Vectors ℓ_i = ∫ 1_A g φ_i for each region A, whose boundary is found by so many cuts (collective).
-
-    ℓᵀp integrates g p over A; ``weight`` maps points (n, q, d) to g (n, q), which is one without.
-    """
+    """ℓ_i = ∫ 1_A g φ_i for each region A, with a weight g of points (n, q, d), after so many cuts (collective)."""
     mesh = gen.domain.mesh
     cells, corners, share = _cut(mesh, classify, levels)
     functions = [fem.Function(gen.V) for _ in share.T]
@@ -98,10 +92,7 @@ def loads(
 def ball_load(
     gen: Generator, center: Array, radius: float, weight: Callable[[Array], Array] | None = None
 ) -> tuple[PETSc.Vec, PETSc.Vec]:
-    """The load of a ball, and what the last halving of the pieces changed in it (collective).
-
-    The leading error, of second order, is removed by Richardson extrapolation.
-    """
+    """The load of a ball, extrapolated, and what the last halving of the pieces changed in it (collective)."""
     mesh = gen.domain.mesh
     extent = largest(mesh.comm, np.ptp(owned_nodes(mesh), axis=1))
     levels = max(2, int(np.ceil(np.log2(max(extent / radius, 1e-300)))) + _FINENESS[gen.domain.dim])
@@ -209,11 +200,7 @@ class Flow:
 
 
 def basin_loads(gen: Generator, flow: Flow) -> tuple[list[PETSc.Vec], list[PETSc.Vec]]:
-    """Loads of the basins, the last for what belongs to none, and what the last cutting changed (collective).
-
-    Of the last pieces each corner stands for a share, so that the error is of first order in their size where a
-    boundary is parallel to the mesh.
-    """
+    """Loads of the basins, the last for what belongs to none, and what the last cutting changed (collective)."""
 
     def classify(x: Array) -> tuple[Array, Array]:
         x = x + _SHRINK * (x.mean(axis=1, keepdims=True) - x)

@@ -24,11 +24,7 @@ _WIDEN = 1e-3
 
 
 def certify(op: Operator, computed: fem.Function, x: np.ndarray, at_start: np.ndarray) -> list[Bound]:
-    """A lower and an upper bound from the residual of a spline near ``computed`` (collective).
-
-    The interval is widened to contain the computed values where they are outside by less than a thousandth: their
-    error is that of the mesh, the spline's another.
-    """
+    """A lower and an upper bound from the residual of a spline, which may be a thousandth off ``computed``."""
     splines = op.comm.bcast(_fit(op, op.cells.values(computed)), root=0)
     if not splines:
         why = "coefficients or the computed solution are not finite"
@@ -113,10 +109,7 @@ def _fit(op: Operator, T: np.ndarray) -> list[NdBSpline]:
 
 
 def _least_squares(A: csr_matrix, b: np.ndarray, rest: csr_matrix, data: np.ndarray, small: bool) -> list[np.ndarray]:
-    """Least squares, by orthogonal factors where small; else also reweighted towards the least maximum (Lawson).
-
-    The first is better where the solution is large and smooth, the last where its derivatives are singular.
-    """
+    """Least squares, and unless small reweighted towards the least maximum (Lawson): better at singular derivatives."""
     if small:
         both = vstack([A, rest]).toarray()
         return [lstsq(both, np.concatenate([b, data]), lapack_driver="gelsy", check_finite=False)[0]]

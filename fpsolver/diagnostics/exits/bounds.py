@@ -54,9 +54,8 @@ def exit_bounds(gen: Generator, start: Any, *, solution: Solution | None = None)
 
     Lower bounds: |x − c|² grows slowly near a centre c; e^{αf} does within the well below the lowest pass (Arrhenius).
     Upper bounds: |x − c|² grows fast everywhere; noise in one direction carries every path out.  Both: the residual of
-    a spline near the computed solution.  All are valid for degenerate D, and for reflecting walls where n·D∇w has the
-    right sign on them.  Suprema are measured on a lattice in every cell, with a margin from second differences: the
-    bounds are proofs as far as that lattice resolves the coefficients.
+    a spline near the computed solution.  D may be degenerate.  Suprema are measured on a lattice in every cell, with a
+    margin from second differences: the bounds are proofs as far as that lattice resolves the coefficients.
 
     ``start`` is one point or several (n, d); ``solution`` the mean exit time, if it has been computed already.
 

@@ -17,9 +17,8 @@ _SLOPE = 0.75  # guess of the exponent, by which gradients are compared within a
 class Talweg:
     """log (f − f*) and log |∇f| of the flattest points on many levels in the ball about ``centre`` (d,), on one rank.
 
-    Random points in shells start the search, and a few paths of the gradient flow, which are drawn to slow directions.
-    On a level, |∇f|² is lowered by Gauss–Newton steps along it, each followed by Newton's method back to the level;
-    good points are handed on from level to level.
+    From random points and a few paths of the gradient flow, |∇f|² is lowered by Gauss–Newton steps along each level and
+    Newton's method back to it; good points are handed on from level to level.
     """
 
     def __init__(self, loss: Loss, centre: np.ndarray, radius: float, seed: int):
