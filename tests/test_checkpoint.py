@@ -10,7 +10,7 @@ import pytest
 
 import fpsolver as fp
 from fpsolver.discretisation.assembly import to_vector
-from fpsolver.discretisation.points import evaluate
+from fpsolver.discretisation.solution import evaluate
 
 WORLD = MPI.COMM_WORLD
 TIMES = [0.0, 0.05, 0.2, 0.5, 1.0]
@@ -24,7 +24,7 @@ from mpi4py import MPI
 import fpsolver as fp
 from fpsolver.evolution import checkpoint
 from fpsolver.discretisation.assembly import to_vector
-from fpsolver.discretisation.points import evaluate
+from fpsolver.discretisation.solution import evaluate
 
 def problem(scheme, comm=MPI.COMM_WORLD):
     process = fp.SDE(lambda x: (x[1], x[0] - x[0] ** 3 - x[1]), ((0.3, 0), (0, 0.5)))

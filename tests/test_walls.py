@@ -12,7 +12,7 @@ from tools import check
 
 import fpsolver as fp
 from fpsolver.discretisation import generator
-from fpsolver.discretisation._walls import lacking_diffusion
+from fpsolver.discretisation.boundary import lacking_diffusion
 
 
 def _fastest_growth(gen, near):

@@ -12,20 +12,19 @@ from typing import Any, NamedTuple
 import basix
 import numpy as np
 import ufl
-from dolfinx import fem
+from dolfinx import fem, la
 from dolfinx import mesh as dmesh
 
 from .. import _compat
 from .._errors import agree
-from .._sample import Array, cell_type, largest, neighbours, on_sides, outer_sides, total, values
+from .._log import logger
+from .._sample import Array, at_quadrature, cell_type, largest, neighbours, on_sides, outer_sides, total, values
 from ..domains.domain import Domain
 from ..models.process import Coefficients
 from .weak import WeakForm, positive
 
 CURVED = 1e-6  # on curved facets: the squared error of their normals, 1e-10 to 1e-7 at h = 0.1 to 0.3 of the radius
 TOLERANCE = 1e-11  # relative to the largest value on the domain; rounding of symbolic coefficients stays below 1e-13
-
-
 PERIODIC = 1e-6  # of the largest value: by how much the two sides of a periodic domain may differ
 
 
@@ -209,3 +208,61 @@ class Boundary:
         table = np.concatenate([found[..., :d], flux[..., None], weights[..., None]], axis=2).reshape(-1, d + 2)
         table = np.concatenate(self.mesh.comm.allgather(table))
         return table[:, :d], table[:, d], table[:, d + 1]
+
+
+def lacking_diffusion(boundary: Boundary, coefficients: Coefficients, absorbing: Array, degree: int) -> Array:
+    """Diffusion κ n nᵀ, κ = (h q / 2 − k n·D̄n)⁺, that cells at walls lack, shape (local cells, d, d) (collective).
+
+    D̄ is the mean over the cell: diffusion that only vanishes at the wall, linearly as that of square-root processes,
+    suffices.  Cells that touch walls in a vertex or an edge only get the mean over the walls around it.
+    """
+    mesh, d = boundary.mesh, boundary.mesh.geometry.dim
+    wanted = np.zeros((len(_compat.geometry_dofmap(mesh)), d, d))
+    pressed = np.flatnonzero((boundary.pressure > 0) & ~np.isin(boundary.facets, absorbing))
+    if not mesh.comm.allreduce(len(pressed)):
+        return wanted
+    sides, n = boundary.sides[pressed], boundary.normals[pressed]
+    rows = [coefficients.D[i, j] for i in range(d) for j in range(d)]
+    found, weights = at_quadrature(mesh, rows, 4, sides[:, 0])
+    D = np.einsum("cq,cqi->ci", weights, found) / weights.sum(axis=1)[:, None]
+    present = np.einsum("cij,ci,cj->c", D.reshape(-1, d, d), n, n)
+    lacking = np.maximum(0.5 * boundary.pressure[pressed] - degree * present, 0.0)
+    tensors = lacking[:, None, None] * n[:, :, None] * n[:, None, :]
+    np.add.at(wanted, sides[:, 0], tensors)
+    return wanted if d == 1 else _spread(mesh, wanted, sides, tensors)
+
+
+def _spread(mesh: dmesh.Mesh, wanted: Array, sides: Array, tensors: Array) -> Array:
+    """Give cells that only touch walls the mean over those around their vertices, as far as it acts along their own."""
+    d = mesh.geometry.dim
+    V = fem.functionspace(mesh, ("Lagrange", 1, (d * d + 1,)))
+    around, corners = fem.Function(V), V.dofmap.list
+    table = np.column_stack([tensors.reshape(-1, d * d), np.trace(tensors, axis1=1, axis2=2) > 0])
+    nodes = around.x.array.reshape(-1, d * d + 1)
+    for i in range(d + 1):  # the facet opposite to vertex i has the others
+        opposite = np.flatnonzero(sides[:, 1] != i)
+        np.add.at(nodes, corners[sides[opposite, 0], i], table[opposite])
+    around.x.scatter_reverse(la.InsertMode.add)
+    around.x.scatter_forward()
+    touching = nodes[corners].sum(axis=1)
+    mean = touching[:, :-1] / np.maximum(touching[:, -1:], 1.0)
+    free = np.eye(d) - wanted @ np.linalg.pinv(wanted, rcond=1e-8, hermitian=True)  # along the cell's own walls
+    spread = wanted + free @ mean.reshape(-1, d, d) @ free
+    # of a ghost's own walls only its owner knows
+    known = fem.Function(fem.functionspace(mesh, ("DG", 0, (d, d))))
+    known.x.array[:] = spread.ravel()
+    known.x.scatter_forward()
+    return np.asarray(known.x.array.reshape(-1, d, d).copy())
+
+
+def warn_of_added(boundary: Boundary, added: Array) -> bool:
+    """Whether diffusion is added anywhere, which is warned about (collective)."""
+    value = largest(boundary.mesh.comm, np.trace(added, axis1=1, axis2=2), 0.0)
+    if value > 0:
+        logger.warning(
+            "the drift presses on a reflecting wall with less diffusion than this mesh needs there; up to %.3g is "
+            "added across it in the cells at it, or modes would grow. Error bars of exit times contain what that "
+            "changes; densities have none, so let there be negligible mass at the wall, or refine there.",
+            value,
+        )
+    return value > 0

@@ -15,9 +15,8 @@ from .._sample import smallest
 from ..domains.domain import Domain
 from ..models.fields import Space
 from ..models.process import Coefficients
-from ._choice import check_not_nan
 from .assembly import nodal_values
-from .schemes import Scheme
+from .schemes import Scheme, check_not_nan
 from .territory import Territory
 from .weak import WeakForm, quadrature_degree
 

@@ -20,12 +20,19 @@ from .._log import once
 from ..domains.domain import Domain
 from ..models.fields import Space
 from ..models.process import SDE, Process
-from ._choice import HIGH_BARRIER, barrier, check_jumps, check_walls, choose_degree, choose_scheme, gibbs_potential
-from ._walls import lacking_diffusion, warn_of_added
 from .assembly import make_matrix, make_vector
-from .boundary import Boundary, FicheraClasses, check_periodic, check_potential, survey_cells
+from .boundary import (
+    Boundary,
+    FicheraClasses,
+    check_periodic,
+    check_potential,
+    lacking_diffusion,
+    survey_cells,
+    warn_of_added,
+)
 from .forms import Forms, settle_weight, weak_form
 from .jumps import around, complete, midpoints, rebuilt, rough_cells
+from .schemes import HIGH_BARRIER, barrier, check_jumps, check_walls, choose_degree, choose_scheme, gibbs_potential
 from .territory import Territory
 from .weak import WeakForm
 

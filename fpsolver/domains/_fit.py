@@ -16,8 +16,7 @@ import numpy.typing as npt
 from .. import _compat
 from .._errors import on_root
 from . import _refine
-from ._arrays import Array, RawMesh, find, opposite
-from ._conform import equal_rows
+from ._arrays import Array, RawMesh, equal_rows, find, opposite
 from ._meshes import distribute
 from ._tables import along, boundary_of, edges_of, faces_of, measures_of, normals_of, numbers_of, split
 from .regions import NUDGE, Inside

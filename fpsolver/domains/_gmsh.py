@@ -15,8 +15,7 @@ import numpy as np
 from .. import _compat
 from .._arguments import check_numbers, expect
 from .._errors import import_optional
-from ._arrays import SHAPES, Array, RawMesh, tidy
-from ._conform import equal_rows
+from ._arrays import SHAPES, Array, RawMesh, equal_rows, tidy
 from ._refine import element
 from .regions import check_polygon
 

@@ -15,7 +15,7 @@ from dolfinx import cpp
 from dolfinx import mesh as dmesh
 
 from .. import _compat
-from ._conform import equal_rows
+from ._arrays import equal_rows
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

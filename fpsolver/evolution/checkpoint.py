@@ -27,7 +27,7 @@ from .._log import logger
 from .._sample import own_cells, push_forward
 from ..discretisation.assembly import to_function, to_vector
 from ..discretisation.generator import Generator
-from ..discretisation.points import bounds
+from ..discretisation.solution import bounds
 from ._krylov import Snapshot
 from ._scheduled import functionals
 

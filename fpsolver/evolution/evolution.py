@@ -1,20 +1,24 @@
 """What an evolution gives: a solution at each of its times, and the mass that has left until then."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from functools import cache
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .._answer import Answer, figures, need_steps, steps_of
+from .._arguments import expect
 from ..chain import Chain
+from ..chain.sources import field as as_field
 from ..discretisation.assembly import to_density, to_function
 from ..discretisation.fluxes import basis_integrals
 from ..discretisation.positivity import Limiter, limiter
 from ..discretisation.solution import Level
-from ._krylov import Snapshot
+from ._krylov import Snapshot, dots
+from .initial import load_density
 from .law import Law, Whole
+from .schedule import pieces
 
 
 class _Row(NamedTuple):
@@ -46,7 +50,8 @@ class Evolution(Answer, Sequence[Whole]):
         scheduled: whether numbers changed on the way.
         stats: unknowns, scheme, degree, solves, factorisations, steps, basis, time_error (estimated, relative, in the
             L² norm).
-        again: the same evolution of another generator or chain, of which error bars are made; None: there are none.
+        again: the same evolution of another generator or chain, of which error bars are made, kept once it is known;
+            None: there are none.
         history: the meshes of an evolution to a prescribed accuracy, the coarsest first.
     """
 
@@ -58,7 +63,6 @@ class Evolution(Answer, Sequence[Whole]):
     stats: dict[str, Any] = field(default_factory=dict)
     again: Callable[[Any], Sequence[Any]] | None = None
     history: tuple[Level, ...] = ()
-    _others: dict[int, tuple[Any, Sequence[Any]]] = field(default_factory=dict)
     _rows: list[_Row] = field(default_factory=list)
 
     def append(self, snapshot: Snapshot) -> None:
@@ -70,25 +74,13 @@ class Evolution(Answer, Sequence[Whole]):
             function = (to_density if self.name == "density" else to_function)(gen, vector)
             mass, least = vector.dot(basis_integrals(gen)), limiter(gen).minimum(function)
         name = f"{self.name} at t = {snapshot.time:g}"
-        again = None if self.again is None else partial(self._from, len(self))
+        again = None if (ask := self.again) is None else lambda other, i=len(self): ask(other)[i]
         kind = Law if self.name == "density" else Whole
         solution = kind(gen, function, self.stats, name, again, self.limiter)
         self._rows.append(_Row(snapshot.time, float(mass), float(least), snapshot.integrals, solution))
 
-    def _from(self, i: int, other: Any) -> Any:
-        """What another generator or chain gives at the i-th time; it is asked for all times at once (collective)."""
-        known = self._others.get(id(other))
-        if known is None:
-            assert self.again is not None
-            known = self._others[id(other)] = other, self.again(other)
-        return known[1][i]
-
-    sure: ClassVar[bool] = True
-    roundoff: ClassVar[float] = 0.0
-
-    def shape_error(self) -> float:
-        """Nothing, as of each of its functions."""
-        return 0.0
+    # as of each of its functions
+    sure, roundoff, shape_error = Whole.sure, Whole.roundoff, Whole.shape_error
 
     def accuracy(self) -> tuple[float, float]:
         """The worst ratio over the times, as :func:`~fpsolver.chain.refinement.to_accuracy` asks (collective)."""
@@ -152,3 +144,52 @@ class Evolution(Answer, Sequence[Whole]):
         when = f"t = {self.times[0]:g}" + (f" to {self.times[-1]:g} ({len(self)} times)" if len(self) > 1 else "")
         mass = f": mass {self.mass[0]:.6g}" + (f" to {self.mass[-1]:.6g}" if len(self) > 1 else "")
         return f"{self.name} at {when}{mass if self.name == 'density' else ''}\n  {figures(self.stats)}"
+
+
+def walk(
+    chain: Chain, name: str, data: Any, times: np.ndarray, schedule: Mapping[str, Any] | None, checkpoint: Any
+) -> Evolution:
+    """The evolution of a chain from an initial law or a payoff (collective)."""
+    forward = name == "density"
+    expect("checkpoint", checkpoint, "None, as a chain keeps none (evolve it in pieces),", checkpoint is None)
+    if schedule is not None and not forward:
+        raise ValueError("backward: a chain takes schedules forward, with evolve; backward ones run piece by piece.")
+    parts = chain.absorbing if forward else ()
+
+    def march(chain: Chain) -> Iterator[Snapshot]:
+        start = load_density(chain, data, "initial density") if forward else chain.load(as_field(chain, data, "payoff"))
+        now, image, left = chain.inverse * start, start.duplicate(), np.zeros(1 + len(parts))
+        for t, links in _steps(chain, times, schedule):
+            for link in links:
+                flux = dots(now, list(link.exits.values()))
+                left += [flux.sum(), *flux] if forward else 0.0
+                (link.P.multTranspose if forward else link.P.mult)(now, image)
+                link.inverse.mult(image, now)
+            yield Snapshot(t, now.copy(), left.copy() if forward else np.zeros(0))
+
+    again = None if schedule is not None else cache(lambda other: [snapshot.vector for snapshot in march(other)])
+    evolution = Evolution(name, chain, parts, scheduled=schedule is not None, again=again)
+    evolution.stats.update(chain.stats())
+    for snapshot in march(chain):
+        evolution.append(snapshot)
+    return evolution
+
+
+def _steps(chain: Chain, times: np.ndarray, schedule: Mapping[str, Any] | None) -> Iterator[tuple[float, list[Chain]]]:
+    """For each time the steps that lead there from the time before: (time, one chain per step)."""
+    if schedule is None:
+        counts = np.rint(times / chain.time_per_step).astype(int)
+        for count, more in zip(counts, np.diff(counts, prepend=0), strict=True):
+            yield float(count * chain.time_per_step), [chain] * more
+        return
+    stretches, t, known = pieces(chain, schedule), 0.0, dict[Any, Chain]()
+    for time in times:
+        links = []
+        while t < time - 1e-9:
+            numbers = next(piece for piece in reversed(stretches) if piece.begin <= t + 1e-9).at(t)
+            key = tuple(numbers.items())
+            if key not in known:
+                known[key] = chain.replace(**numbers)
+            links.append(known[key])
+            t += known[key].time_per_step
+        yield t, links

@@ -1,6 +1,7 @@
 """Evolution in time: densities forward, expectations of payoffs backward, with one propagator per generator."""
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,8 @@ from ..discretisation.solver import statistics
 from ._expm import LEAST
 from ._krylov import Snapshot
 from ._scheduled import Equation
-from ._walk import walk
 from .checkpoint import Checkpoint, describe
-from .evolution import Evolution
+from .evolution import Evolution, walk
 from .initial import Dirac, Gaussian, coefficients, numbers
 
 MEANS = 2.0  # growth of the integral of |cell means|: transport that is not resolved adds a few per cent
@@ -90,7 +90,7 @@ def evolve(
         mass, positive = limit.masses(limit.means(to_density(other, p0)))
         # of a signed measure, a tenth or more of whose mass in cells is negative, nothing is made non-negative
         signed = positive - mass >= 0.1 * positive and not isinstance(initial, Gaussian | Dirac)
-        again = (lambda finer: [p.raw for p in ask(finer, stricter(tol), False)]) if whole else None
+        again = cache(lambda finer: [p.raw for p in ask(finer, stricter(tol), False)]) if whole else None
         limits = None if signed else limit
         evolution = Evolution("density", other, other.absorbing, limits, schedule is not None, again=again)
         in_norm = tol if other.weak.scheme.unknown_is_density else _weighted_tol(other, p0, tol)
@@ -130,7 +130,7 @@ def backward(
 
     def ask(other: Generator, tol: float = tol, whole: bool = True) -> Evolution:
         u0 = coefficients(other, payoff, "payoff", payoff=True)
-        again = (lambda finer: [u.raw for u in ask(finer, stricter(tol), False)]) if whole else None
+        again = cache(lambda finer: [u.raw for u in ask(finer, stricter(tol), False)]) if whole else None
         evolution = Evolution("expectation", other, scheduled=schedule is not None, again=again)
         return _run(evolution, u0, times, tol, options, schedule, checkpoint if whole else None)
 

@@ -6,6 +6,8 @@ from functools import cached_property, partial
 from itertools import combinations_with_replacement
 from typing import Any
 
+from petsc4py import PETSc
+
 import numpy as np
 from dolfinx import fem
 
@@ -17,10 +19,10 @@ from ..chain.equations import bar, variants
 from ..chain.sources import field
 from ..discretisation.generator import Generator
 from ..discretisation.others import Measure, Others
-from ..discretisation.solution import Level, Solution, evaluate
+from ..discretisation.solution import Level, Solution, as_points, evaluate
 from ..domains.domain import Domain
 from ..domains.regions import as_inside, marker_of
-from .spread import Spread
+from .initial import is_density, load_density
 
 Array = np.ndarray[Any, Any]
 Field = Callable[[Array], Array]
@@ -87,9 +89,8 @@ class Whole(Solution):
 
     def accuracy(self) -> tuple[float, float]:
         """∫ |p| and its error, as :func:`~fpsolver.chain.refinement.to_accuracy` asks (collective)."""
-        return float(total(self.generator.domain.comm, _sizes(self.raw).sum())), float(
-            np.ravel(np.asarray(self.error))[0]
-        )
+        size = float(total(self.generator.domain.comm, _sizes(self.raw).sum()))
+        return size, float(np.ravel(np.asarray(self.error))[0])
 
     def by_cells(self) -> Array | None:
         """Shares of this rank's cells in the error; None: not known (collective)."""
@@ -240,3 +241,47 @@ def _points_in(domain: Domain, region: str) -> tuple[Array, Array, Array]:
     _, x, weights = quadrature(mesh, 14, cells[cells < owned])
     points, edge = x.reshape(-1, domain.dim), x.mean(axis=1)
     return tuple(np.concatenate(comm.allgather(a)) for a in (points, weights.ravel(), edge))  # type: ignore[return-value]
+
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass
+class Spread:
+    """Error bars of one answer, ``at_start()`` and ``at(points)`` (collective)."""
+
+    chain: Chain  #: the one that answered
+    u: PETSc.Vec  #: its answer
+    solve: Callable[[Chain], list[PETSc.Vec]]  #: the answers of another chain, this one last
+    start: Any  #: points (n, d), an initial law, or None for the uniform law on the domain
+    floor: float  #: relative error from rounding
+
+    def __post_init__(self) -> None:
+        if self.start is not None and not is_density(self.start):
+            self.start = as_points(self.start, self.chain.domain.dim, "start")
+
+    @cached_property
+    def _all(self) -> list[tuple[Chain, PETSc.Vec]]:
+        return [(self.chain, self.u), *((c, self.solve(c)[-1]) for c in variants(self.chain))]
+
+    def value(self) -> Array:
+        """The answer at the starts, shape (n,)."""
+        return _at_start(self.chain, self.u, self.start)
+
+    def at_start(self) -> Array:
+        """Error bars at the starts."""
+        return bar(np.array([_at_start(c, u, self.start) for c, u in self._all]), self.floor)
+
+    def at(self, points: Any) -> Array:
+        """Error bars at points."""
+        x = as_points(points, self.chain.domain.dim)
+        return bar(np.array([c.values(u, x) for c, u in self._all]), self.floor)
+
+
+def _at_start(chain: Chain, u: PETSc.Vec, start: Any) -> Array:
+    """Values at points, or the mean over an initial law, shape (n,) (collective)."""
+    if isinstance(start, np.ndarray):
+        return chain.values(u, start)
+    if start is None:
+        return np.array([u.dot(chain.integrals) / chain.integrals.sum()])
+    return np.array([u.dot(load_density(chain, start))])

@@ -19,7 +19,7 @@ from ..chain.refinement import Accuracy, to_accuracy
 from ..discretisation.generator import Generator
 from ..discretisation.solution import Level, Solution, as_points
 from ..evolution.initial import is_density
-from ..evolution.spread import Spread
+from ..evolution.law import Spread
 from ..models.fields import Batched
 from ._expectation import Part, check_times
 from .error import DualWeighted

@@ -10,7 +10,7 @@ from scipy.integrate import solve_ivp
 from ..._answer import Answer, place
 from ..._arguments import part_names
 from ..._sample import neighbours
-from ...discretisation.points import as_points, contains, locate
+from ...discretisation.solution import as_points, contains, locate
 from ...domains.domain import Domain
 from ...models.process import Process
 from ..landscape.critical import CriticalPoint, find_critical_points, polish

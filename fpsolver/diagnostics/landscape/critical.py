@@ -8,7 +8,7 @@ import numpy as np
 from ..._answer import Answer, place
 from ..._errors import together
 from ..._sample import lattice, push_forward
-from ...discretisation.points import contains
+from ...discretisation.solution import contains
 from ...domains.domain import Domain
 from .lojasiewicz import Exponent
 from .points import Loss, covariance_at

@@ -9,7 +9,7 @@ from scipy import stats
 from ..._answer import Answer
 from ..._arguments import check_positive
 from ..._errors import on_root
-from ...discretisation.points import as_points, contains, locate
+from ...discretisation.solution import as_points, contains, locate
 from ...domains.domain import Domain
 from ._talweg import Talweg
 from .points import Loss
