@@ -13,8 +13,7 @@ from mpi4py import MPI
 
 import fpsolver as fp
 from fpsolver import _petsc
-from fpsolver.discretisation.fluxes import basis_integrals
-from fpsolver.discretisation.solver import exit_preset
+from fpsolver.discretisation.solver import basis_integrals, exit_preset
 
 comm = MPI.COMM_WORLD
 PREFIX = "fp_exit_"

@@ -15,7 +15,7 @@ from tools import BOX, box, check, interpolated, pairing, simplex
 
 import fpsolver as fp
 from fpsolver.discretisation.assembly import to_vector
-from fpsolver.discretisation.fluxes import basis_integrals
+from fpsolver.discretisation.solver import basis_integrals
 
 SCHEMES = pytest.mark.parametrize("scheme", ["galerkin", "dg"])
 

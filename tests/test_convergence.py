@@ -10,7 +10,7 @@ import ufl
 from tools import BOX, box, expectation, l2_error
 
 import fpsolver as fp
-from fpsolver.discretisation.fluxes import exit_flux
+from fpsolver.discretisation.solver import exit_flux
 
 
 def _exact_ufl(x):

@@ -11,8 +11,7 @@ from tools import BOX, box, coefficient_error, interpolated, pairing
 
 import fpsolver as fp
 from fpsolver.discretisation.assembly import to_vector
-from fpsolver.discretisation.fluxes import basis_integrals, exit_flux
-from fpsolver.discretisation.solver import exit_solver
+from fpsolver.discretisation.solver import basis_integrals, exit_flux, exit_solver
 
 pytestmark = pytest.mark.parallel
 

@@ -12,8 +12,8 @@ from tools import BOX, box, narrow_escape, random_acceleration
 
 import fpsolver as fp
 from fpsolver.discretisation.assembly import to_vector
-from fpsolver.discretisation.fluxes import basis_integrals
 from fpsolver.discretisation.others import remaining
+from fpsolver.discretisation.solver import basis_integrals
 
 
 @dataclass(frozen=True)

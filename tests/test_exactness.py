@@ -9,7 +9,7 @@ import pytest
 from tools import BOX, box, coefficient_error, interpolated, simplex
 
 import fpsolver as fp
-from fpsolver.discretisation.fluxes import basis_integrals
+from fpsolver.discretisation.solver import basis_integrals
 
 pytestmark = pytest.mark.parallel
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import fpsolver as fp
 from fpsolver.discretisation.assembly import to_vector
-from fpsolver.discretisation.fluxes import basis_integrals
+from fpsolver.discretisation.solver import basis_integrals
 
 fuzz = settings(
     derandomize=True, deadline=None, max_examples=8, database=None, suppress_health_check=[HealthCheck.too_slow]

@@ -11,7 +11,7 @@ from scipy import integrate
 from tools import BOX, box, check
 
 import fpsolver as fp
-from fpsolver.discretisation.fluxes import exit_flux
+from fpsolver.discretisation.solver import exit_flux
 from fpsolver.models.fields import Space
 
 

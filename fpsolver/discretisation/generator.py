@@ -20,7 +20,7 @@ from .._log import once
 from ..domains.domain import Domain
 from ..models.fields import Space
 from ..models.process import SDE, Process
-from .assembly import make_matrix, make_vector
+from .assembly import make_matrix
 from .boundary import (
     Boundary,
     FicheraClasses,
@@ -243,10 +243,6 @@ class Generator:
                 pattern = None if self.weak.scheme.family == "DG" else G  # discontinuous, it is block diagonal
                 self._mass = make_matrix(self._forms.bind(self._forms.mass, self.weak, self._own), pattern)
         return self._mass
-
-    def integrate_basis(self) -> PETSc.Vec:
-        """∫ w φ_i as a new vector (collective)."""
-        return make_vector(self.V, self._forms.bind(self._forms.integral, self.weak, self._own))
 
     def boundary_report(self) -> dict[str, FicheraClasses]:
         """Measure of each Fichera class on every named part (collective)."""

@@ -30,9 +30,8 @@ from .._log import logger
 from .._petsc import LinearSolver, Options
 from ._wells import Floats, eliminate, find_wells
 from .assembly import assemble_vector, nodal_potential, to_function, to_vector
-from .fluxes import exit_flux
 from .generator import Generator, derived
-from .solver import Key, exit_preset, merged
+from .solver import Key, exit_flux, exit_preset, merged
 
 UNRESOLVED = "DIVERGED_UNRESOLVED"  # the reason of a mesh on which no exit is resolved
 _STEP = (0.1, 0.9)  # χ rises from 0 to 1 while h does between these: where h is neither 0 nor 1, at the saddles

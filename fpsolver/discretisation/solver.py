@@ -1,11 +1,14 @@
-"""The linear solver of exit problems, and what answers report about a generator."""
+"""The linear solver of exit problems, what leaves and what a density has in all, and what answers report."""
 
 from collections.abc import Hashable
 from typing import Any
 
 from petsc4py import PETSc
 
+import ufl
+
 from .. import _petsc
+from .assembly import assemble_vector, make_vector
 from .generator import Generator, derived
 
 Key = tuple[tuple[str, Hashable], ...]
@@ -45,3 +48,31 @@ def statistics(gen: Generator) -> dict[str, Any]:
     tabulated = {"tabulation_error": max(tables)} if tables else {}
     size = gen.V.dofmap.index_map.size_global
     return {"unknowns": size, "scheme": gen.scheme, "degree": gen.degree, **tabulated}
+
+
+def exit_vector(gen: Generator, g: Any, part: str) -> PETSc.Vec:
+    """ℓ_i = backward data ``g`` tested with φ_i on one part; ℓᵀp is its outflux for g = 1 (collective)."""
+    v = ufl.TestFunction(gen.V)
+    return assemble_vector(gen, gen.weak.exit_data(g, v, gen.territory.facets((part,))))
+
+
+@derived
+def exit_flux(gen: Generator, part: str) -> PETSc.Vec:
+    """Vector ℓ with ℓᵀp = mass per time that the density p loses through ``part`` (collective)."""
+    return exit_vector(gen, gen.weak.space.constant(1.0), part)
+
+
+@derived
+def total_flux(gen: Generator) -> PETSc.Vec:
+    """−Gᵀ1: all that leaves, also where named parts overlap (collective)."""
+    ones, flux = gen.G.createVecLeft(), gen.G.createVecRight()
+    ones.set(1.0)
+    gen.G.multTranspose(ones, flux)
+    flux.scale(-1.0)
+    return flux
+
+
+@derived
+def basis_integrals(gen: Generator) -> PETSc.Vec:
+    """m_i = ∫ w φ_i, so that mᵀp is the mass of a density (collective)."""
+    return make_vector(gen.V, gen._forms.bind(gen._forms.integral, gen.weak, gen._own))

@@ -8,15 +8,17 @@ from mpi4py import MPI
 
 import basix.ufl
 import numpy as np
-from dolfinx import default_real_type, io
+import ufl
+from dolfinx import cpp, default_real_type, io
 from dolfinx import mesh as dmesh
 
 from .. import _compat
 from .._arguments import check_choice, check_integer, check_numbers, expect
 from .._errors import on_root
 from .._log import logger
-from . import _periodic, _refine
-from ._arrays import SHAPES, Array, RawMesh
+from . import _refine
+from ._arrays import SHAPES, Array, RawMesh, equal_rows
+from ._refine import ends_of
 from .regions import Facets, find_boundary
 
 GHOSTS = dmesh.GhostMode.shared_facet
@@ -85,7 +87,7 @@ def box(kind: str, comm: MPI.Comm, low: Any, high: Any, n: Any, periodic: Any, d
     expect(f"{what}: periodic", periodic, f"{dim} of True or False", good)
     if not given.any():
         return Made(mesh, sides, {}, None)
-    least = _periodic.LEAST
+    least = 3  # with fewer, two edges would have the same two ends
     expect(f"{what}: n", cells, f"at least {least} cells in periodic directions", min(np.array(cells)[given]) >= least)
     kept = {name: sides[name] for name, gone in zip(SIDES[dim], np.repeat(given, 2), strict=True) if not gone}
     periods = np.where(given[:, None], np.column_stack((a, b)), np.nan)
@@ -98,7 +100,7 @@ def create_mesh(comm: MPI.Comm, cells: Array, x: Array, dim: int, degree: int, p
     element = basix.ufl.element("Lagrange", SHAPES[dim], degree, variant, shape=(dim,), dtype=default_real_type)
     partitioner = _compat.cell_partitioner(GHOSTS)
     if periods is not None:
-        return _periodic.create(comm, cells, x, element, partitioner, periods)
+        return _create_periodic(comm, cells, x, element, partitioner, periods)
     return dmesh.create_mesh(comm, cells=cells, x=x, e=element, partitioner=partitioner)
 
 
@@ -138,3 +140,50 @@ def read_xdmf(path: Path, names: Sequence[str], comm: MPI.Comm) -> tuple[dmesh.M
         mesh.topology.create_connectivity(dim - 1, dim)
         tags = file.read_meshtags(mesh, name="parts")
     return mesh, {name: tags.indices[(tags.values >> i) & 1 == 1] for i, name in enumerate(names)}
+
+
+def _create_periodic(
+    comm: MPI.Comm, cells: Array, x: Array, element: Any, partitioner: Any, periods: Array
+) -> dmesh.Mesh:
+    """A mesh of straight cells on which opposite sides of a box are one (collective).
+
+    DOLFINx makes cells, facets, ghosts and degrees of freedom from the topology alone, whose nodes are merged, so that
+    every scheme sees a mesh without a boundary there; coordinates are looked up by cell, and each has nodes of its own.
+    """
+    number, first = _merged(comm, x, periods)
+    copies = np.arange(max(cells.max(initial=-1), number.max(initial=-1)) + 1)
+    copies[number] = first
+    same = copies[cells]
+    merged = dmesh.create_mesh(comm, cells=same, x=x, e=element, partitioner=partitioner)
+    topology = merged.topology
+    rows = np.concatenate(comm.allgather(cells))[np.asarray(topology.original_cell_index)]
+    points = np.concatenate(comm.allgather(x))[rows.ravel()]
+    index, n = topology.index_map(topology.dim), rows.shape[1]
+    ghosts = (np.asarray(index.ghosts)[:, None] * n + np.arange(n)).ravel()
+    nodes = _compat.index_map(comm, index.size_local * n, ghosts, np.repeat(index.owners, n))
+    dofmap = np.arange(rows.size, dtype=np.int32).reshape(rows.shape)
+    cmap = _compat.coordinate_map(merged)._cpp_object
+    geometry = cpp.mesh.Geometry_float64(nodes, dofmap, cmap, points, rows.ravel())
+    whole = cpp.mesh.Mesh_float64(comm, getattr(topology, "_cpp_object", topology), geometry)
+    return dmesh.Mesh(whole, ufl.Mesh(element))
+
+
+def _merged(comm: MPI.Comm, x: Array, periods: Array) -> tuple[Array, Array]:
+    """Numbers of all nodes on periodic sides, sorted, and the least number among the copies of each (collective)."""
+    extent, offset = np.ptp(periods, axis=1), sum(comm.allgather(len(x))[: comm.rank])
+    ends = ends_of(x, periods)
+    mine = np.flatnonzero(ends.any(axis=(1, 2)))
+    number, place, ends = (np.concatenate(comm.allgather(a)) for a in (offset + mine, x[mine], ends[mine]))
+    wrapped = np.where(ends[:, :, 1], periods[:, 0], place)
+    scale = np.where(np.isfinite(extent), extent, max(float(np.nanmax(extent)), 1.0))
+    which, _, _, count = equal_rows(np.rint(wrapped / (1e-7 * scale) + 0.37))
+    lonely = count[which] != 2 ** ends.any(axis=2).sum(axis=1)
+    if lonely.any():
+        raise ValueError(
+            f"the sides of a periodic domain do not match: the node at {place[lonely.argmax()].tolist()} has no copy "
+            "on the other side; nodes of opposite sides that differ by the period alone were expected."
+        )
+    least = np.full(len(count), np.iinfo(np.int64).max)
+    np.minimum.at(least, which, number)
+    order = np.argsort(number)
+    return number[order], least[which][order]

@@ -23,7 +23,6 @@ from .. import _compat
 from .._errors import together
 from .._sample import largest, outer_sides, smallest
 from ._arrays import SHAPES, RawMesh, opposite
-from ._periodic import on_upper_sides
 from .regions import local_indices
 
 Ints = npt.NDArray[np.int64]
@@ -75,7 +74,9 @@ def divided(
     """
     cells, bary, parent = children
     keys, points = _nodes(x, parents, *children, degree)
-    keys = np.concatenate((keys, on_upper_sides(points, periods)), axis=2)
+    if periods is not None:  # a node and its copy on the other side are two
+        upper = ends_of(points.reshape(-1, points.shape[2]), periods)[:, :, 1].reshape(points.shape)
+        keys = np.concatenate((keys, upper), axis=2, dtype=np.int64)
     if move is not None:
         points = _moved(comm, points, degree, move)
         if periods is not None:
@@ -248,3 +249,8 @@ def _exchange(comm: MPI.Comm, rows: npt.NDArray, there: Ints, here: Ints) -> npt
     width = rows.shape[1]
     comm.Alltoallv([np.ascontiguousarray(rows), there * width], [received, here * width])
     return received
+
+
+def ends_of(x: Floats, periods: Floats) -> npt.NDArray[np.bool_]:
+    """Whether points (n, d) are at the lower and the upper end of each periodic coordinate, shape (n, d, 2)."""
+    return np.abs(x[:, :, None] - periods) <= 1e-9 * np.ptp(periods, axis=1)[:, None]  # not where these are NaN

@@ -19,9 +19,8 @@ import numpy as np
 
 from .._errors import NotConverged
 from .._petsc import LinearSolver, Options, direct_preset
-from ..discretisation.fluxes import basis_integrals, exit_flux, total_flux
 from ..discretisation.generator import Generator, derived
-from ..discretisation.solver import Key, merged
+from ..discretisation.solver import Key, basis_integrals, exit_flux, merged, total_flux
 from ._expm import LEAST, Propagator, Stats
 from ._krylov import Snapshot
 from ._rosenbrock import Frozen, Moment, step

@@ -12,9 +12,9 @@ from .._arguments import expect
 from ..chain import Chain
 from ..chain.sources import field as as_field
 from ..discretisation.assembly import to_density, to_function
-from ..discretisation.fluxes import basis_integrals
 from ..discretisation.positivity import Limiter, limiter
 from ..discretisation.solution import Level
+from ..discretisation.solver import basis_integrals
 from ._krylov import Snapshot, dots
 from .initial import load_density
 from .law import Law, Whole

@@ -21,10 +21,9 @@ from ..chain.equations import PREFIX, Figures, Operator, check_sound, solve
 from ..chain.refinement import NEGATIVE
 from ..chain.sources import field
 from ..discretisation.assembly import assemble_matrix, assemble_vector, to_function, to_vector
-from ..discretisation.fluxes import basis_integrals, exit_vector
 from ..discretisation.generator import Generator, derived
 from ..discretisation.metastable import capacity_solver
-from ..discretisation.solver import Key, exit_preset, exit_solver, merged, statistics
+from ..discretisation.solver import Key, basis_integrals, exit_preset, exit_solver, exit_vector, merged, statistics
 from ._guards import check_certain_exit, check_growth, check_reach, check_roundoff, check_sign
 
 

@@ -13,10 +13,9 @@ from .._petsc import LinearSolver, Options
 from .._sample import cell_type, smallest, values
 from ..chain import Chain
 from ..chain.refinement import NEGATIVE
-from ..discretisation.fluxes import basis_integrals
 from ..discretisation.generator import Generator, derived
 from ..discretisation.metastable import estimated_rate, slowest_mode
-from ..discretisation.solver import Key, exit_preset, exit_solver, merged
+from ..discretisation.solver import Key, basis_integrals, exit_preset, exit_solver, merged
 from ..models.fields import is_number
 from .reach import closed_classes
 

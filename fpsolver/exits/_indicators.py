@@ -13,9 +13,9 @@ from dolfinx.fem.petsc import interpolation_matrix
 from .._petsc import LinearSolver
 from .._sample import own_cells
 from ..discretisation.assembly import to_function, to_vector
-from ..discretisation.fluxes import basis_integrals
 from ..discretisation.generator import Generator
 from ..discretisation.metastable import capacity_solver
+from ..discretisation.solver import basis_integrals
 
 _FLAT = 1e-6  # where h is within this of 0 or 1, weighted residuals are rounding; of a capacity it is that share
 

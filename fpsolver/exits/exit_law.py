@@ -17,10 +17,9 @@ from ..chain.equations import Operator, check_sound
 from ..chain.equations import occupation as expected_visits
 from ..chain.refinement import Accuracy, Numbers, to_accuracy
 from ..discretisation.assembly import to_density, to_function
-from ..discretisation.fluxes import basis_integrals, exit_flux
 from ..discretisation.generator import Generator
 from ..discretisation.metastable import capacity_solver
-from ..discretisation.solver import exit_solver
+from ..discretisation.solver import basis_integrals, exit_flux, exit_solver
 from ..evolution.initial import load_density
 from ._guards import check_reach, need_exit
 

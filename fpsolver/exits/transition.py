@@ -13,11 +13,10 @@ from ..chain import Chain
 from ..chain.equations import occupation
 from ..chain.refinement import Accuracy, Numbers, to_accuracy
 from ..discretisation.assembly import assemble_vector, to_vector
-from ..discretisation.fluxes import basis_integrals, exit_flux
 from ..discretisation.generator import Generator
 from ..discretisation.metastable import capacity_solver
 from ..discretisation.solution import Solution
-from ..discretisation.solver import exit_solver
+from ..discretisation.solver import basis_integrals, exit_flux, exit_solver
 from ..longtime.stationary import stationary
 from ._stopped import Region, Size, stopped
 from .regions import committor_of, over, two_regions

@@ -14,8 +14,8 @@ from scipy.optimize import linear_sum_assignment
 
 from .._sample import total
 from ..chain import Chain
-from ..discretisation.fluxes import basis_integrals
 from ..discretisation.generator import Generator
+from ..discretisation.solver import basis_integrals
 
 Complex = npt.NDArray[np.complex128]
 

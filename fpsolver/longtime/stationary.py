@@ -13,11 +13,10 @@ from .._petsc import LinearSolver, Options, direct_preset
 from ..chain import Chain
 from ..chain.refinement import Accuracy, to_accuracy
 from ..discretisation.assembly import to_density, to_vector
-from ..discretisation.fluxes import basis_integrals
 from ..discretisation.generator import Generator
 from ..discretisation.positivity import limiter
 from ..discretisation.solution import bounds
-from ..discretisation.solver import statistics
+from ..discretisation.solver import basis_integrals, statistics
 from ..evolution.law import SINGULAR, Law
 from ._of_chain import check_unique, invariant
 
