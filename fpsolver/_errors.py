@@ -1,8 +1,7 @@
-"""Errors that every rank raises alike.
+"""Errors that every rank raises alike, for a rank that raises alone leaves the others waiting.
 
-A rank that raises alone leaves the others waiting in the next collective call.  Functions of the user's therefore run
-inside :func:`together`, checks of rank-local data end in :func:`agree`, and serial work is done by :func:`on_root`.
-What nobody catches ends all ranks, see :func:`end_all_ranks`.
+Functions of the user's run inside :func:`together`, checks of rank-local data end in :func:`agree`, and serial work is
+done by :func:`on_root`.
 """
 
 import pickle

@@ -1,7 +1,6 @@
-"""Logging that speaks once: only rank 0 does, so what another rank finds is reduced or raised before it is told.
+"""Logging on rank 0 only: what another rank finds is reduced or raised before it is told.
 
-The package never configures logging when it is imported.  ``FPSOLVER_LOG_LEVEL`` (DEBUG, INFO, WARNING, SILENT) or
-:func:`set_log_level` decide what is shown; without either, Python's default shows warnings.
+``FPSOLVER_LOG_LEVEL`` (DEBUG, INFO, WARNING, SILENT) or :func:`set_log_level` decide what is shown.
 """
 
 import logging

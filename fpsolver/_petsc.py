@@ -1,8 +1,7 @@
 """PETSc behind one door: options with a fixed precedence, factorise once, and no solve without a verdict.
 
-Options prefixes are constants, the same on all ranks: see :data:`PREFIXES`.  Precedence is command line (or
-``PETSC_OPTIONS``) > ``options=`` argument > preset.  What an argument or preset adds to PETSc's database is removed
-again once the solver has read it, so that one solver's options never leak into the next.
+Precedence is command line (or ``PETSC_OPTIONS``) > ``options=`` argument > preset.  What an argument or preset adds to
+PETSc's database is removed again once the solver has read it.
 """
 
 import ctypes

@@ -1,7 +1,6 @@
-"""Three orthogonal slices through a field in space, drawn by pyvista in a process of its own.
+"""Three orthogonal slices through a field in space, drawn by pyvista in a process of its own, whose script this is.
 
-VTK ends the whole process when it finds no display, which must not happen to a parallel computation: this file is
-also the script of that process, and imports nothing of the package there.
+VTK ends the whole process when it finds no display, which must not happen to a parallel computation.
 """
 
 import importlib

@@ -1,8 +1,7 @@
 """Pictures, drawn off-screen on rank 0 from fields of any degree (all functions here are collective).
 
-Every cell is cut into small ones on which the field is evaluated, so that high degrees look smooth and jumps between
-cells are seen.  Densities are shown where their mass is.  Pictures have no state: each is a matplotlib ``Figure`` of
-its own, in one style, returned on rank 0.
+Cells are cut into small ones, so that high degrees look smooth and jumps are seen; densities are shown where their mass
+is.  Each picture is a matplotlib ``Figure`` of its own.
 """
 
 from collections.abc import Callable, Sequence

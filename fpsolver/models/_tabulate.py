@@ -1,8 +1,7 @@
 """Mean loss and covariance of many samples as continuous piecewise polynomials, with their error measured.
 
-What is interpolated is a factor σ of Σ = σσᵀ, so that Σ is positive semi-definite at every degree: of few samples the
-rectangular one, their centred gradients, which is smooth and keeps the rank; of many the symmetric root, which is not
-smooth where an eigenvalue of Σ touches zero.
+What is interpolated is a factor σ of Σ = σσᵀ, so that Σ stays semi-definite: of few samples their centred gradients,
+smooth and of the right rank; of many the symmetric root, not smooth where an eigenvalue of Σ touches zero.
 """
 
 from dataclasses import dataclass, field, replace

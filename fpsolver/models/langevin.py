@@ -32,7 +32,7 @@ def _with_potential(cls: C) -> C:
 class Langevin(Process):
     """Overdamped Langevin: b = −∇f, D = temperature · I, with invariant density ∝ e^{−f/temperature}.
 
-    The loss f is a scalar source and may be called ``potential``; ``parameters`` as of :class:`~fpsolver.SDE`.
+    The loss f is a scalar source and may be called ``potential``; ``parameters`` as of :class:`~fpsolver.Process`.
     """
 
     loss: Any
@@ -62,7 +62,7 @@ class UnderdampedLangevin(Process):
     """dX = V dt, dV = −(γ V + ∇U/m) dt + √(2γT/m) dW on (x, v): noise in v only.
 
     The invariant density is ∝ e^{−E/T} with the energy E = U + m|v|²/2 (Gibbs), for every friction γ, a rate.  The loss
-    U, of x alone, may be called ``potential``; ``parameters`` as of :class:`~fpsolver.SDE`.
+    U, of x alone, may be called ``potential``; ``parameters`` as of :class:`~fpsolver.Process`.
     """
 
     copies = 2

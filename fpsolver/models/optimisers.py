@@ -38,7 +38,7 @@ class Optimiser(Process):
         noise: Σ for batches of one sample.
         learning_rate: η.
         batch_size: B (sampled with replacement, unless ``PerSample`` says otherwise).
-        parameters: numbers by name, as of :class:`~fpsolver.SDE`.
+        parameters: numbers by name, as of :class:`~fpsolver.Process`.
     """
 
     loss: Any
@@ -206,9 +206,7 @@ class SGD(Optimiser):
     Li, Tai, E (2017), stochastic modified equations of order one and two, Itô sense: expectations at a fixed time
     differ from the algorithm's by O(η) or O(η²).  Order two has the drift −∇(f + (η/4)|∇f|²) and the same D.
 
-    Order two is about means on finite times.  Variances are O(η) themselves and right to leading order in both: on
-    f = h x²/2 with noise s² the stationary one is η s²/(h(2 − ηh)) for the algorithm, η s²/(2h) for order one and
-    η s²/(h(2 + ηh)), no better, for order two.
+    Order two is about means on finite times; variances, O(η) themselves, are right to leading order in both.
 
     f may be None with ``PerSample``; ``order`` is the weak order of the approximation.
     """

@@ -174,7 +174,6 @@ class SDE(Process):
         gibbs: scalar source U if the invariant density e^{−U} without current is known, as in one dimension it always
             is: U = ln D − ∫ b/D (Itô).  The ``weighted`` scheme needs it; a generator checks β = −D∇U cell by cell.
             With that scheme D may jump where the mesh has facets.
-        parameters: numbers by name, as of every process: ``lambda x, F: F * x[0]`` with ``{"F": 1.0}``.
     """
 
     drift: Any

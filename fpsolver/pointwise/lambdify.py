@@ -1,8 +1,7 @@
 """UFL expressions of x as functions of many points at once, without a mesh: numpy code is generated.
 
-Forms evaluate coefficients at quadrature points of a mesh; paths of a process need them wherever the paths are.  An
-expression becomes straight-line code in which every common subexpression occurs once and every number is an argument,
-so that the losses of many samples, which differ in their data only, share one function.
+Every common subexpression occurs once and every number is an argument, so that the losses of many samples, which differ
+in their data only, share one function.
 """
 
 from collections.abc import Callable, Sequence

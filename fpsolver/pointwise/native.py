@@ -1,8 +1,7 @@
 """Generated code of many samples, compiled by the C compiler that DOLFINx compiles forms with.
 
-Points are taken in groups of a fixed size, whose loops the compiler turns into vector instructions, sines and
-exponentials included where the C library has such versions (glibc).  The last group is filled up, so that a point's
-result does not depend on its neighbours or on their number.
+Points are taken in groups of a fixed size, whose loops the compiler turns into vector instructions.  The last group is
+filled up, so that a point's result does not depend on its neighbours or on their number.
 """
 
 import ctypes

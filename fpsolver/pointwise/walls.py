@@ -1,7 +1,4 @@
-"""Where paths meet the boundary of a domain: signed distances, normals and the absorbing part at a crossing.
-
-All of it is plain arrays that every rank holds in full, so that ranks move their paths without talking to each other.
-"""
+"""Where paths meet the boundary of a domain, which every rank holds in full: distances, normals, absorbing parts."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence

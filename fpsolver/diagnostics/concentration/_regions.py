@@ -1,8 +1,7 @@
 """Integrals over parts of the domain that the mesh does not follow: balls, and basins of attraction.
 
 Cells that a boundary crosses are cut into halves again and again; each of the last pieces counts with its share inside.
-The error is of second order in the size of the last pieces, and is reported from two levels of cutting.  To the basin
-of a minimum belong the points that the flow of the drift, dx/dt = b(x), takes there.
+To the basin of a minimum belong the points that the flow of the drift, dx/dt = b(x), takes there.
 """
 
 from collections.abc import Callable

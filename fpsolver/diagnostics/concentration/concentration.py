@@ -1,8 +1,4 @@
-"""The first phase: how the law concentrates near the minima, against time.
-
-Masses of balls and of basins of attraction, second moments with their bounds, the loss, and the end of the drift
-regime; forward from one initial law, or backward for all of them at once.
-"""
+"""The first phase: how the law concentrates near the minima, from one initial law, or backward for all at once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

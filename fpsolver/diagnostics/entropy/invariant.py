@@ -1,8 +1,7 @@
 """What the walls of the mesh, a part of a larger space, do to an invariant law.
 
-Whether there is one in that space a Lyapunov function tells.  If L V <= C − a V, every invariant law has ∫ V dπ <= C/a,
-and laws started anywhere stay tight (Krylov-Bogoliubov; Meyn, Tweedie, Adv. Appl. Probab. 25, 1993).  At reflecting
-walls the same bound needs n·D∇V >= 0, because ∫ LV dπ = ∫_walls π n·D∇V.
+If L V <= C − a V, every invariant law has ∫ V dπ <= C/a, and laws started anywhere stay tight (Meyn, Tweedie, Adv.
+Appl. Probab. 25, 1993); reflecting walls need n·D∇V >= 0 as well.
 """
 
 from dataclasses import dataclass

@@ -1,9 +1,8 @@
 """The residual certificate: a smooth function near the computed exit time, and how well it solves L w = −1.
 
-Finite elements are not C¹, so that their residual says nothing pointwise.  A tensor-product spline W is fitted by least
-squares to L W = −1, to the boundary data and, lightly, to the computed solution; then its residual is measured.  With
-L W ≤ −(1 − r) and W ≥ a on the absorbing boundary, E τ ≤ (W − a)/(1 − r), and likewise from below.  On reflecting walls
-a multiple of |x − c|²/2 gives n·D∇W the right sign.
+A tensor-product spline W, as finite elements are not C¹, is fitted by least squares to L W = −1, to the boundary data
+and, lightly, to the computed solution.  With L W ≤ −(1 − r) and W ≥ a on the absorbing boundary, E τ ≤ (W − a)/(1 − r),
+and likewise from below.  On reflecting walls a multiple of |x − c|²/2 gives n·D∇W the right sign.
 """
 
 import numpy as np

@@ -46,11 +46,7 @@ class Bound(Answer):
 
 
 class Operator:
-    """L = b·∇ + D:∇∇ and the boundary of a generator, sampled (collective).
-
-    ``accepts`` tells where on absorbing facets data act, ``conormal`` is Dn on reflecting ones, shape (facets, points,
-    d), and ``leaks`` tells through which of these the drift leaves without diffusion.
-    """
+    """L = b·∇ + D:∇∇ and the boundary of a generator, sampled (collective)."""
 
     def __init__(self, gen: Generator):
         domain, mesh, d = gen.domain, gen.domain.mesh, gen.domain.dim
@@ -75,7 +71,7 @@ class Operator:
         at_exit, at_wall = self.exits.values(rows), self.walls.values(rows)
         tolerance = CURVED if coordinate_map(mesh).degree > 1 else TOLERANCE
         flat, still = tolerance * self.scale, tolerance * speed
-        # grazing points count as accepting: they are limits of points that do
+        # where on absorbing facets data act; grazing points count: they are limits of points that do
         self.accepts = (at_exit[..., d] > flat) | (at_exit[..., d + 1] > -still)
         self.leaks = np.any((at_wall[..., d] <= flat) & (at_wall[..., d + 1] > still), axis=1)
         self.conormal = np.where(at_wall[..., d : d + 1] > flat, at_wall[..., :d], 0.0)
@@ -101,11 +97,10 @@ class Operator:
 
 
 class Passes:
-    """Cells of all ranks joined through their facets, and one further node, the last one: the exit.
+    """Cells of all ranks joined through their facets, and as the last node the exit; made of the levels of own cells.
 
-    A path from cell to cell is as high as the largest of its cells' levels; the pass between two nodes is the lowest
-    such height.  With levels that are infima of f over the cells, no path in space crosses lower.  Made of the levels
-    of this rank's own cells, and (own cell, level) of each facet through which one can leave (collective).
+    ``exits`` are (own cell, level) of facets through which one can leave.  The pass between two nodes is the lowest of
+    the heights of paths from cell to cell, which are the largest of their cells' levels (collective).
     """
 
     def __init__(self, domain: Domain, level: np.ndarray, exits: tuple[np.ndarray, np.ndarray]):
