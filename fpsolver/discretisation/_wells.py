@@ -29,9 +29,7 @@ def find_wells(
     return comm.bcast(found)
 
 
-def _edges(
-    V: fem.FunctionSpace, U: Floats, exits: npt.ArrayLike, cells: Any
-) -> tuple[Integers, Floats, npt.NDArray[np.bool_]]:
+def _edges(V: fem.FunctionSpace, U: Floats, exits: npt.ArrayLike, cells: Any) -> tuple[Integers, Floats, Any]:
     """Edges of this rank's cells: global ends (n, 2), potential (n, 2), whether an end absorbs (n, 2)."""
     topology = V.mesh.topology
     absorbs = np.zeros(len(U), dtype=bool)

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 from petsc4py import PETSc
 
 import numpy as np
-import numpy.typing as npt
 import ufl
 from dolfinx import fem, la
 from dolfinx.cpp.la import petsc as la_petsc
@@ -18,9 +17,7 @@ if TYPE_CHECKING:
     from .generator import Generator
 
 
-def make_matrix(
-    form: fem.Form, pattern: PETSc.Mat | None = None, idle: npt.NDArray[np.bool_] | None = None
-) -> PETSc.Mat:
+def make_matrix(form: fem.Form, pattern: PETSc.Mat | None = None, idle: np.ndarray | None = None) -> PETSc.Mat:
     """A new matrix (collective)."""
     rows = np.flatnonzero([] if idle is None else idle[: form.function_spaces[0].dofmap.index_map.size_local])
     if pattern is None:

@@ -1,7 +1,7 @@
 """Compiled forms, which generators with different numbers share, and what binds them to one generator's constants."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -13,12 +13,10 @@ from dolfinx.fem.forms import CompiledForm
 from .. import _compat
 from .._sample import smallest
 from ..domains.domain import Domain
-from ..models.fields import Space
-from ..models.process import Coefficients
 from .assembly import nodal_values
-from .schemes import Scheme, check_not_nan
+from .schemes import check_not_nan
 from .territory import Territory
-from .weak import WeakForm, quadrature_degree
+from .weak import WeakForm
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,16 +51,6 @@ class Forms:
         """A compiled form with a generator's own constants, functions and cells."""
         domains = {"cell": weak.cells, "exterior_facet": weak.absorbing, "interior_facet": weak.interior}
         return _compat.create_form(form, self.V, domains, own)
-
-
-def weak_form(
-    territory: Territory, space: Space, coefficients: Coefficients, scheme: Scheme, quadrature: int | None,
-    potential: Any,
-) -> WeakForm:  # fmt: skip
-    """The weak form of a process on a territory, in symbols."""
-    q = quadrature or quadrature_degree(coefficients, space.degree)
-    weak = WeakForm(space, coefficients, coefficients, space.degree, scheme, territory.exits, q, potential=potential)
-    return scheme.adapted(replace(weak, cells=territory.cells, interior=territory.interior))
 
 
 def settle_weight(domain: Domain, V: fem.FunctionSpace, weak: WeakForm) -> None:

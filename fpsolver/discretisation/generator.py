@@ -30,11 +30,11 @@ from .boundary import (
     survey_cells,
     warn_of_added,
 )
-from .forms import Forms, settle_weight, weak_form
+from .forms import Forms, settle_weight
 from .jumps import around, complete, midpoints, rebuilt, rough_cells
 from .schemes import HIGH_BARRIER, barrier, check_jumps, check_walls, choose_degree, choose_scheme, gibbs_potential
 from .territory import Territory
-from .weak import WeakForm
+from .weak import WeakForm, quadrature_degree
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -111,8 +111,10 @@ class Generator:
         check_walls(chosen, self.boundary, territory)
         check_jumps(chosen, process, coefficients)
         potential = rebuilt(gibbs_potential(process, space)) if chosen.by_capacities else None
-        weak = weak_form(territory, space, coefficients, chosen, quadrature, potential)
-        weak = replace(weak, middle=midpoints(weak.mesh, coefficients))
+        q = quadrature or quadrature_degree(coefficients, degree)
+        weak = WeakForm(space, coefficients, coefficients, degree, chosen, territory.exits, q, potential=potential)
+        weak = replace(weak, cells=territory.cells, interior=territory.interior)
+        weak = chosen.adapted(replace(weak, middle=midpoints(space.mesh, coefficients)))
         self.rough = rough_cells(weak.mesh, coefficients, chosen.differentiates_diffusion)
         if territory.domain.comm.allreduce(bool(self.rough.cells.any()), op=MPI.LOR):
             weak = replace(weak, rough=fem.Function(fem.functionspace(weak.mesh, ("DG", 0))))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import dolfinx
 import ufl
 from dolfinx import fem
+from ufl import jump
 from ufl.algorithms import estimate_total_polynomial_degree, extract_coefficients
 from ufl.algorithms.analysis import extract_constants
 from ufl.algorithms.apply_algebra_lowering import apply_algebra_lowering
@@ -110,8 +111,7 @@ class WeakForm:
         return self._measure("dS", self.interior, "everywhere" if self.interior is None else 1)
 
     def _measure(self, kind: str, tags: Any, ids: Any, more: int = 0) -> ufl.Measure:
-        metadata = {"quadrature_degree": self.quadrature + more}
-        return ufl.Measure(kind, self.mesh, ids, metadata, tags)
+        return ufl.Measure(kind, self.mesh, ids, {"quadrature_degree": self.quadrature + more}, tags)
 
     @property
     def alpha(self) -> float:
@@ -210,11 +210,6 @@ class WeakForm:
             gradient = self.rough(side) * ufl.grad(u)(side) - ufl.avg(ufl.grad(u))
             total += sign * ufl.dot(flux, gradient)
         return total
-
-
-def jump(w: Expr) -> Expr:
-    """w⁺ − w⁻."""
-    return w("+") - w("-")
 
 
 def facet_height(mesh: dolfinx.mesh.Mesh) -> Expr:

@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from .. import _compat
 from .._errors import on_root
@@ -247,14 +246,10 @@ def gathered(domain: "Domain") -> RawMesh | None:
         return None
     used, points, cells = (np.concatenate([s[i] for s in shares]) for i in range(3))
     unique, where = np.unique(used, return_index=True)
-
-    def renumbered(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        return np.searchsorted(unique, rows)
-
-    facets = {name: renumbered(np.vstack([s[3][name] for s in shares])) for name in facets}
+    facets = {name: np.searchsorted(unique, np.vstack([s[3][name] for s in shares])) for name in facets}
     groups = {name: np.concatenate([s[4][name] for s in shares]) for name in groups}
     degree = _compat.coordinate_map(mesh).degree
-    return RawMesh(points[where], renumbered(cells), degree, facets, groups, domain.periods)
+    return RawMesh(points[where], np.searchsorted(unique, cells), degree, facets, groups, domain.periods)
 
 
 def changes_inside_facets(domain: "Domain", inside: Inside) -> bool:

@@ -49,9 +49,8 @@ def check_mesh(mesh: dmesh.Mesh) -> None:
             f"the mesh has {shape} cells in {mesh.geometry.dim} dimensions; expected {dim}, because a process needs as "
             "many coordinates as its domain has dimensions"
         )
-    expect(
-        "the number of cells", topology.index_map(dim).size_global, "one or more", topology.index_map(dim).size_global
-    )
+    number = topology.index_map(dim).size_global
+    expect("the number of cells", number, "one or more", number)
     topology.create_connectivity(dim - 1, dim)
     cut = mesh.comm.allreduce(len(topology.interprocess_facets()))
     if cut and mesh.comm.allreduce(topology.index_map(dim).num_ghosts) == 0:
@@ -142,9 +141,7 @@ def read_xdmf(path: Path, names: Sequence[str], comm: MPI.Comm) -> tuple[dmesh.M
     return mesh, {name: tags.indices[(tags.values >> i) & 1 == 1] for i, name in enumerate(names)}
 
 
-def _create_periodic(
-    comm: MPI.Comm, cells: Array, x: Array, element: Any, partitioner: Any, periods: Array
-) -> dmesh.Mesh:
+def _create_periodic(comm: MPI.Comm, cells: Array, x: Array, element: Any, partitioner: Any, periods: Array) -> Any:
     """A mesh of straight cells on which opposite sides of a box are one (collective).
 
     DOLFINx makes cells, facets, ghosts and degrees of freedom from the topology alone, whose nodes are merged, so that

@@ -58,10 +58,8 @@ def split(raw: RawMesh, ends: Array, at: Array) -> tuple[RawMesh, Array]:
     children = _refine.cut(raw.cells[:, : d + 1], of_cell, bisected, order, np.arange(len(pairs)), n, fraction)
     faces, sides = faces_of(raw)
     on = {name: find(vertices, faces)[sides] for name, vertices in raw.facets.items()}
-    x, parents = raw.points[raw.cells], _refine.element(d, raw.degree)
-    return _refine.divided(
-        MPI.COMM_SELF, x, parents, children, raw.degree, on, raw.groups, None, raw.periods
-    ), children[2]
+    given = (raw.points[raw.cells], _refine.element(d, raw.degree), children, raw.degree, on, raw.groups)
+    return _refine.divided(MPI.COMM_SELF, *given, periods=raw.periods), children[2]
 
 
 def along(x: Array, t: Array) -> Array:

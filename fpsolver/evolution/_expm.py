@@ -8,7 +8,6 @@ smooth and with point data, forward and backward, tol 1e-4 ... 1e-10.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from petsc4py import PETSc
 
@@ -53,13 +52,6 @@ class Stats:
     basis: int = 0
     error: float = 0.0  #: estimated relative error, summed over the steps
     rounding: float = 0.0  #: estimated relative error by rounding, which grows with the slowest time scale
-
-    def work(self) -> dict[str, Any]:
-        """As it is reported."""
-        return {
-            "solves": self.solves, "factorisations": self.factorisations, "steps": self.steps, "basis": self.basis,
-            "time_error": self.error,
-        }  # fmt: skip
 
 
 @dataclass

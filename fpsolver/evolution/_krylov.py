@@ -42,7 +42,8 @@ class IncrementSpace:
     """M-orthonormal basis, grown by one solve at a time; all small numbers are the same on all ranks.
 
     It begins with the vector v, direction and functionals ℓ of a ``run``, of which it knows ∫₀ᵗ ℓᵀv(s) ds, and has at
-    most ``largest`` dimensions; ``allowed`` is the relative error that may be left, ``solver`` has M − γG.
+    most ``largest`` dimensions; ``allowed`` is the relative error that may be left, ``solver`` has M − γG.  Once it is
+    ``exhausted`` the space is invariant, and its answers are exact.
 
     ``constant`` has the M-normalised constant where 1ᵀG = 0.  Forward, increments are M-orthogonal to it and kept so
     explicitly: normalising a small direction would amplify the rounding in it.  Backward, it does not change; from v
@@ -59,7 +60,6 @@ class IncrementSpace:
         self._kernel = [] if run.transpose else list(constant)
         self.v, self.functionals, self.comm = run.v, run.functionals, M.comm.tompi4py()
         self.m = 0  # dimension in which S is known
-        self.exhausted = False  # the space is invariant, its answers are exact
         self.H = np.zeros((largest + 1, largest))
         self._basis: list[PETSc.Vec] = []
         self._along: list[float] = []  # VᵀMv
@@ -76,8 +76,7 @@ class IncrementSpace:
         u = self._solve(self._work)
         self._orthogonalise(u)
         self.beta = self._append(u)
-        if self.beta <= 1e-15 * self.norm0:  # v is stationary
-            self._drop()
+        self.exhausted = self.beta <= 1e-15 * self.norm0  # v is stationary
 
     def extend(self) -> None:
         """One solve, orthogonalised twice by classical Gram-Schmidt: four reductions whatever m (collective)."""
@@ -87,8 +86,7 @@ class IncrementSpace:
         norm = self._append(w)
         self.H[j + 1, j] = norm
         self.m += 1
-        if norm <= INVARIANT * np.linalg.norm(self.H[: j + 1, j]):
-            self._drop()
+        self.exhausted = norm <= INVARIANT * float(np.linalg.norm(self.H[: j + 1, j]))
 
     def _orthogonalise(self, w: PETSc.Vec) -> np.ndarray:
         """Subtract from ``w`` its components in kernel and basis; return the latter."""
@@ -117,13 +115,6 @@ class IncrementSpace:
         self._along.append(float(along) * factor)
         self._values.append(dots(w, self.functionals))
         return norm
-
-    def _drop(self) -> None:
-        """Forget the newest direction: there is none."""
-        self._basis.pop()
-        self._along.pop()
-        self._values.pop()
-        self.exhausted = True
 
     def small(self, s: float, m: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Coefficients of v(s) − v in the first m basis vectors, and those of its integral over (0, s).

@@ -6,10 +6,8 @@ without matrix products of Hairer, Wanner, Solving ODEs II, section IV.7, (7.25)
 six solves; dG/dt is that of the polynomial through G at the nodes.
 Integrals q' = ℓ(t)ᵀv are carried along as further unknowns, so that mass and outflux balance to rounding.
 
-Chosen over commutator-free exponentials, of which a step took six factorisations: 390 of them and 3584 solves at a
-tolerance of 1e-4 where this takes 69 and some 400, and 475 at 1e-6 (the problem of an absorbing domain in
-tests/test_schedule.py); PETSc's own
-Rosenbrock methods are for autonomous equations only.
+Commutator-free exponentials took six times as many factorisations; PETSc's own Rosenbrock methods are for autonomous
+equations only.
 """
 
 from collections.abc import Callable, Sequence

@@ -91,9 +91,8 @@ class Equation:
             return
         pending = list(times)
         self._scale = abs(v0.dot(basis_integrals(self.gen))) or 1.0  # errors of integrals are relative to it
-        legs = [p for p in self.pieces if p.end > begin.time and p.begin < max([*pending, begin.time])] or self.pieces[
-            -1:
-        ]
+        last = max([*pending, begin.time])
+        legs = [p for p in self.pieces if p.end > begin.time and p.begin < last] or self.pieces[-1:]
         share = (max(tol - spent, LEAST) if spent else tol) / len(legs)  # too small a tol is told later
         for piece in legs:
             here = [t for t in pending if t <= piece.end or piece is legs[-1]]
@@ -114,7 +113,8 @@ class Equation:
 
     def work(self) -> dict[str, Any]:
         """What it cost, for answers."""
-        return self.stats.work() | ({"assemblies": self._assemblies} if self._scheduled else {})
+        cost = {name: getattr(self.stats, name) for name in ("solves", "factorisations", "steps", "basis")}
+        return cost | {"time_error": self.stats.error} | ({"assemblies": self._assemblies} if self._scheduled else {})
 
     def signature(self, horizon: float) -> dict[str, Any]:
         """The numbers at three times of each piece until ``horizon``: callables cannot be compared."""
@@ -185,12 +185,8 @@ class Equation:
                 end = leg.end if last else made.end.time
                 while outputs and outputs[0] < end:
                     yield made.at(outputs.pop(0))
-                speed = (
-                    self._size(
-                        Snapshot(0.0, now.vector - made.end.vector, now.integrals - made.end.integrals), made.end
-                    )
-                    / h
-                )
+                change = Snapshot(0.0, now.vector - made.end.vector, now.integrals - made.end.integrals)
+                speed = self._size(change, made.end) / h
                 now = made.end._replace(time=end)
             h *= min(4.0, max(0.1, 0.9 * (allowed / max(error, 1e-4 * allowed)) ** 0.25))
         if outputs:

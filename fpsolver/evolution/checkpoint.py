@@ -95,7 +95,7 @@ class Checkpoint:
 
     def read(self, times: np.ndarray) -> Iterator[tuple[Snapshot, float]]:
         """The outputs that are there, each with the estimated error spent until then."""
-        files = [self._file(f"{i:05d}") for i in range(len(times))]
+        files = [self.path / f"{i:05d}.npz" for i in range(len(times))]
         there = self._on_root(lambda: [file.is_file() for file in files])
         count = [*there, False].index(False)
         if count:
@@ -112,9 +112,6 @@ class Checkpoint:
         numbers = {"time": snapshot.time, "integrals": snapshot.integrals, "spent": spent}
         self._write(f"{index:05d}", values=self._values(snapshot.vector), **numbers)
 
-    def _file(self, name: str) -> Path:
-        return self.path / f"{name}.npz"
-
     def _on_root(self, work: Callable[[], Any]) -> Any:
         """What rank 0 finds out, on every rank."""
         return self.comm.bcast(on_root(self.comm, work), root=0)
@@ -128,9 +125,7 @@ class Checkpoint:
         self.path.mkdir(parents=True, exist_ok=True)
         other = sorted(p.name for p in self.path.iterdir() if p.name != "start.npz" and not p.name.endswith(".part"))
         if other:
-            raise ValueError(
-                f"{self.path} is not a checkpoint and not empty: there is {other[0]!r}. Name a new folder."
-            )
+            raise ValueError(f"{self.path} is not a checkpoint and not empty: there is {other[0]!r}. Name a new one.")
         self._order = np.arange(nodes)
 
     def _check_described(self, kept: dict[str, Any], about: dict[str, Any], asked: list[float]) -> None:
@@ -214,13 +209,13 @@ class Checkpoint:
 
     def _load(self, name: str) -> dict[str, np.ndarray]:
         try:
-            with np.load(self._file(name)) as data:
+            with np.load(self.path / f"{name}.npz") as data:
                 return dict(data)
         except Exception as error:
-            raise ValueError(f"{self._file(name)} is damaged: {error}") from error
+            raise ValueError(f"{self.path / name}.npz is damaged: {error}") from error
 
     def _write(self, name: str, **arrays: Any) -> None:
-        on_root(self.comm, lambda: store(self._file(name), lambda file: np.savez(file, **arrays)))
+        on_root(self.comm, lambda: store(self.path / f"{name}.npz", lambda file: np.savez(file, **arrays)))
 
 
 def _about(path: Path) -> dict[str, Any] | None:

@@ -147,10 +147,13 @@ class Evolution(Answer, Sequence[Whole]):
 
 
 def walk(
-    chain: Chain, name: str, data: Any, times: np.ndarray, schedule: Mapping[str, Any] | None, checkpoint: Any
-) -> Evolution:
+    chain: Chain, name: str, data: Any, times: np.ndarray, schedule: Mapping[str, Any] | None, checkpoint: Any,
+    rtol: Any,
+) -> Evolution:  # fmt: skip
     """The evolution of a chain from an initial law or a payoff (collective)."""
     forward = name == "density"
+    wanted = "None: of a chain's laws masses, of its expectations values at points have error bars; it"
+    expect("rtol", rtol, wanted, rtol is None)
     expect("checkpoint", checkpoint, "None, as a chain keeps none (evolve it in pieces),", checkpoint is None)
     if schedule is not None and not forward:
         raise ValueError("backward: a chain takes schedules forward, with evolve; backward ones run piece by piece.")

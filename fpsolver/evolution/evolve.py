@@ -81,8 +81,7 @@ def evolve(
     """
     times = check_times(times)
     if isinstance(gen, Chain):
-        _no_mesh(rtol)
-        return walk(gen, "density", initial, times, schedule, checkpoint)
+        return walk(gen, "density", initial, times, schedule, checkpoint, rtol)
     tol = check_share("time_rtol", time_rtol)
 
     def ask(other: Generator, tol: float = tol, whole: bool = True) -> Evolution:
@@ -124,8 +123,7 @@ def backward(
     """
     times = check_times(times)
     if isinstance(gen, Chain):
-        _no_mesh(rtol)
-        return walk(gen, "expectation", payoff, times, schedule, checkpoint)
+        return walk(gen, "expectation", payoff, times, schedule, checkpoint, rtol)
     tol = check_share("time_rtol", time_rtol)
 
     def ask(other: Generator, tol: float = tol, whole: bool = True) -> Evolution:
@@ -135,11 +133,6 @@ def backward(
         return _run(evolution, u0, times, tol, options, schedule, checkpoint if whole else None)
 
     return to_accuracy("backward", gen, ask, "fp_evolve_", rtol=rtol, max_unknowns=max_unknowns)
-
-
-def _no_mesh(rtol: Any) -> None:
-    wanted = "None: of a chain's laws masses, of its expectations values at points have error bars; it"
-    expect("rtol", rtol, wanted, rtol is None)
 
 
 def resume(

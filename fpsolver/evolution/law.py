@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import combinations_with_replacement
 from typing import Any
 
@@ -121,7 +121,9 @@ class Law(Whole):
 
     def expectation(self, f: Any) -> Measured:
         """∫ f p with its error bar, for a scalar source f (collective)."""
-        return self._measured([_as_field(self.generator, f)], lambda row: row[0])
+        gen = self.generator
+        known = isinstance(gen, Generator) and isinstance(f, fem.Function)
+        return self._measured([f if known else field(gen, f, "expectation")], lambda row: row[0])
 
     def mass_in(self, region: Any) -> Measured:
         """Probability of a region with its error bar (collective).
@@ -165,7 +167,7 @@ class Law(Whole):
     def _products(self, n: int, center: Array) -> list[Field]:
         """Products of n coordinates, counted from a centre."""
         rows = combinations_with_replacement(range(len(center)), n)
-        return [partial(_product, center=center, row=row) for row in rows]
+        return [lambda x, row=row: np.asarray(np.prod([x[:, i] - center[i] for i in row], axis=0)) for row in rows]  # type: ignore[misc]
 
     def _measured(self, fields: Sequence[Field | fem.Function], of: Callable[[Array], Any]) -> Measured:
         """A function of some integrals."""
@@ -211,16 +213,6 @@ def _sizes(p: fem.Function, other: fem.Function | None = None) -> Array:
     mesh = p.function_space.mesh
     X, _, weights = quadrature(mesh, 2 * p.function_space.element.basix_element.degree + 2)
     return np.asarray((np.abs(nodal(p, X) - (0.0 if other is None else nodal(other, X))) * weights).sum(axis=1))
-
-
-def _product(x: Array, center: Array, row: tuple[int, ...]) -> Array:
-    return np.asarray(np.prod([x[:, i] - center[i] for i in row], axis=0))
-
-
-def _as_field(gen: Generator | Chain, source: Any) -> Field | fem.Function:
-    if isinstance(gen, Generator) and isinstance(source, fem.Function):
-        return source
-    return field(gen, source, "expectation")
 
 
 def integrals(p: fem.Function, fields: Sequence[Field | fem.Function]) -> Array:

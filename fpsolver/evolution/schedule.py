@@ -7,6 +7,7 @@ s = k η₀ of Li, Tai, E (2017), where ηₖ = η₀ u(s), this is dX = −u �
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any, TypeAlias
 
@@ -73,14 +74,11 @@ def pieces(gen: Generator | Chain, schedule: Mapping[str, Any]) -> list[Piece]:
 def followed(schedule: Mapping[str, Any]) -> dict[str, Callable[[float], float]]:
     """Each number of a schedule as a function of time."""
 
-    def of(name: str, column: list[tuple[float, Value]]) -> Callable[[float], float]:
-        def at(t: float) -> float:
-            value = [v for begin, v in column if begin <= t][-1]
-            return _number(name, value(t) if callable(value) else value, t)
+    def at(name: str, column: list[tuple[float, Value]], t: float) -> float:
+        value = [v for begin, v in column if begin <= t][-1]
+        return _number(name, value(t) if callable(value) else value, t)
 
-        return at
-
-    return {name: of(name, _column(name, value)) for name, value in schedule.items()}
+    return {name: partial(at, name, _column(name, value)) for name, value in schedule.items()}
 
 
 def _column(name: str, value: Any) -> list[tuple[float, Value]]:
