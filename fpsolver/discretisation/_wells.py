@@ -13,11 +13,7 @@ Floats = npt.NDArray[np.float64]
 def find_wells(
     V: fem.FunctionSpace, U: Floats, exits: npt.ArrayLike, cells: Any = None
 ) -> list[tuple[float, int, float]]:
-    """Minima of U over the mesh's vertices, the deepest first, the same on all ranks (collective).
-
-    As (value, global degree of freedom, how far one must climb to where it is deeper, or to an exit).  The graph of
-    vertices and edges is gathered on rank 0: 60 bytes an edge.
-    """
+    """Minima of U over the vertices: value, global number, climb to where it is deeper or to an exit (collective)."""
     comm = V.mesh.comm
     parts = comm.gather(_edges(V, U, exits, cells))
     found: list[tuple[float, int, float]] | None = None
@@ -44,10 +40,8 @@ def _edges(V: fem.FunctionSpace, U: Floats, exits: npt.ArrayLike, cells: Any) ->
 
 
 def _climbs(ends: Integers, U: Floats, absorbs: npt.NDArray[np.bool_]) -> tuple[Integers, Floats, dict[int, float]]:
-    """Nodes, their potential (−∞ at node 0, the exit; ∞ where another absorbs) and how far minima must climb.
-
-    Whoever leaves climbs to the node that absorbs: on coarse meshes much of the barrier lies in the last edge.
-    """
+    """Nodes, their potential (−∞ at node 0, the exit; ∞ where another absorbs) and how far minima must climb."""
+    # whoever leaves climbs to the node that absorbs: on coarse meshes much of the barrier lies in the last edge
     numbers, index = np.unique(ends, return_inverse=True)
     edges: Integers = index.reshape(-1, 2) + 1
     height = np.full(len(numbers) + 1, np.inf)

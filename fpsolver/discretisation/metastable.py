@@ -128,10 +128,7 @@ class CapacitySolver:
         self.unresolved = max(self.unresolved, share)
 
     def _current_into(self, gen: Generator, t: int) -> tuple[PETSc.Vec, PETSc.Vec]:
-        """χ = χ(h_t), and r with hᵀr = −a(h, χ) over the cells in which χ varies; constants carry no current.
-
-        If t is an absorbing part, χ − 1 takes the place of χ there, as the form demands data zero.
-        """
+        """χ = χ(h_t), and r with hᵀr = −a(h, χ) over the cells in which χ varies; constants carry no current."""
         part = t - len(self.wells)
         chi = to_function(gen, self.h[t])
         chi.x.array[:] = np.clip((chi.x.array - _STEP[0]) / (_STEP[1] - _STEP[0]), 0.0, 1.0)
@@ -143,7 +140,7 @@ class CapacitySolver:
         others = [name for i, name in enumerate(gen.absorbing) if i != part]
         weak, v = replace(gen.weak, cells=tags, absorbing=gen.territory.facets(others)), ufl.TestFunction(gen.V)
         current = assemble_vector(gen, weak.forward(chi, v))
-        if part >= 0:
+        if part >= 0:  # χ − 1 takes the place of χ there, as the form demands data zero
             at = gen.territory.facets((gen.absorbing[part],))
             current.axpy(1.0, assemble_vector(gen, -weak.exit(v, chi - 1.0, at)))
         return to_vector(gen, chi), current

@@ -44,20 +44,10 @@ class Solution(Answer):
     """
 
     def __init__(
-        self,
-        function: fem.Function,
-        stats: Mapping[str, Any],
-        name: str,
-        estimate: Any = None,
-        limiter: Any = None,
-        *,
-        start: Any = None,
-        value: np.ndarray | None = None,
-        error: np.ndarray | None = None,
-        unit: float | None = None,
-        generator: Any = None,
-        history: Sequence[Level] = (),
-    ):
+        self, function: fem.Function, stats: Mapping[str, Any], name: str, estimate: Any = None, limiter: Any = None,
+        *, start: Any = None, value: np.ndarray | None = None, error: np.ndarray | None = None,
+        unit: float | None = None, generator: Any = None, history: Sequence[Level] = (),
+    ):  # fmt: skip
         self._raw, self._stats, self._name, self._estimate, self._limiter = function, stats, name, estimate, limiter
         self._limited = function if limiter is None else None
         self._start, self._value, self._error, self._unit = start, value, error, unit
@@ -184,10 +174,7 @@ def as_points(points: Any, dim: int, what: str = "points") -> np.ndarray:
 
 
 def locate(mesh: Any, points: np.ndarray, what: str = "points") -> tuple[np.ndarray, np.ndarray]:
-    """Owned cells that contain each point: arrays (point index, cell), one row per pair (collective).
-
-    A point on a facet belongs to every cell around it; one in no cell of any rank is refused.
-    """
+    """Owned cells around each point, as arrays of its index and the cell; one in no cell is refused (collective)."""
     index, cells, found = _search(mesh, points)
     if not found.all():
         spans = " x ".join(f"[{a:g}, {b:g}]" for a, b in zip(*bounds(mesh), strict=True))

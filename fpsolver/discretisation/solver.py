@@ -33,10 +33,7 @@ def _factorised(gen: Generator, options: Key) -> _petsc.LinearSolver:
 
 
 def exit_preset(gen: Generator) -> dict[str, Any]:
-    """Direct below 50 000 unknowns or in 2D; multigrid for continuous elements on tetrahedra above.
-
-    In 3D MUMPS takes 2.3 s at 60 k and 40 s at 269 k unknowns of degree two, BoomerAMG 33 µs per unknown.
-    """
+    """Direct; multigrid for continuous elements on tetrahedra above 50 000 unknowns, where it takes 33 µs for each."""
     if gen.domain.dim == 3 and gen.weak.scheme.multigrid and gen.G.getSize()[0] > 50_000:
         return _petsc.multigrid_preset()
     return _petsc.direct_preset(gen.G.comm, gen.domain.dim)

@@ -33,11 +33,7 @@ ROUGH_QUADRATURE = {1: 20, 2: 14, 3: 4}  # degrees added where D jumps inside ce
 
 
 def quadrature_degree(coefficients: Coefficients, degree: int) -> int:
-    """Degree that integrates D∇u·∇v and (β·∇u)v exactly for polynomial data of moderate degree.
-
-    Data of unknown or high degree are capped at 2k + 6: beyond it the quadrature error was below the error of
-    interpolation, while cost kept growing.
-    """
+    """Degree that integrates D∇u·∇v and (β·∇u)v exactly for polynomial data, up to 2k + 6: the rest costs in vain."""
     drift, diffusion = (estimate_total_polynomial_degree(c) for c in (coefficients.beta, coefficients.D))
     return max(2 * degree, min(2 * degree - 1 + drift, 2 * degree + 6), min(2 * degree - 2 + diffusion, 2 * degree + 6))
 
@@ -213,11 +209,7 @@ class WeakForm:
 
 
 def facet_height(mesh: dolfinx.mesh.Mesh) -> Expr:
-    """Height of the cell normal to the facet, d|K|/|F|.
-
-    With the facet or cell diameter instead, the kinetic quasi-stationary eigenvalue is wrong on graded meshes.
-    For simplices d|K|/|F| is the ratio of the two Jacobian determinants.
-    """
+    """Height of the cell normal to the facet, d|K|/|F|; with diameters, kinetic rates are wrong on graded meshes."""
     cell = abs(ufl.JacobianDeterminant(mesh))
     return cell if mesh.topology.dim == 1 else cell / abs(ufl.classes.FacetJacobianDeterminant(mesh))
 

@@ -54,10 +54,7 @@ def find(rows: Array, among: Array) -> Array:
 def tidy(
     points: Array, cells: Array, degree: int, facets: dict[str, Array], source: str, groups: dict[str, Array]
 ) -> RawMesh:
-    """Drop unused nodes and coordinates that do not vary, and refuse what is no mesh of a region of R^dim.
-
-    The arrays are those of :class:`RawMesh`, points with up to three coordinates; ``source`` is what messages call it.
-    """
+    """Drop unused nodes and coordinates that do not vary, and refuse what is no mesh of a region of R^dim."""
     dim = next(d for d in (1, 2, 3) if comb(d + degree, d) == cells.shape[1])
     points = np.asarray(points, dtype=np.float64)
     check_numbers(cells, len(points), source)

@@ -263,10 +263,7 @@ def changes_inside_facets(domain: "Domain", inside: Inside) -> bool:
 
 
 def followed(domain: "Domain", name: str, inside: Inside, on_boundary: bool) -> tuple["Domain", float, float]:
-    """A domain with a named part or region that follows a marker, what it misses, and its size (collective).
-
-    Refined where chords are too far off; of a part that asks for no change the domain itself.
-    """
+    """A domain whose named part or region follows a marker, refined where chords miss it; defect, size (collective)."""
     comm = domain.comm
     for turn in range(ROUNDS + 1):
         raw = gathered(domain)

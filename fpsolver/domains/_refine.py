@@ -212,10 +212,7 @@ def _moved(comm: MPI.Comm, points: Floats, degree: int, move: Move) -> Floats:
 
 
 def _orientations(nodes: Floats, degree: int) -> Floats:
-    """Sign of det J of cells with nodes (cells, nodes, d), close to their vertices and at midpoints: (cells, d + 2).
-
-    At a vertex itself it may vanish: maps that grade a mesh towards a wall may have no slope there.
-    """
+    """Sign of det J of cells, close to their vertices, where maps that grade may have no slope, and at midpoints."""
     d = nodes.shape[2]
     corners = basix.geometry(basix.CellType[SHAPES[d]])
     middle = corners.mean(axis=0)

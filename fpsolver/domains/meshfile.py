@@ -106,10 +106,7 @@ def read_meshio(path: Path) -> RawMesh:
 
 
 def _sets(m: Any, blocks: list[int], dim: int, names: dict[int, str]) -> dict[str, list[tuple[int, Array]]]:
-    """Sets of cells of one dimension: for each name pairs (block, rows in it).
-
-    What has a name keeps it; where nothing has, numbers are names, for which ``names`` may know better ones.
-    """
+    """Sets of cells: for each name pairs (block, rows); numbers, for which ``names`` may know better, if none has."""
     for candidates in (_named(m, blocks, dim), _numbered(m, blocks, dim, names)):
         sets: dict[str, list[tuple[int, Array]]] = {}
         for name, block, found in candidates:

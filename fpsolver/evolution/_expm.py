@@ -73,10 +73,7 @@ class _Run:
 
 
 class Propagator:
-    """exp(t M⁻¹G) and exp(t M⁻¹Gᵀ) applied to vectors, with factorisations shared between runs.
-
-    The pattern of M lies in that of G; ``leaks`` tells that mass is lost, even if more slowly than rounding shows.
-    """
+    """exp(t M⁻¹G) and exp(t M⁻¹Gᵀ) on vectors; ``leaks``: mass is lost, even if more slowly than rounding shows."""
 
     def __init__(
         self, M: PETSc.Mat, G: PETSc.Mat, *, dim: int, options: _petsc.Options | None = None, leaks: bool = False

@@ -148,10 +148,7 @@ class IncrementSpace:
         return float(np.sqrt(squared)) if squared > 1e-14 * self.norm0**2 else 0.0
 
     def slowest(self, zero: float) -> float:
-        """Smallest |eigenvalue| of A that the space has found, infinite where there is none; same on all ranks.
-
-        Those up to ``zero`` / γ are a conserved mode's, rounded.
-        """
+        """Smallest |eigenvalue| of A found above ``zero`` / γ, that of a conserved mode, or ∞; same on all ranks."""
         H = self.H[: self.m, : self.m]
         w = np.linalg.eigvals(H) if np.isfinite(H).all() else np.zeros(0)
         z = np.abs(1 - 1 / w[w != 0])

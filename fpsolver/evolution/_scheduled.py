@@ -64,11 +64,7 @@ class _Leg(NamedTuple):
 
 
 class Equation:
-    """M v' = G(t) v, or for the dual equation M v' = G(T − t)ᵀ v for each output T (collective).
-
-    With the outflux in all and through each of some absorbing parts.  ``stats`` is what it cost; its error, for the
-    dual equation, that of the last time.
-    """
+    """M v' = G(t) v with outflux, or M v' = G(T − t)ᵀ v for each output T, of whose last ``stats`` has the error."""
 
     def __init__(
         self, gen: Generator, schedule: Mapping[str, Any] | None, parts: Sequence[str], options: Options | None
@@ -82,10 +78,7 @@ class Equation:
     def run(
         self, v0: PETSc.Vec, begin: Snapshot, spent: float, times: Sequence[float], tol: float, transpose: bool
     ) -> Iterator[Snapshot]:
-        """Yield the solution at each time, with ``transpose`` of the dual equation.
-
-        From ``v0`` at time 0 or, where an earlier run has come to with some of the tolerance ``spent``, from ``begin``.
-        """
+        """Yield the solution at each time, from ``begin`` to which an earlier run came with this error ``spent``."""
         if transpose and self._scheduled:
             yield from self._dual(v0, times, tol)
             return

@@ -199,8 +199,7 @@ def _run(
 def _sizes(gen: Generator, density: bool, vector: PETSc.Vec) -> np.ndarray:
     """Integrals of |p| and of |cell means|, or the largest |u|: none of them ever grows (collective).
 
-    Discretised, ∫|p| may: a point mass has up to half as many as there are nodes in a cell, depending on its place in
-    the cell.  With ``weighted`` nothing can grow, and values in the far tails mean nothing.
+    Discretised, ∫|p| may: of a point mass it is up to half the number of nodes in a cell, depending on the place.
     """
     if not density:
         return np.array([vector.norm(PETSc.NormType.NORM_INFINITY)])

@@ -120,10 +120,7 @@ def load_density(gen: Generator | Chain, start: Any, what: str = "start") -> PET
 
 
 def load(gen: Generator | Chain, source: Any, what: str, payoff: bool = False) -> PETSc.Vec:
-    """∫ source φ_i, for a payoff with the weight of the scheme (collective).
-
-    On a chain by points of its own: its variants have cells that no mesh of dolfinx has.
-    """
+    """∫ source φ_i, for a payoff with the scheme's weight; on a chain, by points of its own cells (collective)."""
     if isinstance(source, Gaussian | Dirac):
         at, name = (source.mean, "gaussian: mean") if isinstance(source, Gaussian) else (source.point, "dirac: point")
         expect(name, at, f"one of {gen.domain.dim} coordinate(s)", len(at) == gen.domain.dim)

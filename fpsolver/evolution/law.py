@@ -60,14 +60,9 @@ class Whole(Solution):
     """
 
     def __init__(
-        self,
-        gen: Generator | Chain,
-        function: fem.Function,
-        stats: Any,
-        name: str,
-        again: Callable[[Any], Any] | None,
-        limiter: Any = None,
-    ):
+        self, gen: Generator | Chain, function: fem.Function, stats: Any, name: str,
+        again: Callable[[Any], Any] | None, limiter: Any = None,
+    ):  # fmt: skip
         super().__init__(function, stats, name, limiter=limiter, generator=gen)
         self._again = again
         if again is not None and isinstance(gen, Generator):
@@ -233,9 +228,6 @@ def _points_in(domain: Domain, region: str) -> tuple[Array, Array, Array]:
     _, x, weights = quadrature(mesh, 14, cells[cells < owned])
     points, edge = x.reshape(-1, domain.dim), x.mean(axis=1)
     return tuple(np.concatenate(comm.allgather(a)) for a in (points, weights.ravel(), edge))  # type: ignore[return-value]
-
-
-Array = np.ndarray[Any, Any]
 
 
 @dataclass
