@@ -163,11 +163,7 @@ class Assembled:
 
 
 def assemble(recipe: Recipe, comm: Any) -> Assembled:
-    """Make the matrices (collective).
-
-    Raises:
-        ValueError: as :func:`~fpsolver.chain._images.follow`, the same on every rank.
-    """
+    """Make the matrices (collective)."""
     cells, names = recipe.cells, recipe.parts + len(recipe.regions)
     m = recipe.basis(np.zeros((1, cells.dim))).shape[1]
     owned = cells.end - cells.begin

@@ -73,11 +73,8 @@ class Cells:
         return np.ascontiguousarray(self.vertices[:, 0])
 
     def moved(self, seed: int) -> "Cells":
-        """The same cells with inner nodes moved by a share of the smallest height around them.
-
-        Most of the way is common to all of them, in a direction that differs from seed to seed, so that whatever is
-        regular in mesh and answer gets out of step; the rest is random.
-        """
+        """The same cells with inner nodes moved by a share of the smallest height around them."""
+        # mostly in one direction, another for each seed, so that what is regular in mesh and answer gets out of step
         gradients = np.concatenate((-self.inverse.sum(axis=1, keepdims=True), self.inverse), axis=1)
         height = 1.0 / np.linalg.norm(gradients, axis=2).max(axis=1)
         reach = np.full(len(self.fixed), np.inf)
@@ -170,11 +167,7 @@ void locate(int d, long long n, double least, const double *low, const double *h
 
 
 def cells_of(domain: Domain) -> Cells:
-    """The cells of a domain on every rank (collective).
-
-    Raises:
-        ValueError: curved cells.
-    """
+    """The cells of a domain on every rank (collective)."""
     comm, mesh, d = domain.comm, domain.mesh, domain.dim
     if _compat.coordinate_map(mesh).degree > 1:
         raise ValueError(

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from .._answer import place
 from ..pointwise.meeting import land
 from ..pointwise.walls import Walls
 from ._cells import Cells
@@ -39,11 +40,7 @@ class Images:
 def follow(
     cells: Cells, walls: Walls, steps: Steps, points: Points, regions: Sequence[Region] = (), parts: int = 0
 ) -> Images:
-    """Images of points; walls have labels 0, ..., parts − 1 where they absorb, regions that absorb those that follow.
-
-    Raises:
-        ValueError: images that are not finite, or that leave the domain by more than its size where it reflects.
-    """
+    """Images of points; absorbing walls have labels 0, ..., parts − 1, absorbing regions those that follow."""
     n, nb = len(points.cell), len(steps.weights)
     with np.errstate(all="ignore"):
         y = steps.images(np.ascontiguousarray(points.x.T), points.key)
@@ -51,7 +48,7 @@ def follow(
     if not np.isfinite(y.sum()):
         bad = int(np.flatnonzero(~np.isfinite(y).all(axis=1))[0])
         raise ValueError(
-            f"Chain: the step from {_point(points.x[bad % n])} with batch {bad // n} is not finite: the gradients are "
+            f"Chain: the step from {place(points.x[bad % n])} with batch {bad // n} is not finite: the gradients are "
             "not finite there, or the learning rate is too large for their growth."
         )
     source, weight = np.tile(np.arange(n), nb), np.repeat(steps.weights, n)
@@ -67,7 +64,7 @@ def follow(
         cell[stay], reference[stay] = cells.locate(back, 1e-6)
         if (lost := stay[cell[stay] < 0]).size:
             raise ValueError(
-                f"Chain: from {_point(points.x[source[lost[0]]])} a step is mirrored to where there is no cell."
+                f"Chain: from {place(points.x[source[lost[0]]])} a step is mirrored to where there is no cell."
             )
         mirrored = float((weight[stay] * points.weight[source[stay]]).sum())
         y[stay], at = back, np.full((len(y), cells.dim), np.nan)
@@ -91,11 +88,7 @@ def _refuse_far(cells: Cells, points: Points, source: Array, y: Array, stay: Arr
     if far.any():
         one = stay[far.argmax()]
         raise ValueError(
-            f"Chain: a step from {_point(points.x[source[one]])} leads to {_point(y[one])}, beyond a reflecting wall "
+            f"Chain: a step from {place(points.x[source[one]])} leads to {place(y[one])}, beyond a reflecting wall "
             "by more than the domain's size. Declare that part of the boundary as absorbing, enlarge the domain, or "
             "take a smaller learning rate."
         )
-
-
-def _point(x: Array) -> str:
-    return "(" + ", ".join(f"{float(c):.6g}" for c in x) + ")"

@@ -1,7 +1,6 @@
 """Points in cells: lattices that are shifted at random in each cell, seeded by the cell and not by the rank."""
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -22,20 +21,12 @@ class Points:
     key: Array  #: a number of 64 bits for each, for further random numbers
 
 
-@lru_cache
-def generators(dim: int) -> Array:
-    """Fractions of a Kronecker lattice, from the root of x^(dim+1) = x + 1, the golden ratio's kin."""
-    root = 2.0
-    for _ in range(64):
-        root = (1.0 + root) ** (1.0 / (dim + 1))
-    return root ** -np.arange(1.0, dim + 1)
-
-
 def lattice(n: int, dim: int) -> Array:
-    """n points of a lattice in the unit cube, shape (n, dim): equal spacing along the first axis."""
-    i = np.arange(n)
-    rest = (i[:, None] * generators(dim - 1)) % 1.0 if dim > 1 else np.zeros((n, 0))
-    return np.column_stack((i / n, rest))
+    """n points of a Kronecker lattice in the unit cube, shape (n, dim): equal spacing along the first axis."""
+    i, root = np.arange(n), 2.0
+    for _ in range(64):  # of x^dim = x + 1, the golden ratio's kin
+        root = (1.0 + root) ** (1.0 / dim)
+    return np.column_stack((i / n, (i[:, None] * root ** -np.arange(1.0, dim)) % 1.0))
 
 
 def points_in(cells: Cells, chosen: Array, count: Array, seed: int) -> Points:

@@ -1,6 +1,5 @@
 """One step of an algorithm from many points: images under all its batches, or under batches drawn for each point."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,15 +24,15 @@ WIDEST = 8.0  # cells in standard deviations of Gaussian noise, up to which its 
 LATTICE = 12  # random numbers per draw, up to which those of a point form a lattice
 
 
-class Steps(ABC):
+class Steps:
     """Images of points under the batches of an algorithm."""
 
     weights: Array  #: of the batches, shape (nb,); they sum to one
     numbers = 1  #: temporary numbers per point and batch, for the size of chunks
 
-    @abstractmethod
     def images(self, x: Array, key: Array) -> Array:
         """Images (d, nb, n) of points (d, n), whose random numbers come from ``key`` (n,)."""
+        raise NotImplementedError
 
 
 class Given(Steps):
@@ -152,12 +151,7 @@ class _Lattice:
 
 
 def steps_of(process: Any, domain: Domain, batches: int | None) -> Steps:
-    """The steps of an algorithm; ``batches`` limits how many batches are drawn for each point.
-
-    Raises:
-        TypeError: something that is no algorithm.
-        ValueError: a batch size that is no integer, or ``batches`` no positive integer.
-    """
+    """The steps of an algorithm; ``batches`` limits how many batches are drawn for each point."""
     if not isinstance(process, Optimiser):
         raise TypeError(
             f"Chain: process is a {type(process).__name__}; an algorithm was expected: fp.SGD, fp.MomentumSGD or, for "

@@ -1,6 +1,7 @@
 """The Markov chain of an algorithm on a domain: its mass and transition matrices, made once."""
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Self, cast
@@ -18,7 +19,7 @@ from .._sample import own_cells
 from ..domains.domain import Domain
 from ..pointwise.walls import walls_of
 from ._assemble import Assembled, Field, Recipe, assemble, bases
-from ._cells import Cells, cells_of
+from ._cells import cells_of
 from ._density import DensityRecipe
 from ._images import Region
 from ._steps import Blurred, Given, Steps, steps_of
@@ -27,9 +28,6 @@ Array = np.ndarray[Any, Any]
 DEGREE, SMOOTH = 2, 4  # the latter where Gaussian noise makes everything smooth
 POINTS = {1: 32, 2: 8, 3: 8}  # per cell, as multiples of its unknowns
 FINER = {1: 8, 2: 6, 3: 4}  # how many times more where the exit's preimage crosses a cell
-_COMMON = (
-    "process", "domain", "declared", "degree", "time_per_step", "regions", "cells", "_shared", "_seed", "_batches"
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -78,17 +76,6 @@ class Chain:
         TypeError: no algorithm.
         ValueError: an unknown part, images that are not finite or leave the domain for good where nothing absorbs.
     """
-
-    assembled: Assembled
-    M: PETSc.Mat
-    P: PETSc.Mat
-    inverse: PETSc.Mat
-    one: PETSc.Vec
-    integrals: PETSc.Vec
-    cells: Cells
-    process: Any
-    degree: int
-    domain: Domain
 
     def __init__(
         self,
@@ -148,14 +135,15 @@ class Chain:
         self._recipe, self.assembled = replace(recipe, count=found.count), found
         self.M, self.P, self.inverse, self.one = found.M, found.P, found.inverse, found.M.createVecRight()
         self.one.set(1.0)
-        self.integrals = self.M * self.one
+        self.integrals: PETSc.Vec = self.M * self.one
         self.exits: dict[str, PETSc.Vec] = dict(zip(self.absorbing, found.exits, strict=True))
         logger.info("chain with %d unknowns from %d images", self.M.getSize()[0], found.images)
 
     def _variant(self, **changes: Any) -> Self:
         """A chain like this one but for some attributes, whose matrices are still to be made."""
-        other = object.__new__(type(self))
-        other.__dict__ |= {name: self.__dict__[name] for name in _COMMON} | changes
+        other = copy(self)
+        other.__dict__.pop("V", None)
+        other.__dict__ |= changes
         return other
 
     @property
@@ -182,10 +170,7 @@ class Chain:
         }  # fmt: skip
 
     def varied(self, seed: int, finer: bool = False) -> "Chain":
-        """The same chain with other points and moved inner nodes; ``finer``: cut in two, or of the next degree.
-
-        Collective; kept for further questions.
-        """
+        """With other points and moved inner nodes, kept; ``finer``: cut in two, or of the next degree (collective)."""
         known = self._shared.variants
         if (seed, finer) not in known:
             domain, cells, degree = self.domain, self.base.cells, self.degree
@@ -271,11 +256,7 @@ class Chain:
         return vector
 
     def values(self, vector: PETSc.Vec, points: Array) -> Array:
-        """Values at points (n, d), on every rank (collective).
-
-        Raises:
-            ValueError: a point lies outside the mesh.
-        """
+        """Values at points (n, d), on every rank (collective)."""
         cell, phi = self._at(points)
         found = np.zeros(len(points))
         mine = (cell >= self.cells.begin) & (cell < self.cells.end)

@@ -78,11 +78,7 @@ class Operator:
 def solve(
     operator: Operator, rhs: PETSc.Vec, what: str, options: Options | None = None, prefix: str = PREFIX
 ) -> tuple[PETSc.Vec, Figures]:
-    """Solve into a new vector (collective): (x, figures).
-
-    Raises:
-        NotConverged: GMRES stopped above what rounding explains.
-    """
+    """Solve into a new vector (collective): (x, figures)."""
     preset = {
         "ksp_type": "gmres", "ksp_rtol": RTOL, "ksp_atol": 0.0, "ksp_gmres_restart": 400, "ksp_max_it": 2000,
         "pc_type": "none",
@@ -124,21 +120,17 @@ def eigenvalues(
 
 
 def check_sound(operator: Operator, name: str, figures: Figures) -> None:
-    """Refuse what no chain can give: I − zK with zK no contraction, digits that are gone (collective).
-
-    Raises:
-        NotConverged: with the reason.
-    """
+    """Refuse what no chain can give: I − zK with zK no contraction, digits that are gone (collective)."""
     if figures.suspect and (radius := spectral_radius(operator)) >= 1.0:
-        raise failure(
-            name, "DIVERGED_NO_CONTRACTION", figures,
+        raise NotConverged(
+            name, "DIVERGED_NO_CONTRACTION", figures.iterations, figures.residual, PREFIX,
             f"The discrete transition operator has an eigenvalue of {radius:.12g}, and one below 1 was expected. "
             "Either no path ever leaves from some part of the domain, or a negative killing rate outgrows the leaving, "
             "or the mesh resolves too little: refine it or raise the degree.",
         )  # fmt: skip
     if figures.roundoff > 1e-3:
-        raise failure(
-            name, "DIVERGED_ROUNDOFF", figures,
+        raise NotConverged(
+            name, "DIVERGED_ROUNDOFF", figures.iterations, figures.residual, PREFIX,
             f"Exit takes so many steps that rounding may have changed the answer by {figures.roundoff:.1g} of itself: "
             "take a larger learning rate and extrapolate the logarithm in 1/η.",
         )  # fmt: skip
@@ -147,11 +139,6 @@ def check_sound(operator: Operator, name: str, figures: Figures) -> None:
 def spectral_radius(operator: Operator) -> float:
     """Largest modulus of an eigenvalue of K z, of I − zK (collective)."""
     return float(abs(eigenvalues(replace(operator, z=-operator.z, identity=0.0, fixed=None), 1)[0][0]))
-
-
-def failure(name: str, reason: str, figures: Figures, advice: str) -> NotConverged:
-    """The error of a solve whose answer is refused."""
-    return NotConverged(name, reason, figures.iterations, figures.residual, PREFIX, advice)
 
 
 def variants(chain: Chain) -> list[Chain]:

@@ -1,9 +1,9 @@
 """Generators and chains on finer meshes: which cells, how many unknowns that takes, and until when."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, ClassVar, NoReturn, TypedDict, TypeVar
+from typing import Any, ClassVar, NoReturn, Self, TypedDict, TypeVar
 
 from mpi4py import MPI
 
@@ -65,6 +65,10 @@ class Numbers(Answer):
     def numbers(self) -> Array:
         """The numbers of which there are error bars, shape (n,)."""
         raise NotImplementedError
+
+    def _in_unit(self, **changes: Any) -> Self:
+        """With some fields in steps, of other generators as well."""
+        return replace(self, ask=self.ask and (lambda other: self.ask(other).in_steps()), **changes)  # type: ignore[misc]
 
     @cached_property
     def bars(self) -> Array:
@@ -167,22 +171,16 @@ def to_accuracy(
 
 
 def _reached(history: list[Level], rtol: float, sure: bool) -> bool:
-    """Whether the error bar is small enough, and the one before did not turn out to be wrong.
-
-    On a mesh that misses a layer an error bar can be small by accident: a first mesh is not trusted.
-    """
-    now = history[-1]
-    if sure or len(history) < 2:
-        return sure and now.error <= rtol * abs(now.value)
-    before = history[-2]
-    return now.error <= rtol * abs(now.value) and abs(now.value - before.value) <= 2 * (before.error + now.error)
+    """Whether the error bar is small enough, and the one before was right: a mesh that misses a layer may have none."""
+    *others, now = history
+    right = others and abs(now.value - others[-1].value) <= 2 * (others[-1].error + now.error)
+    return now.error <= rtol * abs(now.value) and bool(sure or right)
 
 
 def _stalled(history: list[Level], roundoff: float) -> bool:
     """Whether the error bar, of the size of the rounding errors, no longer falls."""
-    if len(history) < 3:
-        return False
-    return history[-1].error <= roundoff * abs(history[-1].value) and history[-1].error >= history[-3].error
+    now = history[-1]
+    return len(history) > 2 and history[-3].error <= now.error <= roundoff * abs(now.value)
 
 
 def _next(here: Generator | Chain, answer: Any, error: float, most: int) -> tuple[Any, int]:
@@ -213,10 +211,8 @@ def refined(here: Generator | Chain, marked: Any, most: int) -> tuple[Any, int]:
 
 
 def marked(comm: MPI.Comm, indicators: np.ndarray) -> np.ndarray:
-    """Which of this rank's cells are among the fewest with a given share of the sum of the indicators (collective).
-
-    They are those above a threshold, found by bisection of its logarithm: no rank sees all indicators.
-    """
+    """Which of this rank's cells are among the fewest with a given share of the sum of the indicators (collective)."""
+    # those above a threshold, found by bisection of its logarithm: no rank sees all indicators
     total, top = comm.allreduce(float(indicators.sum())), comm.allreduce(float(indicators.max(initial=0.0)), op=MPI.MAX)
     low, high = np.log(1e-30), 0.0
     for _ in range(40):

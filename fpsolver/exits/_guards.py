@@ -104,29 +104,27 @@ def _leaving_rate(gen: Generator, name: str, options: Options | None) -> float:
     if not gen.weak.scheme.by_capacities:
         return _principal_rate(gen, exit_solver(gen, name, options))
     try:
-        rate, _, _ = slowest_mode(gen, options)
+        return slowest_mode(gen, options)[0]
     except NotConverged:  # several modes are as slow
         return estimated_rate(gen)
-    return rate
 
 
 def _principal_rate(gen: Generator, solver: LinearSolver) -> float:
     """The eigenvalue of −A of smallest real part, of which the inverse is positive; zero if lost in rounding."""
     v, image = gen.G.createVecRight(), gen.G.createVecLeft()
     v.set(1.0)
-    size, rates = float(basis_integrals(gen).dot(v)), [np.inf]
+    size, rate = float(basis_integrals(gen).dot(v)), np.inf
     for _ in range(_POWERS):
         gen.M.mult(v, image)
         image.scale(-1.0 / size)
         solver.solve(image, v, transpose=True)
         size = float(basis_integrals(gen).dot(v))
         if not 0 < size < np.inf:
-            rates.append(0.0)
+            return 0.0
+        before, rate = rate, 1.0 / size
+        if abs(rate - before) < _SETTLED * rate:
             break
-        rates.append(1.0 / size)
-        if abs(rates[-1] - rates[-2]) < _SETTLED * rates[-1]:
-            break
-    return rates[-1]
+    return rate
 
 
 def check_sign(name: str, u: PETSc.Vec, solver: LinearSolver) -> None:

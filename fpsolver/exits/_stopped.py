@@ -5,9 +5,9 @@ there as on any boundary: by Nitsche's terms where the process diffuses across, 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from mpi4py import MPI
 
@@ -37,16 +37,14 @@ Region = str | Marker | tuple[Any, float]
 ``Domain.mark``; a ball (point, radius); or the corners of a polygon in the plane, shape (n, 2)."""
 
 
-@dataclass(frozen=True)
-class Size:
+class Size(NamedTuple):
     """Measure of a region: as its cells resolve it, and as it was asked for (of a boundary part both are the same)."""
 
     resolved: float
     asked: float
 
 
-@dataclass(frozen=True)
-class Resolved:
+class Resolved(NamedTuple):
     """A region on the mesh."""
 
     name: str  #: its name
@@ -59,10 +57,7 @@ class Resolved:
 
 
 class Stopped(Territory):
-    """A domain without some disjoint regions, in which the process stops: they count as absorbing parts (collective).
-
-    Unknowns inside the regions are idle.
-    """
+    """A domain without some disjoint regions, in which the process stops, as at absorbing parts (collective)."""
 
     def __init__(self, whole: Territory, regions: list[Resolved]):
         domain, mesh = whole.domain, whole.domain.mesh
@@ -131,11 +126,7 @@ def stopped(gen: Any, regions: Mapping[str, Region] | list[Resolved]) -> Any:
 
 
 def fitted(gen: Generator, regions: Mapping[str, Region]) -> Generator:
-    """The generator on a mesh that follows the edges of the regions inside, for barriers between wells (collective).
-
-    A process with a Function among its coefficients is tied to its mesh: there whole cells have to do, and
-    :func:`resolve` warns if they are far off.
-    """
+    """The generator on a mesh that follows the regions inside, unless it is tied to its own (collective)."""
     inside = {name: region for name, region in regions.items() if not isinstance(region, str)}
     if not inside or tied_to_mesh(gen.process):
         return gen.for_regions()
@@ -147,15 +138,10 @@ def fitted(gen: Generator, regions: Mapping[str, Region]) -> Generator:
 
 def tied_to_mesh(process: Any) -> bool:
     """Whether a Function is among the coefficients of a process."""
-    if isinstance(process, fem.Function):
-        return True
     if isinstance(process, Expr):
         return any(isinstance(c, fem.Function) for c in extract_coefficients(process))
-    if isinstance(process, list | tuple):
-        return any(tied_to_mesh(part) for part in process)
-    if not is_dataclass(process):
-        return False
-    return any(tied_to_mesh(getattr(process, part.name)) for part in fields(process))
+    parts = [getattr(process, part.name) for part in fields(process)] if is_dataclass(process) else process
+    return isinstance(parts, list | tuple) and any(tied_to_mesh(part) for part in parts)
 
 
 def resolve(domain: Domain, regions: Mapping[str, Region], follow: bool = True) -> list[Resolved]:
@@ -183,7 +169,7 @@ def _resolve(domain: Domain, name: str, region: Region, follow: bool) -> Resolve
     facets: Integers = np.zeros(0, np.int32)
     if isinstance(region, str) and region in domain.regions and region not in domain.parts:
         cells[domain.cells(region)] = True
-        volume = domain.comm.allreduce(float(volumes(mesh)[cells[: count.size_local]].sum()), op=MPI.SUM)
+        volume = domain.comm.allreduce(float(volumes(mesh)[cells[: count.size_local]].sum()))
         inside = None if follow else inside_cells(domain, cells[: count.size_local])
         return Resolved(name, region, cells, facets, inside, None, Size(volume, volume))
     if isinstance(region, str):

@@ -25,50 +25,41 @@ from ._expectation import Part, check_times
 from .error import DualWeighted
 
 
-@dataclass(frozen=True)
-class Problem:
-    """A question about leaving, of any generator or chain; its answer is the last of a few that build on each other."""
+def answers(
+    name: str,
+    gen: Generator | Chain,
+    solve: Callable[[Any, int], list[Part]],
+    start: Any,
+    accuracy: Accuracy,
+    *,
+    order: int = 1,
+    killing: Any = 0.0,
+    options: Options | None = None,
+    is_time: bool = False,
+    sources: tuple[Any, ...] = (),
+) -> list[Solution]:
+    """A few answers that build on each other, on finer meshes until the last one's bar at the start is below ``rtol``.
 
-    name: str  #: of the verb, for messages
-    solve: Callable[[Any, int], list[Part]]  #: gives the first n answers of a generator or chain
-    order: int = 1  #: how many are asked for
-    killing: Any = 0.0  #: rate
-    options: Options | None = None  #: PETSc options of the solves
-    is_time: bool = False  #: whether the n-th answer is a time to the n-th power
-    sources: tuple[Any, ...] = ()  #: none of which may be tied to a mesh if there are to be several
+    Collective.  ``solve`` gives the first n of them; with ``is_time`` the n-th is a time to the n-th power.  None of
+    the ``sources`` may be tied to a mesh if there are to be several.  Meshes are refined where the dual-weighted
+    residual (error.py) says that the error at the start comes from.
+    """
+    if accuracy.get("rtol") is not None:
+        _check(gen, name, start, sources)
 
-    def answer(self, gen: Generator | Chain, start: Any, accuracy: Accuracy) -> list[Solution]:
-        """The answers, on finer and finer meshes until the error bar of the last at the start is below ``rtol``.
-
-        Collective.  Meshes are refined where the dual-weighted residual (error.py) says that the error at the start
-        comes from.  Else as :func:`~fpsolver.chain.refinement.to_accuracy`.
-
-        Raises:
-            ValueError: bad arguments; a coefficient of the process is a ``Function``, which is tied to the first mesh.
-        """
-        if accuracy.get("rtol") is not None:
-            _check(gen, self.name, start, self.sources)
-        try:
-            return to_accuracy(self.name, gen, lambda g: self._ask(g, start), "fp_exit_", **accuracy).solutions
-        except NotConverged as failure:
-            if isinstance(failure.partial, _Answers):
-                failure.partial = failure.partial.solutions[-1]
-            raise
-
-    def _ask(self, gen: Generator | Chain, start: Any) -> "_Answers":
-        """The answers, with error bars if a start is given."""
-        parts, found = self.solve(gen, self.order), list[Solution]()
-        if isinstance(gen, Chain) and self.is_time:
+    def ask(gen: Generator | Chain) -> _Answers:
+        parts, found = solve(gen, order), list[Solution]()
+        if isinstance(gen, Chain) and is_time:
             check_times(gen, parts[0])  # not of the variants: what is wrong with them widens the bar
-        bent = isinstance(gen, Generator) and any(_bends(gen, source) for source in self.sources)
+        bent = isinstance(gen, Generator) and any(_bends(gen, source) for source in sources)
         for n, part in enumerate(parts, 1):
-            again = lambda other, n=n: [p.u for p in self.solve(other, n)]  # noqa: E731
+            again = lambda other, n=n: [p.u for p in solve(other, n)]  # noqa: E731
             estimate: Any = (
                 Spread(gen, part.u, again, start, part.stats["roundoff"])
                 if isinstance(gen, Chain)
-                else DualWeighted(gen, [p.u for p in parts[:n]], again, start, self.killing, self.options, bent)
+                else DualWeighted(gen, [p.u for p in parts[:n]], again, start, killing, options, bent)
             )
-            about: Any = {"generator": gen, "unit": steps_of(gen.process, n) if self.is_time else None}
+            about: Any = {"generator": gen, "unit": steps_of(gen.process, n) if is_time else None}
             if start is not None:
                 value, error = estimate.value(), estimate.at_start()
                 about |= {"start": estimate.start, "value": value, "error": error}
@@ -77,6 +68,13 @@ class Problem:
             found.append(Solution(function, part.stats, part.name, estimate, **about))
             logger.info("%s", found[-1])
         return _Answers(found, isinstance(gen, Chain))
+
+    try:
+        return to_accuracy(name, gen, ask, "fp_exit_", **accuracy).solutions
+    except NotConverged as failure:
+        if isinstance(failure.partial, _Answers):
+            failure.partial = failure.partial.solutions[-1]
+        raise
 
 
 @dataclass

@@ -9,7 +9,6 @@ weighted scheme, where a residual would drown in rounding; z⁺ is computed only
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 from petsc4py import PETSc
@@ -18,7 +17,7 @@ import numpy as np
 from dolfinx import fem
 
 from .._arguments import is_number
-from .._petsc import LinearSolver, Options
+from .._petsc import Options
 from ..discretisation.assembly import to_vector
 from ..discretisation.generator import Generator
 from ..discretisation.others import Others
@@ -46,10 +45,6 @@ class DualWeighted:
             locate(self.gen.domain.mesh, self.start, "start")
         self._others = Others(self.gen, self.answers, self.solve, self.bent)
 
-    def operator(self, gen: Generator) -> LinearSolver:
-        """G, or G − S with killing, factorised."""
-        return backward_operator(gen, self.killing, self.options, "error bar")
-
     def at_start(self) -> np.ndarray:
         """Error bars at the starts, shape (n,)."""
         return self._others.bars(self._values) + self.of_shape()
@@ -64,10 +59,6 @@ class DualWeighted:
 
     def of_shape(self) -> np.ndarray:
         """What cells that follow the domain's shape better change at the starts, shape (n,)."""
-        return self._shape
-
-    @cached_property
-    def _shape(self) -> np.ndarray:
         return self._others.of_shape(self._values)
 
     def value(self) -> np.ndarray:
@@ -96,5 +87,5 @@ class DualWeighted:
         """Share of each owned cell in the error at the start, shape (cells,), not negative."""
         finer, fine = self._others.of_degree(self._others.gen.degree + 1)
         by_capacities = finer.weak.scheme.by_capacities and is_number(self.killing) and self.killing == 0
-        operator = None if by_capacities else self.operator(finer)
+        operator = None if by_capacities else backward_operator(finer, self.killing, self.options, "error bar")
         return indicators(self._others.gen, finer, self.answers, fine, self._functional(finer), operator)

@@ -16,7 +16,7 @@ from ..domains.regions import is_ball
 from ._expectation import Question, expectation, moments
 from ._guards import need_exit
 from ._stopped import Region, stopped
-from .adapt import Problem
+from .adapt import answers
 
 
 class Optional(Accuracy, total=False):
@@ -73,11 +73,10 @@ def feynman_kac(
     for part in data:
         if part not in gen.absorbing:
             raise ValueError(f"exit data on {part!r}, which does not absorb; absorbing are {', '.join(gen.absorbing)}.")
-    problem = Problem(
-        name, lambda other, _: [expectation(other, question)], killing=killing, options=options,
+    return answers(
+        name, gen, lambda other, _: [expectation(other, question)], start, accuracy, killing=killing, options=options,
         is_time=question.is_time, sources=(running, killing, *data.values()),
-    )  # fmt: skip
-    return problem.answer(gen, start, accuracy)[0]
+    )[0]  # fmt: skip
 
 
 def mean_exit_time(gen: Generator | Chain, **optional: Unpack[Optional]) -> Solution:
@@ -131,10 +130,9 @@ def exit_time_moments(
     need_still(gen, "exit_time_moments")
     order = check_integer("exit_time_moments: order", order)
     need_exit(gen, "mean exit time")
-    problem = Problem(
-        "exit_time_moments", lambda other, n: moments(other, n, options), order, options=options, is_time=True
-    )
-    return ExitTimeMoments(tuple(problem.answer(gen, start, accuracy)))
+    solve = lambda other, n: moments(other, n, options)  # noqa: E731
+    found = answers("exit_time_moments", gen, solve, start, accuracy, order=order, options=options, is_time=True)
+    return ExitTimeMoments(tuple(found))
 
 
 def exit_probability(gen: Generator | Chain, to: Region | Iterable[Region], **optional: Unpack[Optional]) -> Solution:

@@ -1,14 +1,14 @@
 """The law of the exit: through which part, where on it, and when."""
 
 from dataclasses import dataclass, replace
-from typing import Any, Unpack
+from typing import Any, NamedTuple, Unpack
 
 from petsc4py import PETSc
 
 import numpy as np
 from dolfinx import fem
 
-from .._answer import Answer, need_steps, steps_of, with_bar
+from .._answer import need_steps, steps_of, with_bar
 from .._arguments import need_still
 from .._log import logger
 from .._petsc import Options
@@ -24,8 +24,7 @@ from ..evolution.initial import load_density
 from ._guards import check_reach, need_exit
 
 
-@dataclass(frozen=True)
-class ExitDensity(Answer):
+class ExitDensity(NamedTuple):
     """Exit density along a part, at quadrature points of its facets.
 
     Attributes:
@@ -37,9 +36,6 @@ class ExitDensity(Answer):
     points: np.ndarray
     density: np.ndarray
     weights: np.ndarray
-
-    def __repr__(self) -> str:
-        return f"exit density with integral {self.density @ self.weights:.6g} at {len(self.weights)} points"
 
 
 @dataclass(frozen=True)
@@ -84,26 +80,17 @@ class ExitDistribution(Numbers):
         unit = need_steps(steps_of(self.generator.process), "this exit distribution")
         visits = fem.Function(self.occupation.function_space, name="visits")
         visits.x.array[:] = self.occupation.x.array / unit
-        ask = self.ask and (lambda other: replace(found := self.ask(other), mean_time=found.mean_time / unit))  # type: ignore[misc]
-        return replace(self, mean_time=self.mean_time / unit, occupation=visits, ask=ask)
+        return self._in_unit(mean_time=self.mean_time / unit, occupation=visits)
 
     def density(self, part: str) -> ExitDensity:
-        """Exit density of a diffusion along a part, gathered on every rank (collective).
-
-        Raises:
-            ValueError: the part does not absorb, or the law is that of a chain, which may have no density.
-        """
+        """Exit density of a diffusion along an absorbing part, on every rank (collective); chains may have none."""
         gen = self._need(part)
         if isinstance(gen, Chain):
             raise ValueError("exit density: where a chain leaves may have no density; .points(part) has its law.")
         return ExitDensity(*gen.boundary.flux(self._forward, gen.domain.facets(part), gen.weak))
 
     def points(self, part: str) -> tuple[np.ndarray, np.ndarray]:
-        """Where paths cross a part, on every rank: points (n, d) and their probabilities (n,) (collective).
-
-        Raises:
-            ValueError: the part does not absorb.
-        """
+        """Where paths cross an absorbing part, on every rank: points (n, d), probabilities (n,) (collective)."""
         gen = self._need(part)
         if isinstance(gen, Chain):
             return gen.crossings(gen.absorbing.index(part), self._forward)

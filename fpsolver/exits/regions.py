@@ -1,7 +1,7 @@
 """Named regions inside a domain: committors, transition rates, mean first-passage times between them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Unpack
 
 from mpi4py import MPI
@@ -65,8 +65,7 @@ class FirstPassage(Numbers):
         """Mean numbers of steps of an algorithm (collective)."""
         solutions = {name: tau.in_steps() for name, tau in self.solutions.items()}
         process = next(iter(self.solutions.values())).generator.process
-        ask = self.ask and (lambda other: self.ask(other).in_steps())  # type: ignore[misc]
-        return replace(self, solutions=solutions, times=self.times / process.time_per_step, ask=ask)
+        return self._in_unit(solutions=solutions, times=self.times / process.time_per_step)
 
     def __repr__(self) -> str:
         width = max(10, *(len(name) for name in self.names))

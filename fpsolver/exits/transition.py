@@ -1,6 +1,6 @@
 """Transitions between two regions of a stationary process: rate and rate constants."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Unpack
 
 import numpy as np
@@ -60,8 +60,7 @@ class TransitionRate(Numbers):
         """Rates per step of an algorithm (collective)."""
         unit = need_steps(steps_of(self.committor.generator.process), "this transition rate")
         rates = {name: unit * getattr(self, name) for name in ("rate", "capacity", "k_AB", "k_BA")}
-        ask = self.ask and (lambda other: self.ask(other).in_steps())  # type: ignore[misc]
-        return replace(self, ask=ask, **rates)
+        return self._in_unit(**rates)
 
     def __repr__(self) -> str:
         numbers = ("k_AB", "k_BA", "share_A", "capacity", "mass")

@@ -28,11 +28,7 @@ def invariant(chain: Chain, options: Options | None, begin: PETSc.Vec | None = N
 
 
 def check_unique(chain: Chain, moments: PETSc.Vec, figures: Any, options: Options | None) -> None:
-    """Refuse a limit that depends on the start (collective).
-
-    Raises:
-        ValueError: the means from two starts differ.
-    """
+    """Refuse a limit that depends on the start (collective)."""
     low, high = chain.cells.vertices.min(axis=(0, 1)), chain.cells.vertices.max(axis=(0, 1))
     tilt = chain.load(lambda x: 1.0 + ((x - low) / (high - low)) @ np.arange(1.0, 1.0 + x.shape[1]))
     other, _ = invariant(chain, options, tilt)

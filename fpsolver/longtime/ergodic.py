@@ -7,7 +7,7 @@ Deuflhard, Weber, Linear Algebra Appl. 398, 2005).  ∫ p_i μ_j = δ_ij then gi
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from mpi4py import MPI
 
@@ -118,16 +118,13 @@ def _separate(kernel: Kernel, right: Array, left: Array) -> tuple[Array, Array]:
 def _outermost(comm: MPI.Comm, points: Array) -> Array:
     """r of the points (n, r) that span the largest simplex, chosen one after the other, shape (r, r) (collective)."""
     r = points.shape[1]
-    chosen: list[Array] = []
-    rest = points.copy()
-    for i in range(r):
+    chosen = _best(comm, np.linalg.norm(points, axis=1), points)
+    rest = points - chosen[0]
+    for _ in range(r - 1):
         vertex, direction = _best(comm, np.linalg.norm(rest, axis=1), points, rest)
         chosen.append(vertex)
-        if i == 0:
-            rest = rest - vertex
-        else:
-            direction = direction / np.linalg.norm(direction)
-            rest = rest - np.outer(rest @ direction, direction)
+        direction = direction / np.linalg.norm(direction)
+        rest = rest - np.outer(rest @ direction, direction)
     return np.array(chosen)
 
 
@@ -138,8 +135,7 @@ def _best(comm: MPI.Comm, score: Array, *tables: Array) -> list[Array]:
     return max(comm.allgather(mine), key=lambda candidate: candidate[0])[1]
 
 
-@dataclass(frozen=True)
-class _Place:
+class _Place(NamedTuple):
     """Where a law lives."""
 
     center: Array
@@ -200,11 +196,8 @@ def _locate(gen: Generator, raw: Any) -> _Place:
     space = limit.V if density is raw else limit.target
     mass = np.einsum("ci,ci->c", limit.weights, density.x.array[space.dofmap.list])[owned]
     nodes = mesh.geometry.x[_compat.geometry_dofmap(mesh)[owned]][:, :, : gen.domain.dim]
-    lower, upper = nodes.min(axis=1), nodes.max(axis=1)
-    columns = np.column_stack([mass, limit.volumes[owned], lower, upper])
-    table = np.concatenate(gen.domain.comm.allgather(columns))
-    mass, volume = table[:, 0], table[:, 1]
-    lower, upper = np.split(table[:, 2:], 2, axis=1)
+    mine = (mass, limit.volumes[owned], nodes.min(axis=1), nodes.max(axis=1))
+    mass, volume, lower, upper = (np.concatenate(gen.domain.comm.allgather(column)) for column in mine)
     distance = np.linalg.norm((lower + upper) / 2 - center, axis=1)
     near = np.argsort(distance)
     radius = float(distance[near][np.searchsorted(np.cumsum(mass[near]), 0.5 * mass.sum())])

@@ -161,11 +161,7 @@ def _slowest(gen: Any, options: Options | None, check: bool = True) -> tuple[flo
 
 
 def _check_resolution(gen: Generator, rate: float, options: Options | None) -> None:
-    """Refuse a metastable rate that the next degree does not confirm: meshes that miss a barrier give any (collective).
-
-    Raises:
-        NotConverged: it does not, or rounding is all that it sees.
-    """
+    """Refuse a metastable rate that the next degree does not confirm: meshes without the barrier give any."""
     with gen.with_degree(gen.degree + 1) as finer:
         other = -float(slow_modes(finer, 1, options).eigenvalues[0].real)
     change = abs(other - rate) / rate

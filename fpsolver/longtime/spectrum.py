@@ -1,6 +1,6 @@
 """Slow modes of the generator: its spectrum near zero."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Unpack
 
 from petsc4py import PETSc
@@ -67,17 +67,12 @@ class Spectrum(Numbers):
     def in_steps(self) -> "Spectrum":
         """Rates per step of an algorithm, so that timescales count steps."""
         unit = need_steps(self._unit, "this spectrum")
-        ask = self.ask and (lambda other: _scaled(self.ask(other), unit))  # type: ignore[misc]
-        return replace(_scaled(self, unit), _unit=None, ask=ask)
+        return self._in_unit(eigenvalues=unit * self.eigenvalues, _unit=None)
 
     def __repr__(self) -> str:
         times = ", ".join(f"{t:.6g}" for t in self.timescales)
         steps = "" if self._unit is None else f" = {', '.join(f'{t / self._unit:.6g}' for t in self.timescales)} steps"
         return f"eigenvalues {np.array2string(self.eigenvalues, precision=8)}\n  timescales {times}{steps}"
-
-
-def _scaled(answer: Spectrum, unit: float) -> Spectrum:
-    return replace(answer, eigenvalues=unit * answer.eigenvalues)
 
 
 def spectrum(
@@ -134,7 +129,8 @@ def _rates(gen: Generator | Chain, values: np.ndarray) -> np.ndarray:
 def _nearest(gen: Generator | Chain, values: np.ndarray, options: Options | None) -> Spectrum:
     """For each of some eigenvalues the nearest of another generator or chain, without modes."""
     other = _rates(gen, modes_of(gen, len(values), 0, False, options)[0])
-    return Spectrum(other[np.abs(other[None] - values[:, None]).argmin(axis=1)], [], [], np.zeros(0))
+    nearest = other[np.abs(other[None] - values[:, None]).argmin(axis=1)]
+    return Spectrum(nearest, [], [], np.zeros(0), steps_of(gen.process))
 
 
 def _check_rounding(A: PETSc.Mat, M: PETSc.Mat, rate: float) -> None:
