@@ -46,8 +46,7 @@ def agree(comm: MPI.Comm, problem: str | None, error: type[Exception] = ValueErr
 def together(comm: MPI.Comm) -> Iterator[None]:
     """Do rank-local work, such as calling the user's functions; what one rank raises, all ranks raise (collective).
 
-    Whatever is raised counts, KeyboardInterrupt and SystemExit included: the exception of the lowest rank is raised on
-    every rank, where it cannot be pickled as a RuntimeError.  The block itself must not communicate.
+    All raise that of the lowest rank, or if it cannot be pickled a RuntimeError.  The block must not communicate.
     """
     mine: BaseException | None = None
     try:

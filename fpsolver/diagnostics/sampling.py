@@ -97,12 +97,8 @@ class Samples:
 def at_points(expressions: Any, space: PointSpace) -> Callable[[Array], Array]:
     """UFL of a space of points as a function that maps points (n, d) to components (n, k), on each rank by itself."""
     values = lambdify(expressions, space)
-
-    def ask(points: Array) -> Array:
-        with np.errstate(all="ignore"):  # where a formula has no value, that is not a number
-            return values(points.T).T
-
-    return ask
+    # where a formula has no value, that is not a number
+    return np.errstate(all="ignore")(lambda points: values(points.T).T)
 
 
 def _midpoints(X: Array, n: int) -> Array:

@@ -31,8 +31,7 @@ class Batched:
     """A ``function`` that maps points of shape (n, d) to values of shape (n,), (n, d), (n, d, d) or (n, N, d).
 
     The values are tabulated on the mesh: losses, drifts and per-sample gradients as continuous piecewise polynomials,
-    covariances as continuous piecewise linear tensors, which stay positive semi-definite between the nodes (a convex
-    combination of semi-definite matrices is semi-definite; higher degrees do not keep that).
+    covariances as continuous piecewise linear tensors, which stay positive semi-definite between the nodes.
 
     ``function`` is called with a numpy array in double precision, and may return a numpy, PyTorch or JAX array.
     """

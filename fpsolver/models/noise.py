@@ -87,8 +87,7 @@ class Covariance(Noise):
 class PerSample(Noise):
     """The covariance of N per-sample gradients, from the samples themselves.
 
-    Σ = σ σᵀ with the rectangular factor σ = [g_1 - ḡ, ..., g_N - ḡ] / √N of shape (d, N): no matrix square root is
-    taken, rounding cannot make Σ indefinite, and rank Σ ≤ min(d, N - 1) holds exactly.
+    Σ = σ σᵀ with the rectangular factor σ = [g_1 - ḡ, ..., g_N - ḡ] / √N of shape (d, N).
 
     Attributes:
         samples: a sequence of N losses f_i (callables of x giving UFL); ``fp.batched(grads)`` with ``grads`` mapping

@@ -18,10 +18,7 @@ class Slice:
 
     The projected process is that of SGD whose every step is projected on the slice: loss f(w(x)), covariance VᵀΣV.
 
-    Attributes:
-        origin: shape (P,).
-        directions: V, shape (P, d), VᵀV = I.
-        what: where the directions come from.
+    Of an origin (P,) and directions V (P, d), VᵀV = I; ``what`` tells where they come from.
     """
 
     origin: np.ndarray

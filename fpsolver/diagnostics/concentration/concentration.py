@@ -164,9 +164,8 @@ def concentration_backward(
 ) -> Evolution:
     """u(t, x) = P(|X_t − x*| < r; not absorbed until t | X₀ = x): concentration for all initial laws (collective).
 
-    One backward evolution from the indicator function of the ball.  For any initial density ∫ u(t) p₀ is what
-    :func:`concentration` finds from p₀, to the tolerances of the two evolutions.  At t = 0 the projected indicator
-    overshoots at the sphere; diffusion smooths it.  Everything after x* and r as in :func:`fpsolver.backward`.
+    One backward evolution from the indicator function of the ball, whose projection overshoots at the sphere at t = 0;
+    for any initial density ∫ u(t) p₀ is what :func:`concentration` finds.  The rest as in :func:`fpsolver.backward`.
 
     Raises:
         ValueError: unsuitable point, radius or times; scheme ``weighted``.

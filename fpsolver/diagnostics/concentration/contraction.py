@@ -166,9 +166,8 @@ class Collapse(Answer):
 def collapse(gen: Generator, point: Any) -> Collapse:
     """Look for the collapse of the law onto an interpolating minimum (d,) (collective).
 
-    Where all samples' gradients vanish, so does their covariance: tr 2D ≤ s₂ |x − x*|².  With (x − x*)·b ≤ −λ|x − x*|²
-    this gives L|x − x*|² ≤ −(2λ − s₂)|x − x*|²: the second moment decays to zero if s₂ < 2λ, and no mesh resolves
-    the density for long.  Quotients are taken at 1e-4 of the domain's extent from x*.
+    With tr 2D ≤ s₂ |x − x*|² and (x − x*)·b ≤ −λ|x − x*|² the second moment decays to zero if s₂ < 2λ, and no mesh
+    resolves the density for long.  Quotients are taken at 1e-4 of the domain's extent from x*.
 
     Raises:
         ValueError: unsuitable point; coefficients that are tabulated instead of written with UFL.

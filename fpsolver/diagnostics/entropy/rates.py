@@ -52,9 +52,8 @@ class ArnoldErb(Answer):
 def arnold_erb_matrix(C: Any, D: Any) -> ArnoldErb:
     """P for the process dX = −CX dt + √(2D) dW with constant, possibly degenerate D (Arnold, Erb, arXiv:1409.5425).
 
-    h = p/p∞ obeys the backward equation of the time-reversed process, whose drift is −C*x with C* = K Cᵀ K⁻¹; its
-    gradient contracts in P when C* P + P C*ᵀ ≥ 2μP.  P = Σ w w̄ᵀ over eigenvectors w of C* for eigenvalues that are not
-    defective; on the rest of the space P solves a Lyapunov equation.
+    The gradient of p/p∞ contracts in P when C* P + P C*ᵀ ≥ 2μP.  P = Σ w w̄ᵀ over eigenvectors w of C* for eigenvalues
+    that are not defective; on the rest of the space P solves a Lyapunov equation.
 
     Raises:
         ValueError: not of one shape (d, d); D not symmetric semi-definite; C without positive real parts (there is no

@@ -36,14 +36,12 @@ def certify(op: Operator, computed: fem.Function, x: np.ndarray, at_start: np.nd
         size += np.einsum("cpij,cpij->cp", np.abs(op.D), np.abs(hessian))
         rounding = 100 * np.finfo(float).eps * (1 + largest(op.comm, size))
         found = [_bound(op, spline, s * residual, s, rounding, x, at_start) for s in (-1.0, 1.0)]
-        best = [a if _better(a, b) else b for a, b in zip(best or found, found, strict=True)]
+        best = [max(pair, key=_tightness) for pair in zip(best or found, found, strict=True)]
     return best
 
 
-def _better(a: Bound, b: Bound) -> bool:
-    if a.value is None or b.value is None:
-        return b.value is None
-    return bool(a.value[0] >= b.value[0] if a.kind == "lower" else a.value[0] <= b.value[0])
+def _tightness(b: Bound) -> float:
+    return -np.inf if b.value is None else float(b.value[0]) * (1.0 if b.kind == "lower" else -1.0)
 
 
 def _bound(

@@ -64,9 +64,8 @@ def eyring_kramers(
 
     Gradient flow leads from ``start`` to its minimum.  With ``absorbing`` parts the pass is the lowest one on the way
     to them, and the well the deepest one below that pass; without, the lowest pass to another minimum is taken.
-    Bovier, Eckhoff, Gayrard, Klein, J. Eur. Math. Soc. 6 (2004), for wells in whole space: walls and absorbing
-    boundaries must be many √ε away from m and z, or pass through z.  The process is ``Langevin``, or ``SGD`` with
-    isotropic noise of constant level s, where ε = η s/(2B).
+    Bovier, Eckhoff, Gayrard, Klein, J. Eur. Math. Soc. 6 (2004): walls and absorbing boundaries must be many √ε away
+    from m and z, or pass through z.  Of ``Langevin``, or ``SGD`` with isotropic noise of level s, where ε = η s/(2B).
 
     Raises:
         TypeError: a process without a loss.

@@ -29,9 +29,8 @@ class CriticalPoint(Answer):
         kind: "minimum", "saddle", "maximum", or "degenerate" where the Hessian is singular.
         covariance: Σ there for batches of one sample, shape (d, d); None unless the process is ``SGD`` with a noise
             that can be evaluated away from a mesh.
-        exact: whether the gradient is (symbolic, or automatic with the Hessian by differences of it).  For
-            ``fp.batched`` losses all derivatives are differences of fourth order: the point is good to about 1e-9 of
-            the domain, eigenvalues to about 1e-6.
+        exact: whether the gradient is; for ``fp.batched`` losses all derivatives are differences: the point is good to
+            about 1e-9 of the domain, eigenvalues to about 1e-6.
         exponent: of Łojasiewicz; None unless :func:`~fpsolver.diagnostics.landscape` has found it.
     """
 
@@ -64,8 +63,8 @@ def critical_points(process_or_loss: Any, domain: Domain) -> list[CriticalPoint]
     simplex, Newton's method starts.  A pair of critical points closer than the lattice's spacing may be missed: refine
     the mesh to make sure.
 
-    Of ``Langevin``, ``SGD`` (also with per-sample losses, in UFL or of PyTorch and JAX), a loss in UFL, or
-    ``fp.batched(f)``.  Critical points outside the domain's mesh are dropped, those on its boundary kept.
+    Of ``Langevin``, ``SGD`` (also with per-sample losses), a loss in UFL, or ``fp.batched(f)``.  Points outside the
+    mesh are dropped, those on its boundary kept.
 
     Raises:
         TypeError: a process without a loss.

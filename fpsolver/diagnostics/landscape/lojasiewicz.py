@@ -50,11 +50,10 @@ def lojasiewicz(
 ) -> Exponent:
     """Estimate the Łojasiewicz exponent of f at a minimum (collective).
 
-    θ is the smallest exponent with |∇f| ≥ c (f − f*)^θ near the minimum: one of the worst direction, so the lowest
-    gradient is sought on each of many levels of f − f*, down to rounding.  θ is the slope of its logarithm over the
-    finest quarter of the levels.  The interval adds to the error of that regression 3/2 of the change from the finest
-    half to the finest quarter: higher-order terms of f bend the curve, and fade geometrically with the level.
-    Minima that fill a valley count with all of it inside the ball.
+    The lowest gradient is sought on each of many levels of f − f*, down to rounding.  θ is the slope of its logarithm
+    over the finest quarter of the levels.  The interval adds to the error of that regression 3/2 of the change from the
+    finest half to the finest quarter, as higher-order terms of f bend the curve.  Valleys count with all of them inside
+    the ball.
 
     Of what :func:`~fpsolver.diagnostics.critical_points` takes.  ``point`` is a minimum (d,), to an accuracy much below
     ``radius``, that of the ball to search: by default the largest R/2ᵏ in the domain, R a tenth of its extent.

@@ -121,12 +121,7 @@ def sample_losses(source: Any, dim: int, comm: MPI.Comm) -> Callable[[np.ndarray
     with together(comm):
         space = PointSpace(dim, process=source if isinstance(source, Process) else None)
         family = gradients_of(found, space, "numpy", values=True)
-
-    def values(points: np.ndarray) -> np.ndarray:
-        with np.errstate(all="ignore"):
-            return family.everyone(points.T)
-
-    return values
+    return np.errstate(all="ignore")(lambda points: family.everyone(points.T))
 
 
 def covariance_at(process: Any, points: np.ndarray, comm: MPI.Comm) -> np.ndarray | None:
