@@ -178,9 +178,8 @@ def locate(mesh: Any, points: np.ndarray, what: str = "points") -> tuple[np.ndar
     index, cells, found = _search(mesh, points)
     if not found.all():
         spans = " x ".join(f"[{a:g}, {b:g}]" for a, b in zip(*bounds(mesh), strict=True))
-        raise ValueError(
-            f"{what}: {tuple(float(c) for c in points[np.argmin(found)])} lies outside the mesh, which spans {spans}."
-        )
+        outside = tuple(points[np.argmin(found)].tolist())
+        raise ValueError(f"{what}: {outside} lies outside the mesh, which spans {spans}.")
     return index, cells
 
 

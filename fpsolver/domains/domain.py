@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from mpi4py import MPI
 
@@ -122,9 +122,7 @@ class Domain:
         return cls._round_domain("annulus", 3 if len(center) == 3 else 2, center, [r_inner, r_outer], h, comm)
 
     @classmethod
-    def _round_domain(
-        cls, kind: str, dim: int, center: Point, radii: list[float], h: float, comm: MPI.Comm
-    ) -> "Domain":
+    def _round_domain(cls, kind: str, dim: int, center: Point, radii: list[float], h: float, comm: MPI.Comm) -> Self:
         made = _meshes.distribute(comm, lambda: _gmsh.round_geometry(f"Domain.{kind}", dim, center, radii, h))
         return cls._of(made, RoundShape(np.array(center, float), tuple(radii), h))
 
@@ -164,7 +162,7 @@ class Domain:
         return cls._of(_meshes.distribute(comm, lambda: reader(path)))
 
     @classmethod
-    def _of(cls, made: _meshes.Made, shape: RoundShape | None = None) -> "Domain":
+    def _of(cls, made: _meshes.Made, shape: RoundShape | None = None) -> Self:
         domain = cls(made.mesh, made.parts)
         domain._regions, domain.periods, domain._round = made.regions, made.periods, shape
         return domain

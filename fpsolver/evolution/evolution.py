@@ -39,8 +39,7 @@ class Evolution(Answer, Sequence[Whole]):
         name: what evolves, "density" or "expectation".
         generator: with which it was made.
         parts: absorbing parts whose outflux is kept.
-        times: shape (n,).
-        mass: integral over the domain at each time, shape (n,).
+        times, mass: shape (n,).
         minimum: smallest value of the discrete solution at each time, at and between nodes, shape (n,): for a density
             a measure of what the mesh does not resolve.
         outflux: mass that has left through absorbing parts since time 0, shape (n,); an integral over time of the

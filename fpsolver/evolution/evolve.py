@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from petsc4py import PETSc
 
@@ -16,7 +16,7 @@ from .._log import logger
 from .._petsc import Options
 from .._sample import cell_type, total
 from ..chain import Chain
-from ..chain.refinement import MAX_UNKNOWNS, to_accuracy
+from ..chain.refinement import MAX_UNKNOWNS, Accuracy, to_accuracy
 from ..discretisation.assembly import to_density, to_function
 from ..discretisation.generator import Generator
 from ..discretisation.positivity import limiter
@@ -33,18 +33,16 @@ VALUES = 5.0  # of the largest absolute value at a node: a jump that is not reso
 WIDE = 10.0  # ∫p²/w ∫w / (∫p)² = WIDE²: what is wider needs a smaller time_rtol for the same error of the density
 
 
-def evolve(
-    gen: Generator | Chain,
-    initial: Any,
-    times: Any,
-    *,
-    rtol: float | None = None,
-    time_rtol: float = 1e-6,
-    max_unknowns: int = MAX_UNKNOWNS,
-    schedule: Mapping[str, Any] | None = None,
-    checkpoint: str | Path | None = None,
-    options: Options | None = None,
-) -> Evolution:
+class Optional(Accuracy, total=False):
+    """Optional arguments of :func:`evolve` and :func:`backward`."""
+
+    time_rtol: float
+    schedule: Mapping[str, Any] | None
+    checkpoint: str | Path | None
+    options: Options | None
+
+
+def evolve(gen: Generator | Chain, initial: Any, times: Any, **optional: Unpack[Optional]) -> Evolution:
     """Density p(t) of the process started from ``initial``: ∂ₜp = −∇·J, killed at the absorbing parts (collective).
 
     The error in time is controlled; masses, means and expectations of ``evolution[i]`` have error bars of mesh and
@@ -60,10 +58,10 @@ def evolve(
         initial: :func:`~fpsolver.gaussian`, :func:`~fpsolver.dirac`, a ``Function``, or a callable of all coordinates.
             Of a signed one nothing is made non-negative.
         times: increasing, non-negative, shape (n,) or one number.
-        rtol: of the whole answer, mesh and time; not of chains.
-        max_unknowns: with ``rtol``, no mesh with more unknowns is tried.
-        time_rtol: error in time in the L² norm relative to that of p(t), or to 1e-10 times the largest norm so far, if
-            errors decay as p does; that of :attr:`~fpsolver.Evolution.outflux` is controlled too.
+        rtol: of the whole answer, mesh and time, by default of time only; not of chains.
+        max_unknowns: 500 000; with ``rtol``, no mesh with more unknowns is tried.
+        time_rtol: error in time (1e-6), in the L² norm relative to that of p(t), or to 1e-10 times the largest
+            norm so far, if errors decay as p does; that of :attr:`~fpsolver.Evolution.outflux` is controlled too.
         options: PETSc options without the prefix ``fp_evolve_``.
         schedule: numbers of the process that change on the way: name -> number, smooth function of t, or pairs
             (begin, number or function), the first at 0: ``{"learning_rate": [(0, 0.4), (10, 0.1)]}``.  For SGD
@@ -79,23 +77,7 @@ def evolve(
         NotConverged: ``time_rtol`` could not be met, what leaves is lost in rounding, or the solution grows as no
             density does; ``exception.partial`` is the evolution up to there.
     """
-    times = check_times(times)
-    if isinstance(gen, Chain):
-        return walk(gen, "density", initial, times, schedule, checkpoint, rtol)
-    tol = check_share("time_rtol", time_rtol)
-
-    def ask(other: Generator, tol: float = tol, whole: bool = True) -> Evolution:
-        p0, limit = coefficients(other, initial, "initial density"), limiter(other)
-        mass, positive = limit.masses(limit.means(to_density(other, p0)))
-        # of a signed measure, a tenth or more of whose mass in cells is negative, nothing is made non-negative
-        signed = positive - mass >= 0.1 * positive and not isinstance(initial, Gaussian | Dirac)
-        again = cache(lambda finer: [p.raw for p in ask(finer, stricter(tol), False)]) if whole else None
-        limits = None if signed else limit
-        evolution = Evolution("density", other, other.absorbing, limits, schedule is not None, again=again)
-        in_norm = tol if other.weak.scheme.unknown_is_density else _weighted_tol(other, p0, tol)
-        return _run(evolution, p0, times, in_norm, options, schedule, checkpoint if whole else None)
-
-    return to_accuracy("evolve", gen, ask, "fp_evolve_", rtol=rtol, max_unknowns=max_unknowns)
+    return _evolved("density", gen, initial, times, **optional)
 
 
 def stricter(time_rtol: float) -> float:
@@ -103,36 +85,41 @@ def stricter(time_rtol: float) -> float:
     return max(time_rtol / 30, LEAST)
 
 
-def backward(
-    gen: Generator | Chain,
-    payoff: Any,
-    times: Any,
-    *,
-    rtol: float | None = None,
-    time_rtol: float = 1e-6,
-    max_unknowns: int = MAX_UNKNOWNS,
-    schedule: Mapping[str, Any] | None = None,
-    checkpoint: str | Path | None = None,
-    options: Options | None = None,
-) -> Evolution:
+def backward(gen: Generator | Chain, payoff: Any, times: Any, **optional: Unpack[Optional]) -> Evolution:
     """u(t, x) = E[g(X_t); not absorbed until t | X₀ = x]: ∂ₜu = Lu, u(0) = g (collective).
 
     For ``payoff=1`` it is the probability of surviving until t.  Constants are invariant to rounding where nothing
     absorbs.  The payoff g is a number, a callable of all coordinates, or a ``Function``; all else is as for
     :func:`evolve`.  With a schedule every time needs a run of its own, as the last piece acts on the payoff first.
     """
-    times = check_times(times)
+    return _evolved("expectation", gen, payoff, times, **optional)
+
+
+def _evolved(
+    name: str, gen: Generator | Chain, data: Any, times: Any, *, time_rtol: float = 1e-6, checkpoint: Any = None,
+    schedule: Mapping[str, Any] | None = None, options: Options | None = None, rtol: float | None = None,
+    max_unknowns: int = MAX_UNKNOWNS,
+) -> Evolution:  # fmt: skip
+    """The evolution of a density or an expectation."""
+    times, density = check_times(times), name == "density"
     if isinstance(gen, Chain):
-        return walk(gen, "expectation", payoff, times, schedule, checkpoint, rtol)
+        return walk(gen, name, data, times, schedule, checkpoint, rtol)
     tol = check_share("time_rtol", time_rtol)
 
     def ask(other: Generator, tol: float = tol, whole: bool = True) -> Evolution:
-        u0 = coefficients(other, payoff, "payoff", payoff=True)
-        again = cache(lambda finer: [u.raw for u in ask(finer, stricter(tol), False)]) if whole else None
-        evolution = Evolution("expectation", other, scheduled=schedule is not None, again=again)
-        return _run(evolution, u0, times, tol, options, schedule, checkpoint if whole else None)
+        v0 = coefficients(other, data, "initial density" if density else "payoff", payoff=not density)
+        parts, limits = (other.absorbing, limiter(other)) if density else ((), None)
+        if limits is not None and not isinstance(data, Gaussian | Dirac):
+            mass, positive = limits.masses(limits.means(to_density(other, v0)))
+            # of a signed measure, a tenth or more of whose mass in cells is negative, nothing is made non-negative
+            limits = None if positive - mass >= 0.1 * positive else limits
+        in_norm = _weighted_tol(other, v0, tol) if density and not other.weak.scheme.unknown_is_density else tol
+        again = cache(lambda finer: [p.raw for p in ask(finer, stricter(tol), False)]) if whole else None
+        evolution = Evolution(name, other, parts, limits, schedule is not None, again=again)
+        return _run(evolution, v0, times, in_norm, options, schedule, checkpoint if whole else None)
 
-    return to_accuracy("backward", gen, ask, "fp_evolve_", rtol=rtol, max_unknowns=max_unknowns)
+    verb = "evolve" if density else "backward"
+    return to_accuracy(verb, gen, ask, "fp_evolve_", rtol=rtol, max_unknowns=max_unknowns)
 
 
 def resume(
