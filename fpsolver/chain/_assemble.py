@@ -93,11 +93,12 @@ class Recipe:
         where, share = [np.zeros((0, self.cells.dim))], [np.zeros(0)]
         for points, images in self.chunks():
             gone = images.left_part == part
-            share.append(images.left_weight[gone] * self._visits(points, visits)[images.left_source[gone]])
+            share.append(images.left_weight[gone] * self.visits(points, visits)[images.left_source[gone]])
             where.append(images.left_at[gone])
         return np.concatenate(where), np.concatenate(share)
 
-    def _visits(self, points: Points, visits: Array) -> Array:
+    def visits(self, points: Points, visits: Array) -> Array:
+        """Weights of points times a density, given by its coefficients in this rank's cells."""
         phi = self.basis(points.reference)
         return points.weight * (visits.reshape(-1, phi.shape[1])[points.cell - self.cells.begin] * phi).sum(axis=1)
 

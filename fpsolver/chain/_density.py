@@ -119,7 +119,7 @@ class DensityRecipe(Recipe):
         """As of any recipe: at the ends."""
         points = self._gauss(np.arange(self.cells.begin, self.cells.end))
         sides = [side for side, label in enumerate(self._labels()) if label == part]
-        share = self._outside(points)[sides] @ self._visits(points, visits)
+        share = self._outside(points)[sides] @ self.visits(points, visits)
         return np.array([self.ends[side] for side in sides]).reshape(-1, 1), share
 
     def _kernel(self, means: Array, deviations: Array, targets: Points) -> Array:

@@ -218,11 +218,8 @@ class Chain:
             for points in recipe.samples():
                 phi = recipe.basis(points.reference)
                 chosen, first = np.unique(points.cell, return_index=True)
-                values = points.weight * field(points.x)
-                if density is not None:
-                    values *= (density.array_r.reshape(-1, phi.shape[1])[points.cell - self.cells.begin] * phi).sum(
-                        axis=1
-                    )
+                weight = points.weight if density is None else recipe.visits(points, density.array_r)
+                values = weight * field(points.x)
                 blocks = vector.array_w.reshape(-1, phi.shape[1])
                 blocks[chosen - self.cells.begin] = np.add.reduceat(values[:, None] * phi, first)
         finite = np.isfinite(vector.array_r).all()

@@ -106,11 +106,6 @@ def solve(
     return x, Figures(iterations, residual, slowest <= 0.0, float(EPS * growth))
 
 
-def occupation(chain: Chain, source: PETSc.Vec, name: str, options: Options | None = None) -> tuple[PETSc.Vec, Figures]:
-    """Expected visits as moments: (I − Pᵀ M⁻¹) μ = source (collective)."""
-    return solve(Operator(chain, transpose=True), source, name, options)
-
-
 def eigenvalues(
     operator: Operator, k: int, options: Options | None = None, spare: int = 0
 ) -> tuple[Array, Array, Array]:

@@ -80,11 +80,7 @@ def expectation(gen: Generator | Chain, q: Question) -> Part:
 
 
 def moments(gen: Generator | Chain, order: int, options: Options | None) -> list[Part]:
-    """E τ, ..., E τ^order (collective).
-
-    L T_n = −n T_{n−1}.  Of the steps of a chain, K = 1 + K' with the steps K' from there on: with T_0 = 1,
-    (M − P) T_n = Σ_{j<n} C(n, j) P T_j + exits.
-    """
+    """E τ, ..., E τ^order: L T_n = −n T_{n−1}, of chains (M − P) T_n = Σ_{j<n} C(n, j) P T_j + exits (collective)."""
     names = ["mean exit time", *(f"exit time moment {n}" for n in range(2, order + 1))]
     found: list[Part] = []
     if isinstance(gen, Chain):
@@ -192,10 +188,7 @@ def _by_capacities(
 
 
 def backward_operator(gen: Generator, killing: Any, options: Options | None, name: str) -> LinearSolver:
-    """G, or G − S with S_ij = ∫ s φ_i φ_j, factorised: transposed and negated, L − s (collective).
-
-    Of the killed operators a generator keeps the last one.
-    """
+    """G, or G − S with S_ij = ∫ s φ_i φ_j, factorised; of the killed ones a generator keeps the last (collective)."""
     if is_number(killing) and killing == 0:
         return exit_solver(gen, name, options)
     key = merged(gen, options)

@@ -128,11 +128,8 @@ def _principal_rate(gen: Generator, solver: LinearSolver) -> float:
 
 
 def check_sign(name: str, u: PETSc.Vec, solver: LinearSolver) -> None:
-    """Refuse an answer to non-negative data that is mainly negative (collective).
-
-    Undershoots of a third of the maximum were seen at grazing points on the coarsest meshes; where a mesh misses a
-    barrier, or exit is not certain in a way that the control graph cannot see, the sign is a matter of chance.
-    """
+    """Refuse an answer to non-negative data that is mainly negative (collective)."""
+    # undershoots of a third of the maximum were seen at grazing points; where a barrier is missed the sign is chance
     lowest, highest = u.min()[1], u.max()[1]
     if lowest < -0.5 * max(highest, 0.0):
         advice = (
@@ -144,11 +141,7 @@ def check_sign(name: str, u: PETSc.Vec, solver: LinearSolver) -> None:
 
 
 def check_roundoff(gen: Generator, name: str, stats: dict[str, Any], solver: LinearSolver) -> None:
-    """Refuse an answer that rounding has made meaningless.
-
-    The estimate exceeded the true error by 10 to 50 on double wells from τ = 1e3 to 1e22, and reached one before the
-    last correct digit was gone.
-    """
+    """Refuse an answer that rounding made meaningless: on double wells the estimate was 10 to 50 times the error."""
     stats["digits"] = int(np.clip(-np.log10(max(stats["roundoff"], 1e-16)), 0, 15))
     if not stats["roundoff"] <= 1:
         if (found := closed_classes(gen)).closed:

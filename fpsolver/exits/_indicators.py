@@ -91,17 +91,14 @@ def _detail(gen: Generator, finer: Generator, z: PETSc.Vec, operator: LinearSolv
 def _defects(
     gen: Generator, finer: Generator, residual: PETSc.Vec, z: PETSc.Vec, operator: LinearSolver | None
 ) -> np.ndarray:
-    """r(φ_i) (I z)_i on the space of degree k: what the quadrature of the weight missed, zero with exact integrals.
-
-    Where r is nothing but rounding, the defect of ∫ w φ_i stands for it.
-    """
+    """r(φ_i) (I z)_i on the space of degree k: what the quadrature of the weight missed, zero with exact integrals."""
     up, nodal = interpolation_matrix(gen.V, finer.V), fem.Function(gen.V)
     up.assemble()
     nodal.interpolate(to_function(finer, z))
     found, missed = _times(up, residual).array_r, _times(up, basis_integrals(finer))
     missed.axpy(-np.exp(float(finer.weak.offset.value - gen.weak.offset.value)), basis_integrals(gen))
     if operator is None:
-        found = np.where(_flat(gen), missed.array_r, found)
+        found = np.where(_flat(gen), missed.array_r, found)  # the defect of ∫ w φ_i instead of rounding
     return np.asarray(found * nodal.x.array[: len(found)])
 
 

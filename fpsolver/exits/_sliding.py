@@ -7,9 +7,8 @@ vertices and edges are nodes of the graph.  One leads to a cell if the drift the
 own walls, points into the cell, or if noise crosses its facets.
 """
 
-from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,10 +26,7 @@ _PROJECTIONS = 20  # onto the walls of one cell, in turn
 
 
 def sliding(gen: Generator, lives: Array) -> tuple[Array, Array]:
-    """Further edges of the control graph, and nodes from which exits can be reached (collective).
-
-    The process lives in the cells ``lives``.  Cells have their global numbers; then edges (in space), then vertices.
-    """
+    """Further edges of the control graph of the cells ``lives``, and nodes that exits touch (collective)."""
     mesh, d = gen.domain.mesh, gen.domain.dim
     facets = np.setdiff1d(gen.boundary.facets, gen.territory.stops)
     sides = outer_sides(mesh, facets)
@@ -45,8 +41,7 @@ def sliding(gen: Generator, lives: Array) -> tuple[Array, Array]:
     return np.concatenate([along, into]), exits
 
 
-@dataclass(frozen=True)
-class _Names:
+class _Names(NamedTuple):
     """Global numbers of the graph's nodes: of local cells, of their edges in space, and of their vertices."""
 
     cells: Array
@@ -77,8 +72,7 @@ class _Names:
         return np.asarray(self.edges[cells, number])
 
 
-@dataclass(frozen=True)
-class Sides:
+class Sides(NamedTuple):
     """What happens at quadrature points of facets, seen from a cell."""
 
     sides: Array  #: cells and local facets, shape (n, 2)
@@ -107,7 +101,7 @@ class Sides:
         return cls(sides, normal, drift, diffusion, diffuses, drifts, small, slow)
 
     def only(self, chosen: Array) -> "Sides":
-        return Sides(*(getattr(self, name)[chosen] for name in self.__dataclass_fields__))
+        return Sides(*(values[chosen] for values in self))
 
     def leads(self, velocity: Array, direction: Array) -> Array:
         """Whether a velocity or noise leads in a direction at some point, shape (n,)."""
@@ -176,9 +170,8 @@ def _into(gen: Generator, touching: Array, lives: Array, names: _Names) -> tuple
     facets = mesh.topology.connectivity(d, d - 1).array.reshape(-1, d + 1)[cells]
     stops = np.isin(facets, gen.territory.stops)
     wall = np.isin(facets, gen.boundary.facets) & ~stops
-    table = {name: getattr(around, name).reshape(len(cells), d + 1, *getattr(around, name).shape[1:])
-             for name in ("normal", "drift", "diffuses", "drifts", "slow")}  # fmt: skip
-    normals = table["normal"].mean(axis=2)
+    around = Sides(*(values.reshape(len(cells), d + 1, *values.shape[1:]) for values in around))
+    normals = around.normal.mean(axis=2)
     found: list[Array] = [np.zeros((0, 2), np.int64)]
     exits: list[Array] = [np.zeros(0, np.int64)]
     for size in range(1, d):
@@ -187,14 +180,14 @@ def _into(gen: Generator, touching: Array, lives: Array, names: _Names) -> tuple
             node, beside = names.shared(cells, shared), [i for i in range(d + 1) if i not in shared]
             enters = here.copy()
             for i in beside:
-                w = table["drift"][:, i].copy()
+                w = around.drift[:, i].copy()
                 for _ in range(_PROJECTIONS):
                     for j in beside:
                         push = np.maximum(np.einsum("cqi,ci->cq", w, normals[:, j]), 0.0) * wall[:, j, None]
                         w -= push[..., None] * normals[:, None, j]
-                inwards = np.einsum("cqi,ci->cq", w, normals[:, i]) <= table["slow"][:, i]
-                enters &= wall[:, i] | (inwards | table["diffuses"][:, i]).any(axis=1)
-                leaves = here & stops[:, i] & (table["diffuses"][:, i] | table["drifts"][:, i]).any(axis=1)
+                inwards = np.einsum("cqi,ci->cq", w, normals[:, i]) <= around.slow[:, i]
+                enters &= wall[:, i] | (inwards | around.diffuses[:, i]).any(axis=1)
+                leaves = here & stops[:, i] & (around.diffuses[:, i] | around.drifts[:, i]).any(axis=1)
                 exits.append(node[leaves])
             found.append(np.stack([node, names.cells[cells]], axis=1)[enters])
     return np.concatenate(found), np.concatenate(exits)

@@ -3,8 +3,6 @@
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Unpack
 
-from petsc4py import PETSc
-
 import numpy as np
 from dolfinx import fem
 
@@ -13,8 +11,7 @@ from .._arguments import need_still
 from .._log import logger
 from .._petsc import Options
 from ..chain import Chain
-from ..chain.equations import Operator, check_sound
-from ..chain.equations import occupation as expected_visits
+from ..chain.equations import Operator, check_sound, solve
 from ..chain.refinement import Accuracy, Numbers, to_accuracy
 from ..discretisation.assembly import to_density, to_function
 from ..discretisation.generator import Generator
@@ -130,15 +127,25 @@ def exit_distribution(
 
 def _distribution(gen: Generator | Chain, start: Any, options: Options | None) -> ExitDistribution:
     if isinstance(gen, Chain):
-        moments, figures = expected_visits(gen, load_density(gen, start), "occupation density", options)
+        start = load_density(gen, start)
+        moments, figures = solve(Operator(gen, transpose=True), start, "occupation density", options)
         check_sound(Operator(gen), "exit_distribution", figures)
         visits, unit = gen.inverse * moments, gen.time_per_step
-        shares = _resolved({part: float(e.dot(visits)) for part, e in gen.exits.items()})
+        found = _resolved({part: float(e.dot(visits)) for part, e in gen.exits.items()})
         occupied = gen.function(unit * visits, "occupation")
-        return ExitDistribution(shares, float(moments.sum()) * unit, occupied, visits)
+        return ExitDistribution(found, float(moments.sum()) * unit, occupied, visits)
     source = load_density(gen, start)
     check_reach(gen, "exit_distribution")
-    g, probability = _occupation(gen, source, options)
+    what = "occupation density"
+    if gen.weak.scheme.by_capacities:
+        capacity = capacity_solver(gen, what, options)
+        g, shares = capacity.solve(source), capacity.absorbed(source)
+    else:
+        g = gen.G.createVecRight()
+        exit_solver(gen, what, options).solve(source, g)
+        g.scale(-1.0)
+        shares = np.array([exit_flux(gen, part).dot(g) for part in gen.absorbing])
+    probability = {part: float(x) for part, x in zip(gen.absorbing, shares, strict=True)}
     if not abs(sum(probability.values()) - source.sum()) < 1e-6:
         raise ValueError(
             f"exit_distribution: the probabilities {probability} do not add up to one: the process stays for ever in a "
@@ -158,16 +165,3 @@ def _resolved(probability: dict[str, float]) -> dict[str, float]:
             raise ValueError(problem)
         logger.warning("%s", problem)
     return probability
-
-
-def _occupation(gen: Generator, source: PETSc.Vec, options: Options | None) -> tuple[PETSc.Vec, dict[str, float]]:
-    """Solve −G g = source for the occupation density, a new vector; the share that each part absorbs (collective)."""
-    what = "occupation density"
-    if gen.weak.scheme.by_capacities:
-        capacity = capacity_solver(gen, what, options)
-        shares = capacity.absorbed(source)
-        return capacity.solve(source), {part: float(x) for part, x in zip(gen.absorbing, shares, strict=True)}
-    g = gen.G.createVecRight()
-    exit_solver(gen, what, options).solve(source, g)
-    g.scale(-1.0)
-    return g, {part: float(exit_flux(gen, part).dot(g)) for part in gen.absorbing}

@@ -113,11 +113,8 @@ def _probabilities(values: np.ndarray) -> np.ndarray:
 
 
 def _slow_part_missed(gen: Generator, flow: Evolution, points: np.ndarray, options: Options | None) -> np.ndarray:
-    """What an evolution of 1 has wrong along the slowest mode φ, shape (points, times) (collective).
-
-    That component is φ ∫φ e^{-λt} in a symmetric scheme.  Here λ, far below rounding, comes from capacities; the
-    evolution has it from a matrix of norm 1, and single long steps have been 20 % off.
-    """
+    """What an evolution of 1 has wrong along the slowest mode φ, shape (points, times) (collective)."""
+    # its part φ ∫φ e^{-λt} with λ from capacities: in single long steps of the evolution it has been 20 % off
     try:
         rate, mode, _ = slowest_mode(gen)
     except NotConverged as failure:

@@ -10,7 +10,7 @@ import ufl
 from .._answer import need_steps, steps_of, with_bar
 from .._petsc import Options
 from ..chain import Chain
-from ..chain.equations import occupation
+from ..chain.equations import Operator, solve
 from ..chain.refinement import Accuracy, Numbers, to_accuracy
 from ..discretisation.assembly import assemble_vector, to_vector
 from ..discretisation.generator import Generator
@@ -106,7 +106,7 @@ def _transition_rate(
         source = gen.load(regions[0].inside, gen.vector(stationary(gen).raw))  # moments of ρ 1_A
         image = source.duplicate()
         inner.P.multTranspose(inner.inverse * source, image)
-        later = occupation(inner, image, "reactive law", options)[0] + source
+        later = solve(Operator(inner, transpose=True), image, "reactive law", options)[0] + source
         flux, mass_A = inner.exits[name].dot(inner.inverse * later) / gen.time_per_step, later.sum()
     elif gen.weak.scheme.by_capacities:
         flux = capacity_solver(inner, "committor", options).effective(*inner.absorbing)

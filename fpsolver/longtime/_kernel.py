@@ -21,13 +21,7 @@ _SMALLEST_BLOCK, _LARGEST_BLOCK = 6, 48
 
 
 class Kernel:
-    """The slowest modes by block inverse iteration: exact multiplicities do not confuse it (collective).
-
-    Blocks of vectors are arrays, shape (owned unknowns, n).
-
-    Attributes:
-        rates: |λ| of the modes that :meth:`count` looked at, the slowest first.
-    """
+    """The slowest modes by block inverse iteration; blocks of vectors have shape (owned unknowns, n) (collective)."""
 
     def __init__(self, gen: Generator, options: Options | None):
         self.gen, self.options = gen, options
@@ -38,7 +32,7 @@ class Kernel:
         preset = direct_preset(A.comm, gen.domain.dim)
         self.solver = LinearSolver(A, "fp_stationary_", "ergodic laws", preset, {**gen.options, **(options or {})})
         self._x, self._y = gen.G.createVecRight(), gen.G.createVecRight()
-        self.rates: Array = np.zeros(0)
+        self.rates: Array = np.zeros(0)  # |λ| of the modes that count() looked at, the slowest first
         self._blocks: dict[bool, tuple[Array, Array]] = {}
 
     def mass(self, X: Array) -> Array:

@@ -14,11 +14,7 @@ from ..chain.equations import Operator, solve, spectral_radius
 
 
 def invariant(chain: Chain, options: Options | None, begin: PETSc.Vec | None = None) -> tuple[PETSc.Vec, Any]:
-    """Moments of the invariant law, and how the solve went (collective).
-
-    Solves (I − P* + p₀1ᵀ) p = p₀ with any law p₀, by default the uniform one: as constants are invariant, the answer
-    has mass one and is invariant.
-    """
+    """Moments of the invariant law, by (I − P* + p₀1ᵀ) p = p₀ with any law p₀; how the solve went (collective)."""
     begin = chain.integrals.copy() if begin is None else begin
     begin.scale(1.0 / begin.sum())
     operator = Operator(chain, transpose=True, fixed=begin)

@@ -99,24 +99,17 @@ def _iterate(gen: Generator, solver: LinearSolver, gamma: float) -> tuple[PETSc.
     tilt.interpolate(lambda x: np.sin(1.0 + x[0] + 0.61803 * x[1] + 0.38197 * x[2]))
     p, q = gen.G.createVecRight(), to_vector(gen, tilt)
     p.set(1.0)
-    work, new, m = p.duplicate(), p.duplicate(), basis_integrals(gen)
-
-    def step(v: PETSc.Vec) -> None:
-        gen.M.mult(v, work)
-        solver.solve(work, new)
-        new.copy(v)
+    m = basis_integrals(gen)
 
     def settle() -> None:
         p.scale(1.0 / m.dot(p))
         q.axpy(-m.dot(q), p)  # no mass
 
     settle()
-    contraction = 1.0
     for iteration in range(1, _MAX_ITERATIONS + 1):
-        before = p.copy()
-        size = q.norm()
-        step(p)
-        step(q)
+        before, size = p.copy(), q.norm()
+        for v in (p, q):
+            solver.solve(gen.M * v, v)
         settle()
         contraction = q.norm() / size
         q.scale(1.0 / max(q.norm(), 1e-300))
@@ -124,16 +117,12 @@ def _iterate(gen: Generator, solver: LinearSolver, gamma: float) -> tuple[PETSc.
         if change < _TOLERANCE and (contraction < 0.9 or iteration > 10):
             break
     if contraction > 0.9:
+        known = gen.process.potential(gen.weak.space) is not None
+        better = ": scheme='weighted' keeps its accuracy there" if known else ""
         raise ValueError(
             "stationary: the invariant law is not unique to rounding: a second one, or a mode slower than "
             f"{gamma:.2g} time units, was found. The domain may fall apart into regions the process does not leave, "
-            "or a barrier is too high for double precision"
-            + (
-                ": scheme='weighted' keeps its accuracy there"
-                if gen.process.potential(gen.weak.space) is not None
-                else ""
-            )
-            + ". fp.ergodic_laws(gen) gives all invariant laws."
+            f"or a barrier is too high for double precision{better}. fp.ergodic_laws(gen) gives all invariant laws."
         )
     return p, (1.0 / contraction - 1.0) / gamma, iteration
 
