@@ -228,8 +228,10 @@ def test_stopped_paths_are_not_passed_over():
     e = fp.simulate(brownian(1), domain, 0.0, absorbing=BOX[1], step=0.05, horizon=1.5, paths=20_000)
     with pytest.raises(ValueError, match=r"had not left at time 1\.5"):
         e.mean_exit_time()
-    bound = e.mean_exit_time(tail="bound")
+    bound, tail = e.mean_exit_time(tail="bound"), e.mean_exit_time(tail="exponential")
     assert bound.high < 1.0 and "lower bound" in bound.note
+    within(tail, 1.0, bias=0.003)
+    assert "exponential" in tail.note and tail.error > bound.error
     with pytest.raises(ValueError, match=r"stopped at 1\.5"):
         e.survival(2.0)
 
