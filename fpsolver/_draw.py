@@ -150,7 +150,7 @@ def draw(a: Any, data: Sample, style: Style, low: float, high: float, window: Wi
     return artist
 
 
-def colour_bar(artist: Any, a: Any, label: str) -> None:
+def colour_bar(artist: Any, a: Any, label: str | None) -> None:
     """As high as the panel beside it."""
     if a.get_aspect() in ("auto", 1.0) and a.axison:
         a.figure.colorbar(artist, cax=a.inset_axes((1.05, 0.0, 0.04, 1.0)), label=label)

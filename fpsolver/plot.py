@@ -114,7 +114,7 @@ def _shown(
 ) -> tuple[list[_draw.Sample], _draw.Style]:
     """Fields to draw on rank 0, and how, as the name of ``answer`` or else of the first of them says (collective)."""
     data = [_draw.sample(getattr(f, "function", f)) for f in functions]
-    name = getattr(answer, "name", None)
+    name: Any = getattr(answer, "name", None)
     if not isinstance(name, str):
         name = getattr(getattr(functions[0], "function", functions[0]), "name", "")
     if axes is None:

@@ -108,7 +108,7 @@ def _eigenvalues(D: np.ndarray) -> np.ndarray:
     return np.stack([mean - radius, mean + radius], axis=1)
 
 
-def _describe(x: np.ndarray, bad: np.ndarray, what: str, found: np.ndarray | None = None) -> str | None:
+def _describe(x: np.ndarray, bad: Any, what: str, found: np.ndarray | None = None) -> str | None:
     """What is wrong at the first bad place."""
     if not bad.any():
         return None
@@ -124,9 +124,9 @@ def across(domain: Domain, rows: Sequence[Any]) -> tuple[Array, Array, Array, Ar
     inner = (cells >= 0).all(axis=1)
     sides = [np.stack((cells[inner, i], local[inner, i]), axis=1) for i in (0, 1)]
     a, b = (on_sides(mesh, [*ufl.SpatialCoordinate(mesh), *rows], side, 1)[0][:, 0] for side in sides)
-    upper = (a[:, :d] > b[:, :d]).any(axis=1)[:, None]
+    upper = np.asarray((a[:, :d] > b[:, :d]).any(axis=1))[:, None]
     a, b = np.where(upper, b, a), np.where(upper, a, b)
-    seam = (np.abs(a[:, :d] - b[:, :d]) > 0.5 * np.nanmin(np.ptp(domain.periods, axis=1))).any(axis=1)
+    seam = (np.abs(a[:, :d] - b[:, :d]) > 0.5 * np.nanmin(np.ptp(np.asarray(domain.periods), axis=1))).any(axis=1)
     sizes = np.array([largest(domain.comm, np.abs(column)) for column in a[:, d:].T])
     return a[seam, :d], a[seam, d:], b[seam, d:], sizes
 

@@ -178,7 +178,9 @@ def measured(raw: RawMesh, name: str, parent: Array, inside: Inside, on_boundary
     if on_boundary:  # markers of a curve hold at vertices
         near = x + NUDGE * (middle[:, None] - x)
         member = solid | inside(near.reshape(-1, d)).reshape(len(x), d).all(axis=1)
-    size, missed, coarse = float(measures_of(x)[member].sum()), np.zeros(0), np.zeros(0, dtype=np.int64)
+    size = float(measures_of(x)[member].sum())
+    missed: Array = np.zeros(0)
+    coarse: Array = np.zeros(0, dtype=np.int64)
     if top.shape[1] > 2:
         missed, sides = _distances(top, x, member, solid, inside)
         coarse = np.unique(sides[missed > 0.05 * missed.sum() / max(len(missed), 1)])

@@ -103,7 +103,7 @@ class Checkpoint:
             logger.info("%s: %d of %d outputs are there, the last at t = %g", self.path, count, len(times), last)
         for i in range(count):
             record = on_root(self.comm, lambda i=i: self._load(f"{i:05d}"))  # type: ignore[misc]
-            vector = self._vector(record and record.pop("values"))
+            vector = self._vector(record.pop("values") if record else None)
             numbers = self.comm.bcast(record, root=0)
             yield Snapshot(float(times[i]), vector, numbers["integrals"]), float(numbers["spent"])
 

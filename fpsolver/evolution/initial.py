@@ -78,7 +78,7 @@ def numbers(values: Any, what: str, wanted: str = "finite numbers, one per coord
     except (TypeError, ValueError):
         array = np.zeros(0)
     expect(what, values, wanted, array.ndim == 1 and len(array) and np.isfinite(array).all())
-    return tuple(array.tolist())
+    return tuple(float(v) for v in array)
 
 
 def coefficients(gen: Generator, source: Any, what: str, payoff: bool = False) -> PETSc.Vec:

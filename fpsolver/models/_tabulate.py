@@ -180,7 +180,7 @@ def _not_differentiable(samples: Samples, x: np.ndarray, f: np.ndarray, gradient
     some = np.linspace(0, len(x) - 1, min(8, len(x))).astype(int)
     steps = 1e-6 * max(1.0, float(np.ptp(x))) * np.eye(x.shape[1])
     ends = [[samples.losses_and_gradients(x[some] + s * e)[0].mean(axis=1) for e in steps] for s in (1.0, -1.0)]
-    differences = np.subtract(*ends).T / (2 * steps[0, 0])
+    differences = (np.array(ends[0]) - np.array(ends[1])).T / (2 * steps[0, 0])
     scale = np.abs(differences).max() + 1e-6 * (np.abs(f).max() + 1e-300)
     wrong = np.abs(differences - gradient[some]).max(axis=1) > 1e-3 * scale
     if 2 * np.count_nonzero(wrong) <= len(some):

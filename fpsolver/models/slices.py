@@ -170,7 +170,8 @@ def _leading(
     image = apply(start)
     if not np.isfinite(image).all():
         raise ValueError(f"Slice.{what}: the {matrix} is not finite at this point.")
-    values, vectors = np.zeros(0), np.zeros((size, 0))
+    values: Any = np.zeros(0)
+    vectors: Any = np.zeros((size, 0))
     if size <= 16:  # too few for Lanczos
         values, vectors = np.linalg.eigh(np.column_stack([apply(e) for e in np.eye(size)]))
     elif image.any():

@@ -127,7 +127,8 @@ def compare(
         raise ValueError("compare: give time=, when the expectation is taken.")
     if not timed and not absorbing:
         raise ValueError("compare: nothing absorbs, so there is no exit time. Give absorbing= parts.")
-    rows, gen, time = [], None, time if timed else None
+    rows, time = [], time if timed else None
+    gen: Any = None
     for eta in rates:
         one = process.with_parameters(learning_rate=eta) if fixed else process(eta)  # type: ignore[union-attr, operator]
         unit = one.time_per_step

@@ -187,7 +187,7 @@ def walls_of(domain: Domain, absorbing: Sequence[str]) -> Walls:
     if domain.periods is not None:
         x = domain.mesh.geometry.x[:, :dim].T
         ends = (np.array([extreme(comm, row) for row in x]) for extreme in (smallest, largest))
-        return _Box(*ends, corners, labels, domain.periods)
+        return _Box(*ends, corners, labels, domain.periods)  # type: ignore[call-arg]
     low, high = corners.min(axis=(0, 1)), corners.max(axis=(0, 1))
     tolerance = 1e-9 * (high - low).max()
     if np.any([(np.abs(corners - end) < tolerance).all(axis=1).any(axis=1) for end in (low, high)], axis=0).all():

@@ -151,6 +151,8 @@ def _operator_rows(
     """Matrix (n, unknowns) of b·∇ + D:∇∇ of all basis functions at points."""
     d = x.shape[1]
     rows = sum(diags(b[:, i]) @ _rows(knots, k, x, np.bincount([i], minlength=d)) for i in range(d))
-    for i, j in np.ndindex(d, d) if D is not None else ():
+    for i, j in np.ndindex(d, d):
+        if D is None:
+            break
         rows += diags(D[:, i, j]) @ _rows(knots, k, x, np.bincount([i, j], minlength=d))
     return rows

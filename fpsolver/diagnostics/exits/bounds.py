@@ -79,9 +79,9 @@ def exit_bounds(gen: Generator, start: Any, *, solution: Solution | None = None)
         _noisy_direction(op, x),
         *certify(op, solution.function, x, computed),
     ]
-    known = [b for b in found if b.value is not None]
-    lower = np.max([np.zeros(len(x)), *(b.value for b in known if b.kind == "lower")], axis=0)
-    upper = np.min([np.full(len(x), np.inf), *(b.value for b in known if b.kind == "upper")], axis=0)
+    known: list[tuple[str, Any]] = [(b.kind, b.value) for b in found if b.value is not None]
+    lower = np.max([np.zeros(len(x)), *(value for kind, value in known if kind == "lower")], axis=0)
+    upper = np.min([np.full(len(x), np.inf), *(value for kind, value in known if kind == "upper")], axis=0)
     slack = 1e-9 * np.abs(computed) + 1e-12 * largest(op.comm, np.abs(solution.function.x.array))
     consistent = (lower <= computed + slack) & (computed <= upper + slack)
     if not consistent.all():

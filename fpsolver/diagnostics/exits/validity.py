@@ -89,4 +89,4 @@ def validity(
         with Generator(one, domain, absorbing, degree=degree) as gen:
             answers = [mean_exit_time(m, start=start).in_steps() for m in (Chain(one, domain, absorbing), gen)]  # type: ignore[arg-type]
             rows.append([float(a[0]) for s in answers for a in (s.value, s.error)])  # type: ignore[index]
-    return Validity(rates, *np.array(rows).T, tol)
+    return Validity(rates, *np.array(rows).T, tol)  # type: ignore[call-arg]
