@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
 from petsc4py import PETSc
 
@@ -16,7 +16,7 @@ from .._log import logger
 from .._petsc import Options
 from .._sample import cell_type, total
 from ..chain import Chain
-from ..chain.refinement import MAX_UNKNOWNS, Accuracy, to_accuracy
+from ..chain.refinement import MAX_UNKNOWNS, to_accuracy
 from ..discretisation.assembly import to_density, to_function
 from ..discretisation.generator import Generator
 from ..discretisation.positivity import limiter
@@ -33,16 +33,11 @@ VALUES = 5.0  # of the largest absolute value at a node: a jump that is not reso
 WIDE = 10.0  # ∫p²/w ∫w / (∫p)² = WIDE²: what is wider needs a smaller time_rtol for the same error of the density
 
 
-class Optional(Accuracy, total=False):
-    """Optional arguments of :func:`evolve` and :func:`backward`."""
-
-    time_rtol: float
-    schedule: Mapping[str, Any] | None
-    checkpoint: str | Path | None
-    options: Options | None
-
-
-def evolve(gen: Generator | Chain, initial: Any, times: Any, **optional: Unpack[Optional]) -> Evolution:
+def evolve(
+    gen: Generator | Chain, initial: Any, times: Any, *, rtol: float | None = None, time_rtol: float = 1e-6,
+    max_unknowns: int = MAX_UNKNOWNS, schedule: Mapping[str, Any] | None = None,
+    checkpoint: str | Path | None = None, options: Options | None = None,
+) -> Evolution:  # fmt: skip
     """Density p(t) of the process started from ``initial``: ∂ₜp = −∇·J, killed at the absorbing parts (collective).
 
     The error in time is controlled; masses, means and expectations of ``evolution[i]`` have error bars of mesh and
@@ -58,9 +53,9 @@ def evolve(gen: Generator | Chain, initial: Any, times: Any, **optional: Unpack[
         initial: :func:`~fpsolver.gaussian`, :func:`~fpsolver.dirac`, a ``Function``, or a callable of all coordinates.
             Of a signed one nothing is made non-negative.
         times: increasing, non-negative, shape (n,) or one number.
-        rtol: of the whole answer, mesh and time, by default of time only; not of chains.
-        max_unknowns: 500 000; with ``rtol``, no mesh with more unknowns is tried.
-        time_rtol: error in time (1e-6), in the L² norm relative to that of p(t), or to 1e-10 times the largest
+        rtol: of the whole answer, mesh and time; not of chains.
+        max_unknowns: with ``rtol``, no mesh with more unknowns is tried.
+        time_rtol: error in time, in the L² norm relative to that of p(t), or to 1e-10 times the largest
             norm so far, if errors decay as p does; that of :attr:`~fpsolver.Evolution.outflux` is controlled too.
         options: PETSc options without the prefix ``fp_evolve_``.
         schedule: numbers of the process that change on the way: name -> number, smooth function of t, or pairs
@@ -77,7 +72,7 @@ def evolve(gen: Generator | Chain, initial: Any, times: Any, **optional: Unpack[
         NotConverged: ``time_rtol`` could not be met, what leaves is lost in rounding, or the solution grows as no
             density does; ``exception.partial`` is the evolution up to there.
     """
-    return _evolved("density", gen, initial, times, **optional)
+    return _evolved("density", gen, initial, times, rtol, time_rtol, max_unknowns, schedule, checkpoint, options)
 
 
 def stricter(time_rtol: float) -> float:
@@ -85,20 +80,23 @@ def stricter(time_rtol: float) -> float:
     return max(time_rtol / 30, LEAST)
 
 
-def backward(gen: Generator | Chain, payoff: Any, times: Any, **optional: Unpack[Optional]) -> Evolution:
+def backward(
+    gen: Generator | Chain, payoff: Any, times: Any, *, rtol: float | None = None, time_rtol: float = 1e-6,
+    max_unknowns: int = MAX_UNKNOWNS, schedule: Mapping[str, Any] | None = None,
+    checkpoint: str | Path | None = None, options: Options | None = None,
+) -> Evolution:  # fmt: skip
     """u(t, x) = E[g(X_t); not absorbed until t | X₀ = x]: ∂ₜu = Lu, u(0) = g (collective).
 
     For ``payoff=1`` it is the probability of surviving until t.  Constants are invariant to rounding where nothing
     absorbs.  The payoff g is a number, a callable of all coordinates, or a ``Function``; all else is as for
     :func:`evolve`.  With a schedule every time needs a run of its own, as the last piece acts on the payoff first.
     """
-    return _evolved("expectation", gen, payoff, times, **optional)
+    return _evolved("expectation", gen, payoff, times, rtol, time_rtol, max_unknowns, schedule, checkpoint, options)
 
 
 def _evolved(
-    name: str, gen: Generator | Chain, data: Any, times: Any, *, time_rtol: float = 1e-6, checkpoint: Any = None,
-    schedule: Mapping[str, Any] | None = None, options: Options | None = None, rtol: float | None = None,
-    max_unknowns: int = MAX_UNKNOWNS,
+    name: str, gen: Generator | Chain, data: Any, times: Any, rtol: float | None, time_rtol: float, max_unknowns: int,
+    schedule: Mapping[str, Any] | None, checkpoint: Any, options: Options | None,
 ) -> Evolution:  # fmt: skip
     """The evolution of a density or an expectation."""
     times, density = check_times(times), name == "density"

@@ -33,6 +33,9 @@ class Talweg:
                 f"f − f* is only {highest:.2g} within {radius:.2g} of {place(centre)}, and rounding allows "
                 f"{lowest:.2g}: too few decades for an exponent. Take a larger radius."
             )
+        self.x: np.ndarray
+        self.value: np.ndarray
+        self.reached: np.ndarray
         self.levels = np.linspace(np.log(lowest), np.log(highest), _LEVELS)
         good = (excess > 0) & (slope > 0)
         self._start(x[good], np.log(excess[good]), np.log(slope[good]))
