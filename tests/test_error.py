@@ -185,8 +185,7 @@ def test_symmetry_does_not_hide_the_error():
 
 
 def test_answers_without_error_bars_say_so():
-    gen = _brownian(1, 2, fp.Domain.interval(-1, 1, 4), ["left", "right"])
-    density = fp.evolve(gen, fp.gaussian(0.0, 0.2), [0.1])[0]
+    density = fp.ergodic_laws(_brownian(1, 2, fp.Domain.interval(-1, 1, 4), [])).laws[0]
     assert density.error is None
     with pytest.raises(ValueError, match="no error estimate exists"):
         density.error_at(0.0)

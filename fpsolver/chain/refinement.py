@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, ClassVar, NoReturn, Self, TypedDict, TypeVar
+from typing import Any, ClassVar, NoReturn, Self, TypeVar
 
 from mpi4py import MPI
 
@@ -12,7 +12,7 @@ import numpy as np
 from .._answer import Answer, with_bar
 from .._arguments import check_share, expect, is_number
 from .._errors import NotConverged
-from .._log import logger
+from .._log import logger, once
 from .._sample import own_cells
 from ..discretisation.generator import Generator
 from ..discretisation.metastable import UNRESOLVED
@@ -33,13 +33,6 @@ def unknowns(gen: Generator | Chain) -> int:
 
 
 A = TypeVar("A")
-
-
-class Accuracy(TypedDict, total=False):
-    """How accurate an answer is to be, as :func:`to_accuracy` takes it."""
-
-    rtol: float | None
-    max_unknowns: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,34 +133,37 @@ def to_accuracy(
         failure.partial = answer
         raise failure
 
-    while True:
-        try:
-            answer = ask(here)
-        except NotConverged as failure:
-            if failure.reason not in (UNRESOLVED, NEGATIVE):
-                raise
-            logger.info("%s: %s on %d unknowns", name, failure.reason, unknowns(here))
-            finer, _ = refined(here, failure.partial, max_unknowns)
-            if finer is None:
-                failure.partial = answer
-                raise
-        else:
-            cells = here.domain.mesh.topology.index_map(here.domain.dim).size_global
-            history.append(Level(cells, unknowns(here), *answer.accuracy()))
-            answer.keep(tuple(history))
-            logger.info("%s: %s", name, history[-1])
-            if _reached(history, rtol, answer.sure):
-                return answer
-            if _stalled(history, answer.roundoff):
-                floor = f"Rounding, about {answer.roundoff:.0e}, is what is left of the error; take a larger rtol."
-                refuse("DIVERGED_ROUNDOFF", floor)
-            finer, size = _next(here, answer, history[-1].error, max_unknowns)
-            if finer is None:
-                needs = f"The next mesh has {size} unknowns; raise max_unknowns (now {max_unknowns}), rtol or degree."
-                refuse("DIVERGED_MAX_UNKNOWNS", needs)
-        if here is not gen and isinstance(here, Generator):
-            here.close()
-        here = finer
+    with once(set()):  # warnings of one cause are given once, not on every mesh
+        while True:
+            try:
+                answer = ask(here)
+            except NotConverged as failure:
+                if failure.reason not in (UNRESOLVED, NEGATIVE):
+                    raise
+                logger.info("%s: %s on %d unknowns", name, failure.reason, unknowns(here))
+                finer, _ = refined(here, failure.partial, max_unknowns)
+                if finer is None:
+                    failure.partial = answer
+                    raise
+            else:
+                cells = here.domain.mesh.topology.index_map(here.domain.dim).size_global
+                history.append(Level(cells, unknowns(here), *answer.accuracy()))
+                answer.keep(tuple(history))
+                logger.info("%s: %s", name, history[-1])
+                if _reached(history, rtol, answer.sure):
+                    return answer
+                if _stalled(history, answer.roundoff):
+                    floor = f"Rounding, about {answer.roundoff:.0e}, is what is left of the error; take a larger rtol."
+                    refuse("DIVERGED_ROUNDOFF", floor)
+                finer, size = _next(here, answer, history[-1].error, max_unknowns)
+                if finer is None:
+                    needs = (
+                        f"The next mesh has {size} unknowns; raise max_unknowns (now {max_unknowns}), rtol or degree."
+                    )
+                    refuse("DIVERGED_MAX_UNKNOWNS", needs)
+            if here is not gen and isinstance(here, Generator):
+                here.close()
+            here = finer
 
 
 def _reached(history: list[Level], rtol: float, sure: bool) -> bool:

@@ -33,7 +33,8 @@ class Samples:
     weights: Array  # of a quadrature, with the Jacobian, shape (cells, points)
 
     def __init__(self, mesh: dmesh.Mesh, X: Array, facets: Array | None = None):
-        self.mesh, self.X, self._middle = mesh, X, np.zeros((0, 3), dtype=int)
+        self.mesh, self.X = mesh, X
+        self._middle: Array = np.zeros((0, 3), dtype=int)
         # cells, or pairs of cell and local facet
         self.entities: Array = own_cells(mesh) if facets is None else outer_sides(mesh, facets)
         self.x = push_forward(mesh, X, self.entities) if facets is None else self.values(ufl.SpatialCoordinate(mesh))

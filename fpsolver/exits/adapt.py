@@ -15,7 +15,7 @@ from .._errors import NotConverged
 from .._log import logger
 from .._petsc import Options
 from ..chain import Chain
-from ..chain.refinement import Accuracy, to_accuracy
+from ..chain.refinement import to_accuracy
 from ..discretisation.generator import Generator
 from ..discretisation.solution import Level, Solution, as_points
 from ..evolution.initial import is_density
@@ -30,7 +30,8 @@ def answers(
     gen: Generator | Chain,
     solve: Callable[[Any, int], list[Part]],
     start: Any,
-    accuracy: Accuracy,
+    rtol: float | None,
+    max_unknowns: int,
     *,
     order: int = 1,
     killing: Any = 0.0,
@@ -44,7 +45,7 @@ def answers(
     the ``sources`` may be tied to a mesh if there are to be several.  Meshes are refined where the dual-weighted
     residual (error.py) says that the error at the start comes from.
     """
-    if accuracy.get("rtol") is not None:
+    if rtol is not None:
         _check(gen, name, start, sources)
 
     def ask(gen: Generator | Chain) -> _Answers:
@@ -70,7 +71,7 @@ def answers(
         return _Answers(found, isinstance(gen, Chain))
 
     try:
-        return to_accuracy(name, gen, ask, "fp_exit_", **accuracy).solutions
+        return to_accuracy(name, gen, ask, "fp_exit_", rtol=rtol, max_unknowns=max_unknowns).solutions
     except NotConverged as failure:
         if isinstance(failure.partial, _Answers):
             failure.partial = failure.partial.solutions[-1]

@@ -2,14 +2,14 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Unpack, cast
+from typing import Any, cast
 
 from .._answer import Answer, steps_of
 from .._arguments import check_integer, need_still
 from .._log import logger
 from .._petsc import Options
 from ..chain import Chain
-from ..chain.refinement import Accuracy
+from ..chain.refinement import MAX_UNKNOWNS
 from ..discretisation.generator import Generator
 from ..discretisation.solution import Solution
 from ..domains.regions import is_ball
@@ -17,13 +17,6 @@ from ._expectation import Question, expectation, moments
 from ._guards import need_exit
 from ._stopped import Region, stopped
 from .adapt import answers
-
-
-class Optional(Accuracy, total=False):
-    """What verbs about leaving hand on to :func:`feynman_kac`."""
-
-    start: Any
-    options: Options | None
 
 
 def feynman_kac(
@@ -35,7 +28,8 @@ def feynman_kac(
     start: Any = None,
     options: Options | None = None,
     name: str = "expectation",
-    **accuracy: Unpack[Accuracy],
+    rtol: float | None = None,
+    max_unknowns: int = MAX_UNKNOWNS,
 ) -> Solution:
     """u(x) = E[g(X_τ) e^{−∫s} + ∫₀^τ f(X_t) e^{−∫s} dt | X₀ = x] (collective).
 
@@ -74,12 +68,15 @@ def feynman_kac(
         if part not in gen.absorbing:
             raise ValueError(f"exit data on {part!r}, which does not absorb; absorbing are {', '.join(gen.absorbing)}.")
     return answers(
-        name, gen, lambda other, _: [expectation(other, question)], start, accuracy, killing=killing, options=options,
-        is_time=question.is_time, sources=(running, killing, *data.values()),
+        name, gen, lambda other, _: [expectation(other, question)], start, rtol, max_unknowns, killing=killing,
+        options=options, is_time=question.is_time, sources=(running, killing, *data.values()),
     )[0]  # fmt: skip
 
 
-def mean_exit_time(gen: Generator | Chain, **optional: Unpack[Optional]) -> Solution:
+def mean_exit_time(
+    gen: Generator | Chain, *, start: Any = None, rtol: float | None = None, max_unknowns: int = MAX_UNKNOWNS,
+    options: Options | None = None,
+) -> Solution:  # fmt: skip
     """τ(x) = E[exit time | X₀ = x]: Lτ = −1, τ = 0 on the absorbing part (collective).
 
     Also called mean first-passage time, or escape time.  In the process' time units; :meth:`Solution.in_steps` counts
@@ -91,7 +88,8 @@ def mean_exit_time(gen: Generator | Chain, **optional: Unpack[Optional]) -> Solu
             "decide, and the two may differ by orders of magnitude: fp.Chain answers for the algorithm, "
             "fp.diagnostics.validity compares them."
         )
-    return feynman_kac(gen, running=1.0, name="mean exit time", **optional)
+    more: Any = {"start": start, "rtol": rtol, "max_unknowns": max_unknowns, "options": options}
+    return feynman_kac(gen, running=1.0, name="mean exit time", **more)
 
 
 @dataclass(frozen=True)
@@ -120,7 +118,8 @@ def exit_time_moments(
     *,
     start: Any = None,
     options: Options | None = None,
-    **accuracy: Unpack[Accuracy],
+    rtol: float | None = None,
+    max_unknowns: int = MAX_UNKNOWNS,
 ) -> ExitTimeMoments:
     """E τ, E τ², ..., E τ^order, one solve each (collective).
 
@@ -131,11 +130,16 @@ def exit_time_moments(
     order = check_integer("exit_time_moments: order", order)
     need_exit(gen, "mean exit time")
     solve = lambda other, n: moments(other, n, options)  # noqa: E731
-    found = answers("exit_time_moments", gen, solve, start, accuracy, order=order, options=options, is_time=True)
+    found = answers(
+        "exit_time_moments", gen, solve, start, rtol, max_unknowns, order=order, options=options, is_time=True
+    )
     return ExitTimeMoments(tuple(found))
 
 
-def exit_probability(gen: Generator | Chain, to: Region | Iterable[Region], **optional: Unpack[Optional]) -> Solution:
+def exit_probability(
+    gen: Generator | Chain, to: Region | Iterable[Region], *, start: Any = None, rtol: float | None = None,
+    max_unknowns: int = MAX_UNKNOWNS, options: Options | None = None,
+) -> Solution:  # fmt: skip
     """Probability of leaving through ``to`` rather than the other absorbing parts (collective).
 
     Also called splitting probability.  ``to`` is one or several absorbing parts, or regions as
@@ -157,4 +161,5 @@ def exit_probability(gen: Generator | Chain, to: Region | Iterable[Region], **op
         raise ValueError(f"exit_probability: to is empty; {expected}")
     if regions:
         gen = stopped(gen, regions)
-    return feynman_kac(gen, exit=dict.fromkeys([*names, *regions], 1.0), name="exit probability", **optional)
+    more: Any = {"start": start, "rtol": rtol, "max_unknowns": max_unknowns, "options": options}
+    return feynman_kac(gen, exit=dict.fromkeys([*names, *regions], 1.0), name="exit probability", **more)

@@ -1,7 +1,7 @@
 """The law of the exit: through which part, where on it, and when."""
 
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Unpack
+from typing import Any, NamedTuple
 
 import numpy as np
 from dolfinx import fem
@@ -12,7 +12,7 @@ from .._log import logger
 from .._petsc import Options
 from ..chain import Chain
 from ..chain.equations import Operator, check_sound, solve
-from ..chain.refinement import Accuracy, Numbers, to_accuracy
+from ..chain.refinement import MAX_UNKNOWNS, Numbers, to_accuracy
 from ..discretisation.assembly import to_density, to_function
 from ..discretisation.generator import Generator
 from ..discretisation.metastable import capacity_solver
@@ -102,8 +102,9 @@ class ExitDistribution(Numbers):
 
 
 def exit_distribution(
-    gen: Generator | Chain, start: Any, *, options: Options | None = None, **accuracy: Unpack[Accuracy]
-) -> ExitDistribution:
+    gen: Generator | Chain, start: Any, *, rtol: float | None = None, max_unknowns: int = MAX_UNKNOWNS,
+    options: Options | None = None,
+) -> ExitDistribution:  # fmt: skip
     """Exit probabilities of the absorbing parts and where on them the process leaves (collective).
 
     One forward solve −G g = M p₀; the flux of g through a part is the consistent one of the scheme, so that the
@@ -122,7 +123,7 @@ def exit_distribution(
     def ask(other: Generator | Chain) -> ExitDistribution:
         return replace(_distribution(other, start, options), generator=other, ask=ask)
 
-    return to_accuracy("exit_distribution", gen, ask, "fp_exit_", **accuracy)
+    return to_accuracy("exit_distribution", gen, ask, "fp_exit_", rtol=rtol, max_unknowns=max_unknowns)
 
 
 def _distribution(gen: Generator | Chain, start: Any, options: Options | None) -> ExitDistribution:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Unpack
+from typing import Any
 
 from mpi4py import MPI
 
@@ -13,11 +13,11 @@ from dolfinx import mesh as dmesh
 
 from .._petsc import Options
 from ..chain import Chain
-from ..chain.refinement import Accuracy, Numbers, to_accuracy
+from ..chain.refinement import MAX_UNKNOWNS, Numbers, to_accuracy
 from ..discretisation.generator import Generator
 from ..discretisation.solution import Solution
 from ._stopped import Region, Resolved, Size, fitted, resolve, stopped, total
-from .exit import Optional, feynman_kac
+from .exit import feynman_kac
 
 
 def over(gen: Generator, region: Resolved, integrand: Any) -> float:
@@ -80,7 +80,8 @@ def first_passage(
     regions: Mapping[str, Region],
     *,
     options: Options | None = None,
-    **accuracy: Unpack[Accuracy],
+    rtol: float | None = None,
+    max_unknowns: int = MAX_UNKNOWNS,
 ) -> FirstPassage:
     """Mean first-passage times between named regions: one factorisation and one solve for each target (collective).
 
@@ -106,7 +107,7 @@ def first_passage(
     def ask(other: Generator | Chain) -> FirstPassage:
         return _first_passage(other, regions, ask, options)
 
-    return to_accuracy("first_passage", gen, ask, "fp_exit_", **accuracy)
+    return to_accuracy("first_passage", gen, ask, "fp_exit_", rtol=rtol, max_unknowns=max_unknowns)
 
 
 def _first_passage(
@@ -146,7 +147,10 @@ def _mean(gen: Generator | Chain, origin: Resolved, tau: Solution) -> float:
     return float(load.dot(gen.vector(tau.raw)) / load.sum())
 
 
-def committor(gen: Generator | Chain, A: Region, B: Region, **optional: Unpack[Optional]) -> Solution:
+def committor(
+    gen: Generator | Chain, A: Region, B: Region, *, start: Any = None, rtol: float | None = None,
+    max_unknowns: int = MAX_UNKNOWNS, options: Options | None = None,
+) -> Solution:  # fmt: skip
     """Probability of reaching B before A, from everywhere (collective).
 
     Also called splitting probability.  A and B are regions (see :data:`Region`), in which it is zero and one; what
@@ -157,7 +161,8 @@ def committor(gen: Generator | Chain, A: Region, B: Region, **optional: Unpack[O
         ValueError: as :func:`resolve`, or the process may stay for ever outside both.
     """
     gen, regions = two_regions(gen, A, B)
-    return committor_of(stopped(gen, regions), regions, **optional)
+    more: Any = {"start": start, "rtol": rtol, "max_unknowns": max_unknowns, "options": options}
+    return committor_of(stopped(gen, regions), regions, **more)
 
 
 def two_regions(gen: Generator | Chain, A: Region, B: Region) -> tuple[Any, list[Resolved]]:
@@ -168,7 +173,7 @@ def two_regions(gen: Generator | Chain, A: Region, B: Region) -> tuple[Any, list
     return _resolved(gen, dict(zip(names, (A, B), strict=True)))
 
 
-def committor_of(gen: Generator | Chain, regions: list[Resolved], **optional: Unpack[Optional]) -> Solution:
+def committor_of(gen: Generator | Chain, regions: list[Resolved], **optional: Any) -> Solution:
     """Of a process that already stops in the two regions (collective)."""
     q = feynman_kac(gen, exit={regions[1].name: 1.0}, name="committor", **optional)
     return _Filled(q, regions) if isinstance(gen, Chain) else q

@@ -1,7 +1,7 @@
 """How long a process stays: survival probabilities."""
 
 from dataclasses import dataclass
-from typing import Any, Unpack
+from typing import Any
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from .._errors import NotConverged
 from .._log import logger
 from .._petsc import Options
 from ..chain import Chain
-from ..chain.refinement import Accuracy, Numbers, to_accuracy
+from ..chain.refinement import MAX_UNKNOWNS, Numbers, to_accuracy
 from ..discretisation.assembly import to_function, to_vector
 from ..discretisation.generator import Generator
 from ..discretisation.metastable import UNRESOLVED, slowest_mode
@@ -62,7 +62,8 @@ def survival(
     *,
     time_rtol: float = 1e-6,
     options: Options | None = None,
-    **accuracy: Unpack[Accuracy],
+    rtol: float | None = None,
+    max_unknowns: int = MAX_UNKNOWNS,
 ) -> Survival:
     """P(τ > t) at the given times, shape (times,), or (points, times) for several starting points (collective).
 
@@ -81,7 +82,7 @@ def survival(
         values = _survival(other, start, when, time_rtol, options)
         return _Curve(values, generator=other, ask=lambda finer: ask(finer, stricter(time_rtol)))
 
-    found = to_accuracy("survival", gen, ask, "fp_evolve_", **accuracy)
+    found = to_accuracy("survival", gen, ask, "fp_evolve_", rtol=rtol, max_unknowns=max_unknowns)
     answer = found.values.view(Survival)
     answer.times, answer._numbers, answer.history = when, found, found.history
     return answer

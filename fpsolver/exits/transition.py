@@ -1,7 +1,7 @@
 """Transitions between two regions of a stationary process: rate and rate constants."""
 
 from dataclasses import dataclass
-from typing import Any, Unpack
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +11,7 @@ from .._answer import need_steps, steps_of, with_bar
 from .._petsc import Options
 from ..chain import Chain
 from ..chain.equations import Operator, solve
-from ..chain.refinement import Accuracy, Numbers, to_accuracy
+from ..chain.refinement import MAX_UNKNOWNS, Numbers, to_accuracy
 from ..discretisation.assembly import assemble_vector, to_vector
 from ..discretisation.generator import Generator
 from ..discretisation.metastable import capacity_solver
@@ -69,8 +69,9 @@ class TransitionRate(Numbers):
 
 
 def transition_rate(
-    gen: Generator | Chain, A: Region, B: Region, *, options: Options | None = None, **accuracy: Unpack[Accuracy]
-) -> TransitionRate:
+    gen: Generator | Chain, A: Region, B: Region, *, rtol: float | None = None, max_unknowns: int = MAX_UNKNOWNS,
+    options: Options | None = None,
+) -> TransitionRate:  # fmt: skip
     """Rate of transitions from A to B of the stationary process, reversible or not (collective).
 
     In the ``weighted`` scheme from the capacity between A and B, with full relative accuracy at any barrier.  Otherwise
@@ -89,7 +90,7 @@ def transition_rate(
     def ask(other: Generator | Chain) -> TransitionRate:
         return _transition_rate(other, A, B, ask, options)
 
-    return to_accuracy("transition_rate", gen, ask, "fp_exit_", **accuracy)
+    return to_accuracy("transition_rate", gen, ask, "fp_exit_", rtol=rtol, max_unknowns=max_unknowns)
 
 
 def _transition_rate(

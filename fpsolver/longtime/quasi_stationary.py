@@ -1,7 +1,7 @@
 """The quasi-stationary law of an absorbed process: its slowest decay."""
 
 from functools import cache, cached_property, partial
-from typing import Any, NamedTuple, Unpack
+from typing import Any, NamedTuple
 
 import numpy as np
 from dolfinx import fem
@@ -13,7 +13,7 @@ from .._log import logger
 from .._petsc import Options
 from ..chain import Chain
 from ..chain.equations import bar, variants
-from ..chain.refinement import Accuracy, to_accuracy
+from ..chain.refinement import MAX_UNKNOWNS, to_accuracy
 from ..discretisation.assembly import to_density, to_function
 from ..discretisation.generator import Generator
 from ..discretisation.metastable import UNRESOLVED, slowest_mode
@@ -92,8 +92,9 @@ class _Slowest(NamedTuple):
 
 
 def quasi_stationary(
-    gen: Generator | Chain, *, options: Options | None = None, **accuracy: Unpack[Accuracy]
-) -> QuasiStationary:
+    gen: Generator | Chain, *, rtol: float | None = None, max_unknowns: int = MAX_UNKNOWNS,
+    options: Options | None = None,
+) -> QuasiStationary:  # fmt: skip
     """Rate, density and backward mode of the slowest decay of an absorbed process (collective).
 
     With the ``weighted`` scheme through the capacities of the wells, so that rates far below rounding are right.  Of a
@@ -114,7 +115,7 @@ def quasi_stationary(
         limits = limiter(here) if isinstance(here, Generator) else None
         return QuasiStationary(_decay(here, options), here, limits, again)
 
-    return to_accuracy("quasi_stationary", gen, ask, "fp_spectrum_", **accuracy)
+    return to_accuracy("quasi_stationary", gen, ask, "fp_spectrum_", rtol=rtol, max_unknowns=max_unknowns)
 
 
 def _decay(gen: Generator | Chain, options: Options | None, variant: bool = False) -> _Slowest:

@@ -1,7 +1,7 @@
 """Slow modes of the generator: its spectrum near zero."""
 
 from dataclasses import dataclass
-from typing import Any, Unpack
+from typing import Any
 
 from petsc4py import PETSc
 
@@ -14,7 +14,7 @@ from .._log import logger
 from .._petsc import Options, direct_preset, eigenpairs
 from ..chain import Chain
 from ..chain.equations import Operator, eigenvalues
-from ..chain.refinement import Accuracy, Numbers, to_accuracy
+from ..chain.refinement import MAX_UNKNOWNS, Numbers, to_accuracy
 from ..discretisation.assembly import to_density, to_function
 from ..discretisation.generator import Generator
 from ..discretisation.metastable import estimated_rate
@@ -76,8 +76,9 @@ class Spectrum(Numbers):
 
 
 def spectrum(
-    gen: Generator | Chain, k: int = 6, *, options: Options | None = None, **accuracy: Unpack[Accuracy]
-) -> Spectrum:
+    gen: Generator | Chain, k: int = 6, *, rtol: float | None = None, max_unknowns: int = MAX_UNKNOWNS,
+    options: Options | None = None,
+) -> Spectrum:  # fmt: skip
     """The ``k`` eigenvalues of the generator closest to zero, with right and left modes (collective).
 
     SLEPc's Krylov–Schur method on the shift-inverted pencil (G, M), and on its transpose for the left modes.
@@ -91,7 +92,14 @@ def spectrum(
     """
     need_still(gen, "spectrum")
     k = check_integer("spectrum: k", k, most=gen.V.dofmap.index_map.size_global - 1)
-    return to_accuracy("spectrum", gen, lambda other: slow_modes(other, k, options), "fp_spectrum_", **accuracy)
+    return to_accuracy(
+        "spectrum",
+        gen,
+        lambda other: slow_modes(other, k, options),
+        "fp_spectrum_",
+        rtol=rtol,
+        max_unknowns=max_unknowns,
+    )
 
 
 def slow_modes(gen: Generator | Chain, k: int, options: Options | None) -> Spectrum:

@@ -1,6 +1,6 @@
 """The invariant density: the null vector of G with mass one."""
 
-from typing import Any, Unpack
+from typing import Any
 
 from petsc4py import PETSc
 
@@ -11,7 +11,7 @@ from .._arguments import expect, need_still
 from .._log import logger
 from .._petsc import LinearSolver, Options, direct_preset
 from ..chain import Chain
-from ..chain.refinement import Accuracy, to_accuracy
+from ..chain.refinement import MAX_UNKNOWNS, to_accuracy
 from ..discretisation.assembly import to_density, to_vector
 from ..discretisation.generator import Generator
 from ..discretisation.positivity import limiter
@@ -29,7 +29,10 @@ _TOLERANCE = 1e-12
 _SLOW = 1e-3
 
 
-def stationary(gen: Generator | Chain, *, options: Options | None = None, **accuracy: Unpack[Accuracy]) -> Law:
+def stationary(
+    gen: Generator | Chain, *, rtol: float | None = None, max_unknowns: int = MAX_UNKNOWNS,
+    options: Options | None = None,
+) -> Law:  # fmt: skip
     """Density p of the invariant law: G p = 0, ∫p = 1 (collective).
 
     Inverse iteration on a mass-conserving shift of G, for a density and for a zero-mass perturbation at once: how
@@ -57,7 +60,6 @@ def stationary(gen: Generator | Chain, *, options: Options | None = None, **accu
             f"build the {type(gen).__name__.lower()} without absorbing parts."
         )
     if isinstance(gen, Chain):
-        rtol = accuracy.get("rtol")
         expect("stationary: rtol", rtol, "None: the density of a chain's law is a projection, which", rtol is None)
         moments, figures = invariant(gen, options)
         check_unique(gen, moments, figures, options)
@@ -66,7 +68,14 @@ def stationary(gen: Generator | Chain, *, options: Options | None = None, **accu
         law = Law(gen, gen.function(gen.inverse * moments), stats, "invariant law", again)
         logger.info("%s", law)
         return law
-    return to_accuracy("stationary", gen, lambda other: _of_generator(other, options), "fp_stationary_", **accuracy)
+    return to_accuracy(
+        "stationary",
+        gen,
+        lambda other: _of_generator(other, options),
+        "fp_stationary_",
+        rtol=rtol,
+        max_unknowns=max_unknowns,
+    )
 
 
 def _of_generator(gen: Generator, options: Options | None) -> Law:
