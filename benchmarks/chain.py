@@ -113,7 +113,7 @@ def iterations():
 
 
 if __name__ == "__main__":
-    against_paths(0.4, (28, 40), 3, 3e-3)
+    against_paths(0.4, (36, 52), 3, 3e-3)
     assembly((28, 40))
     iterations()
-    out_of_reach(0.2, (28, 40), 4)
+    out_of_reach(0.2, (36, 50), 4)

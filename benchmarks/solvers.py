@@ -42,7 +42,7 @@ def square(n: int, scheme: str) -> fp.Generator:
 
 
 def ball(h: float, eps: float = 0.1, degree: int = 3) -> fp.Generator:
-    domain = fp.Domain.ball((0.0, 0.0, 0.0), 1.0, h, order=2)
+    domain = fp.Domain.ball((0.0, 0.0, 0.0), 1.0, h)
     process = fp.SDE(lambda x: (-x[0], -x[1], -x[2]), eps)
     return fp.Generator(process, domain, ["boundary"], degree=degree, scheme="galerkin")
 

@@ -171,7 +171,7 @@ def cells_of(domain: Domain) -> Cells:
     comm, mesh, d = domain.comm, domain.mesh, domain.dim
     if _compat.coordinate_map(mesh).degree > 1:
         raise ValueError(
-            "a chain needs straight cells; this mesh has curved ones. Give the domain order=1, or a box around it."
+            "a chain needs straight cells; this mesh is curved: give it domain.straightened(), or a box around it."
         )
     owned = mesh.topology.index_map(d).size_local
     mine = mesh.geometry.x[_compat.geometry_dofmap(mesh)[:owned]][:, :, :d] + 0.0  # no negative zeros

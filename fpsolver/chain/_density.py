@@ -1,18 +1,23 @@
-"""Gaussian noise in one dimension by its transition density, with Gauss points in x and in y.
+"""Gaussian noise by its transition density, with Gauss points in x and in y, in boxes.
 
 Noise makes everything smooth, but draws of it would not see that: an exit time jumps where a step ends at the exit.
-With the density the jump is where the integral ends, and errors fall exponentially with the degree.
+With the density the jump is where the integral ends, and errors fall exponentially with the degree.  Walls that reflect
+are mirrors, and sides that are one lead on into the next period: the density is a sum over copies of the box.
 """
 
+import ctypes
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
+import basix
 import numpy as np
 from scipy import sparse
 from scipy.special import ndtr
 
-from ..pointwise.walls import REFLECTING
+from ..pointwise.native import library
+from ..pointwise.walls import REFLECTING, Walls
 from ._assemble import Piece, Recipe
 from ._points import Points
 from ._steps import Blurred
@@ -20,6 +25,22 @@ from ._steps import Blurred
 Array = np.ndarray[Any, Any]
 REACH = 8.7  # standard deviations, beyond which less than rounding lies
 CHUNK = 2_000_000  # densities at a time
+SIMPLICES = basix.CellType.interval, basix.CellType.triangle, basix.CellType.tetrahedron
+
+
+def sides_of(walls: Walls) -> Array | None:
+    """Labels of the lower and upper sides of a box, shape (d, 2); None where densities do not know where paths leave.
+
+    They do if all that leave do so alike, or along one coordinate.
+    """
+    labels = getattr(walls, "labels", None)
+    if labels is None or None in labels:
+        return None
+    found = np.full((len(walls.extent), 2), REFLECTING)  # type: ignore[arg-type]
+    found[walls.bounded] = np.reshape(labels, (-1, 2))  # type: ignore[attr-defined]
+    absorb = found[found != REFLECTING]
+    alone = (found != REFLECTING).any(axis=1).sum() <= 1
+    return found if alone or (absorb == absorb[:1]).all() else None
 
 
 @dataclass(frozen=True)
@@ -28,45 +49,42 @@ class DensityRecipe(Recipe):
 
     steps: Blurred
 
+    @property
+    def _degree(self) -> int:
+        """Of the quadrature in the cells from which steps go."""
+        m, d = self.basis(np.zeros((1, self.cells.dim))).shape[1], self.cells.dim
+        k = next(k for k in range(m) if np.prod([(k + i) / i for i in range(1, d + 1)]) > m - 0.5)
+        return 2 * k + (9 if d == 1 else 5)
+
     def samples(self) -> Iterator[Points]:
         """Gauss points of the cells."""
-        yield self._gauss(np.arange(self.cells.begin, self.cells.end))
+        yield self._gauss(np.arange(self.cells.begin, self.cells.end), self._degree)
 
-    def _gauss(self, chosen: Array, n: int | None = None) -> Points:
-        nodes, weights = np.polynomial.legendre.leggauss(n or self._order())
-        X, w = (1 + nodes) / 2, weights / 2
-        begin, edge = self.cells.vertices[chosen, 0, 0], np.diff(self.cells.vertices[chosen, :, 0], axis=1)
-        x, weight = begin[:, None] + edge * X, np.abs(edge) * w
-        cell, reference = np.repeat(chosen, len(X)), np.tile(X, len(chosen))
-        return Points(cell, x.reshape(-1, 1), reference[:, None], weight.ravel(), np.zeros(len(cell), np.uint64))
-
-    def _order(self) -> int:
-        return self.basis(np.zeros((1, 1))).shape[1] + 4
+    def _gauss(self, chosen: Array, degree: int) -> Points:
+        d, corners = self.cells.dim, self.cells.vertices[chosen]
+        X, w = basix.make_quadrature(SIMPLICES[d - 1], degree)
+        x = corners[:, :1] + np.einsum("qk,mki->mqi", X, corners[:, 1:] - corners[:, :1])
+        weight = (self.cells.volumes[chosen, None] * (w / w.sum())).ravel()
+        cell = np.repeat(chosen, len(w))
+        return Points(cell, x.reshape(-1, d), np.tile(X, (len(chosen), 1)), weight, np.zeros(len(cell), np.uint64))
 
     def pieces(self) -> Iterator[Piece]:
         """The matrices of some cells at a time."""
-        every = np.arange(self.cells.size)
-        width = float(self.cells.volumes.max())
-        nodes = self._gauss(every, 2 * self._order())  # only where they lie, for the smallest deviation
-        least = float(self.steps.deviations(np.ascontiguousarray(nodes.x.T)).min())
-        targets = self._gauss(every, int(np.ceil(self._order() + 4 + 4 * width / least)))
-        each = len(targets.cell) * len(self.steps.weights) * self._order()
+        every, d = np.arange(self.cells.size), self.cells.dim
+        nodes = self._gauss(every, 2 * self._degree)  # only where they lie, for the smallest deviation
+        least = float(np.sqrt(np.linalg.eigvalsh(self.steps.covariance(nodes.x.T)).min()))
+        width = np.ptp(self.cells.vertices, axis=1).max() / least
+        targets = self._gauss(every, self._degree + int(np.ceil(8 + 8 * width if d == 1 else 4 + 6 * width)))
+        each = len(targets.cell) * len(self.steps.weights) * len(self._gauss(every[:1], self._degree).cell)
         some = max(1, CHUNK // each)
         for begin in range(self.cells.begin, self.cells.end, some):
             yield self._rows(np.arange(begin, min(begin + some, self.cells.end)), targets)
 
     def _rows(self, chosen: Array, targets: Points) -> Piece:
-        points = self._gauss(chosen)
-        x = np.ascontiguousarray(points.x.T)
-        means = self.steps.images(x, points.key)[0]  # (nb, n)
-        if not np.isfinite(means).all():
-            bad = float(points.x[~np.isfinite(means).all(axis=0)][0, 0])
-            raise ValueError(f"Chain: the step from {bad:.6g} is not finite: the gradients are not finite there.")
-        kernel, outside = self._kernel(means, self.steps.deviations(x), targets), self._outside(points)
+        points = self._gauss(chosen, self._degree)
         phi, psi = self.basis(points.reference), targets.weight[:, None] * self.basis(targets.reference)
-        m, q = phi.shape[1], self._order()
-        inside = kernel @ targets.weight
-        kernel *= ((1.0 - outside.sum(axis=0)) / np.maximum(inside, 1e-300))[:, None]
+        m, q = phi.shape[1], len(points.cell) // len(chosen)
+        kernel, outside = self._densities(points, targets)
         weighted: Array = (points.weight[:, None] * phi).reshape(len(chosen), q, m)
         mass = np.einsum("cqi,cqj->cij", weighted, phi.reshape(weighted.shape))
         if self.discount is not None:
@@ -76,66 +94,136 @@ class DensityRecipe(Recipe):
         def leave(label: int, share: Array) -> None:
             exits[label] += np.einsum("cqi,cq->ci", weighted, share.reshape(len(chosen), q))
 
-        payoffs = [f or (lambda x: np.ones(len(x))) for f in self.payoffs or [None] * len(exits)]
-        for end, share, label in zip(self.ends, outside, self._labels(), strict=True):
-            if label >= 0:
-                leave(label, payoffs[label](np.array([[end]])) * share)
+        for label, share, end in outside:
+            leave(label, share if self._payoff(label) is None else share * self._at_end(label, end))
         for label, region in enumerate(self.regions, self.parts):
-            there = np.flatnonzero(region(targets.x))
-            leave(label, kernel[:, there] @ (targets.weight[there] * payoffs[label](targets.x[there])))
+            there, payoff = np.flatnonzero(region(targets.x)), self._payoff(label)
+            worth = 1.0 if payoff is None else payoff(targets.x[there])
+            leave(label, kernel[:, there] @ (targets.weight[there] * worth))
             kernel[:, there] = 0.0
-        projected = np.einsum(
-            "nty,tyj->ntj", kernel.reshape(len(x[0]), self.cells.size, -1), psi.reshape(self.cells.size, -1, m)
-        )
-        blocks = np.einsum(
-            "cqi,cqtj->ctij", weighted, projected.reshape(len(chosen), q, self.cells.size, m), optimize=True
-        )
-        keep = np.abs(blocks).max(axis=(2, 3)) > 0
+        size = self.cells.size
+        # (cells there, points, unknowns there), then (cells, unknowns, cells there, unknowns there), by BLAS
+        projected = np.matmul(kernel.reshape(len(kernel), size, -1).transpose(1, 0, 2), psi.reshape(size, -1, m))
+        projected = np.ascontiguousarray(projected.transpose(1, 0, 2)).reshape(len(chosen), q, size * m)
+        blocks = np.matmul(weighted.transpose(0, 2, 1), projected).reshape(len(chosen), m, size, m).swapaxes(1, 2)
+        keep = np.abs(blocks).max(axis=(2, 3)) > 1e-16 * np.abs(blocks).max()
         offsets = np.concatenate(([0], np.cumsum(keep.sum(axis=1))))
-        shape = (len(chosen) * m, self.cells.size * m)
-        rows = sparse.bsr_array((blocks[keep], np.nonzero(keep)[1], offsets), shape=shape, blocksize=(m, m))
-        return Piece(chosen, mass, exits, rows, np.full(len(chosen), q), means.size * len(targets.cell), 0.0)
+        shape = (len(chosen) * m, size * m)
+        rows = sparse.bsr_array(
+            (np.ascontiguousarray(blocks[keep]), np.nonzero(keep)[1], offsets), shape=shape, blocksize=(m, m)
+        )
+        return Piece(chosen, mass, exits, rows, np.full(len(chosen), q), kernel.size * len(self.steps.weights), 0.0)
 
-    def _labels(self) -> tuple[int, int]:
-        """Labels of the left and of the right end; that of a wall that reflects where the two are one."""
-        if self.walls.periods is not None:
-            return REFLECTING, REFLECTING
-        left, right = (int(self.walls.label(side, np.array([[end]]))[0]) for side, end in enumerate(self.ends))
-        return left, right
+    def _payoff(self, label: int) -> Any:
+        return self.payoffs[label] if self.payoffs else None
 
-    @property
-    def ends(self) -> tuple[float, float]:
-        """Of the interval."""
-        return float(self.cells.vertices.min()), float(self.cells.vertices.max())
+    def _at_end(self, label: int, end: float) -> Array:
+        """What leaving an interval at an end is worth."""
+        self._need_interval("exit data that vary along a part")
+        return np.asarray(self._payoff(label)(np.array([[end]])))
 
-    def _outside(self, points: Points) -> Array:
-        """Probabilities to leave through each end in the next step, shape (2, n)."""
-        x, (a, b) = np.ascontiguousarray(points.x.T), self.ends
-        means, deviations, w = self.steps.images(x, points.key)[0], self.steps.deviations(x), self.steps.weights
-        tails = np.stack([w @ ndtr((a - means) / deviations), w @ ndtr((means - b) / deviations)])
-        return tails * (np.array(self._labels()) >= 0)[:, None]
+    def _need_interval(self, what: str) -> None:
+        if self.cells.dim > 1:
+            raise ValueError(f"Chain: {what}: densities do not tell where steps leave. Give batches=64, to draw them.")
 
     def crossings(self, part: int, visits: Array) -> tuple[Array, Array]:
-        """As of any recipe: at the ends."""
-        points = self._gauss(np.arange(self.cells.begin, self.cells.end))
-        sides = [side for side, label in enumerate(self._labels()) if label == part]
-        share = self._outside(points)[sides] @ self.visits(points, visits)
-        return np.array([self.ends[side] for side in sides]).reshape(-1, 1), share
+        """As of any recipe: at the ends of an interval."""
+        self._need_interval("places of exit")
+        points = self._gauss(np.arange(self.cells.begin, self.cells.end), self._degree)
+        ends = [
+            (end, share @ self.visits(points, visits)) for label, share, end in self._outside(points) if label == part
+        ]
+        return np.array([end for end, _ in ends]).reshape(-1, 1), np.array([share for _, share in ends])
 
-    def _kernel(self, means: Array, deviations: Array, targets: Points) -> Array:
-        """Transition densities (n, targets), mirrored at reflecting ends, with all turns where the two ends are one."""
-        a, b = self.ends
-        left, right = (label >= 0 for label in self._labels())
-        y, density = targets.x[:, 0], np.zeros((means.shape[1], len(targets.x)))
-        spread = means.min() - REACH * deviations.max(), means.max() + REACH * deviations.max()
-        copies = [z for k in range(-3, 4) for z in (y + 2 * k * (b - a), 2 * a - y + 2 * k * (b - a))]
-        if self.walls.periods is not None:
-            turns = np.floor((np.array(spread) - a) / (b - a))
-            copies = [y + k * (b - a) for k in np.arange(turns[0], turns[1] + 1)]
-        for mean, deviation, w in zip(means, deviations, self.steps.weights, strict=True):
-            s = deviation[:, None]
-            for z in copies:
-                if (left and z.min() < a) or (right and z.max() > b) or z.max() < spread[0] or z.min() > spread[1]:
-                    continue
-                density += w * np.exp(-0.5 * ((z - mean[:, None]) / s) ** 2) / (s * np.sqrt(2 * np.pi))
-        return density
+    def _outside(self, points: Points) -> list[tuple[int, Array, float]]:
+        """Label, probabilities to leave in the next step, shape (n,), and end, of the sides of one coordinate."""
+        sides, (low, high) = sides_of(self.walls), self._ends()
+        assert sides is not None
+        axes = np.flatnonzero((sides != REFLECTING).any(axis=1))
+        if len(axes) != 1:
+            return []
+        (i,) = axes
+        means, w = self._means(points)[i], self.steps.weights
+        deviation = np.sqrt(self.steps.covariance(points.x.T)[..., i, i])
+        tails = (low[i] - means) / deviation, (means - high[i]) / deviation
+        ends = zip(sides[i], tails, (low[i], high[i]), strict=True)
+        return [(int(label), w @ ndtr(tail), float(end)) for label, tail, end in ends if label != REFLECTING]
+
+    def _means(self, points: Points) -> Array:
+        """Of the steps from points with each batch, shape (d, nb, n)."""
+        means = self.steps.images(np.ascontiguousarray(points.x.T), points.key)
+        if not np.isfinite(means).all():
+            x = points.x[~np.isfinite(means).all(axis=(0, 1))][0]
+            bad = ", ".join(f"{c:.6g}" for c in x)
+            raise ValueError(f"Chain: the step from ({bad}) is not finite: the gradients are not finite there.")
+        return means
+
+    def _ends(self) -> tuple[Array, Array]:
+        return self.cells.vertices.min(axis=(0, 1)), self.cells.vertices.max(axis=(0, 1))
+
+    def _densities(self, points: Points, targets: Points) -> tuple[Array, list[tuple[int, Array, float]]]:
+        """Transition densities (n, targets), and what leaves; both together have mass one."""
+        means, covariance = self._means(points), self.steps.covariance(points.x.T)
+        density = np.zeros((len(points.cell), len(targets.cell)))
+        reach = REACH * float(np.sqrt(np.linalg.eigvalsh(covariance).max()))
+        near = means.min(axis=(1, 2)) - reach, means.max(axis=(1, 2)) + reach
+        copies = [list(axis) for axis in product(*self._copies(near))]
+        for mean, C, w in zip(np.moveaxis(means, 0, 2), covariance, self.steps.weights, strict=True):
+            root = np.linalg.inv(np.linalg.cholesky(C))
+            scale = w * np.linalg.det(root) / (2 * np.pi) ** (self.cells.dim / 2)
+            center = (root @ mean[..., None])[..., 0]
+            for copy in copies:
+                sign, shift = np.array(copy).T
+                z = np.ascontiguousarray(sign * targets.x + shift)
+                if ((z > near[0]) & (z < near[1])).all(axis=1).any():
+                    _add(density, center, root, scale, z)
+        inside, outside = density @ targets.weight, self._outside(points)
+        sides = sides_of(self.walls)
+        assert sides is not None
+        if not outside and (sides != REFLECTING).any():  # through several sides, all alike
+            return density, [(int(sides.max()), 1.0 - inside, np.nan)]
+        stays = 1.0 - sum(share for _, share, _ in outside)
+        density *= (stays / np.maximum(inside, 1e-300))[:, None]
+        return density, outside
+
+    def _copies(self, near: tuple[Array, Array]) -> Iterator[list[tuple[float, float]]]:
+        """For each coordinate the maps y -> ±y + shift to copies of the box that steps may end in."""
+        sides, periods = sides_of(self.walls), self.walls.periods
+        assert sides is not None
+        for i, (a, b, (left, right)) in enumerate(zip(*self._ends(), sides, strict=True)):
+            if periods is not None and np.isfinite(periods[i, 0]):
+                turns = np.floor((np.array([near[0][i], near[1][i]]) - a) / (b - a))
+                yield [(1.0, k * (b - a)) for k in np.arange(turns[0], turns[1] + 1)]
+            elif left == right == REFLECTING:
+                yield [m for k in range(-3, 4) for m in ((1.0, 2 * k * (b - a)), (-1.0, 2 * a + 2 * k * (b - a)))]
+            else:
+                mirrors = [(-1.0, 2 * end) for end, label in ((a, left), (b, right)) if label == REFLECTING]
+                yield [(1.0, 0.0), *mirrors]
+
+
+_SOURCE = """
+#include <math.h>
+
+/* density[i][j] += scale[i] exp(-|root[i] z[j] - center[i]|^2 / 2), where that is above rounding */
+void add(long long n, long long m, int d, const double *center, const double *root, const double *scale,
+         const double *z, double most, double *density)
+{
+    for (long long i = 0; i < n; i++)
+        for (long long j = 0; j < m; j++) {
+            double square = 0.0;
+            for (int k = 0; k < d; k++) {
+                double r = -center[i * d + k];
+                for (int l = 0; l < d; l++) r += root[(i * d + k) * d + l] * z[j * d + l];
+                square += r * r;
+            }
+            if (square < most) density[i * m + j] += scale[i] * exp(-0.5 * square);
+        }
+}
+"""
+
+
+def _add(density: Array, center: Array, root: Array, scale: Array, z: Array) -> None:
+    arrays = [np.ascontiguousarray(a) for a in (center, root, scale, z)]
+    pointers = [ctypes.c_void_p(a.ctypes.data) for a in (*arrays, density)]
+    n, m, d = ctypes.c_longlong(len(density)), ctypes.c_longlong(len(z)), ctypes.c_int(z.shape[1])
+    library(_SOURCE).add(n, m, d, *pointers[:4], ctypes.c_double(REACH**2), pointers[4])

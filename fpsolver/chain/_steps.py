@@ -20,7 +20,11 @@ from ._points import lattice
 Array = np.ndarray[Any, Any]
 MOST = 512  # batches that are all taken; of more, some are drawn for each point
 DRAWS = 64  # batches drawn for each point, where there are too many of them or noise is Gaussian
-WIDEST = 8.0  # cells in standard deviations of Gaussian noise, up to which its density is integrated
+WIDEST = {
+    1: 8.0,
+    2: 3.0,
+    3: 2.0,
+}  # cells in standard deviations of Gaussian noise, up to which densities are integrated
 LATTICE = 12  # random numbers per draw, up to which those of a point form a lattice
 
 
@@ -78,13 +82,14 @@ class Enumerated(Steps):
 
 
 class Blurred(Enumerated):
-    """All batches and Gaussian noise on top, by its transition density; in one dimension."""
+    """All batches and Gaussian noise on top, by its transition density."""
 
-    def deviations(self, x: Array) -> Array:
-        """Standard deviation of a step's noise with each batch at points (1, n), shape (nb, n)."""
-        n, K = x.shape[1], len(self.weights)
+    def covariance(self, x: Array) -> Array:
+        """Of a step's noise with each batch at points (d, n), shape (nb, n, d, d)."""
+        (d, n), K = x.shape, len(self.weights)
         root = self.algorithm.spread(np.tile(x, K), np.repeat(self.sample, n, axis=1))
-        return np.broadcast_to(np.sqrt((root * root).sum(axis=(0, 1))), (K * n,)).reshape(K, n)
+        found = np.einsum("irn,jrn->nij", root, root)
+        return np.broadcast_to(found, (K * n, d, d)).reshape(K, n, d, d)
 
 
 class Drawn(Steps):
@@ -165,17 +170,18 @@ def steps_of(process: Any, domain: Domain, batches: int | None) -> Steps:
     exact = algorithm.batches <= most and (batches is None or batches >= algorithm.batches)
     if exact and not algorithm.gaussian:
         return Enumerated(algorithm)
-    normal = domain.dim == 1 and isinstance(process, SGD)
-    if exact and normal and batches is None and not _is_narrow(steps := Blurred(algorithm), domain):
+    if exact and isinstance(process, SGD) and batches is None and not _is_narrow(steps := Blurred(algorithm), domain):
         return steps
     return Drawn(algorithm, batches or DRAWS)
 
 
 def _is_narrow(steps: Blurred, domain: Domain) -> bool:
     """Whether noise is too small for the cells somewhere, so that its density cannot be integrated (collective)."""
-    x = domain.mesh.geometry.x[_compat.geometry_dofmap(domain.mesh)][:, :2, 0]
-    width, narrow = np.ptp(x, axis=1), False
+    d = domain.dim
+    x = domain.mesh.geometry.x[_compat.geometry_dofmap(domain.mesh)][:, : d + 1, :d]
+    width, narrow = np.ptp(x, axis=1).max(axis=1, initial=0.0), False
     with together(domain.comm), np.errstate(all="ignore"):
-        for p in x.T if len(x) else ():
-            narrow |= bool((width > WIDEST * steps.deviations(np.ascontiguousarray(p[None]))).any())
+        for i in range(d + 1) if len(x) else ():
+            C = steps.covariance(np.ascontiguousarray(x[:, i].T))
+            narrow |= not bool((width**2 < WIDEST[d] ** 2 * np.linalg.eigvalsh(np.nan_to_num(C))[..., 0]).all())
     return bool(domain.comm.allreduce(int(narrow), op=MPI.MAX))

@@ -20,12 +20,12 @@ from ..domains.domain import Domain
 from ..pointwise.walls import walls_of
 from ._assemble import Assembled, Field, Recipe, assemble, bases
 from ._cells import cells_of
-from ._density import DensityRecipe
+from ._density import DensityRecipe, sides_of
 from ._images import Region
-from ._steps import Blurred, Given, Steps, steps_of
+from ._steps import DRAWS, Blurred, Drawn, Given, Steps, steps_of
 
 Array = np.ndarray[Any, Any]
-DEGREE, SMOOTH = 2, 4  # the latter where Gaussian noise makes everything smooth
+DEGREE, SMOOTH = 2, {1: 4, 2: 3, 3: 2}  # the latter where Gaussian noise makes everything smooth
 POINTS = {1: 32, 2: 8, 3: 8}  # per cell, as multiples of its unknowns
 FINER = {1: 8, 2: 6, 3: 4}  # how many times more where the exit's preimage crosses a cell
 
@@ -55,13 +55,17 @@ class Chain:
     With any points P1 + Σ exits = M1, so that constants, mass and dualities hold to rounding.  Laws of chains may be
     singular: a density is then a projection, while masses of regions and expectations converge.
 
+    Gaussian noise of full rank, alone or added to samples, is taken by its transition density, in boxes whose absorbing
+    sides are alike or those of one coordinate, on cells of a few standard deviations at most; else it is drawn.
+
     Times are t = η k, k counting steps, so that answers lie beside those of the diffusion.
 
     Args:
-        process: :class:`~fpsolver.SGD` or :class:`~fpsolver.MomentumSGD`; others by :meth:`of_step`.
+        process: :class:`~fpsolver.SGD`, :class:`~fpsolver.MomentumSGD`, :class:`~fpsolver.Adam`, ...; any other
+            algorithm by :meth:`of_step`.
         domain: where, with straight cells.
         absorbing: names of the boundary parts that end a path; the rest mirrors, as in :func:`~fpsolver.simulate`.
-        degree: of the polynomials, by default 2, and 4 where Gaussian noise smooths in one dimension.
+        degree: of the polynomials, by default 2; where densities smooth, 4 in one and 3 in two dimensions.
         batches: how many to draw for each point, where not all of them are taken: all are by default up to 512.
 
     Attributes:
@@ -114,7 +118,7 @@ class Chain:
         return chain
 
     def _begin(self, process: Any, domain: Domain, parts: tuple[str, ...], degree: int | None, steps: Steps) -> None:
-        degree = (SMOOTH if isinstance(steps, Blurred) else DEGREE) if degree is None else degree
+        degree = (SMOOTH[domain.dim] if isinstance(steps, Blurred) else DEGREE) if degree is None else degree
         self.degree = check_integer("Chain: degree", degree, least=0)
         self.process, self.domain, self.declared = process, domain, parts
         self.time_per_step, self.cells = float(process.time_per_step), cells_of(domain)
@@ -126,8 +130,11 @@ class Chain:
         d, shared = self.domain.dim, self._shared
         element = basix.ufl.element("DG", self.domain.mesh.topology.cell_name(), self.degree)
         self.basis = bases(element.basix_element)
-        recipe = (DensityRecipe if isinstance(shared.steps, Blurred) else Recipe)(
-            self.cells, shared.walls, cast(Any, shared.steps), len(self.declared), tuple(self.regions.values()),
+        smooth, steps = isinstance(shared.steps, Blurred), cast(Any, shared.steps)
+        if smooth and sides_of(shared.walls) is None:
+            smooth, steps = False, Drawn(steps.algorithm, DRAWS)
+        recipe = (DensityRecipe if smooth else Recipe)(
+            self.cells, shared.walls, steps, len(self.declared), tuple(self.regions.values()),
             self.basis, POINTS[d] * element.dim, FINER[d], self._seed,
         )  # fmt: skip
         with PETSc.Log.Stage("fpsolver assemble"):

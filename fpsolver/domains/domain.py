@@ -192,6 +192,10 @@ class Domain:
             return None
         return self._divided([], shape, degree=degree + 2, move=shape.snapped)
 
+    def straightened(self) -> "Domain":
+        """The same with straight cells, which follow curves by chords: an error of order h² (collective)."""
+        return self._divided([], None, degree=1)
+
     def mapped(self, f: _refine.Move) -> "Domain":
         """A domain whose nodes are where a map takes those of this one, with the same parts (collective).
 

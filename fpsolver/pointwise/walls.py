@@ -68,6 +68,7 @@ class _Box(Walls):
         planes = [(i, plane) for i in self.bounded for plane in (low[i], high[i])]
         on = [np.abs(corners[:, :, i] - plane).max(axis=1) < 1e-9 * self.extent.max() for i, plane in planes]
         self.sides = [_labels(corners[o], labels[o]) for o in on]
+        self.labels = [int(labels[o][0]) if (labels[o] == labels[o][0]).all() else None for o in on]
 
     def distance(self, x: Array) -> Array:
         x = x[self.bounded]
@@ -217,5 +218,5 @@ def _spheres(domain: Domain, corners: Array) -> tuple[Array, list[float]]:
             return center, radii
     raise ValueError(
         "paths need a boundary of straight facets, or one or two concentric circles or spheres; this mesh has other "
-        "curved cells. Use straight cells."
+        "curved cells. Give domain.straightened()."
     )
