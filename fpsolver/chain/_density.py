@@ -1,4 +1,4 @@
-"""Gaussian noise by its transition density, with Gauss points in x and in y, in boxes.
+"""Gaussian noise by its transition density, with Gauss points in x and in y, in intervals and rectangles.
 
 Noise makes everything smooth, but draws of it would not see that: an exit time jumps where a step ends at the exit.
 With the density the jump is where the integral ends, and errors fall exponentially with the degree.  Walls that reflect
@@ -7,7 +7,7 @@ are mirrors, and sides that are one lead on into the next period: the density is
 
 import ctypes
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import product
 from typing import Any
 
@@ -25,7 +25,7 @@ from ._steps import Blurred
 Array = np.ndarray[Any, Any]
 REACH = 8.7  # standard deviations, beyond which less than rounding lies
 CHUNK = 2_000_000  # densities at a time
-SIMPLICES = basix.CellType.interval, basix.CellType.triangle, basix.CellType.tetrahedron
+SIMPLICES = basix.CellType.interval, basix.CellType.triangle
 
 
 def sides_of(walls: Walls) -> Array | None:
@@ -82,6 +82,7 @@ class DensityRecipe(Recipe):
 
     def _rows(self, chosen: Array, targets: Points) -> Piece:
         points = self._gauss(chosen, self._degree)
+        targets, there = self._within_reach(points, targets)
         phi, psi = self.basis(points.reference), targets.weight[:, None] * self.basis(targets.reference)
         m, q = phi.shape[1], len(points.cell) // len(chosen)
         kernel, outside = self._densities(points, targets)
@@ -97,21 +98,20 @@ class DensityRecipe(Recipe):
         for label, share, end in outside:
             leave(label, share if self._payoff(label) is None else share * self._at_end(label, end))
         for label, region in enumerate(self.regions, self.parts):
-            there, payoff = np.flatnonzero(region(targets.x)), self._payoff(label)
-            worth = 1.0 if payoff is None else payoff(targets.x[there])
-            leave(label, kernel[:, there] @ (targets.weight[there] * worth))
-            kernel[:, there] = 0.0
-        size = self.cells.size
+            inside, payoff = np.flatnonzero(region(targets.x)), self._payoff(label)
+            worth = 1.0 if payoff is None else payoff(targets.x[inside])
+            leave(label, kernel[:, inside] @ (targets.weight[inside] * worth))
+            kernel[:, inside] = 0.0
+        size = len(there)
         # (cells there, points, unknowns there), then (cells, unknowns, cells there, unknowns there), by BLAS
-        projected = np.matmul(kernel.reshape(len(kernel), size, -1).transpose(1, 0, 2), psi.reshape(size, -1, m))
+        each = kernel.shape[1] // max(size, 1)
+        projected = np.matmul(kernel.reshape(-1, size, each).transpose(1, 0, 2), psi.reshape(size, each, m))
         projected = np.ascontiguousarray(projected.transpose(1, 0, 2)).reshape(len(chosen), q, size * m)
         blocks = np.matmul(weighted.transpose(0, 2, 1), projected).reshape(len(chosen), m, size, m).swapaxes(1, 2)
-        keep = np.abs(blocks).max(axis=(2, 3)) > 1e-16 * np.abs(blocks).max()
+        keep = np.abs(blocks).max(axis=(2, 3)) > 1e-16 * np.abs(blocks).max(initial=0.0)
         offsets = np.concatenate(([0], np.cumsum(keep.sum(axis=1))))
-        shape = (len(chosen) * m, size * m)
-        rows = sparse.bsr_array(
-            (np.ascontiguousarray(blocks[keep]), np.nonzero(keep)[1], offsets), shape=shape, blocksize=(m, m)
-        )
+        found = np.ascontiguousarray(blocks[keep]), there[np.nonzero(keep)[1]], offsets
+        rows = sparse.bsr_array(found, shape=(len(chosen) * m, self.cells.size * m), blocksize=(m, m))
         return Piece(chosen, mass, exits, rows, np.full(len(chosen), q), kernel.size * len(self.steps.weights), 0.0)
 
     def _payoff(self, label: int) -> Any:
@@ -161,13 +161,30 @@ class DensityRecipe(Recipe):
     def _ends(self) -> tuple[Array, Array]:
         return self.cells.vertices.min(axis=(0, 1)), self.cells.vertices.max(axis=(0, 1))
 
+    def _near(self, points: Points) -> tuple[Array, Array]:
+        """Corners of a box within which steps from points end."""
+        means, covariance = self._means(points), self.steps.covariance(points.x.T)
+        reach = REACH * float(np.sqrt(np.linalg.eigvalsh(covariance).max()))
+        return means.min(axis=(1, 2)) - reach, means.max(axis=(1, 2)) + reach
+
+    def _within_reach(self, points: Points, targets: Points) -> tuple[Points, Array]:
+        """Those of the targets that lie in cells to which steps from points lead, and the numbers of these cells."""
+        near, corners = self._near(points), self.cells.vertices
+        reached = np.zeros(self.cells.size, dtype=bool)
+        for copy in product(*self._copies(near)):
+            sign, shift = np.array(copy).T
+            images = sign * corners + shift
+            reached |= ((images.max(axis=1) > near[0]) & (images.min(axis=1) < near[1])).all(axis=1)
+        there, each = np.flatnonzero(reached), len(targets.cell) // self.cells.size
+        index = (there[:, None] * each + np.arange(each)).ravel()
+        return Points(*(getattr(targets, f.name)[index] for f in fields(targets))), there
+
     def _densities(self, points: Points, targets: Points) -> tuple[Array, list[tuple[int, Array, float]]]:
         """Transition densities (n, targets), and what leaves; both together have mass one."""
         means, covariance = self._means(points), self.steps.covariance(points.x.T)
         density = np.zeros((len(points.cell), len(targets.cell)))
-        reach = REACH * float(np.sqrt(np.linalg.eigvalsh(covariance).max()))
-        near = means.min(axis=(1, 2)) - reach, means.max(axis=(1, 2)) + reach
-        copies = [list(axis) for axis in product(*self._copies(near))]
+        near = self._near(points)
+        copies = list(product(*self._copies(near)))
         for mean, C, w in zip(np.moveaxis(means, 0, 2), covariance, self.steps.weights, strict=True):
             root = np.linalg.inv(np.linalg.cholesky(C))
             scale = w * np.linalg.det(root) / (2 * np.pi) ** (self.cells.dim / 2)

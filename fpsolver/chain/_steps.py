@@ -20,11 +20,7 @@ from ._points import lattice
 Array = np.ndarray[Any, Any]
 MOST = 512  # batches that are all taken; of more, some are drawn for each point
 DRAWS = 64  # batches drawn for each point, where there are too many of them or noise is Gaussian
-WIDEST = {
-    1: 8.0,
-    2: 3.0,
-    3: 2.0,
-}  # cells in standard deviations of Gaussian noise, up to which densities are integrated
+WIDEST = {1: 8.0, 2: 3.0}  # cells in standard deviations of Gaussian noise, up to which its density is integrated
 LATTICE = 12  # random numbers per draw, up to which those of a point form a lattice
 
 
@@ -170,7 +166,8 @@ def steps_of(process: Any, domain: Domain, batches: int | None) -> Steps:
     exact = algorithm.batches <= most and (batches is None or batches >= algorithm.batches)
     if exact and not algorithm.gaussian:
         return Enumerated(algorithm)
-    if exact and isinstance(process, SGD) and batches is None and not _is_narrow(steps := Blurred(algorithm), domain):
+    normal = isinstance(process, SGD) and domain.dim in WIDEST
+    if exact and normal and batches is None and not _is_narrow(steps := Blurred(algorithm), domain):
         return steps
     return Drawn(algorithm, batches or DRAWS)
 

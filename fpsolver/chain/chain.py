@@ -25,7 +25,7 @@ from ._images import Region
 from ._steps import DRAWS, Blurred, Drawn, Given, Steps, steps_of
 
 Array = np.ndarray[Any, Any]
-DEGREE, SMOOTH = 2, {1: 4, 2: 3, 3: 2}  # the latter where Gaussian noise makes everything smooth
+DEGREE, SMOOTH = 2, {1: 4, 2: 3}  # the latter where Gaussian noise makes everything smooth
 POINTS = {1: 32, 2: 8, 3: 8}  # per cell, as multiples of its unknowns
 FINER = {1: 8, 2: 6, 3: 4}  # how many times more where the exit's preimage crosses a cell
 
@@ -55,8 +55,9 @@ class Chain:
     With any points P1 + Σ exits = M1, so that constants, mass and dualities hold to rounding.  Laws of chains may be
     singular: a density is then a projection, while masses of regions and expectations converge.
 
-    Gaussian noise of full rank, alone or added to samples, is taken by its transition density, in boxes whose absorbing
-    sides are alike or those of one coordinate, on cells of a few standard deviations at most; else it is drawn.
+    Gaussian noise of full rank, alone or added to samples, is taken by its transition density in intervals, and in
+    rectangles whose absorbing sides are one part or those of one coordinate, on cells of a few standard deviations at
+    most; else it is drawn.
 
     Times are t = η k, k counting steps, so that answers lie beside those of the diffusion.
 

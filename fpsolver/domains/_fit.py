@@ -79,9 +79,8 @@ def changes(raw: RawMesh, inside: Inside, outer: Array | None, corners: bool = T
     t = np.linspace(0.0, 1.0, _SAMPLES + 1)
     values = at(t).reshape(len(x), len(t))
     differ = values[:, 1:] != values[:, :-1]
-    if outer is not None:  # edges that stand for a marked curve or surface: markers of it hold at vertices only
-        chords = at(np.array([NUDGE, 1 - NUDGE])).reshape(-1, 2).all(axis=1)
-        differ[chords & ((raw.degree > 1) | ~values[:, 1:-1].any(axis=1))] = False
+    if outer is not None:
+        differ[_chords(raw, inside, pairs, nodes, values)] = False
     some = np.flatnonzero(differ.any(axis=1))
     # of several changes on an edge the one that is next to its middle comes first
     nearest = np.argmin(np.where(differ[some], np.abs(np.arange(_SAMPLES) + 0.5 - _SAMPLES / 2), np.inf), axis=1)
@@ -100,6 +99,24 @@ def changes(raw: RawMesh, inside: Inside, outer: Array | None, corners: bool = T
             at_end = pairs[k] if t[k] < 0.5 else pairs[k, ::-1]
             keep[k] = not _around_a_corner(raw.points, inside, outer, normals, at_end, distance[k])
     return pairs[keep], t[keep]
+
+
+def _chords(raw: RawMesh, inside: Inside, pairs: Array, nodes: Array, values: Array) -> Array:
+    """Which edges of the boundary stand for a marked curve or surface: markers of it hold at vertices only.
+
+    On straight edges that is told from two windows, one at each end, by the size of what is marked.
+    """
+    ends = (
+        inside(along(raw.points[nodes], np.array([NUDGE, 1 - NUDGE])).reshape(-1, raw.dim)).reshape(-1, 2).all(axis=1)
+    )
+    if raw.degree > 1 or not ends.any():
+        return np.asarray(ends)
+    a, b = raw.points[pairs].transpose(1, 0, 2)
+    length, size = np.linalg.norm(b - a, axis=1), np.ptp(raw.points, axis=0).max()
+    share = np.minimum(_TOLERANCE * size / length, 0.5)[:, None]
+    beside = np.stack([a + share * (b - a), b + share * (a - b)], axis=1)
+    wide = inside(beside.reshape(-1, raw.dim)).reshape(-1, 2).any(axis=1)
+    return np.asarray(ends & ~wide & ~values[:, 1:-1].any(axis=1))
 
 
 def _around_a_corner(x: Array, inside: Inside, outer: Array, normals: Array, edge: Array, distance: float) -> bool:
@@ -237,7 +254,10 @@ def gathered(domain: "Domain") -> RawMesh | None:
     """The whole mesh on rank 0, None elsewhere; cells in the order of ranks (collective)."""
     mesh, comm, dim = domain.mesh, domain.comm, domain.dim
     owned = mesh.topology.index_map(dim).size_local
-    number = np.asarray(mesh.geometry.input_global_indices)
+    index = mesh.geometry.index_map()
+    number = index.local_to_global(np.arange(index.size_local + index.num_ghosts, dtype=np.int32))
+    if domain.periods is not None:  # whose cells have nodes of their own
+        number = np.asarray(mesh.geometry.input_global_indices)
     cells = number[_compat.geometry_dofmap(mesh)[:owned]]
     first = sum(comm.allgather(owned)[: comm.rank])
     place = {name: np.searchsorted(domain.boundary.facets, domain.facets(name)) for name in domain.parts}
