@@ -345,3 +345,9 @@ def test_gaussian_noise_in_a_box_that_absorbs_all_around():
     process = fp.SGD(lambda x: (x[0] ** 2 + x[1] ** 2) / 2, fp.Isotropic(1.0), eta)
     value, error = steps(fp.mean_exit_time(fp.Chain(process, square, ["boundary"])), (0.0, 0.0), eta)
     assert abs(value - (np.asarray(alone) ** 2).sum()) < 2 * error < 1e-3 * value
+
+
+def test_gaussian_noise_is_drawn_where_several_names_absorb():
+    process = fp.SGD(lambda x: (x[0] ** 2 + x[1] ** 2) / 2, fp.Isotropic(1.0), 0.25)
+    chain = fp.Chain(process, fp.Domain.rectangle((-1, -1), (1, 1), (5, 5)), ["left", "top"])
+    assert chain.stats()["batches"] == 64 and chain.degree == 2

@@ -9,7 +9,7 @@ import ctypes
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import basix
 import numpy as np
@@ -43,6 +43,15 @@ def sides_of(walls: Walls) -> Array | None:
     return found if alone or (absorb == absorb[:1]).all() else None
 
 
+class Normal(NamedTuple):
+    """The law of the next step from some points, a normal one for each batch."""
+
+    means: Array  #: shape (d, nb, n)
+    covariance: Array  #: shape (nb, n, d, d)
+    low: Array  #: corners of a box within which these steps end, shape (d,)
+    high: Array
+
+
 @dataclass(frozen=True)
 class DensityRecipe(Recipe):
     """Matrices of an algorithm whose steps have a Gaussian density."""
@@ -52,9 +61,14 @@ class DensityRecipe(Recipe):
     @property
     def _degree(self) -> int:
         """Of the quadrature in the cells from which steps go."""
-        m, d = self.basis(np.zeros((1, self.cells.dim))).shape[1], self.cells.dim
-        k = next(k for k in range(m) if np.prod([(k + i) / i for i in range(1, d + 1)]) > m - 0.5)
-        return 2 * k + (9 if d == 1 else 5)
+        m = self.basis(np.zeros((1, self.cells.dim))).shape[1]  # k + 1, or (k + 1)(k + 2)/2
+        return 2 * (m - 1) + 9 if self.cells.dim == 1 else 2 * round((np.sqrt(8 * m + 1) - 3) / 2) + 5
+
+    @property
+    def _sides(self) -> Array:
+        found = sides_of(self.walls)
+        assert found is not None
+        return found
 
     def samples(self) -> Iterator[Points]:
         """Gauss points of the cells."""
@@ -82,10 +96,11 @@ class DensityRecipe(Recipe):
 
     def _rows(self, chosen: Array, targets: Points) -> Piece:
         points = self._gauss(chosen, self._degree)
-        targets, there = self._within_reach(points, targets)
+        normal = self._normal(points)
+        targets, there = self._within_reach(normal, targets)
         phi, psi = self.basis(points.reference), targets.weight[:, None] * self.basis(targets.reference)
         m, q = phi.shape[1], len(points.cell) // len(chosen)
-        kernel, outside = self._densities(points, targets)
+        kernel, outside = self._densities(normal, targets)
         weighted: Array = (points.weight[:, None] * phi).reshape(len(chosen), q, m)
         mass = np.einsum("cqi,cqj->cij", weighted, phi.reshape(weighted.shape))
         if self.discount is not None:
@@ -130,92 +145,80 @@ class DensityRecipe(Recipe):
         """As of any recipe: at the ends of an interval."""
         self._need_interval("places of exit")
         points = self._gauss(np.arange(self.cells.begin, self.cells.end), self._degree)
-        ends = [
-            (end, share @ self.visits(points, visits)) for label, share, end in self._outside(points) if label == part
-        ]
+        worth = self.visits(points, visits)
+        ends = [(end, share @ worth) for label, share, end in self._outside(self._normal(points)) if label == part]
         return np.array([end for end, _ in ends]).reshape(-1, 1), np.array([share for _, share in ends])
 
-    def _outside(self, points: Points) -> list[tuple[int, Array, float]]:
-        """Label, probabilities to leave in the next step, shape (n,), and end, of the sides of one coordinate."""
-        sides, (low, high) = sides_of(self.walls), self._ends()
-        assert sides is not None
-        axes = np.flatnonzero((sides != REFLECTING).any(axis=1))
-        if len(axes) != 1:
-            return []
-        (i,) = axes
-        means, w = self._means(points)[i], self.steps.weights
-        deviation = np.sqrt(self.steps.covariance(points.x.T)[..., i, i])
-        tails = (low[i] - means) / deviation, (means - high[i]) / deviation
-        ends = zip(sides[i], tails, (low[i], high[i]), strict=True)
-        return [(int(label), w @ ndtr(tail), float(end)) for label, tail, end in ends if label != REFLECTING]
-
-    def _means(self, points: Points) -> Array:
-        """Of the steps from points with each batch, shape (d, nb, n)."""
+    def _normal(self, points: Points) -> Normal:
         means = self.steps.images(np.ascontiguousarray(points.x.T), points.key)
         if not np.isfinite(means).all():
             x = points.x[~np.isfinite(means).all(axis=(0, 1))][0]
             bad = ", ".join(f"{c:.6g}" for c in x)
             raise ValueError(f"Chain: the step from ({bad}) is not finite: the gradients are not finite there.")
-        return means
+        covariance = self.steps.covariance(points.x.T)
+        reach = REACH * float(np.sqrt(np.linalg.eigvalsh(covariance).max()))
+        return Normal(means, covariance, means.min(axis=(1, 2)) - reach, means.max(axis=(1, 2)) + reach)
+
+    def _outside(self, normal: Normal) -> list[tuple[int, Array, float]]:
+        """Label, probabilities to leave in the next step, shape (n,), and end, of the sides of one coordinate."""
+        sides, (low, high) = self._sides, self._ends()
+        axes = np.flatnonzero((sides != REFLECTING).any(axis=1))
+        if len(axes) != 1:
+            return []
+        (i,) = axes
+        means, deviation = normal.means[i], np.sqrt(normal.covariance[..., i, i])
+        tails = (low[i] - means) / deviation, (means - high[i]) / deviation
+        ends = zip(sides[i], tails, (low[i], high[i]), strict=True)
+        return [(int(k), self.steps.weights @ ndtr(t), float(end)) for k, t, end in ends if k != REFLECTING]
 
     def _ends(self) -> tuple[Array, Array]:
         return self.cells.vertices.min(axis=(0, 1)), self.cells.vertices.max(axis=(0, 1))
 
-    def _near(self, points: Points) -> tuple[Array, Array]:
-        """Corners of a box within which steps from points end."""
-        means, covariance = self._means(points), self.steps.covariance(points.x.T)
-        reach = REACH * float(np.sqrt(np.linalg.eigvalsh(covariance).max()))
-        return means.min(axis=(1, 2)) - reach, means.max(axis=(1, 2)) + reach
-
-    def _within_reach(self, points: Points, targets: Points) -> tuple[Points, Array]:
-        """Those of the targets that lie in cells to which steps from points lead, and the numbers of these cells."""
-        near, corners = self._near(points), self.cells.vertices
-        reached = np.zeros(self.cells.size, dtype=bool)
-        for copy in product(*self._copies(near)):
+    def _within_reach(self, normal: Normal, targets: Points) -> tuple[Points, Array]:
+        """Those of the targets that lie in cells to which steps lead, and the numbers of these cells."""
+        corners, reached = self.cells.vertices, np.zeros(self.cells.size, dtype=bool)
+        for copy in self._copies(normal):
             sign, shift = np.array(copy).T
             images = sign * corners + shift
-            reached |= ((images.max(axis=1) > near[0]) & (images.min(axis=1) < near[1])).all(axis=1)
+            reached |= ((images.max(axis=1) > normal.low) & (images.min(axis=1) < normal.high)).all(axis=1)
         there, each = np.flatnonzero(reached), len(targets.cell) // self.cells.size
         index = (there[:, None] * each + np.arange(each)).ravel()
         return Points(*(getattr(targets, f.name)[index] for f in fields(targets))), there
 
-    def _densities(self, points: Points, targets: Points) -> tuple[Array, list[tuple[int, Array, float]]]:
+    def _densities(self, normal: Normal, targets: Points) -> tuple[Array, list[tuple[int, Array, float]]]:
         """Transition densities (n, targets), and what leaves; both together have mass one."""
-        means, covariance = self._means(points), self.steps.covariance(points.x.T)
-        density = np.zeros((len(points.cell), len(targets.cell)))
-        near = self._near(points)
-        copies = list(product(*self._copies(near)))
-        for mean, C, w in zip(np.moveaxis(means, 0, 2), covariance, self.steps.weights, strict=True):
+        means, copies = np.moveaxis(normal.means, 0, 2), list(self._copies(normal))
+        density = np.zeros((means.shape[1], len(targets.cell)))
+        for mean, C, w in zip(means, normal.covariance, self.steps.weights, strict=True):
             root = np.linalg.inv(np.linalg.cholesky(C))
             scale = w * np.linalg.det(root) / (2 * np.pi) ** (self.cells.dim / 2)
             center = (root @ mean[..., None])[..., 0]
             for copy in copies:
                 sign, shift = np.array(copy).T
                 z = np.ascontiguousarray(sign * targets.x + shift)
-                if ((z > near[0]) & (z < near[1])).all(axis=1).any():
+                if ((z > normal.low) & (z < normal.high)).all(axis=1).any():
                     _add(density, center, root, scale, z)
-        inside, outside = density @ targets.weight, self._outside(points)
-        sides = sides_of(self.walls)
-        assert sides is not None
-        if not outside and (sides != REFLECTING).any():  # through several sides, all alike
-            return density, [(int(sides.max()), 1.0 - inside, np.nan)]
+        inside, outside = density @ targets.weight, self._outside(normal)
+        if not outside and (self._sides != REFLECTING).any():  # through several sides, all alike
+            return density, [(int(self._sides.max()), 1.0 - inside, np.nan)]
         stays = 1.0 - sum(share for _, share, _ in outside)
         density *= (stays / np.maximum(inside, 1e-300))[:, None]
         return density, outside
 
-    def _copies(self, near: tuple[Array, Array]) -> Iterator[list[tuple[float, float]]]:
-        """For each coordinate the maps y -> ±y + shift to copies of the box that steps may end in."""
-        sides, periods = sides_of(self.walls), self.walls.periods
-        assert sides is not None
-        for i, (a, b, (left, right)) in enumerate(zip(*self._ends(), sides, strict=True)):
+    def _copies(self, normal: Normal) -> Iterator[tuple[tuple[float, float], ...]]:
+        """Maps y -> ±y + shift, in each coordinate, to copies of the box that steps may end in."""
+        periods, maps = self.walls.periods, []
+        for i, (a, b, (left, right)) in enumerate(zip(*self._ends(), self._sides, strict=True)):
             if periods is not None and np.isfinite(periods[i, 0]):
-                turns = np.floor((np.array([near[0][i], near[1][i]]) - a) / (b - a))
-                yield [(1.0, k * (b - a)) for k in np.arange(turns[0], turns[1] + 1)]
+                turns = np.floor((np.array([normal.low[i], normal.high[i]]) - a) / (b - a))
+                maps.append([(1.0, k * (b - a)) for k in np.arange(turns[0], turns[1] + 1)])
             elif left == right == REFLECTING:
-                yield [m for k in range(-3, 4) for m in ((1.0, 2 * k * (b - a)), (-1.0, 2 * a + 2 * k * (b - a)))]
+                both = [((1.0, 2 * k * (b - a)), (-1.0, 2 * a + 2 * k * (b - a))) for k in range(-3, 4)]
+                maps.append([m for pair in both for m in pair])
             else:
                 mirrors = [(-1.0, 2 * end) for end, label in ((a, left), (b, right)) if label == REFLECTING]
-                yield [(1.0, 0.0), *mirrors]
+                maps.append([(1.0, 0.0), *mirrors])
+        return product(*maps)
 
 
 _SOURCE = """

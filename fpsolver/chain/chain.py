@@ -17,7 +17,7 @@ from .._errors import agree, together
 from .._log import logger
 from .._sample import own_cells
 from ..domains.domain import Domain
-from ..pointwise.walls import walls_of
+from ..pointwise.walls import Walls, walls_of
 from ._assemble import Assembled, Field, Recipe, assemble, bases
 from ._cells import cells_of
 from ._density import DensityRecipe, sides_of
@@ -34,7 +34,7 @@ FINER = {1: 8, 2: 6, 3: 4}  # how many times more where the exit's preimage cros
 class _Shared:
     """What a chain and its variants have in common."""
 
-    walls: Any
+    walls: Walls
     steps: Steps
     base: "Chain"
     variants: dict[Any, "Chain"] = field(default_factory=dict)
@@ -119,23 +119,22 @@ class Chain:
         return chain
 
     def _begin(self, process: Any, domain: Domain, parts: tuple[str, ...], degree: int | None, steps: Steps) -> None:
+        walls = walls_of(domain, parts)
+        steps = _suited(steps, walls)
         degree = (SMOOTH[domain.dim] if isinstance(steps, Blurred) else DEGREE) if degree is None else degree
         self.degree = check_integer("Chain: degree", degree, least=0)
         self.process, self.domain, self.declared = process, domain, parts
         self.time_per_step, self.cells = float(process.time_per_step), cells_of(domain)
         self.regions: dict[str, Region] = {}
-        self._shared, self._seed = _Shared(walls_of(domain, parts), steps, self), 0
+        self._shared, self._seed = _Shared(walls, steps, self), 0
         self._make()
 
     def _make(self) -> None:
         d, shared = self.domain.dim, self._shared
         element = basix.ufl.element("DG", self.domain.mesh.topology.cell_name(), self.degree)
         self.basis = bases(element.basix_element)
-        smooth, steps = isinstance(shared.steps, Blurred), cast(Any, shared.steps)
-        if smooth and sides_of(shared.walls) is None:
-            smooth, steps = False, Drawn(steps.algorithm, DRAWS)
-        recipe = (DensityRecipe if smooth else Recipe)(
-            self.cells, shared.walls, steps, len(self.declared), tuple(self.regions.values()),
+        recipe = (DensityRecipe if isinstance(shared.steps, Blurred) else Recipe)(
+            self.cells, shared.walls, cast(Any, shared.steps), len(self.declared), tuple(self.regions.values()),
             self.basis, POINTS[d] * element.dim, FINER[d], self._seed,
         )  # fmt: skip
         with PETSc.Log.Stage("fpsolver assemble"):
@@ -205,7 +204,8 @@ class Chain:
     def _elsewhere(self, **changes: Any) -> "Chain":
         other = self._variant(**changes)
         walls = walls_of(other.domain, other.declared)
-        other._shared = replace(self._shared, walls=walls, variants={}, base=other)
+        steps = _suited(self._shared.steps, walls)
+        other._shared = _Shared(walls, steps, other)
         other._make()
         return other
 
@@ -284,3 +284,8 @@ class Chain:
             missing = tuple(float(c) for c in points[(cell < 0).argmax()])
             raise ValueError(f"points: {missing} lies outside the mesh of the chain.")
         return cell, self.basis(reference)
+
+
+def _suited(steps: Steps, walls: Walls) -> Steps:
+    """The steps, their noise drawn where its density does not know through which walls it leaves."""
+    return Drawn(steps.algorithm, DRAWS) if isinstance(steps, Blurred) and sides_of(walls) is None else steps
