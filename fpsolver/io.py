@@ -148,6 +148,8 @@ def write_domain(path: str | Path, domain: Domain) -> None:
     path = Path(path)
     if path.suffix != ".xdmf":
         raise ValueError(f"{path}: domains are written as .xdmf, not {path.suffix!r}")
+    if domain.periods is not None:
+        raise ValueError(f"{path}: the file would not say which sides of a periodic domain are one; make it again")
     mesh, dim = domain.mesh, domain.dim
     _xdmf_order(path, mesh)
     if len(domain.parts) > 31:
@@ -173,7 +175,9 @@ def write_domain(path: str | Path, domain: Domain) -> None:
 
 def _xdmf_order(path: Path, mesh: dmesh.Mesh) -> int:
     if (order := _compat.coordinate_map(mesh).degree) > 2:
-        raise ValueError(f"{path}: XDMF has no cells of degree {order}; write .bp, or make the mesh with order=2")
+        raise ValueError(
+            f"{path}: XDMF has no cells of degree {order}; write .bp, or make the mesh with cells of order 2"
+        )
     return order
 
 

@@ -197,3 +197,19 @@ def test_laws_of_chains():
     assert abs(s.eigenvalues[1].real - np.log(0.6) / 0.4) <= s.error[1] + 1e-9
     with pytest.raises(ValueError, match=r"rtol is 0\.001"):
         fp.stationary(chain, rtol=1e-3)
+
+
+def test_bars_contain_the_shape_of_a_disk():
+    q = fp.quasi_stationary(fp.Generator(fp.SDE((0.0, 0.0), 0.5), Domain.disk((0, 0), 1, 0.5), ["boundary"]))
+    off = abs(q.rate - 2.404825557695773**2 / 2)  # the first zero of J0
+    assert 0.5 < q.rate_error / off < 4
+
+
+def test_mass_where_no_cell_is():
+    mass = fp.stationary(double_well()).mass_in(lambda x: x[0] > 100)
+    assert (mass.value, mass.error) == (0.0, 0.0)
+
+
+def test_a_checkpoint_belongs_to_one_mesh(tmp_dir):
+    with pytest.raises(ValueError, match="None with rtol, for which the mesh changes"):
+        fp.evolve(double_well(), fp.gaussian(0.0, 0.3), 1.0, rtol=1e-3, checkpoint=tmp_dir / "kept")

@@ -166,3 +166,8 @@ def test_regions_and_refinement():
 def test_what_is_not_periodic_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_files_of_domains_know_no_period(tmp_dir):
+    with pytest.raises(ValueError, match="which sides of a periodic domain are one"):
+        fp.io.write_domain(tmp_dir / "ring.xdmf", Domain.interval(0, TURN, 8, periodic=True))

@@ -70,20 +70,16 @@ class Numbers(Answer):
             return np.full_like(self.numbers(), np.nan)
         if isinstance(self.generator, Chain):
             return bar(np.array([self.numbers(), *(self.ask(c).numbers() for c in variants(self.generator))]), 1e-12)
-        return self._others.bars(lambda _, answer: answer.numbers()) + self._shape
+        return self._others.bars(lambda _, answer: answer.numbers())
 
     @cached_property
     def _others(self) -> Others:
         assert self.ask is not None
         return Others(self.generator, self, self.ask)
 
-    @cached_property
-    def _shape(self) -> Array:
-        return self._others.of_shape(lambda _, answer: answer.numbers())
-
     def shape_error(self) -> float:
         """Of the number with the largest one."""
-        return 0.0 if isinstance(self.generator, Chain) else float(self._shape.max())
+        return float(self._others.of_shape(lambda _, answer: answer.numbers()).max())
 
     def accuracy(self) -> tuple[float, float]:
         """The number with the largest relative error bar, and that."""

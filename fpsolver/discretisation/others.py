@@ -75,15 +75,21 @@ class Others:
         here = measure(self.gen, self.answer)
         rough = self.gen.rough.number or self.bent
         bars = self._rough(measure, here) if rough else self._smooth(measure, here)
-        if self.gen.at_walls is not None:  # every degree adds it
-            with self.gen.with_half_walls() as other:
-                bars = bars + 2.0 * np.abs(measure(other, self.ask(other)) - here)
-        return bars
+        if self._half_walls is not None:  # every degree adds it
+            bars = bars + 2.0 * np.abs(measure(*self._half_walls) - here)
+        return bars + self.of_shape(measure)
 
     def of_shape(self, measure: Measure) -> Array:
-        """What cells that follow the domain's shape better change, shape (n,)."""
+        """Their part that is what cells change which follow the domain's shape better, shape (n,)."""
         here = measure(self.gen, self.answer)
         return np.zeros_like(here) if self._closer is None else np.abs(measure(*self._closer) - here)
+
+    @cached_property
+    def _half_walls(self) -> tuple[Generator, Any] | None:
+        if self.gen.at_walls is None:
+            return None
+        other = self.gen.with_half_walls()
+        return other, self.ask(other)
 
     @cached_property
     def _closer(self) -> tuple[Generator, Any] | None:

@@ -103,6 +103,8 @@ def _evolved(
     if isinstance(gen, Chain):
         return walk(gen, name, data, times, schedule, checkpoint, rtol)
     tol = check_share("time_rtol", time_rtol)
+    kept = rtol is None or checkpoint is None
+    expect("checkpoint", checkpoint, "None with rtol, for which the mesh changes,", kept)
 
     def ask(other: Generator, tol: float = tol, whole: bool = True) -> Evolution:
         v0 = coefficients(other, data, "initial density" if density else "payoff", payoff=not density)

@@ -133,12 +133,13 @@ class Law(Whole):
         domain = gen.domain
         if not (isinstance(region, str) and region in domain.regions):
             domain, region = domain.following(region, "mass_in"), "mass_in"
-        x, weights, edge = _points_in(domain, region)
+        x, weights = _points_in(domain, region)
 
         def mass(_: Generator, p: fem.Function) -> Array:
             return np.array([evaluate(p, x) @ weights])
 
-        missed = domain.defects.get(region, 0.0) * np.abs(evaluate(self.raw, edge)).max()
+        missed = domain.defects.get(region, 0.0)
+        missed *= np.abs(evaluate(self.raw, x)).max() if missed else 0.0
         return Measured(float(mass(gen, self.raw)[0]), float(self._bars(mass)[0] + missed))
 
     def mean(self) -> Measured:
@@ -183,7 +184,7 @@ class Law(Whole):
         """Error bars, NaN where nothing is known."""
         if self._again is None:
             return np.full_like(measure(self.generator, self.raw), np.nan)
-        return self._others.bars(measure) + self._others.of_shape(measure)
+        return self._others.bars(measure)
 
 
 @dataclass
@@ -220,14 +221,14 @@ def integrals(p: fem.Function, fields: Sequence[Field | fem.Function]) -> Array:
     return np.asarray(total(mesh.comm, found))
 
 
-def _points_in(domain: Domain, region: str) -> tuple[Array, Array, Array]:
-    """Points and weights that integrate over a region on every rank, and midpoints of cells at its edge."""
+def _points_in(domain: Domain, region: str) -> tuple[Array, Array]:
+    """Points and weights that integrate over a region, on every rank."""
     mesh, comm = domain.mesh, domain.comm
     owned = mesh.topology.index_map(domain.dim).size_local
     cells = domain.cells(region)
     _, x, weights = quadrature(mesh, 14, cells[cells < owned])
-    points, edge = x.reshape(-1, domain.dim), x.mean(axis=1)
-    return tuple(np.concatenate(comm.allgather(a)) for a in (points, weights.ravel(), edge))  # type: ignore[return-value]
+    points, weights = (np.concatenate(comm.allgather(a)) for a in (x.reshape(-1, domain.dim), weights.ravel()))
+    return points, weights
 
 
 @dataclass

@@ -80,7 +80,7 @@ def answers(
 
 @dataclass
 class _Answers:
-    """Some answers, of which the last is to be accurate, as :class:`~fpsolver.chain.refinement.Accurate`."""
+    """Some answers, of which the last is to be accurate, as :func:`~fpsolver.chain.refinement.to_accuracy` asks."""
 
     solutions: list[Solution]
     sure: bool  #: as those of chains, whose bars are those of four meshes

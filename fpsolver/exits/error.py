@@ -47,15 +47,11 @@ class DualWeighted:
 
     def at_start(self) -> np.ndarray:
         """Error bars at the starts, shape (n,)."""
-        return self._others.bars(self._values) + self.of_shape()
+        return self._others.bars(self._values)
 
     def at(self, points: Any) -> np.ndarray:
         """Error bars at points, shape (n,)."""
-
-        def measure(gen: Generator, answers: list[fem.Function]) -> np.ndarray:
-            return evaluate(answers[-1], points)
-
-        return self._others.bars(measure) + self._others.of_shape(measure)
+        return self._others.bars(lambda _, answers: evaluate(answers[-1], points))
 
     def of_shape(self) -> np.ndarray:
         """What cells that follow the domain's shape better change at the starts, shape (n,)."""
