@@ -149,7 +149,8 @@ class Limiter:
         """Non-negative coefficients of the cells ``low`` and of those that take over moments (collective)."""
         mean, volumes = new[: self.owned], self.volumes[: self.owned]
         modes = np.zeros((self.owned, len(self._weight)))
-        np.divide(c @ self._to_modes.T, means[:, None], out=modes, where=means[:, None] > 0)
+        seen = means > 1e-200 * abs(c).max(axis=1, initial=0.0)  # of a mean beyond rounding: no shape
+        np.divide(c @ self._to_modes.T, means[:, None], out=modes, where=seen[:, None])
         wanted = np.einsum("ci,cid->cd", c, self._moments)
         limited = c * np.divide(mean, means, out=np.zeros_like(means), where=means > 0)[:, None]
         floor, todo = _NEGLIGIBLE * mass / self.cells, low
@@ -177,9 +178,11 @@ class Limiter:
         # how the first moments depend on the first modes
         lever = np.einsum("cid,ij->cdj", moments, self._modes[:, first])
         lever -= np.einsum("cid,cj->cdj", moments, averages[:, first])
-        missing = (wanted - np.einsum("ci,cid->cd", assemble(modes), moments)) / mean[:, None]
+        missing = wanted - np.einsum("ci,cid->cd", assemble(modes), moments)
         lean = np.linalg.solve(lever, missing[..., None])[..., 0]
-        lean *= np.minimum(1.0, _FURTHEST / np.maximum(np.linalg.norm(lean, axis=1, keepdims=True), 1e-300))
+        with np.errstate(over="ignore"):  # by a mean that is next to nothing: as far as it is asked to
+            inverse = 1.0 / mean[:, None]
+        lean *= np.minimum(inverse, _FURTHEST / np.maximum(np.linalg.norm(lean, axis=1, keepdims=True), 1e-300))
         target = modes.copy()
         target[:, first] += lean
         lower = self._lower(assemble(target))
